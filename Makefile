@@ -1,0 +1,60 @@
+# `make demo` and `make test` need Python >= 3.11 and make; they set up .venv themselves, once.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+# An environment made in another folder (a checkout that was moved or copied) is installed again.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
+.PHONY: help demo test lint types unit bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    an attack on a simulated client; prints where the report is"
+	@echo "make test    everything below: lint, types, tests"
+	@echo "make lint    ruff: rules and format"
+	@echo "make types   mypy, strict"
+	@echo "make unit    the unit tests alone"
+	@echo "make bench   the table beside the peer"
+	@echo "make clean   remove .venv and everything that was built"
+	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
+
+demo: $(INSTALLED)
+	$(RUN) run.py
+
+test: lint types
+	$(RUN) -m pytest
+
+unit: $(INSTALLED)
+	$(RUN) -m pytest tests/unit
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# mypy sees the package under its name through a link, whatever the checkout is called.
+types: $(INSTALLED)
+	@mkdir -p build/types
+	@ln -sfn ../.. build/types/gradinversion
+	$(RUN) -m mypy
+
+bench: $(INSTALLED)
+	$(RUN) -m pip install --quiet -e '.[bench]'
+	$(RUN) -m benchmarks.peers
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "gradinversion needs Python 3.11 or newer, and '$(PYTHON)' is not: name one, such as make PYTHON=python3.12"; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed: install the venv module of this Python (on Debian: apt install python3-venv)"; \
+	  exit 1; }
+	$(RUN) -m pip install -e '.[dev]'
+	@printf '%s\n' '$(CURDIR)' > $@

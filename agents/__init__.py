@@ -1,0 +1,25 @@
+"""One seed, one batch, one optimiser: the objective, the Inverter that descends it, and the Agent that runs rounds."""
+
+from .agent import Agent
+from .candidate import Candidate
+from .config import AgentsConfig, Form, GradientLoss, GradientScale, ObjectiveConfig, TotalVariation
+from .inverter import Inverter
+from .objective import Objective, Target
+from .outcome import Outcome
+from .schedule import learning_rate
+
+__all__ = [
+    "Agent",
+    "AgentsConfig",
+    "Candidate",
+    "Form",
+    "GradientLoss",
+    "GradientScale",
+    "Inverter",
+    "Objective",
+    "ObjectiveConfig",
+    "Outcome",
+    "Target",
+    "TotalVariation",
+    "learning_rate",
+]

@@ -1,0 +1,95 @@
+"""An agent: one seed that runs rounds, starts again when it fails, and can be saved and restored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .candidate import Candidate
+from .config import AgentsConfig, ObjectiveConfig
+from .inverter import Inverter
+from .objective import Objective, Target
+from .outcome import Outcome
+
+_FAILURES = (Outcome.NOT_FINITE, Outcome.DIVERGED)
+
+
+class Agent:
+    """Runs one seed round by round.
+
+    Args:
+        target: What is known about the batch.
+        objective: Terms and weights.
+        config: Steps, optimiser, and how many restarts a seed has.
+        seed: Of this agent.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        objective: ObjectiveConfig,
+        config: AgentsConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.seed = seed
+        self._config = config
+        self._objective = Objective(target, objective, device)
+        self._inverter = Inverter(self._objective, config, seed)
+        self._dropped = False
+
+    @property
+    def step(self) -> int:
+        """Steps made so far, or all of them once the seed is dropped; safe to read from another thread."""
+        return self._config.iterations if self._dropped else self._inverter.step
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What a person should know about the objective, such as terms that were skipped."""
+        return tuple(self._objective.messages)
+
+    def run(self, until_step: int, consensus: Float[Tensor, "batch channel height width"] | None = None) -> Candidate:
+        """Descend until a step. A seed that fails starts again at this round's first step, from the consensus if there
+        is one, with other random numbers and half the learning rate, until its restarts are used up.
+
+        Args:
+            until_step: Absolute step.
+            consensus: Target of group consistency, normalised, or None.
+        """
+        first_step = self._inverter.step
+        messages: list[str] = []
+        while not self._dropped:
+            candidate = self._inverter.run(until_step, consensus)
+            if candidate.outcome not in _FAILURES:
+                return replace(candidate, messages=tuple(messages))
+            incarnation = self._inverter.incarnation + 1
+            what = f"Seed {self.seed} failed at step {candidate.step}: {candidate.outcome.value}"
+            if incarnation > self._config.restarts:
+                self._dropped = True
+                messages.append(f"{what}; its {self._config.restarts} restarts are used up, so it is dropped.")
+                break
+            messages.append(f"{what}; restart {incarnation} of {self._config.restarts}.")
+            self._inverter = Inverter(
+                self._objective, self._config, self.seed, incarnation, step=first_step, start=consensus
+            )
+        return replace(self.candidate(), messages=tuple(messages))
+
+    def candidate(self) -> Candidate:
+        """The candidate as it stands, without losses."""
+        inverter = self._inverter
+        finished = inverter.step >= self._config.iterations
+        outcome = Outcome.DROPPED if self._dropped else Outcome.FINISHED if finished else Outcome.RUNNING
+        return Candidate(inverter.images, self.seed, inverter.incarnation, inverter.step, {}, outcome)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next round depends on, as tensors."""
+        return self._inverter.state() | {"dropped": torch.tensor([int(self._dropped)])}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a ``state()`` of the same seed."""
+        self._dropped = bool(state["dropped"].item())
+        self._inverter.restore(state)

@@ -1,0 +1,157 @@
+"""One seed descends the objective. No Ray, no files: tensors and numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .candidate import Candidate
+from .config import AgentsConfig
+from .objective import Objective
+from .outcome import Outcome
+from .schedule import learning_rate
+
+# About so many points of each loss curve are kept over a run.
+_TRACE_POINTS = 200
+# A gradient loss so far above the best one seen, and above where it began, is not coming back.
+_DIVERGED = 20.0
+
+
+class Inverter:
+    """Adam on the pixels of one candidate batch.
+
+    Args:
+        objective: What to descend.
+        config: Steps and optimiser.
+        seed: Of this agent.
+        incarnation: How often this seed was restarted; each has other random numbers and half the learning rate.
+        step: Where in the schedule to begin; a restarted seed joins the others' step.
+        start: Normalised pixels to begin near (a consensus), or None to begin at ``x ~ N(0, 1)``.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: AgentsConfig,
+        seed: int,
+        incarnation: int = 0,
+        step: int = 0,
+        start: Float[Tensor, "batch channel height width"] | None = None,
+    ) -> None:
+        self.seed, self.incarnation, self.step = seed, incarnation, step
+        self._objective, self._config = objective, config
+        # Drawn on the CPU, so that a seed means the same batch on every device.
+        self._generator = torch.Generator().manual_seed(seed * 1_000_003 + incarnation)
+        shape = (objective.update.image_count, *objective.update.image_shape)
+        images = torch.randn(shape, generator=self._generator)
+        if start is not None:
+            images = start.cpu() + config.learning_rate * images
+        low, high = objective.update.normalisation.bounds()
+        self._low, self._high = low.to(objective.device), high.to(objective.device)
+        self._images = images.to(objective.device).requires_grad_()
+        self._optimizer = torch.optim.Adam([self._images], lr=config.learning_rate)
+        self._peak = config.learning_rate * 0.5**incarnation
+        self._first_loss = self._best_loss = math.inf
+
+    @property
+    def images(self) -> Float[Tensor, "batch channel height width"]:
+        """The candidate as it stands, normalised, on the CPU."""
+        return self._images.detach().cpu().clone()
+
+    def run(self, until_step: int, consensus: Float[Tensor, "batch channel height width"] | None) -> Candidate:
+        """Descend until a step and say how it went; a seed that fails stops early with its outcome.
+
+        Args:
+            until_step: Absolute step, at most ``agents.iterations``.
+            consensus: Target of group consistency, normalised, or None.
+        """
+        target = consensus.to(self._objective.device) if consensus is not None else None
+        every = max(1, self._config.iterations // _TRACE_POINTS)
+        trace: list[dict[str, float]] = []
+        outcome = Outcome.RUNNING
+        began = time.perf_counter()
+        while self.step < until_step:
+            losses = self._step(target)
+            if self.step % every == 0 or self.step == until_step:
+                row = {name: float(value) for name, value in losses.items()}
+                outcome = self._judge(row)
+                if outcome is not Outcome.RUNNING:
+                    break
+                trace.append({"step": float(self.step), **row})
+        if outcome is Outcome.RUNNING and self.step >= self._config.iterations:
+            outcome = Outcome.FINISHED
+        return Candidate(
+            images=self.images,
+            seed=self.seed,
+            incarnation=self.incarnation,
+            step=self.step,
+            losses={name: value for name, value in trace[-1].items() if name != "step"} if trace else {},
+            outcome=outcome,
+            seconds=time.perf_counter() - began,
+            trace=tuple(trace),
+        )
+
+    def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
+        config = self._config
+        rate = learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
+        terms = self._objective.terms(self._images, consensus)
+        (gradient,) = torch.autograd.grad(terms["total"], self._images)
+        self._images.grad = gradient.sign() if config.sign else gradient
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        with torch.no_grad():
+            if config.noise > 0:
+                noise = torch.randn(self._images.shape, generator=self._generator)
+                self._images += rate * config.noise * noise.to(self._images.device)
+            if config.box:
+                self._images.copy_(torch.maximum(torch.minimum(self._images, self._high), self._low))
+        self.step += 1
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _judge(self, losses: dict[str, float]) -> Outcome:
+        if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._images).all()):
+            return Outcome.NOT_FINITE
+        loss = losses.get("gradient", losses.get("activation"))
+        if loss is None:
+            return Outcome.RUNNING
+        self._first_loss = min(self._first_loss, math.inf) if math.isfinite(self._first_loss) else loss
+        self._best_loss = min(self._best_loss, loss)
+        if loss > _DIVERGED * self._best_loss and loss > _DIVERGED * self._first_loss:
+            return Outcome.DIVERGED
+        return Outcome.RUNNING
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, as tensors (the content of a checkpoint)."""
+        moments = self._optimizer.state.get(self._images, {})
+        zeros = torch.zeros_like(self._images)
+        return {
+            "images": self.images,
+            "first_moment": moments.get("exp_avg", zeros).detach().cpu().clone(),
+            "second_moment": moments.get("exp_avg_sq", zeros).detach().cpu().clone(),
+            "optimizer_step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).clone(),
+            "generator": self._generator.get_state(),
+            "counters": torch.tensor([self.seed, self.incarnation, self.step], dtype=torch.int64),
+            "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from a ``state()`` of the same seed, as if nothing had happened in between."""
+        seed, incarnation, step = (int(value) for value in state["counters"])
+        if seed != self.seed:
+            raise ValueError(f"this state belongs to seed {seed}, not to seed {self.seed}.")
+        self.incarnation, self.step = incarnation, step
+        self._peak = self._config.learning_rate * 0.5**incarnation
+        self._first_loss, self._best_loss = (float(value) for value in state["losses"])
+        self._generator.set_state(state["generator"])
+        with torch.no_grad():
+            self._images.copy_(state["images"])
+        if float(state["optimizer_step"]) > 0:
+            self._optimizer.state[self._images] = {
+                "step": state["optimizer_step"].clone(),
+                "exp_avg": state["first_moment"].to(self._images.device).clone(),
+                "exp_avg_sq": state["second_moment"].to(self._images.device).clone(),
+            }

@@ -1,0 +1,203 @@
+"""What a candidate batch is scored by: the match with the captured gradient, and the priors."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, batch_norm_layers, batch_norm_targets, client_mode
+from ..peeling import Anchor
+from ..priors import (
+    InputStatistics,
+    Statistics,
+    anisotropic_total_variation,
+    batch_norm_distance,
+    colour_total_variation,
+    group_distance,
+    l2_norm,
+    mean_square,
+    relative_batch_norm_distance,
+    relative_group_distance,
+    total_variation,
+)
+from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
+from .gradient_losses import GRADIENT_LOSSES, relative_l2
+
+# Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
+_FLOOR = 1e-7
+
+
+class _Reached(Exception):
+    """Carries the anchor's input out of the forward pass; what lies behind it need not be computed."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True)
+class Target:
+    """All that is known about the batch: the same for every seed."""
+
+    update: CapturedUpdate
+    model: nn.Module
+    labels: Int[Tensor, " batch"]
+    anchor: Anchor | None = None
+
+
+class Objective:
+    """``a_G L_grad + a_A L_activation + a_TV R_TV + a_l2 R_l2 + a_BN R_BN + a_group R_group`` (Yin et al. 2021, eq. 2
+    and 8), each term in the configured form.
+
+    With an anchor (see ``peeling``) the gradient loss covers the layers before it, with the exact cotangent, and
+    ``L_activation`` is the relative distance to the recovered activations.
+
+    Args:
+        target: The captured update, the model it was made with, labels, anchor. The model is copied.
+        config: Terms and weights.
+        device: Where to compute.
+    """
+
+    def __init__(self, target: Target, config: ObjectiveConfig, device: torch.device | str = "cpu") -> None:
+        update = target.update
+        update.require_match(target.model)
+        self.config = config
+        self.device = torch.device(device)
+        self.update = update
+        self.messages: list[str] = []
+        self._model = copy.deepcopy(target.model).to(self.device)
+        self._labels = target.labels.to(self.device)
+        self._anchor = target.anchor.to(self.device) if target.anchor is not None else None
+        parameters = dict(self._model.named_parameters())
+        explained = set(self._anchor.explained) if self._anchor is not None else set()
+        self._all = [parameters[name] for name in update.gradients]
+        self._all_targets = [gradient.to(self.device) for gradient in update.gradients.values()]
+        open_names = [name for name in update.gradients if name not in explained]
+        self._open = [parameters[name] for name in open_names]
+        self._open_targets = [update.gradients[name].to(self.device) for name in open_names]
+        self._statistics_targets = self._known_statistics(target.model)
+        layers = batch_norm_layers(self._model)
+        self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
+
+    def _known_statistics(self, model: nn.Module) -> dict[str, Statistics]:
+        if self.config.batch_norm_weight == 0:
+            return {}
+        layers = batch_norm_layers(model)
+        targets, unused = {}, 0
+        for name, known in batch_norm_targets(self.update, model).items():
+            batches = getattr(layers[name], "num_batches_tracked", None)
+            if not known.exact and batches is not None and int(batches) == 0:
+                unused += 1
+                continue
+            targets[name] = (known.mean.to(self.device), known.var.to(self.device))
+        if unused:
+            self.messages.append(
+                f"The batch-norm prior skips {unused} layers whose running statistics were never updated."
+            )
+        return targets
+
+    def terms(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        consensus: Float[Tensor, "batch channel height width"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Each term before its weight, and ``total``. Terms whose weight is 0 are left out.
+
+        Args:
+            images: Normalised pixels; the derivative of ``total`` by them can be taken.
+            consensus: Target of group consistency, normalised pixels, or None before there is one.
+        """
+        config = self.config
+        terms = self._evidence(images)
+        terms |= self._priors(images)
+        if config.group_weight > 0 and consensus is not None:
+            group = group_distance if config.form is Form.PAPER else relative_group_distance
+            terms["group"] = group(images, consensus)
+        terms["total"] = self._total(terms)
+        return terms
+
+    def _evidence(self, images: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        if config.gradient_weight == 0 and not self._statistics_layers:
+            return terms
+        with InputStatistics(self._statistics_layers) as statistics, client_mode(self._model, self.update.batch_norm):
+            if self._anchor is None or config.gradient_weight == 0:
+                logits = self._model(images)
+                if config.gradient_weight > 0:
+                    found = torch.autograd.grad(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
+                    terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](found, self._all_targets)
+            else:
+                terms |= self._at_anchor(images, self._anchor)
+        if self._statistics_targets:
+            distance = batch_norm_distance if config.form is Form.PAPER else relative_batch_norm_distance
+            terms["batch_norm"] = distance(statistics.found, self._statistics_targets)
+        return terms
+
+    def _at_anchor(self, images: Tensor, anchor: Anchor) -> dict[str, Tensor]:
+        reached = self._forward_to(images, anchor.module)
+        if anchor.one_sided:
+            # Where the ReLU was shut only a positive input is wrong.
+            difference = torch.where(anchor.activations > 0, reached - anchor.activations, reached.clamp_min(0))
+        else:
+            difference = reached - anchor.activations
+        terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
+        if self._open:
+            found = torch.autograd.grad(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
+            terms["gradient"] = GRADIENT_LOSSES[self.config.gradient_loss](found, self._open_targets)
+        return terms
+
+    def _forward_to(self, images: Tensor, name: str) -> Tensor:
+        def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        handle = self._model.get_submodule(name).register_forward_pre_hook(stop)
+        try:
+            self._model(images)
+        except _Reached as reached:
+            return reached.value
+        finally:
+            handle.remove()
+        raise RuntimeError(f"the model did not run its module {name!r}")
+
+    def _priors(self, images: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        if config.total_variation_weight > 0:
+            if config.total_variation is TotalVariation.COLOUR:
+                terms["total_variation"] = colour_total_variation(images)
+            elif config.form is Form.PAPER:
+                terms["total_variation"] = total_variation(images)
+            else:
+                terms["total_variation"] = anisotropic_total_variation(images)
+        if config.l2_weight > 0:
+            terms["l2"] = l2_norm(images) if config.form is Form.PAPER else mean_square(images)
+        return terms
+
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        config = self.config
+        match = torch.zeros((), device=self.device)
+        if "gradient" in terms:
+            match = match + config.gradient_weight * terms["gradient"]
+        if "activation" in terms:
+            match = match + config.activation_weight * terms["activation"]
+        if config.gradient_scale is GradientScale.LOG and ("gradient" in terms or "activation" in terms):
+            match = (match + _FLOOR).log()
+        for name in ("total_variation", "l2", "batch_norm", "group"):
+            if name in terms:
+                match = match + getattr(config, f"{name}_weight") * terms[name]
+        return match
+
+    def gradient_loss(self, images: Float[Tensor, "batch channel height width"]) -> float:
+        """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode.
+
+        Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates.
+        """
+        with client_mode(self._model, self.update.batch_norm):
+            loss = F.cross_entropy(self._model(images.to(self.device)), self._labels)
+            found = torch.autograd.grad(loss, self._all)
+        return float(relative_l2(found, self._all_targets))

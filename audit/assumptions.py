@@ -1,0 +1,107 @@
+"""What an audit took for granted, and the versions that produced it: without these a number means little."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import __version__
+from ..coordinator import Reconstruction
+
+_BATCH_NORM = {
+    "eval": "Batch norm: the client used the public running statistics (eval mode)",
+    "train_shared": "Batch norm: the client used its batch's statistics and sent them along (train_shared)",
+    "train_private": "Batch norm: the client used its batch's statistics and kept them to itself (train_private)",
+}
+
+
+def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None) -> tuple[str, ...]:
+    """One sentence per assumption, in the order in which a reader doubts them.
+
+    Args:
+        reconstruction: the result of the attack, with the facts of the update that it attacked.
+        model_trained: whether the attacked model had trained weights; None when nobody said.
+    """
+    _, channels, height, width = reconstruction.images.shape
+    labels = reconstruction.labels
+    return (
+        f"{_trained(reconstruction.model_id, model_trained)}.",
+        f"{_BATCH_NORM.get(reconstruction.batch_norm, f'Batch norm: {reconstruction.batch_norm}')}.",
+        f"Batch: {counted(len(reconstruction.images), 'image')} of {channels} x {height} x {width} pixels; the server "
+        "knows how many, their size and their normalisation.",
+        f"Labels: inferred from the update by the rule “{labels.method}”. {as_sentence(labels.assumption)}",
+        f"Defence, as told by the client and not checked: {reconstruction.defence}.",
+        f"Priors and weights of the objective: {_weights(reconstruction.config)}.",
+        f"Effort: {_effort(reconstruction)}.",
+        "Threat: an honest-but-curious server that knows the model and sees this one update; it changes nothing.",
+    )
+
+
+def state_provenance() -> dict[str, str]:
+    """Versions of the package, of what it runs on, and the date in UTC."""
+    return {
+        "gradinversion": __version__,
+        "torch": _installed("torch"),
+        "torchvision": _installed("torchvision"),
+        "ray": _installed("ray"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a nested configuration as ``("agents.count", 4)``."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def as_sentence(text: str) -> str:
+    """``text`` with a capital at its start, and with a full stop where it ends without a mark."""
+    text = text.strip()
+    if not text:
+        return text
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def counted(number: int, noun: str) -> str:
+    """``"1 round"``, ``"2 rounds"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _trained(model_id: str, trained: bool | None) -> str:
+    if trained is None:
+        return f"Model: {model_id}; whether its weights are trained or random is not known"
+    if trained:
+        return f"Model: {model_id} with trained weights"
+    return f"Model: {model_id} with random weights (untrained), which usually leak more than trained ones"
+
+
+def _weights(config: Mapping[str, Any]) -> str:
+    used = [
+        f"{name.rpartition('.')[2].removesuffix('_weight').replace('_', ' ')} {value:g}"
+        for name, value in flatten(config)
+        if name.endswith("_weight") and isinstance(value, int | float) and value
+    ]
+    return ", ".join(used) or "not recorded"
+
+
+def _effort(reconstruction: Reconstruction) -> str:
+    seeds = len({candidate.seed for candidate in reconstruction.candidates})
+    restarts = f", {counted(reconstruction.restarts, 'restart')}" if reconstruction.restarts else ""
+    steps = f"{counted(seeds, 'seed')} x {counted(reconstruction.iterations, 'step')}"
+    return f"{steps} in {counted(reconstruction.rounds, 'round')}{restarts}"
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,192 @@
+"""From a reconstruction to an audit report. The private images are reachable only from this folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capture import PrivateBatch
+from ..coordinator import Reconstruction
+from .assumptions import state_assumptions, state_provenance
+from .lpips import LpipsError, load_lpips
+from .matching import Matching, assign, match
+from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
+from .results import AgentResult, AuditReport, ImageResult
+from .verdict import Verdict, judge_batch, judge_image, no_ground_truth, no_reconstruction
+
+
+def evaluate(
+    reconstruction: Reconstruction,
+    private: PrivateBatch | None,
+    *,
+    model_trained: bool | None = None,
+    lpips_weights: str | Path | None = None,
+) -> AuditReport:
+    """The audit of a reconstruction against the private batch, or without it.
+
+    Args:
+        reconstruction: the result of the attack.
+        private: the true images in [0, 1] and their labels; None when there is no ground truth, and then no metric.
+        model_trained: whether the attacked model had trained weights; None when nobody said.
+        lpips_weights: an ImageNet backbone file for LPIPS (see ``load_lpips``). Nothing is downloaded.
+
+    Raises:
+        ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
+    """
+    assumptions = state_assumptions(reconstruction, model_trained)
+    if private is None:
+        return _without_ground_truth(reconstruction, assumptions)
+    _require_fit(reconstruction, private)
+    true, true_labels = private.images.detach().cpu(), private.labels.cpu()
+    images, labels = _answer(reconstruction), reconstruction.labels.labels.cpu()
+    consensus = reconstruction.consensus.detach().cpu()
+    matching = match(images, labels, true, true_labels)
+    consensus_order = _order(matching, consensus, true)
+    perceptual, lpips_note = _lpips(images[list(matching.order)], true, lpips_weights)
+    rows = tuple(
+        _row(reconstruction, position, index, private.names[index], int(true_labels[index]))
+        for index, position in enumerate(matching.order)
+    )
+    results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
+    return AuditReport(
+        images=results,
+        agents=_agents(reconstruction, matching, true),
+        verdict=_verdict(reconstruction, results),
+        matching=matching,
+        consensus_order=consensus_order,
+        label_accuracy=label_accuracy(labels, true_labels),
+        lpips_note=lpips_note,
+        assumptions=assumptions,
+        provenance=state_provenance(),
+    )
+
+
+def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batch channel height width"]:
+    """The final candidates in [0, 1] on the CPU; an empty first axis when no seed survived."""
+    if not reconstruction.candidates:
+        return reconstruction.images.detach().cpu()[None][:0]
+    return reconstruction.candidate_images.detach().cpu()
+
+
+def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str, ...]) -> AuditReport:
+    order = tuple(range(len(reconstruction.images)))
+    return AuditReport(
+        images=tuple(_row(reconstruction, i, i, f"image {i + 1}", None) for i in order),
+        agents=_agents(reconstruction, None, None),
+        verdict=_verdict(reconstruction, None),
+        matching=None,
+        consensus_order=order,
+        label_accuracy=None,
+        lpips_note="LPIPS not computed: there is no ground truth",
+        assumptions=assumptions,
+        provenance=state_provenance(),
+    )
+
+
+def _answer(reconstruction: Reconstruction) -> Tensor:
+    """The images to score: not a number when no seed survived, so that no placeholder earns a PSNR."""
+    images = reconstruction.images.detach().cpu()
+    return images if reconstruction.candidates else torch.full_like(images, torch.nan)
+
+
+def _row(reconstruction: Reconstruction, position: int, index: int, name: str, true_label: int | None) -> ImageResult:
+    return ImageResult(
+        index=index,
+        position=position,
+        name=name,
+        true_label=true_label,
+        label=int(reconstruction.labels.labels[position]),
+        confidence=float(reconstruction.labels.confidence[position]),
+        source=reconstruction.sources[position],
+        agreement=float(reconstruction.agreement[position]),
+    )
+
+
+def _score(
+    rows: tuple[ImageResult, ...], images: Tensor, consensus: Tensor, true: Tensor, perceptual: list[float | None]
+) -> tuple[ImageResult, ...]:
+    floors, values = psnr(constant_images(true), true).tolist(), psnr(images, true).tolist()
+    similar, spectral = ssim(images, true).tolist(), fft2d(images, true).tolist()
+    of_consensus = psnr(consensus, true).tolist()
+    return tuple(
+        replace(
+            row,
+            psnr=values[i],
+            constant_image_psnr=floors[i],
+            ssim=similar[i],
+            fft2d=spectral[i],
+            lpips=perceptual[i],
+            consensus_psnr=of_consensus[i],
+            verdict=judge_image(values[i], floors[i]),
+        )
+        for i, row in enumerate(rows)
+    )
+
+
+def _agents(reconstruction: Reconstruction, matching: Matching | None, true: Tensor | None) -> tuple[AgentResult, ...]:
+    results = []
+    pairs = zip(reconstruction.candidates, candidate_images(reconstruction), strict=True)
+    for candidate, images in pairs:
+        order, values = tuple(range(len(images))), None
+        if matching is not None and true is not None:
+            order = _order(matching, images, true)
+            values = tuple(psnr(images[list(order)], true).tolist())
+        results.append(
+            AgentResult(
+                seed=candidate.seed,
+                incarnation=candidate.incarnation,
+                step=candidate.step,
+                outcome=candidate.outcome.value,
+                messages=candidate.messages,
+                losses=dict(candidate.losses),
+                order=order,
+                psnr=values,
+            )
+        )
+    return tuple(results)
+
+
+def _order(matching: Matching, images: Tensor, true: Tensor) -> tuple[int, ...]:
+    """The partners of other images than the answer: the same by label, their own by assignment."""
+    return matching.order if matching.method == "labels" else assign(images, true)
+
+
+def _verdict(reconstruction: Reconstruction, results: tuple[ImageResult, ...] | None) -> Verdict:
+    if not reconstruction.candidates:
+        return no_reconstruction(reconstruction.outcome.value)
+    if results is None:
+        first = {row["seed"]: row["gradient"] for row in reversed(reconstruction.history) if "gradient" in row}
+        return no_ground_truth(reconstruction.gradient_loss, fmean(first.values()) if first else None)
+    floors = [image.constant_image_psnr for image in results if image.constant_image_psnr is not None]
+    values = [image.psnr for image in results if image.psnr is not None]
+    return judge_batch([image.verdict for image in results], fmean(values), fmean(floors))
+
+
+def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[list[float | None], str]:
+    nothing: list[float | None] = [None] * len(true)
+    if weights is None:
+        return nothing, "LPIPS not computed: no weights file given"
+    try:
+        metric = load_lpips(Path(weights))
+        return list(metric(images, true).tolist()), f"LPIPS with the {metric.backbone} backbone of {weights}"
+    except LpipsError as error:
+        return nothing, f"LPIPS not computed: {error}"
+
+
+def _require_fit(reconstruction: Reconstruction, private: PrivateBatch) -> None:
+    expected, given = tuple(reconstruction.images.shape), tuple(private.images.shape)
+    if expected != given:
+        raise ValueError(
+            f"The private images have shape {given} and the reconstruction {expected}; "
+            "give the private batch that made this update."
+        )
+    low, high = float(private.images.min()), float(private.images.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"The private pixels span {low:.3g} to {high:.3g}; give them in [0, 1], before the model's normalisation."
+        )

@@ -1,0 +1,66 @@
+"""Which reconstructed image stands for which private image: a gradient is an average and keeps no order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A one-to-one matching and the rule that made it."""
+
+    order: tuple[int, ...]
+    """For each private image, the index of the reconstructed image that is compared with it."""
+    method: str
+    """``"labels"`` or ``"assignment"``."""
+    reason: str
+    """Why this rule was used, as a sentence for the report."""
+
+
+def match(
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    true_images: Float[Tensor, "batch channel height width"],
+    true_labels: Int[Tensor, " batch"],
+) -> Matching:
+    """The matching of reconstructed to private images.
+
+    By label when the private labels are unique and the recovered ones are the same: then each image has one possible
+    partner and nothing is chosen in the attack's favour. Otherwise the assignment with the least total squared error.
+
+    Args:
+        images: the reconstruction, in [0, 1].
+        labels: the label that each reconstructed image was optimised for.
+        true_images: the private images, in [0, 1].
+        true_labels: their labels.
+    """
+    true, recovered = true_labels.tolist(), labels.tolist()
+    if len(set(true)) < len(true):
+        reason = "labels repeat in the private batch"
+    elif sorted(true) != sorted(recovered):
+        reason = "the recovered labels are not those of the private batch"
+    else:
+        order = tuple(recovered.index(label) for label in true)
+        return Matching(order, "labels", "by label: the private labels are unique and all of them were recovered")
+    return Matching(
+        assign(images, true_images),
+        "assignment",
+        f"by the assignment with the least squared error, because {reason}; this favours the attack a little",
+    )
+
+
+def assign(
+    images: Float[Tensor, "batch channel height width"], true_images: Float[Tensor, "batch channel height width"]
+) -> tuple[int, ...]:
+    """For each private image the reconstructed image of the one-to-one assignment with the least total squared error.
+
+    Solved exactly (Kuhn-Munkres as in scipy). Pixels that are not finite count as the largest possible error.
+    """
+    difference = true_images.double().flatten(1)[:, None] - images.double().flatten(1)[None]
+    cost = torch.nan_to_num(difference.square().mean(2), nan=1.0, posinf=1.0)
+    return tuple(int(index) for index in linear_sum_assignment(cost.numpy())[1])

@@ -1,0 +1,130 @@
+"""Writes what an audit found: a JSON file, a page, a picture and the reconstructed tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ..capture import PrivateBatch
+from ..coordinator import Reconstruction
+from .files import replace_files
+from .page import list_seeds, render_page
+from .pictures import GridRow, draw_grid
+from .results import AuditReport, ImageResult
+from .verdict import decibels
+
+
+def write_report(
+    report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None, out: str | Path
+) -> Path:
+    """The path of ``report.html``, after all four files were written to ``out`` in one go.
+
+    Args:
+        report: from ``evaluate`` on the same reconstruction and private batch.
+        reconstruction: the result of the attack.
+        private: the originals, shown beside the reconstruction; None when there is no ground truth.
+        out: folder, made when it does not exist. Old files stay as they were until all new ones are complete.
+
+    Raises:
+        ReportError: the folder cannot be written or the disk is full.
+    """
+    out = Path(out)
+    tensors = {
+        "images": reconstruction.images.detach().cpu().float().contiguous(),
+        "labels": reconstruction.labels.labels.detach().cpu().long().contiguous(),
+    }
+    contents = {
+        "reconstruction.safetensors": save(tensors, metadata={"pixels": "[0, 1]", "model": reconstruction.model_id}),
+        "reconstruction.png": _draw(report, reconstruction, private),
+        "report.json": (json.dumps(to_dict(report, reconstruction), indent=2, allow_nan=False) + "\n").encode(),
+        "report.html": render_page(report, reconstruction, private).encode(),
+    }
+    replace_files(out, contents)
+    return out / "report.html"
+
+
+def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, Any]:
+    """The audit as JSON values. A number that is absent, infinite or not a number is None (``null``)."""
+    values = {
+        "psnr_mean": report.psnr_mean,
+        "ssim_mean": report.ssim_mean,
+        "fft2d_mean": report.fft2d_mean,
+        "lpips_mean": report.lpips_mean,
+        "lpips_note": report.lpips_note,
+        "label_accuracy": report.label_accuracy,
+        "constant_image_psnr": report.constant_image_psnr,
+        "consensus_psnr": report.consensus_psnr,
+        "agents_psnr": [agent.psnr_mean for agent in report.agents],
+        "agents_psnr_mean": report.agents_psnr_mean,
+        "leak": report.verdict.leak,
+        "verdict": f"{report.verdict.headline}. {report.verdict.detail}",
+        "images": [_image(image) for image in report.images],
+        "matching": None if report.matching is None else asdict(report.matching),
+        "agents": len(list_seeds(report, reconstruction)),
+        "agent_results": [{**asdict(agent), "psnr_mean": agent.psnr_mean} for agent in report.agents],
+        "iterations": reconstruction.iterations,
+        "rounds": reconstruction.rounds,
+        "seconds": reconstruction.seconds,
+        "restarts": reconstruction.restarts,
+        "gradient_loss": reconstruction.gradient_loss,
+        "outcome": reconstruction.outcome,
+        "messages": reconstruction.messages,
+        "labels": {
+            "method": reconstruction.labels.method,
+            "assumption": reconstruction.labels.assumption,
+            "warnings": reconstruction.labels.warnings,
+        },
+        "registration": reconstruction.registration,
+        "assumptions": report.assumptions,
+        "provenance": report.provenance,
+        "config": reconstruction.config,
+    }
+    plain = _plain(values)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _image(image: ImageResult) -> dict[str, Any]:
+    fields = asdict(image)
+    return {**fields, "gain": image.gain, "leak": image.verdict.leak, "verdict": image.verdict.headline}
+
+
+def _plain(value: object) -> Any:
+    """``value`` as JSON allows it: no NaN, no infinity, no type of torch or numpy."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor) or (hasattr(value, "tolist") and callable(value.tolist)):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None) -> bytes:
+    positions = [image.position for image in report.images]
+    captions = [
+        f"label {image.label}" if image.psnr is None else _caption(image.psnr, image.constant_image_psnr)
+        for image in report.images
+    ]
+    rows = [GridRow("reconstruction", reconstruction.images[positions], captions)]
+    if private is not None:
+        names = [f"label {image.true_label} {image.name}" for image in report.images]
+        rows.insert(0, GridRow("original", private.images, names))
+    return draw_grid(rows)
+
+
+def _caption(psnr: float, floor: float | None) -> str:
+    if math.isnan(psnr):
+        return "not finite"
+    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {floor:.1f})"

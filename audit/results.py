@@ -1,0 +1,126 @@
+"""The audit report: plain numbers and words, no pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .matching import Matching
+from .verdict import Leak, Verdict
+
+UNJUDGED = Verdict(Leak.UNKNOWN, "no ground truth")
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One row of the audit: a private image and what was made of it. Without ground truth the metrics are None."""
+
+    index: int
+    """Position in the private batch (without ground truth: in the reconstruction)."""
+    position: int
+    """Position of its partner in the reconstruction."""
+    name: str
+    true_label: int | None
+    label: int
+    """The recovered label that the partner was optimised for."""
+    confidence: float
+    """Confidence in that label, in [0, 1]."""
+    source: str
+    """Where the pixels came from: ``"consensus"``, ``"seed 3"``."""
+    agreement: float
+    psnr: float | None = None
+    constant_image_psnr: float | None = None
+    ssim: float | None = None
+    fft2d: float | None = None
+    lpips: float | None = None
+    consensus_psnr: float | None = None
+    verdict: Verdict = UNJUDGED
+
+    @property
+    def gain(self) -> float | None:
+        """PSNR above the constant image, in dB; None where one of the two says nothing."""
+        if self.psnr is None or self.constant_image_psnr is None:
+            return None
+        if math.isnan(self.psnr) or math.isinf(self.constant_image_psnr):
+            return None
+        return self.psnr - self.constant_image_psnr
+
+
+@dataclass(frozen=True)
+class AgentResult:
+    """How one agent ended. Each agent is matched on its own, so no agent pays for the order of another."""
+
+    seed: int
+    incarnation: int
+    step: int
+    outcome: str
+    messages: tuple[str, ...]
+    losses: dict[str, float]
+    order: tuple[int, ...]
+    """For each row of the report, the position of the partner in this agent's candidate."""
+    psnr: tuple[float, ...] | None = None
+    """Per row, in dB."""
+
+    @property
+    def psnr_mean(self) -> float | None:
+        """Mean over the batch, in dB; None without ground truth."""
+        return _mean(self.psnr)
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What leaked, against which floor, under which assumptions."""
+
+    images: tuple[ImageResult, ...]
+    agents: tuple[AgentResult, ...]
+    verdict: Verdict
+    matching: Matching | None
+    """None without ground truth."""
+    consensus_order: tuple[int, ...]
+    label_accuracy: float | None
+    lpips_note: str
+    """Which LPIPS this is, or why there is none."""
+    assumptions: tuple[str, ...]
+    provenance: dict[str, str]
+
+    @property
+    def psnr_mean(self) -> float | None:
+        """Mean PSNR of the reconstruction in dB; None without ground truth."""
+        return _mean(image.psnr for image in self.images)
+
+    @property
+    def ssim_mean(self) -> float | None:
+        """Mean SSIM of the reconstruction; None without ground truth."""
+        return _mean(image.ssim for image in self.images)
+
+    @property
+    def fft2d_mean(self) -> float | None:
+        """Mean FFT2D of the reconstruction; None without ground truth."""
+        return _mean(image.fft2d for image in self.images)
+
+    @property
+    def lpips_mean(self) -> float | None:
+        """Mean LPIPS of the reconstruction; None when it was not computed."""
+        return _mean(image.lpips for image in self.images)
+
+    @property
+    def constant_image_psnr(self) -> float | None:
+        """The floor: mean PSNR in dB of each private image's constant image; None without ground truth."""
+        return _mean(image.constant_image_psnr for image in self.images)
+
+    @property
+    def consensus_psnr(self) -> float | None:
+        """Mean PSNR of the consensus in dB; None without ground truth."""
+        return _mean(image.consensus_psnr for image in self.images)
+
+    @property
+    def agents_psnr_mean(self) -> float | None:
+        """Mean over the agents of their mean PSNR in dB; None without ground truth."""
+        return _mean(agent.psnr_mean for agent in self.agents)
+
+
+def _mean(values: Iterable[float | None] | None) -> float | None:
+    numbers = list(values or ())
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known and len(known) == len(numbers) else None

@@ -1,0 +1,178 @@
+"""The final fully connected layer: its gradient, and what the server knows of its inputs without seeing them.
+
+Cross-entropy gives, for the mean over B images with features f_i, softmax outputs p_i and one-hot labels y_i,
+
+    dL/dW = (1/B) sum_i (p_i - y_i) f_i^T        dL/db = (1/B) sum_i (p_i - y_i)
+
+so that labels are written into both, and each column of either sums to zero over the classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .batch_norm import client_mode
+from .update import CapturedUpdate
+
+PROBE_COUNT = 16
+# Column sums of a clean float32 gradient stay below this share of its entries (measured: 3e-8 to 6e-7) ...
+ROUNDING = 1e-5
+# ... unless the model is so sure that p - y is itself of the size of float32's rounding.
+SOFTMAX_ROUNDING = 6e-8
+# Singular values below this share of the largest are float32's rounding.
+_NEGLIGIBLE = 1e-9
+# How many noise deviations an entry must lie below zero to count as negative: the minimum of thousands of noise
+# entries is around 4.
+NOISE_DEVIATIONS = 6.0
+
+
+class LabelError(ValueError):
+    """The labels cannot be read off this update."""
+
+
+@dataclass(frozen=True)
+class FinalLayer:
+    """The layer that makes the logits. All tensors in float64 on the CPU; K classes, D features."""
+
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, " classes"]
+    """Zeros when the layer has none."""
+    weight_gradient: Float[Tensor, "classes features"]
+    bias_gradient: Float[Tensor, " classes"] | None
+    prior_features: Float[Tensor, "probe features"]
+    """The layer's inputs on noise with the spectrum of natural images."""
+    non_negative: bool
+    """Whether those inputs are never below zero, as after a ReLU."""
+
+    @property
+    def noise(self) -> float:
+        """Deviation of the noise in one gradient entry, from the column sums, which are zero in a clean gradient."""
+        sums = self.weight_gradient.sum(dim=0)
+        return float((sums.square().mean() / self.weight.shape[0]).sqrt())
+
+    @property
+    def clean(self) -> bool:
+        """Whether the column sums are zero to rounding."""
+        gradient, features = self.weight_gradient.square().mean().sqrt(), self.prior_features.square().mean().sqrt()
+        return self.noise <= max(ROUNDING * float(gradient), SOFTMAX_ROUNDING * float(features))
+
+    @property
+    def present(self) -> Bool[Tensor, " classes"]:
+        """Classes whose row has a negative entry. With non-negative features only a label of that class makes one."""
+        threshold = 0.0 if self.clean else NOISE_DEVIATIONS * self.noise
+        return self.weight_gradient.min(dim=1).values < -threshold
+
+    def probabilities(self, features: Float[Tensor, "*some features"]) -> Float[Tensor, "*some classes"]:
+        """Softmax outputs of these features."""
+        return (features @ self.weight.T + self.bias).softmax(dim=-1)
+
+    @property
+    def signs_prove(self) -> bool:
+        """Whether a negative entry proves that its class is in the batch."""
+        return self.non_negative and self.clean
+
+    def compressed(self) -> FinalLayer:
+        """The same layer in the few directions of feature space that the gradient and the mean prior feature span.
+
+        Everything that is computed from those rows alone stays the same and costs less; signs lose their meaning.
+        """
+        _, sizes, directions = torch.linalg.svd(self.weight_gradient, full_matrices=False)
+        kept = directions[sizes > _NEGLIGIBLE * sizes[0]]
+        prior = self.prior_features.mean(dim=0, keepdim=True)
+        basis = torch.linalg.qr(torch.cat([kept, prior]).T).Q
+        return replace(
+            self,
+            weight=self.weight @ basis,
+            weight_gradient=self.weight_gradient @ basis,
+            prior_features=prior @ basis,
+        )
+
+    def scaled(self, factor: float) -> FinalLayer:
+        """The same layer with its gradients multiplied by a factor, to undo clipping."""
+        bias_gradient = None if self.bias_gradient is None else self.bias_gradient * factor
+        return replace(self, weight_gradient=self.weight_gradient * factor, bias_gradient=bias_gradient)
+
+
+def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
+    """The linear layer whose output is the model's output, together with its gradient.
+
+    Raises:
+        LabelError: There is no such layer, or the update does not hold its gradient.
+    """
+    inputs, name = _trace(update, model)
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    prefix = f"{name}." if name else ""
+    gradient = update.gradients.get(f"{prefix}weight")
+    if gradient is None or gradient.shape != layer.weight.shape:
+        raise LabelError(
+            f"the update lacks the gradient of the final layer {prefix}weight in shape {tuple(layer.weight.shape)}; "
+            "labels are read off that tensor, so give an update of this model that holds it"
+        )
+    bias_gradient = update.gradients.get(f"{prefix}bias") if layer.bias is not None else None
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+    features = _wide(inputs)
+    return FinalLayer(
+        weight=_wide(layer.weight),
+        bias=_wide(bias),
+        weight_gradient=_wide(gradient),
+        bias_gradient=None if bias_gradient is None else _wide(bias_gradient),
+        prior_features=features,
+        non_negative=bool((features >= 0).all()),
+    )
+
+
+def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "probe features"], str]:
+    """Input and name of the linear layer that makes the logits, found by running probes through the model."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+
+            def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                seen[name] = (inputs[0].detach(), output.detach())
+
+            handles.append(module.register_forward_hook(note))
+    like = next(model.parameters())
+    try:
+        with torch.no_grad(), client_mode(model, update.batch_norm):
+            logits = model(natural_noise(PROBE_COUNT, update.image_shape).to(like))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (inputs, output) in reversed(seen.items()):
+        if inputs.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits):
+            return inputs, name
+    raise LabelError(
+        "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be read "
+        "off its gradient; use a model that ends in one"
+    )
+
+
+def natural_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Float[Tensor, "count channel h w"]:
+    """Normalised noise with the amplitude spectrum of natural images, 1/f (Field 1987), colours correlated.
+
+    Args:
+        count: How many.
+        shape: Channels, height, width.
+        seed: The noise is a function of it; the global random state is left alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None, :]
+    frequency = (rows.square() + columns.square()).sqrt().clamp_min(1 / max(height, width))
+    white = torch.randn(count, channels, height, width, generator=generator)
+    pink = torch.fft.ifft2(torch.fft.fft2(white) / frequency).real
+    pink = pink - pink.mean(dim=(2, 3), keepdim=True)
+    pink = pink / pink.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    grey = pink.mean(dim=1, keepdim=True)
+    brightness = torch.randn(count, 1, 1, 1, generator=generator)
+    return 0.4 * pink + 0.8 * grey + 0.7 * brightness
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()

@@ -1,0 +1,159 @@
+"""Labels read off the gradient of the final fully connected layer. Only the update and the model are looked at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .final_layer import FinalLayer, LabelError, find_final_layer
+from .label_counts import ClassCounts, estimate_counts
+from .update import CapturedUpdate, UpdateKind
+
+METHODS = ("auto", "minimum", "counts")
+_DOUBTFUL = 0.9
+# The minimum of some thousand noise entries scatters by about half a deviation around its own mean near -3.5.
+_EXTREME_SCATTER = 0.5
+_MINIMUM_ASSUMPTION = (
+    "Every image has a label of its own, and the final layer's inputs are never negative (as after a ReLU)."
+)
+_COUNTS_ASSUMPTION = "Images of one class have similar inputs to the final layer, as in a network with random weights."
+
+
+@dataclass(frozen=True)
+class RecoveredLabels:
+    """What the attacker believes the batch's labels are."""
+
+    labels: Int[Tensor, " batch"]
+    """Sorted, one entry per image; repeats appear as often as they occur."""
+    confidence: Float[Tensor, " batch"]
+    """In [0, 1], for the entry at the same place in ``labels``."""
+    method: str
+    assumption: str
+    """What must hold for the method to be right, in one sentence."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against the assumption in this update; empty when nothing does."""
+
+
+def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto") -> RecoveredLabels:
+    """The batch's labels from the gradient of the final layer; neither images nor labels are needed.
+
+    - ``minimum``: the B classes whose row of dL/dW has the lowest minimum (Yin et al. 2021, section 3.2, eq. 5).
+    - ``counts``: how often each class occurs, repeats included (see ``estimate_counts``).
+    - ``auto``: ``minimum`` where the gradient's signs prove that every label is different, else ``counts``.
+
+    Args:
+        update: A gradient; with a defence the result may be wrong, and the confidence says so.
+        model: The model that the update belongs to.
+        method: See above.
+
+    Raises:
+        LabelError: An unknown method, an update that is no gradient, a model that does not end in a fully connected
+            layer, or more images than classes for ``minimum``.
+    """
+    if method not in METHODS:
+        raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
+    if update.kind is not UpdateKind.GRADIENT:
+        raise LabelError(f"labels are read off gradients, and this update is a {str(update.kind)!r}")
+    layer = find_final_layer(update, model)
+    present = int(layer.present.sum())
+    proven = layer.signs_prove and present == update.image_count
+    if method == "minimum" or (method == "auto" and proven):
+        return _by_minimum(layer, update)
+    return _by_counts(layer, update)
+
+
+def _by_minimum(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
+    count, classes = update.image_count, layer.weight.shape[0]
+    if count > classes:
+        raise LabelError(
+            f"the method 'minimum' names each class at most once, and there are {count} images of {classes} classes; "
+            "use the method 'counts'"
+        )
+    minima = layer.weight_gradient.min(dim=1).values
+    labels = minima.topk(count, largest=False).indices.sort().values
+    warnings = _shared_warnings(layer, update)
+    present = int(layer.present.sum())
+    if present < count:
+        warnings.append(
+            f"only {present} classes have a negative gradient entry for {count} images, so labels repeat and the "
+            f"assumption of 'minimum' fails: {count - present} of the labels named are wrong; use the method 'counts'"
+        )
+    if present > count:
+        warnings.append(
+            f"{present} classes have a negative gradient entry for {count} images, which the assumption of 'minimum' "
+            "does not allow"
+        )
+    if not layer.non_negative:
+        warnings.append("the final layer's inputs can be negative, which the assumption of 'minimum' does not allow")
+    confidence = _minimum_confidence(layer, minima, labels)
+    return RecoveredLabels(labels, confidence, "minimum", _MINIMUM_ASSUMPTION, tuple(warnings))
+
+
+def _minimum_confidence(
+    layer: FinalLayer, minima: Float[Tensor, " classes"], labels: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """1 for a class that its sign proves to be present; otherwise how far its minimum lies below the best class left
+    out, in deviations of the noise; and no more than the share of classes that can be right."""
+    left_out = torch.ones_like(minima, dtype=torch.bool)
+    left_out[labels] = False
+    next_best = minima[left_out].min() if bool(left_out.any()) else minima.new_zeros(())
+    if layer.signs_prove:
+        return layer.present[labels].float()
+    noise = max(layer.noise, 1e-300)
+    margin = torch.special.erf((next_best - minima[labels]).clamp_min(0) / (2 * _EXTREME_SCATTER * noise))
+    excess = min(1.0, len(labels) / max(int((minima < 0).sum()), 1))
+    return (margin * excess * layer.present[labels]).float()
+
+
+def _by_counts(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
+    found = estimate_counts(layer, update.image_count)
+    counts = found.counts.long()
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
+    confidence = _count_confidence(layer, found, update.image_count)
+    warnings = _shared_warnings(layer, update)
+    if found.scale > 1:
+        warnings.append(
+            f"the gradient looks {found.scale:.3g} times too small, as after clipping; the counts were read off the "
+            "rescaled gradient"
+        )
+    if layer.signs_prove and int(layer.present.sum()) > update.image_count:
+        warnings.append("more classes than images have a negative gradient entry, so the image count cannot be right")
+    if float(confidence.min()) < _DOUBTFUL:
+        warnings.append(
+            "the class counts are not clearly whole numbers; on a trained or defended model expect wrong labels"
+        )
+    return RecoveredLabels(labels, confidence, "counts", _COUNTS_ASSUMPTION, tuple(warnings))
+
+
+def _count_confidence(layer: FinalLayer, found: ClassCounts, image_count: int) -> Float[Tensor, " batch"]:
+    """How likely each class count is the right whole number: P(|N(0, s)| < distance to the next one), with s from the
+    fit's spread and residual and from the noise seen in the column sums. One image of each class that its sign proves
+    to be present is certain."""
+    noise = image_count * layer.noise * found.scale
+    misfit = found.residual * float(found.counts.max())
+    deviation = max(math.sqrt(found.spread**2 + noise**2 + misfit**2), 1e-12)
+    margin = (0.5 - found.error.abs()).clamp_min(0)
+    per_class = torch.special.erf(margin / (deviation * math.sqrt(2)))
+    certain = layer.present & layer.signs_prove
+    entries = []
+    for label in found.counts.nonzero().flatten().tolist():
+        entries.append(torch.full((int(found.counts[label]),), float(per_class[label])))
+        if certain[label]:
+            entries[-1][0] = 1.0
+    return torch.cat(entries)
+
+
+def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:
+    warnings = []
+    if update.loss != "cross_entropy":
+        warnings.append(f"the rules are derived for cross_entropy and the update names the loss {update.loss!r}")
+    if not layer.clean:
+        warnings.append(
+            "the final layer's gradient does not sum to zero over the classes, so it was changed after it was computed "
+            "(noise, pruning, quantisation or low precision)"
+        )
+    return warnings

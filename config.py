@@ -1,0 +1,241 @@
+"""The configuration of one run: schema <- preset <- ``key=value`` words, checked as a whole."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .audit.config import AuditConfig
+from .capture import ClientConfig
+from .config_keys import Key, convert, format_value, keys, unknown, wanted
+from .coordinator import AttackConfig
+
+DEFAULT_PRESET = "gradinversion"
+
+# Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
+WITHOUT_EFFECT = frozenset({"out", "resume", "preset", "audit.controls", "audit.lpips_weights"})
+
+_LABEL_RULES = ("auto", "minimum", "counts")
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line per problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class RunConfig(AttackConfig):
+    """One run: the attack, the client it is aimed at, and what is done with the result."""
+
+    out: str = "out"
+    """Folder for the report, the images, the configuration and the checkpoints."""
+    resume: bool = False
+    """Continue the run that lies in the folder out, from its last checkpoint."""
+    update: str | None = None
+    """File of a captured update (.safetensors) to attack; without it a client is simulated."""
+    preset: str = DEFAULT_PRESET
+    """The published attack that the other keys start from; see the list of presets."""
+    client: ClientConfig = field(default_factory=ClientConfig)
+    """The simulated client; with update=FILE only client.model, weights and classes are used."""
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    """What the result is compared with."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"seed={self.seed}: give a whole number from 0 to 4294967295.")
+        if self.labels not in _LABEL_RULES and not re.fullmatch(r"\d+(,\d+)*", self.labels, re.ASCII):
+            problems.append(f"labels={self.labels}: give {', '.join(_LABEL_RULES)}, or the labels such as 0,1,2,3.")
+        if not self.out:
+            problems.append("out= is empty: give a folder.")
+        if problems:
+            raise ConfigError(problems)
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package, the default one first."""
+    files = resources.files(f"{__package__}.presets").iterdir()
+    names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return sorted(names, key=lambda name: name != DEFAULT_PRESET)
+
+
+def preset_text(name: str) -> str:
+    """The yaml file of a preset."""
+    return resources.files(f"{__package__}.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_config(words: Sequence[str]) -> RunConfig:
+    """The configuration that the words of a command line ask for.
+
+    Args:
+        words: ``key=value`` each; a later word overrides an earlier one, and every word overrides the preset.
+
+    Raises:
+        ConfigError: Words without ``=``, unknown keys and presets, values of the wrong type or out of range: all of
+            them, not only the first.
+    """
+    problems: list[str] = []
+    given = dict(_split(words, problems))
+    name = given.setdefault("preset", DEFAULT_PRESET)
+    if name in preset_names():
+        settings = dict(_flatten(_parse(preset_text(name)))) | given
+    else:
+        problems.append(f"preset={name} is not known: choose one of {', '.join(preset_names())}.")
+        settings = given
+    return _resolve(settings, problems)
+
+
+def load_config_file(path: Path) -> RunConfig:
+    """The configuration that `config_yaml` wrote to a file; keys that the file lacks have their defaults.
+
+    Raises:
+        ConfigError: The file cannot be read, or what it says is refused.
+    """
+    try:
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            [f"{path} cannot be read as a configuration ({reason}): give one that a run wrote."]
+        ) from error
+    return _resolve(dict(_flatten(tree)), [])
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration, or one component's, as nested dicts of plain values: enums by their value, tuples as lists."""
+    return {entry.name: _plain(getattr(config, entry.name)) for entry in fields(config)}
+
+
+def config_yaml(config: RunConfig) -> str:
+    """A configuration with every key, as yaml; `load_config_file` reads it back."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """The keys in which two configurations differ, with both values; empty when they describe the same attack.
+
+    Keys that leave the numbers as they are (`WITHOUT_EFFECT`) do not count.
+    """
+    old, new = dict(_flatten(to_plain(before))), dict(_flatten(to_plain(now)))
+    return [
+        f"{name} ({format_value(old[name])} before, {format_value(new[name])} now)"
+        for name in old
+        if name not in WITHOUT_EFFECT and old[name] != new[name]
+    ]
+
+
+def _resolve(settings: Mapping[str, Any], problems: list[str]) -> RunConfig:
+    tree = OmegaConf.structured(RunConfig)
+    known = keys(RunConfig)
+    _unlock(tree)
+    for name, value in settings.items():
+        problem = _assign(tree, known[name], value) if name in known else unknown(name, known)
+        if problem:
+            problems.append(problem)
+    problems += _refused(tree)
+    if problems:
+        raise ConfigError(problems)
+    return typing.cast(RunConfig, _objects(tree))
+
+
+def _split(words: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name.strip():
+            yield name.strip(), value.strip()
+        else:
+            problems.append(f"{word!r} is not a setting: write key=value, for example agents.count=4.")
+
+
+def _assign(tree: DictConfig, key: Key, value: Any) -> str | None:
+    """Puts one value into the tree; what is wrong with it, if anything."""
+    try:
+        OmegaConf.update(tree, key.name, convert(key.kind, value))
+    except (OmegaConfBaseException, ValueError):
+        return f"{key.name}={format_value(value)}: give {wanted(key.kind)}."
+    return None
+
+
+def _refused(tree: DictConfig) -> list[str]:
+    """What the checks of the run and of each component say against its values."""
+    problems = []
+    scalars = {}
+    for name in map(str, tree):
+        if isinstance(tree[name], DictConfig):
+            problems += [
+                problem if f"{name}." in problem else f"{name}: {problem}"
+                for problem in _problems_of(_objects, tree[name])
+            ]
+        else:
+            scalars[name] = _plain(tree[name])
+    return _problems_of(lambda given: RunConfig(**given), scalars) + problems
+
+
+def _problems_of(make: Callable[[Any], object], given: Any) -> list[str]:
+    try:
+        make(given)
+    except ConfigError as error:
+        return list(error.problems)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _objects(tree: DictConfig) -> Any:
+    """The dataclass behind a tree, with tuples where it declares them."""
+    return _with_tuples(OmegaConf.to_object(tree))
+
+
+def _with_tuples(config: Any) -> Any:
+    changed = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, list):
+            changed[entry.name] = tuple(value)
+        elif is_dataclass(value):
+            changed[entry.name] = _with_tuples(value)
+    return replace(config, **changed)
+
+
+def _unlock(tree: DictConfig) -> None:
+    """Lets values be assigned: OmegaConf takes frozen dataclasses for read-only."""
+    OmegaConf.set_readonly(tree, False)
+    for name in tree:
+        if isinstance(tree[name], DictConfig):
+            _unlock(tree[name])
+
+
+def _parse(text: str) -> dict[str, Any]:
+    tree = yaml.safe_load(text)
+    if not isinstance(tree, dict | None):
+        raise ValueError("it does not hold keys with values")
+    return tree or {}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_plain(value)
+    if isinstance(value, Enum):
+        return value.value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

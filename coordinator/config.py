@@ -1,0 +1,59 @@
+"""Settings of the rounds, and everything an attack needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..agents import AgentsConfig, ObjectiveConfig
+from ..peeling import PeelingConfig
+from ..registration import RegistrationConfig
+
+
+class Mode(StrEnum):
+    """``sync``: agents meet after each round, bit-equal on every run. ``async``: agents never wait."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    """When seeds meet."""
+
+    mode: Mode = Mode.SYNC
+    """sync or async."""
+    period: int = 100
+    """Steps between two consensuses."""
+    start: float = 0.5
+    """Share of the steps after which the first consensus is formed (the paper: 0.25)."""
+    staleness: int = 2
+    """async only: a candidate more periods behind the median seed than this is left out of the consensus."""
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"coordinator.period={self.period}: give a whole number of at least 1.")
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"coordinator.start={self.start}: give a share of the steps between 0 and 1.")
+        if self.staleness < 1:
+            raise ValueError(f"coordinator.staleness={self.staleness}: give a whole number of at least 1.")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """One attack: all that ``reconstruct`` needs beside the update and the model."""
+
+    seed: int = 0
+    """Base of every random number; agent k uses seed + k."""
+    labels: str = "auto"
+    """auto, minimum (the paper's rule), counts (handles repeats), or the labels themselves: 0,1,2,3."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What a candidate is scored by."""
+    peeling: PeelingConfig = field(default_factory=PeelingConfig)
+    """Which layers are solved in closed form first."""
+    agents: AgentsConfig = field(default_factory=AgentsConfig)
+    """The seeds and how they descend."""
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
+    """How candidates are made comparable."""
+    coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
+    """When seeds meet."""

@@ -1,0 +1,55 @@
+"""The result of an attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..agents import Candidate, Outcome
+from ..capture import Normalisation, RecoveredLabels
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the attack recovered, how it went, and the settings that produced it. Nothing here saw a private image."""
+
+    images: Float[Tensor, "batch channel height width"]
+    """The answer, in [0, 1]."""
+    labels: RecoveredLabels
+    consensus: Float[Tensor, "batch channel height width"]
+    """The last consensus of the registered candidates, in [0, 1]."""
+    agreement: Float[Tensor, " batch"]
+    """How well the seeds agree on each image, in [0, 1]."""
+    candidates: tuple[Candidate, ...]
+    """The last candidate of each seed that survived, in order of seed (normalised pixels)."""
+    sources: tuple[str, ...]
+    """Where each image of the answer came from, for example ``"seed 2"`` or ``"consensus"``."""
+    gradient_loss: float
+    """The gradient loss of the answer (the objective's own measure, before its weight)."""
+    history: tuple[dict[str, float], ...]
+    """One row per agent and round: round, seed, incarnation, step, each loss term, total, steps_per_second."""
+    registration: tuple[dict[str, float], ...]
+    """One row per consensus: round, step, seeds, rejected (share of warps refused), agreement (mean)."""
+    rounds: int
+    iterations: int
+    seconds: float
+    restarts: int
+    outcome: Outcome
+    messages: tuple[str, ...]
+    config: dict[str, Any]
+    """The resolved configuration as plain values."""
+    model_id: str
+    batch_norm: str
+    defence: str
+    normalisation: Normalisation
+
+    @property
+    def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:
+        """The candidates' images in [0, 1], shape ``(N, B, C, H, W)``."""
+        import torch
+
+        stacked = torch.stack([candidate.images for candidate in self.candidates])
+        return self.normalisation.invert(stacked).clamp(0, 1)

@@ -1,0 +1,6 @@
+"""Layer peeling: activations that the update determines in closed form, from the last layer towards the image."""
+
+from .anchor import Anchor, Peeling, peel
+from .config import PeelingConfig
+
+__all__ = ["Anchor", "Peeling", "PeelingConfig", "peel"]

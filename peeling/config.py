@@ -1,0 +1,19 @@
+"""Settings of layer peeling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PeelingConfig:
+    """Which layers are solved in closed form before the agents start."""
+
+    enabled: bool = True
+    """Solve for the activations of the last layers where the gradient determines them; the agents invert the rest."""
+    tolerance: float = 1e-3
+    """Largest relative error at which a layer's activations count as recovered; a defended gradient exceeds it."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"peeling.tolerance={self.tolerance}: give a number between 0 and 1.")

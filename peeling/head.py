@@ -1,0 +1,93 @@
+"""The final fully connected layer: each image's features from the batch's averaged gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_ITERATIONS = 500
+_SETTLED = 1e-12
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the final layer gives away, in float64."""
+
+    features: Float[Tensor, "batch feature"]
+    """The layer's input for each image."""
+    cotangent: Float[Tensor, "batch feature"]
+    """The derivative of the mean loss by those features."""
+    error: float
+    """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
+
+
+def peel_head(
+    weight: Float[Tensor, "class feature"],
+    bias: Float[Tensor, " class"] | None,
+    weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"] | None,
+    labels: Int[Tensor, " batch"],
+) -> Head:
+    """Each image's input to the final linear layer, where labels are known and differ.
+
+    The layer's weight gradient is ``D^T F`` with one row of ``D = (P - Y) / B`` and of the features ``F`` per image,
+    ``P = softmax(F W^T + b)``, ``Y`` one-hot. Given ``P`` this is a linear system for ``F``, and ``F`` gives ``P``
+    again: the fixed point of the two is found by iteration from the uniform ``P``. ``D`` has rank at most one less
+    than the number of classes, so a batch must be smaller than that. For one image this is the first step of R-GAP
+    (Zhu & Blaschko, ICLR 2021); the row space of ``D`` is what makes it work for a batch.
+
+    Args:
+        weight: The layer's weight.
+        bias: Its bias, or None.
+        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
+        bias_gradient: The same by the bias, or None.
+        labels: The batch's labels.
+    """
+    weight, gradient = weight.detach().double().cpu(), weight_gradient.double().cpu()
+    shift = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
+    one_hot = F.one_hot(labels.cpu(), len(weight)).double()
+    batch = len(labels)
+    probabilities = torch.full_like(one_hot, 1 / len(weight))
+    previous_change, damping = float("inf"), 1.0
+    features = torch.zeros(batch, weight.shape[1], dtype=torch.float64)
+    for _ in range(_ITERATIONS):
+        features = _solve((probabilities - one_hot) / batch, gradient)
+        update = (features @ weight.T + shift).softmax(dim=1) - probabilities
+        change = float(update.abs().max())
+        if change < _SETTLED or change != change:
+            break
+        # A batch the model knows well makes the plain iteration overshoot.
+        damping = max(0.05, damping * 0.7) if change > previous_change else min(1.0, damping * 1.05)
+        probabilities = probabilities + damping * update
+        previous_change = change
+    residual = (probabilities - one_hot) / batch
+    error = _error(residual, features, gradient, bias_gradient, change)
+    return Head(features, residual @ weight, error)
+
+
+def _solve(residual: Float[Tensor, "batch class"], gradient: Float[Tensor, "class feature"]) -> Tensor:
+    return torch.linalg.lstsq(residual.T, gradient, driver="gelsd").solution
+
+
+def _error(
+    residual: Float[Tensor, "batch class"],
+    features: Float[Tensor, "batch feature"],
+    gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"] | None,
+    change: float,
+) -> float:
+    """The misfit of the captured gradient, amplified by the worst conditioned image."""
+    if not bool(torch.isfinite(features).all()):
+        return float("inf")
+    singular = torch.linalg.svdvals(residual)
+    if len(residual) >= residual.shape[1] or float(singular[-1]) <= 1e-9 * float(singular[0]):
+        return float("inf")
+    misfit = float((residual.T @ features - gradient).norm() / gradient.norm())
+    if bias_gradient is not None:
+        exact = bias_gradient.double().cpu()
+        misfit = max(misfit, float((residual.sum(dim=0) - exact).norm() / exact.norm()))
+    return max(misfit, change, 1e-9) * float(singular[0] / singular[-1])

@@ -1,0 +1,60 @@
+"""What a user may set about registration, and the values it may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = ("coarse_to_fine", "coarse", "none")
+CONSENSUS = ("huber", "mean")
+
+
+class RegistrationError(ValueError):
+    """Candidates or settings that registration cannot use; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class RegistrationConfig:
+    """Settings of `register`; the defaults are those measured by ``benchmarks/registration.py``.
+
+    Raises:
+        RegistrationError: a value out of its range; all faulty values are named together.
+    """
+
+    method: str = "coarse_to_fine"
+    """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone) or `none` (the plain mean)."""
+    rounds: int = 3
+    """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
+    consensus: str = "huber"
+    """How aligned candidates are averaged: `huber` (per-pixel robust mean) or `mean`."""
+    max_displacement: float = 0.15
+    """Largest displacement believed, as a share of the shorter side; a warp beyond it is refused."""
+    margin: float = 0.005
+    """Least rise of the correlation with the other candidates for a warp (and for a registered mean) to be used."""
+    coarse_size: int = 112
+    """Images are matched at this many pixels on the shorter side or fewer; the warp itself is full size."""
+    fine_min_size: int = 64
+    """The dense flow is skipped when the shorter side has fewer pixels than this."""
+    fine_min_displacement: float = 0.02
+    """The dense flow is skipped for an image whose coarse displacement stays under this share of the shorter side."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            *_choice("method", self.method, METHODS),
+            *_choice("consensus", self.consensus, CONSENSUS),
+            *_range("rounds", self.rounds, 1, 20),
+            *_range("max_displacement", self.max_displacement, 0.0, 0.5),
+            *_range("margin", self.margin, 0.0, 1.0),
+            *_range("coarse_size", self.coarse_size, 8, 1024),
+            *_range("fine_min_size", self.fine_min_size, 8, 1 << 20),
+            *_range("fine_min_displacement", self.fine_min_displacement, 0.0, 1.0),
+        ]
+        if problems:
+            raise RegistrationError("; ".join(problems))
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    return [] if value in allowed else [f"{name}={value!r} is not known: choose one of {', '.join(allowed)}"]
+
+
+def _range(name: str, value: float, low: float, high: float) -> list[str]:
+    return [] if low <= value <= high else [f"{name}={value} is out of range: choose a value in [{low}, {high}]"]

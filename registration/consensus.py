@@ -1,0 +1,80 @@
+"""From aligned candidates to one image per image: the mean, the robust mean, and how far the candidates agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .coarse import correlation
+
+_HUBER = 1.5
+_ITERATIONS = 2
+_OUTSIDE = 1e-3  # weight of a border that was only repeated: it counts where no candidate shows anything
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """What the candidates of all seeds show in common."""
+
+    images: Float[Tensor, "image channel height width"]
+    """The consensus, in the candidates' own pixel scale."""
+    agreement: Float[Tensor, "image"]
+    """Per image in [0, 1]: mean correlation of a candidate with the mean of the others; 1 for a single candidate."""
+    seeds: tuple[int, ...]
+    """Seeds whose candidates were used."""
+    round: int
+    """The round the candidates come from."""
+    displacement: Float[Tensor, "seed image 2 height width"] | None
+    """Pixels, x then y: ``candidate(x + displacement(x))`` shows what ``images(x)`` shows. None when not registered."""
+    rejected: Bool[Tensor, "seed image"]
+    """Warps refused by the guard; those candidates were used where they stood."""
+    left_out: tuple[str, ...]
+    """One sentence per seed that was not used."""
+
+
+def average(
+    aligned: Float[Tensor, "seed image channel height width"],
+    visible: Float[Tensor, "seed image height width"] | None,
+    weights: Float[Tensor, "seed"],
+    kind: str,
+) -> Float[Tensor, "image channel height width"]:
+    """The mean over seeds, or Huber's M-estimate of it per pixel.
+
+    Huber (1964): weights ``min(1, 1.5 s / |r|)`` with ``|r|`` the distance over channels, found by two reweightings
+    from the mean; the deviation s is that of the whole image, so that it has no noise of its own.
+    """
+    weight = weights[:, None, None, None, None].expand(*aligned.shape[:2], 1, *aligned.shape[-2:])
+    if visible is not None:
+        weight = weight * visible.clamp_min(_OUTSIDE)[:, :, None]
+    mean = (weight * aligned).sum(0) / weight.sum(0)
+    if kind == "mean" or aligned.shape[0] < 3:
+        return mean
+    for _ in range(_ITERATIONS):
+        distance = (aligned - mean).square().mean(dim=2, keepdim=True).sqrt()
+        deviation = (weight * distance).sum(dim=(0, -2, -1), keepdim=True) / weight.sum(dim=(0, -2, -1), keepdim=True)
+        robust = weight * (_HUBER * deviation / distance.clamp_min(1e-12)).clamp_max(1)
+        # All candidates equal: every distance and the deviation vanish, and so would the weights.
+        robust = torch.where(deviation > 0, robust, weight)
+        mean = (robust * aligned).sum(0) / robust.sum(0)
+    return mean
+
+
+def others_mean(
+    aligned: Float[Tensor, "seed image height width"], visible: Tensor, weights: Float[Tensor, "seed"]
+) -> Float[Tensor, "seed image height width"]:
+    """For each candidate the mean of all the others: evidence in which it has no share."""
+    weight = weights[:, None, None, None] * visible.clamp_min(_OUTSIDE)
+    total, share = (weight * aligned).sum(0), weight.sum(0)
+    return (total - weight * aligned) / (share - weight).clamp_min(1e-12)
+
+
+def agreement_with_others(
+    aligned: Float[Tensor, "seed image height width"], visible: Tensor, weights: Float[Tensor, "seed"]
+) -> Float[Tensor, "seed image"]:
+    """Correlation of each candidate with the mean of the others; 1 when there are no others."""
+    if aligned.shape[0] == 1:
+        return aligned.new_ones(aligned.shape[:2])
+    return correlation(aligned, others_mean(aligned, visible, weights), visible)
