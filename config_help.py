@@ -13,9 +13,7 @@ from .config_keys import Key, format_value, keys
 
 VERBS = {
     "attack": "reconstruct the images behind one update and write the report (the default)",
-    "audit": "attack as often as audit.controls and the defences to compare ask for, and give verdicts",
-    "watch": "attach to a run that is under way and show its progress",
-    "report": "write the report of a finished run again from what lies in out",
+    "capture": "save what the simulated client would send, without attacking it",
 }
 
 EXAMPLES = (
@@ -66,7 +64,7 @@ def _field_docs(owner: type) -> dict[str, str]:
 
 
 def _usage() -> str:
-    verbs = "\n".join(_columns(verb, text, 10) for verb, text in VERBS.items())
+    verbs = "\n".join(_columns(verb, text, 11) for verb, text in VERBS.items())
     examples = "\n".join(f"  {command}\n      {purpose}" for command, purpose in EXAMPLES)
     return f"""What does an averaged gradient reveal of the private images behind it?
 

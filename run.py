@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -67,7 +68,18 @@ def attack(config: RunConfig, console: Console) -> int:
     update, model, private = obtain(config)
     with ProgressView(console) as view:
         reconstruction = reconstruct(update, model, config, out=out, resume=config.resume, watch=view)
-    report = evaluate(reconstruction, private, model_trained=_trained(config), lpips_weights=config.audit.lpips_weights)
+    control = None
+    if "no_gradient" in config.audit.controls and private is not None:
+        console.print("Control: the same attack without the gradient")
+        with ProgressView(console) as view:
+            control = reconstruct(update, model, without_gradient(config), watch=view)
+    report = evaluate(
+        reconstruction,
+        private,
+        model_trained=_trained(config),
+        lpips_weights=config.audit.lpips_weights,
+        no_gradient=control,
+    )
     page = write_report(report, reconstruction, private, out)
     console.print(f"\n{report.verdict.headline} {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
@@ -82,6 +94,15 @@ def capture(config: RunConfig, console: Console) -> int:
     update.save(path)
     console.print(f"Captured update: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def without_gradient(config: RunConfig) -> RunConfig:
+    """The no-gradient control: everything as it is, but the gradient counts for nothing."""
+    return replace(
+        config,
+        objective=replace(config.objective, gradient_weight=0.0),
+        peeling=replace(config.peeling, enabled=False),
+    )
 
 
 def obtain(config: RunConfig) -> tuple[CapturedUpdate, nn.Module, PrivateBatch | None]:

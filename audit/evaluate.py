@@ -26,6 +26,7 @@ def evaluate(
     *,
     model_trained: bool | None = None,
     lpips_weights: str | Path | None = None,
+    no_gradient: Reconstruction | None = None,
 ) -> AuditReport:
     """The audit of a reconstruction against the private batch, or without it.
 
@@ -34,6 +35,7 @@ def evaluate(
         private: the true images in [0, 1] and their labels; None when there is no ground truth, and then no metric.
         model_trained: whether the attacked model had trained weights; None when nobody said.
         lpips_weights: an ImageNet backbone file for LPIPS (see ``load_lpips``). Nothing is downloaded.
+        no_gradient: the same attack without the gradient, as a control: what the priors alone would show.
 
     Raises:
         ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
@@ -53,6 +55,8 @@ def evaluate(
         for index, position in enumerate(matching.order)
     )
     results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
+    if no_gradient is not None:
+        results = _add_control(results, no_gradient, true)
     return AuditReport(
         images=results,
         agents=_agents(reconstruction, matching, true),
@@ -64,6 +68,13 @@ def evaluate(
         assumptions=assumptions,
         provenance=state_provenance(),
     )
+
+
+def _add_control(results: tuple[ImageResult, ...], control: Reconstruction, true: Tensor) -> tuple[ImageResult, ...]:
+    images = _answer(control)
+    # Matched in its own favour: the control owes nothing to the labels.
+    values = psnr(images[list(assign(images, true))], true).tolist()
+    return tuple(replace(row, no_gradient_psnr=value) for row, value in zip(results, values, strict=True))
 
 
 def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batch channel height width"]:

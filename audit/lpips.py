@@ -38,7 +38,7 @@ class Lpips:
     backbone: Backbone
 
     def __call__(
-        self, images: Float[Tensor, "batch 3 height width"], true: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch channel height width"], true: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, " batch"]:
         """The distance of each image to its private image, 0 when equal (Zhang et al., equation 1); pixels in [0, 1].
 

@@ -60,6 +60,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "lpips_note": report.lpips_note,
         "label_accuracy": report.label_accuracy,
         "constant_image_psnr": report.constant_image_psnr,
+        "no_gradient_psnr": report.no_gradient_psnr,
         "consensus_psnr": report.consensus_psnr,
         "agents_psnr": [agent.psnr_mean for agent in report.agents],
         "agents_psnr_mean": report.agents_psnr_mean,

@@ -35,6 +35,8 @@ class ImageResult:
     fft2d: float | None = None
     lpips: float | None = None
     consensus_psnr: float | None = None
+    no_gradient_psnr: float | None = None
+    """Of the control that never saw the gradient; None when it was not run."""
     verdict: Verdict = UNJUDGED
 
     @property
@@ -113,6 +115,11 @@ class AuditReport:
     def consensus_psnr(self) -> float | None:
         """Mean PSNR of the consensus in dB; None without ground truth."""
         return _mean(image.consensus_psnr for image in self.images)
+
+    @property
+    def no_gradient_psnr(self) -> float | None:
+        """Mean PSNR of the no-gradient control in dB; None when it was not run."""
+        return _mean(image.no_gradient_psnr for image in self.images)
 
     @property
     def agents_psnr_mean(self) -> float | None:

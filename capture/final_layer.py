@@ -171,7 +171,8 @@ def natural_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Flo
     pink = pink / pink.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
     grey = pink.mean(dim=1, keepdim=True)
     brightness = torch.randn(count, 1, 1, 1, generator=generator)
-    return 0.4 * pink + 0.8 * grey + 0.7 * brightness
+    mixed: Tensor = 0.4 * pink + 0.8 * grey + 0.7 * brightness
+    return mixed
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def estimate_counts(layer: FinalLayer, image_count: int) -> ClassCounts:
         layer: The final layer with its gradient.
         image_count: B.
     """
-    present = layer.present if layer.signs_prove else torch.zeros_like(layer.bias, dtype=torch.bool)
-    if int(present.sum()) > image_count:
+    present = layer.present
+    if not layer.non_negative or int(present.sum()) > image_count:
         present = torch.zeros_like(present)
     small = layer.compressed()
     best = _best_over_starts(small, present, image_count)
@@ -97,7 +97,8 @@ def _absent_feature(layer: FinalLayer, present: Bool[Tensor, " classes"]) -> Flo
     if layer.bias_gradient is not None:
         return total / layer.bias_gradient[absent].sum()
     # Without a bias only the direction is known; the length is that of the mean prior feature.
-    return total * (layer.prior_features.mean(dim=0).norm() / total.norm().clamp_min(1e-300))
+    feature: Tensor = total * (layer.prior_features.mean(dim=0).norm() / total.norm().clamp_min(1e-300))
+    return feature
 
 
 def _iterate(

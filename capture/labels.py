@@ -106,7 +106,8 @@ def _minimum_confidence(
     noise = max(layer.noise, 1e-300)
     margin = torch.special.erf((next_best - minima[labels]).clamp_min(0) / (2 * _EXTREME_SCATTER * noise))
     excess = min(1.0, len(labels) / max(int((minima < 0).sum()), 1))
-    return (margin * excess * layer.present[labels]).float()
+    confidence: Tensor = margin * excess * layer.present[labels]
+    return confidence.float()
 
 
 def _by_counts(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
@@ -134,8 +135,9 @@ def _count_confidence(layer: FinalLayer, found: ClassCounts, image_count: int) -
     fit's spread and residual and from the noise seen in the column sums. One image of each class that its sign proves
     to be present is certain."""
     noise = image_count * layer.noise * found.scale
-    misfit = found.residual * float(found.counts.max())
-    deviation = max(math.sqrt(found.spread**2 + noise**2 + misfit**2), 1e-12)
+    # A fit that is worse than no fit at all knows nothing, however much worse it is.
+    misfit = min(found.residual, 1.0) * float(found.counts.max())
+    deviation = max(math.hypot(found.spread, noise, misfit), 1e-12)
     margin = (0.5 - found.error.abs()).clamp_min(0)
     per_class = torch.special.erf(margin / (deviation * math.sqrt(2)))
     certain = layer.present & layer.signs_prove

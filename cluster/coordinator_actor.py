@@ -30,7 +30,8 @@ class CoordinatorProcess:
     ) -> None:
         self._threads = threads
         self._group = RayGroup(config, share)
-        self._coordinator = Coordinator(update, model, config, self._group, Path(out) if out else None, resume)
+        notes = (share.message,) if share.message else ()
+        self._coordinator = Coordinator(update, model, config, self._group, Path(out) if out else None, resume, notes)
 
     def run(self) -> Reconstruction:
         """The whole attack."""

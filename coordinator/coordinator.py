@@ -58,6 +58,7 @@ class Coordinator:
         group: The agents, one per seed.
         out: Folder for ``checkpoints/`` and ``metrics.jsonl`` (one row per recorded step), or None to keep neither.
         resume: Continue from the newest checkpoint in that folder.
+        notes: What is known before the run and belongs among its messages.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class Coordinator:
         group: AgentGroup,
         out: Path | None = None,
         resume: bool = False,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._update, self._model, self._config, self._group = update, model, config, group
         self._store = CheckpointStore(out / "checkpoints", identity(config, update)) if out else None
         self._metrics = out / "metrics.jsonl" if out else None
         self._resume = resume
         self._rounds = plan_rounds(config.agents.iterations, config.coordinator)
-        self._progress = _Progress()
+        self._progress = _Progress(messages=list(notes))
         self._stop = threading.Event()
         self.status = Status(rounds=len(self._rounds), iterations=config.agents.iterations, seeds=group.seeds)
 

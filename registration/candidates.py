@@ -12,6 +12,7 @@ from torch import Tensor
 from .config import RegistrationError
 
 _SMALLEST_SIDE = 8
+_LARGEST_PIXEL = 1e15  # squares of larger ones leave the range of float32
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Usable:
     """Candidates fit for registration, with the seeds they come from and why others were left out."""
 
     images: Float[Tensor, "seed image channel height width"]
-    weights: Float[Tensor, "seed"]
+    weights: Float[Tensor, " seed"]
     seeds: tuple[int, ...]
     left_out: tuple[str, ...]
 
@@ -34,15 +35,16 @@ def check(candidates: Tensor, seeds: Sequence[int] | None, weights: Tensor | Non
     images = _as_images(candidates)
     names = _as_seeds(seeds, images.shape[0])
     share = _as_weights(weights, images)
-    reasons = []
-    kept = []
-    for index, (finite, weight) in enumerate(zip(torch.isfinite(images).flatten(1).all(1), share, strict=True)):
+    usable = (images.abs() <= _LARGEST_PIXEL).flatten(1).all(1).tolist()
+    reasons: list[str] = []
+    kept: list[int] = []
+    for position, (finite, weight) in enumerate(zip(usable, share.tolist(), strict=True)):
         if not finite:
-            reasons.append(f"seed {names[index]}: its candidate holds NaN or infinite pixels")
+            reasons.append(f"seed {names[position]}: its candidate holds NaN, infinite or larger than 1e15 pixels")
         elif weight <= 0:
-            reasons.append(f"seed {names[index]}: its weight is 0")
+            reasons.append(f"seed {names[position]}: its weight is 0")
         else:
-            kept.append(index)
+            kept.append(position)
     if not kept:
         raise RegistrationError(f"no candidate can be used ({'; '.join(reasons)}): restart these seeds")
     index = torch.tensor(kept, device=images.device)
@@ -54,12 +56,13 @@ def check(candidates: Tensor, seeds: Sequence[int] | None, weights: Tensor | Non
     )
 
 
-def _as_images(candidates: Tensor) -> Tensor:
+def _as_images(candidates: object) -> Tensor:
     if not isinstance(candidates, Tensor):
-        shapes = {tuple(c.shape) for c in candidates if isinstance(c, Tensor)}
+        parts = candidates if isinstance(candidates, list | tuple) else ()
+        shapes = sorted({tuple(part.shape) for part in parts if isinstance(part, Tensor)})
         raise RegistrationError(
-            f"candidates came as {type(candidates).__name__} with shapes {sorted(shapes)}: bring all seeds to one "
-            "size and pass one tensor (seeds, images, channels, height, width), for example by torch.stack"
+            f"candidates came as {type(candidates).__name__} (shapes {shapes}): bring all seeds to one size and pass "
+            "one tensor (seeds, images, channels, height, width), for example by torch.stack"
         )
     if candidates.ndim != 5 or 0 in candidates.shape:
         raise RegistrationError(
@@ -83,7 +86,7 @@ def _as_seeds(seeds: Sequence[int] | None, count: int) -> tuple[int, ...]:
     return names
 
 
-def _as_weights(weights: Tensor | None, images: Tensor) -> Float[Tensor, "seed"]:
+def _as_weights(weights: Tensor | None, images: Tensor) -> Float[Tensor, " seed"]:
     if weights is None:
         return images.new_ones(images.shape[0])
     given = torch.as_tensor(weights, dtype=torch.float32, device=images.device).detach()

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .coarse import correlation
+from .agreement import OUTSIDE
 
-_HUBER = 1.5
+_HUBER = 1.7
 _ITERATIONS = 2
-_OUTSIDE = 1e-3  # weight of a border that was only repeated: it counts where no candidate shows anything
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Consensus:
 
     images: Float[Tensor, "image channel height width"]
     """The consensus, in the candidates' own pixel scale."""
-    agreement: Float[Tensor, "image"]
+    agreement: Float[Tensor, " image"]
     """Per image in [0, 1]: mean correlation of a candidate with the mean of the others; 1 for a single candidate."""
     seeds: tuple[int, ...]
     """Seeds whose candidates were used."""
@@ -38,17 +37,17 @@ class Consensus:
 def average(
     aligned: Float[Tensor, "seed image channel height width"],
     visible: Float[Tensor, "seed image height width"] | None,
-    weights: Float[Tensor, "seed"],
+    weights: Float[Tensor, " seed"],
     kind: str,
 ) -> Float[Tensor, "image channel height width"]:
     """The mean over seeds, or Huber's M-estimate of it per pixel.
 
-    Huber (1964): weights ``min(1, 1.5 s / |r|)`` with ``|r|`` the distance over channels, found by two reweightings
-    from the mean; the deviation s is that of the whole image, so that it has no noise of its own.
+    Huber (1964): weights ``min(1, 1.7 s / |r|)`` with ``|r|`` the distance over channels, found by two reweightings
+    from the mean; s is the mean distance over the whole image and all seeds.
     """
     weight = weights[:, None, None, None, None].expand(*aligned.shape[:2], 1, *aligned.shape[-2:])
     if visible is not None:
-        weight = weight * visible.clamp_min(_OUTSIDE)[:, :, None]
+        weight = weight * visible.clamp_min(OUTSIDE)[:, :, None]
     mean = (weight * aligned).sum(0) / weight.sum(0)
     if kind == "mean" or aligned.shape[0] < 3:
         return mean
@@ -60,21 +59,3 @@ def average(
         robust = torch.where(deviation > 0, robust, weight)
         mean = (robust * aligned).sum(0) / robust.sum(0)
     return mean
-
-
-def others_mean(
-    aligned: Float[Tensor, "seed image height width"], visible: Tensor, weights: Float[Tensor, "seed"]
-) -> Float[Tensor, "seed image height width"]:
-    """For each candidate the mean of all the others: evidence in which it has no share."""
-    weight = weights[:, None, None, None] * visible.clamp_min(_OUTSIDE)
-    total, share = (weight * aligned).sum(0), weight.sum(0)
-    return (total - weight * aligned) / (share - weight).clamp_min(1e-12)
-
-
-def agreement_with_others(
-    aligned: Float[Tensor, "seed image height width"], visible: Tensor, weights: Float[Tensor, "seed"]
-) -> Float[Tensor, "seed image"]:
-    """Correlation of each candidate with the mean of the others; 1 when there are no others."""
-    if aligned.shape[0] == 1:
-        return aligned.new_ones(aligned.shape[:2])
-    return correlation(aligned, others_mean(aligned, visible, weights), visible)

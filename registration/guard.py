@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,8 +16,8 @@ log = logging.getLogger(__name__)
 
 _CHECK_SIZE = 28  # folds and displacement are judged on a field of this size, where noise has been averaged away
 _SMALLEST_AREA = 0.2  # of a unit of area after the warp, below which it counts as folded
-_INDEPENDENT = 10.0  # pixels per independent observation
-_FREEDOM = 8  # degrees of freedom of a homography
+_INDEPENDENT = 4.0  # pixels per independent observation of the blurred evidence
+_ODDS = 20.0
 
 
 def folded(displacement: Float[Tensor, "seed image height width 2"]) -> Bool[Tensor, "seed image"]:
@@ -41,31 +42,27 @@ def too_far(
 
 
 def no_gain(
-    warped: Float[Tensor, "..."], unwarped: Float[Tensor, "..."], pixels: int, margin: float
-) -> Bool[Tensor, "..."]:
-    """Whether warping raised a correlation by less than ``margin``, or by no more than fitting noise would.
+    after: Float[Tensor, "*warps"], before: Float[Tensor, "*warps"], pixels: int, margin: float
+) -> Bool[Tensor, "*warps"]:
+    """Whether warping raised a correlation by less than ``margin``, or by no more than chance may.
 
-    Fitting k parameters to n independent pixels of pure noise raises the log-likelihood by k/2 on average; the gain
-    ``n/2 ln((1 - before^2) / (1 - after^2))`` must exceed the Bayesian information criterion's ``k/2 ln n``.
+    With n independent pixels a correlation c has the log-likelihood ``-n/2 ln(1 - c^2)`` up to a constant: the warp
+    must be `_ODDS` times likelier than none.
     """
-    independent = max(pixels / _INDEPENDENT, 4.0)
-    before = (1 - unwarped.clamp(0, 1).square()).clamp_min(1e-6)
-    after = (1 - warped.clamp(0, 1).square()).clamp_min(1e-6)
-    gain = independent / 2 * (before / after).log()
-    threshold = _FREEDOM / 2 * torch.tensor(independent).log().item()
-    return (warped < unwarped + margin) | (gain < threshold)
+    unexplained = [(1 - match.clamp(0, 1).square()).clamp_min(1e-6) for match in (before, after)]
+    gain = pixels / _INDEPENDENT / 2 * (unexplained[0] / unexplained[1]).log()
+    return (after < before + margin) | (gain < math.log(_ODDS))
 
 
 def refuse(
     displacement: Float[Tensor, "seed image height width 2"],
-    warped: Float[Tensor, "seed image"],
-    unwarped: Float[Tensor, "seed image"],
-    pixels: int,
+    after: Float[Tensor, "seed image"],
+    before: Float[Tensor, "seed image"],
     config: RegistrationConfig,
 ) -> Bool[Tensor, "seed image"]:
     """The warps not to be used; how many fell to which rule is logged."""
     rules = {
-        "no photometric gain": no_gain(warped, unwarped, pixels, config.margin),
+        "no photometric gain": no_gain(after, before, displacement.shape[-3] * displacement.shape[-2], config.margin),
         "folded": folded(displacement),
         "displacement too large": too_far(displacement, config.max_displacement),
     }

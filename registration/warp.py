@@ -7,10 +7,15 @@ A warp maps a place of the consensus to the place in a candidate that shows the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+
+_SMALLEST_SCALE = 0.1
 
 
 def base_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height width 2"]:
@@ -22,8 +27,14 @@ def base_grid(height: int, width: int, like: Tensor) -> Float[Tensor, "height wi
 
 def homography_grid(homographies: Float[Tensor, "*images 3 3"], height: int, width: int) -> Tensor:
     """Where each homography sends the pixel centres, `(*images, height, width, 2)`."""
-    grid = base_grid(height, width, homographies)
-    return transform(homographies[..., None, None, :, :], grid)
+    # The terms in x and in y are formed on a row and a column: a third of the work of `transform` on every pixel.
+    row = base_grid(1, width, homographies)[:, :, 0]
+    column = base_grid(height, 1, homographies)[:, :, 1]
+    h = homographies[..., None, None]
+    across = h[..., 0, 0, :, :] * row + (h[..., 0, 1, :, :] * column + h[..., 0, 2, :, :])
+    down = h[..., 1, 0, :, :] * row + (h[..., 1, 1, :, :] * column + h[..., 1, 2, :, :])
+    scale = h[..., 2, 0, :, :] * row + (h[..., 2, 1, :, :] * column + h[..., 2, 2, :, :])
+    return torch.stack([across, down], dim=-1).div_(scale.clamp_min_(_SMALLEST_SCALE)[..., None])
 
 
 def transform(homographies: Float[Tensor, "... 3 3"], points: Float[Tensor, "... 2"]) -> Float[Tensor, "... 2"]:
@@ -33,7 +44,7 @@ def transform(homographies: Float[Tensor, "... 3 3"], points: Float[Tensor, "...
     it must not make a NaN.
     """
     h, x, y = homographies, points[..., 0], points[..., 1]
-    scale = (h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]).clamp_min(0.1)
+    scale = (h[..., 2, 0] * x + h[..., 2, 1] * y + h[..., 2, 2]).clamp_min(_SMALLEST_SCALE)
     across = (h[..., 0, 0] * x + h[..., 0, 1] * y + h[..., 0, 2]) / scale
     down = (h[..., 1, 0] * x + h[..., 1, 1] * y + h[..., 1, 2]) / scale
     return torch.stack([across, down], dim=-1)
@@ -56,7 +67,7 @@ def sample(
 
 def inside(grid: Float[Tensor, "*batch height width 2"]) -> Float[Tensor, "*batch height width"]:
     """1 where a place lies in the frame, 0 where the sampled value is only a repeated border."""
-    return (grid.abs().amax(dim=-1) <= 1).to(grid.dtype)
+    return ((grid[..., 0].abs() <= 1) & (grid[..., 1].abs() <= 1)).to(grid.dtype)
 
 
 def resize_field(field: Float[Tensor, "*batch height width 2"], height: int, width: int) -> Tensor:
@@ -80,18 +91,37 @@ def to_pixels(displacement: Float[Tensor, "*batch height width 2"]) -> Float[Ten
     return (displacement * half).movedim(-1, -3)
 
 
+@dataclass(frozen=True)
+class Warp:
+    """A homography per candidate image and, when the fine stage ran, a flow on a coarse grid applied before it."""
+
+    homographies: Float[Tensor, "seed image 3 3"]
+    flow: Float[Tensor, "seed image rows columns 2"] | None = None
+
+    def grid(self, height: int, width: int) -> Float[Tensor, "seed image height width 2"]:
+        """Where the warp sends the pixel centres of an image of this size."""
+        if self.flow is None:
+            return homography_grid(self.homographies, height, width)
+        places = base_grid(height, width, self.flow) + resize_field(self.flow, height, width)
+        return transform(self.homographies[..., None, None, :, :], places)
+
+    def displacement(self, height: int, width: int) -> Float[Tensor, "seed image height width 2"]:
+        """`grid` less the pixel centres, in [-1, 1] units."""
+        return self.grid(height, width) - base_grid(height, width, self.homographies)
+
+
 def remove_shared_homography(
-    homographies: Float[Tensor, "seed image 3 3"], trusted: Float[Tensor, "seed image"]
+    homographies: Float[Tensor, "seed image 3 3"],
 ) -> Float[Tensor, "seed image 3 3"]:
-    """Homographies whose mean displacement of the four corners over the trusted seeds is zero.
+    """Homographies whose mean displacement of the four corners over the seeds is zero.
 
     Registration to an average leaves one warp free (the gauge): that of the average itself. Seeds are alike, so their
     mean warp is taken as the frame.
     """
     corners = homographies.new_tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-    moved = transform(homographies[..., None, :, :], corners)
-    weight = trusted[..., None, None]
-    mean = ((moved - corners) * weight).sum(0) / weight.sum(0).clamp_min(1) + corners
+    # Bounded, so that one wild homography cannot make the mean of the corners degenerate.
+    moved = (transform(homographies[..., None, :, :], corners) - corners).clamp(-0.5, 0.5)
+    mean = corners + moved.mean(0)
     shared = homography_from_corners(corners, mean)
     return normalised(homographies @ torch.linalg.inv(shared))
 
@@ -113,16 +143,15 @@ def normalised(homographies: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
 
 
 def remove_shared_displacement(
-    displacement: Float[Tensor, "seed image height width 2"], trusted: Float[Tensor, "seed image"]
+    displacement: Float[Tensor, "seed image height width 2"],
 ) -> Float[Tensor, "seed image height width 2"]:
-    """Displacements re-expressed in the frame in which their mean over the trusted seeds is zero.
+    """Displacements re-expressed in the frame in which their mean over the seeds is zero.
 
-    With ``m`` that mean, the new frame is ``y = x + m(x)``; its inverse is found by fixed-point iteration, and
-    ``d'(y) = d(x) + m(x)``'s change of place keeps every candidate point where it was: ``y + d'(y) = x + d(x)``.
+    With m that mean, the new frame is ``y = x + m(x)``, inverted by fixed-point iteration. Every candidate point stays
+    where it was: ``y + d'(y) = x + d(x)``.
     """
-    weight = trusted[..., None, None, None]
-    shared = (displacement * weight).sum(0) / weight.sum(0).clamp_min(1)
-    base = base_grid(*displacement.shape[-3:-1], displacement)
+    shared = displacement.mean(0)
+    base = base_grid(displacement.shape[-3], displacement.shape[-2], displacement)
     place = base - shared
     for _ in range(3):
         place = base - sample_field(shared, place)

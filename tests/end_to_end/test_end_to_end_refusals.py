@@ -1,0 +1,127 @@
+"""Bad input through the real entry point: one clear sentence, exit status 2, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gradinversion.capture import ClientConfig, simulate_client
+from gradinversion.run import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def captured(tmp_path: Path) -> Path:
+    update, _, _ = simulate_client(ClientConfig(), 0)
+    update.save(tmp_path / "update.safetensors")
+    return tmp_path / "update.safetensors"
+
+
+def test_unknown_keys_are_named_with_the_nearest_and_all_together(capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(capsys, "agents.cuont=3", "clinet.batch_size=2", "agents.iterations=many")
+    assert "agents.cuont" in text
+    assert "agents.count" in text
+    assert "client.batch_size" in text
+    assert "agents.iterations" in text
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "attack" in refused(capsys, "atack")
+
+
+def test_a_missing_update_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.safetensors" in refused(capsys, "update=none.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])
+def test_a_hostile_update_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    assert "bad.safetensors" in refused(capsys, "update=bad.safetensors")
+
+
+def test_a_truncated_update_file(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
+    captured.write_bytes(captured.read_bytes()[:-100])
+    assert "update.safetensors" in refused(capsys, f"update={captured}")
+
+
+def test_an_update_of_another_model_lists_all_mismatches(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
+    text = refused(capsys, f"update={captured}", "client.model=resnet18", "client.classes=10")
+    assert "conv1.weight" in text
+    assert "fc.bias" in text
+    assert "hash" in text
+
+
+def test_an_update_of_the_same_model_with_other_weights(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
+    assert "hash" in refused(capsys, f"update={captured}", "seed=5")
+
+
+def test_an_empty_image_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(capsys, "client.images=empty")
+
+
+def test_an_unreadable_image_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    assert "broken.png" in refused(capsys, "client.images=pictures", "client.batch_size=1")
+
+
+def test_a_batch_larger_than_the_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40), (10, 200, 30)).save(tmp_path / "pictures" / "one.png")
+    text = refused(capsys, "client.images=pictures", "client.batch_size=3")
+    assert "3" in text
+    assert "1" in text
+
+
+def test_out_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "out=file" in refused(capsys, "out=file")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
+def test_a_full_disk_keeps_what_was_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("the old report")
+    (out / "config.yaml").symlink_to("/dev/full")
+    assert "No space left" in refused(capsys, f"out={out}")
+    assert (out / "report.json").read_text() == "the old report"
+
+
+def test_labels_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "client.labels" in refused(capsys, "client.labels=0,1,77", "client.batch_size=3")
+
+
+def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for key in ("agents.count", "coordinator.mode", "client.bn", "objective.group_weight", "audit.controls"):
+        assert key in text
+
+
+def test_capture_writes_an_update_that_loads(tmp_path: Path) -> None:
+    from gradinversion.capture import CapturedUpdate
+
+    assert main(["capture", "out=captured", "client.bn=train_shared", "client.defence=prune",
+                 "client.defence_strength=0.5"]) == 0
+    update = CapturedUpdate.load(tmp_path / "captured" / "update.safetensors")
+    assert update.buffers is not None
+    assert update.batch_norm.value == "train_shared"
+    zeros = torch.cat([gradient.flatten() == 0 for gradient in update.gradients.values()])
+    assert 0.45 < float(zeros.float().mean()) < 0.55

@@ -1,0 +1,132 @@
+"""The real command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW_STEPS = ("agents.count=2", "agents.iterations=120", "coordinator.period=30", "coordinator.start=0.5")
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *words]
+
+
+def environment() -> dict[str, str]:
+    # No cluster of somebody else, and no colour codes in what is read back.
+    return os.environ | {"RAY_ADDRESS": "local", "NO_COLOR": "1"}
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+
+
+def begin(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*words),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_round(out: Path, index: int, process: subprocess.Popen[str]) -> None:
+    manifest = out / "checkpoints" / f"round-{index:06d}" / "manifest.json"
+    while not manifest.exists():
+        assert process.poll() is None, f"the run ended before round {index} was saved: {process.communicate()[1]}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(f"out={folder}/out", *FEW_STEPS, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Report: " in done.stdout
+    return folder / "out"
+
+
+def test_c4_at_few_steps_is_far_above_the_constant_image(undisturbed: Path) -> None:
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert report["label_accuracy"] == 1.0
+    assert report["psnr_mean"] > 24
+    assert report["psnr_mean"] > report["constant_image_psnr"] + 6
+    assert report["agents"] == 2
+    assert report["iterations"] == 120
+    assert report["rounds"] == 4
+    assert report["outcome"] == "all steps done"
+    assert report["gradient_loss"] < 0.2
+    assert len(report["images"]) == 4
+
+
+def test_out_holds_every_promised_file(undisturbed: Path) -> None:
+    promised = {"report.json", "report.html", "reconstruction.png", "reconstruction.safetensors", "config.yaml"}
+    promised |= {"metrics.jsonl", "checkpoints"}
+    assert promised <= {path.name for path in undisturbed.iterdir()}
+
+
+def test_killed_and_resumed_gives_equal_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = begin(f"out={out}", *FEW_STEPS, cwd=tmp_path)
+    wait_for_round(out, 1, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.json").exists()
+    resumed = run(f"out={out}", *FEW_STEPS, "resume=true", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "Continued after round" in resumed.stdout
+    for name in ("reconstruction.safetensors", "reconstruction.png"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_interrupt_saves_says_how_to_go_on_and_leaves_nothing_running(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = begin(f"out={out}", "agents.count=2", "agents.iterations=100000", "coordinator.period=20", cwd=tmp_path)
+    wait_for_round(out, 0, process)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "resume=true" in errors
+    assert "Traceback" not in errors
+    assert list((out / "checkpoints").glob("round-*/manifest.json"))
+    deadline = time.monotonic() + 60
+    while (left := running_in_session(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+
+def running_in_session(session: int) -> list[str]:
+    """Command lines of the processes of a session that are still alive."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, _, its_session = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+            if entry.name.isdigit() and int(its_session) == session and state != "Z":
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def test_a_captured_update_is_audited_without_any_private_image(tmp_path: Path) -> None:
+    saved = run("capture", f"out={tmp_path}/captured", cwd=tmp_path)
+    assert saved.returncode == 0, saved.stderr
+    update = tmp_path / "captured" / "update.safetensors"
+    steps = ("agents.count=1", "agents.iterations=40", "coordinator.period=20")
+    done = run(f"out={tmp_path}/out", f"update={update}", *steps, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["psnr_mean"] is None
+    assert report["gradient_loss"] < 1
+    assert "no ground truth" in done.stdout.lower()

@@ -1,0 +1,120 @@
+"""The simulated client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import (
+    CapturedUpdate,
+    ClientConfig,
+    ClientError,
+    Normalisation,
+    UpdateError,
+    capture_gradient,
+    simulate_client,
+)
+from torch import nn
+
+
+def test_captured_gradient_is_backwards_gradient_and_the_model_is_untouched() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).train()
+    images, labels = torch.rand(5, 3, 2, 2), torch.tensor([0, 1, 2, 2, 0])
+    update = capture_gradient(model, images, labels, normalisation=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    F.cross_entropy(model((images - 0.5) / 0.25), labels).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(update.gradients[name], parameter.grad)
+    assert update.image_count == 5
+    assert update.image_shape == (3, 2, 2)
+    assert update.normalisation == Normalisation((0.5,) * 3, (0.25,) * 3)
+    assert update.loss == "cross_entropy"
+    assert update.model_id == "Sequential"
+    assert update.mismatches(model) == []
+
+
+def test_unused_and_frozen_parameters() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    model[1].bias.requires_grad_(False)
+    update = capture_gradient(model, torch.rand(1, 3, 2, 2), torch.tensor([0]))
+    assert set(update.gradients) == {"idle", "1.weight"}
+    assert torch.equal(update.gradients["idle"], torch.zeros(2))
+    assert update.mismatches(model) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (torch.rand(3, 4, 4), torch.tensor([0]), "images have shape"),
+        (torch.rand(2, 3, 4, 4), torch.tensor([0]), "labels have shape"),
+        (torch.rand(0, 3, 4, 4), torch.zeros(0, dtype=torch.long), "batch >= 1"),
+        (torch.full((1, 3, 2, 2), float("nan")), torch.tensor([0]), "not finite"),
+    ],
+)
+def test_bad_batches_are_refused(images: torch.Tensor, labels: torch.Tensor, sentence: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(UpdateError, match=sentence):
+        capture_gradient(model, images, labels)
+
+
+def test_default_client_is_a_function_of_the_seed_and_saves(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    config = ClientConfig(defence="noise", defence_strength=0.1)
+    first, model, private = simulate_client(config, seed=0)
+    second, _, _ = simulate_client(config, seed=0)
+    third, _, _ = simulate_client(config, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(g, second.gradients[name]) for name, g in first.gradients.items())
+    assert first.weight_hash != third.weight_hash
+    assert first.defence == "noise 0.1"
+    assert not model.training
+    assert private.names == ("astronaut", "chelsea", "coffee", "rocket")
+    assert private.labels.tolist() == [0, 1, 2, 3]
+    first.save(tmp_path / "u.safetensors")
+    CapturedUpdate.load(tmp_path / "u.safetensors").require_match(model)
+
+
+def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
+    update, model, _ = simulate_client(ClientConfig(bn="train_shared", labels="3,3,0,9"), seed=0)
+    update.save(tmp_path / "u.safetensors")
+    loaded = CapturedUpdate.load(tmp_path / "u.safetensors")
+    loaded.require_match(model)
+    assert loaded.buffers is not None
+    assert int(loaded.buffers["1.num_batches_tracked"]) == 1
+    assert not torch.equal(loaded.buffers["1.running_mean"], model.get_buffer("1.running_mean"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch_size": 12}, "12 images and 10 classes"),
+        ({"labels": "0,1,2"}, "lists 3 labels for 4 images"),
+        ({"labels": "0,1,2,10"}, "names class 10"),
+        ({"labels": "0,1,,2"}, "whole numbers"),
+        ({"labels": "0,1,2,-1"}, "whole numbers"),
+        ({"labels": "cat,dog,0,1"}, "whole numbers"),
+        ({"labels": "²,0,0,1"}, "whole numbers"),
+        ({"bn": "train"}, "client.bn is 'train'; use one of eval, train_shared, train_private"),
+        ({"batch_size": 0}, "client.batch_size is 0"),
+        ({"classes": 1}, "client.classes is 1"),
+        ({"image_size": 2}, "client.image_size is 2"),
+        ({"defence": "fog"}, "defence is 'fog'"),
+        ({"defence": "noise"}, "'noise' is 0"),
+    ],
+)
+def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ClientError, match=sentence):
+        ClientConfig(**settings)
+
+
+def test_all_bad_settings_are_told_together() -> None:
+    with pytest.raises(ClientError, match=r"classes is 0.*bn is 'x'.*'fog'"):
+        ClientConfig(classes=0, bn="x", defence="fog")

@@ -1,0 +1,168 @@
+"""The coordinator over a group in this process: rounds, consensus, resume, failures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gradinversion.agents import AgentsConfig, Candidate, Outcome
+from gradinversion.capture import CapturedUpdate, LabelError
+from gradinversion.coordinator import (
+    AllSeedsFailed,
+    AttackConfig,
+    CheckpointError,
+    Coordinator,
+    Reconstruction,
+)
+
+
+def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, **more: Any) -> Reconstruction:
+    return Coordinator(update, model, config, serial(config), **more).run()
+
+
+def test_a_run_ends_with_a_reconstruction_of_its_rounds(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    result = attack(serial, update, model, config, out=tmp_path)
+    assert result.outcome is Outcome.FINISHED
+    assert result.rounds == 4
+    assert result.iterations == 40
+    assert result.images.shape == (3, 3, 8, 8)
+    assert 0 <= float(result.images.min())
+    assert float(result.images.max()) <= 1
+    assert [row["step"] for row in result.registration] == [20, 30, 40]
+    assert len(result.sources) == 3
+    assert result.labels.labels.tolist() == [0, 1, 3]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(result.history)
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    assert max(row["step"] for row in rows) == 40
+
+
+def test_agents_are_given_a_consensus_only_from_its_start_on(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    group = serial(config)
+    Coordinator(update, model, config, group).run()
+    assert [until for until, _, _ in group.rounds] == [10, 20, 30, 40]
+    assert [consensus is None for _, consensus, _ in group.rounds] == [True, True, False, False]
+
+
+def test_two_runs_are_bit_equal_and_another_seed_is_not(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    first, second = (attack(serial, update, model, config) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert first.history[-1]["total"] == second.history[-1]["total"]
+    assert not torch.equal(first.images, attack(serial, update, model, replace(config, seed=7)).images)
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_resume_gives_the_same_images(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path, killed_after: int
+) -> None:
+    whole = attack(serial, update, model, config)
+    group = serial(config)
+    run_round = group.run_round
+
+    def dies(*arguments: Any) -> list[Candidate]:
+        if len(group.rounds) == killed_after:
+            raise KeyboardInterrupt
+        found: list[Candidate] = run_round(*arguments)
+        return found
+
+    group.run_round = dies
+    with pytest.raises(KeyboardInterrupt):
+        Coordinator(update, model, config, group, out=tmp_path).run()
+    resumed = attack(serial, update, model, config, out=tmp_path, resume=True)
+    assert torch.equal(resumed.images, whole.images)
+    assert torch.equal(resumed.consensus, whole.consensus)
+    assert [row["step"] for row in resumed.history] == [row["step"] for row in whole.history]
+    assert any("Continued after round" in message for message in resumed.messages)
+
+
+def test_resume_of_a_finished_run_gives_its_images_again(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    whole = attack(serial, update, model, config, out=tmp_path)
+    assert torch.equal(attack(serial, update, model, config, out=tmp_path, resume=True).images, whole.images)
+
+
+def test_resume_of_another_run_is_refused_before_any_work(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    attack(serial, update, model, config, out=tmp_path)
+    other = replace(config, agents=replace(config.agents, learning_rate=0.2))
+    with pytest.raises(CheckpointError, match=r"agents\.learning_rate: 0\.1 there, 0\.2 now"):
+        attack(serial, update, model, other, out=tmp_path, resume=True)
+
+
+def test_resume_without_a_checkpoint_begins_anew_and_says_so(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    result = attack(serial, update, model, config, out=tmp_path, resume=True)
+    assert any("no checkpoint" in message for message in result.messages)
+
+
+def test_a_round_that_cannot_be_saved_does_not_end_the_run(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    result = attack(serial, update, model, config, out=tmp_path)
+    assert result.outcome is Outcome.FINISHED
+    assert any("was not saved" in message for message in result.messages)
+
+
+def test_a_seed_that_keeps_failing_is_dropped_and_the_run_ends_without_it(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    group = serial(config)
+    start = group.start
+
+    def poisoned(target: Any) -> tuple[str, ...]:
+        messages: tuple[str, ...] = start(target)
+        agent = group.agents[1]
+        terms = agent._objective.terms
+        agent._objective.terms = lambda images, consensus=None: {
+            name: value * float("nan") for name, value in terms(images, consensus).items()
+        }
+        return messages
+
+    group.start = poisoned
+    result = Coordinator(update, model, config, group).run()
+    assert result.outcome is Outcome.FINISHED
+    assert [candidate.seed for candidate in result.candidates] == [0, 2]
+    assert result.restarts == config.agents.restarts
+    assert any("Seed 1" in message and "dropped" in message for message in result.messages)
+    assert bool(torch.isfinite(result.images).all())
+
+
+def test_a_run_without_a_seed_left_is_an_error_in_words(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    hopeless = replace(config, agents=AgentsConfig(count=2, iterations=10, learning_rate=1e30, sign=False, box=False))
+    with pytest.raises(AllSeedsFailed, match="every seed failed"):
+        attack(serial, update, model, hopeless)
+
+
+def test_given_labels_of_the_wrong_number_are_refused(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    with pytest.raises(LabelError, match="2 labels were given for 3 images"):
+        attack(serial, update, model, replace(config, labels="0,1"))
+
+
+def test_status_tells_round_phase_and_losses(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    coordinator = Coordinator(update, model, config, serial(config))
+    assert coordinator.status.phase == "starting"
+    coordinator.run()
+    assert coordinator.status.round == coordinator.status.rounds == 4
+    assert all("gradient" in losses for _, _, _, losses, _ in coordinator.status.candidates)
