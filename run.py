@@ -6,9 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from torch import nn
-
 from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.capture import (
     CapturedUpdate,
@@ -22,13 +19,15 @@ from gradinversion.capture import (
     simulate_client,
 )
 from gradinversion.cluster import ClusterError, ProgressView, reconstruct
-from gradinversion.config import ConfigError, RunConfig, config_yaml, load_config
+from gradinversion.config import ConfigError, RunConfig, config_yaml, differences, load_config, load_config_file
 from gradinversion.config_help import help_text
-from gradinversion.coordinator import AllSeedsFailed, CheckpointError
+from gradinversion.coordinator import AllSeedsFailedError, CheckpointError
+from rich.console import Console
+from torch import nn
 
 VERBS = ("attack", "capture")
 _REFUSALS = (
-    AllSeedsFailed,
+    AllSeedsFailedError,
     CheckpointError,
     ClientError,
     ClusterError,
@@ -118,12 +117,22 @@ def obtain(config: RunConfig) -> tuple[CapturedUpdate, nn.Module, PrivateBatch |
 
 def _open_folder(config: RunConfig) -> Path:
     out = Path(config.out)
+    if config.resume and (out / "config.yaml").exists():
+        _require_same_run(config, out / "config.yaml")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(config_yaml(config))
     except OSError as error:
         raise ReportError(f"out={config.out} cannot be written ({error.strerror}); give a folder that can.") from None
     return out
+
+
+def _require_same_run(config: RunConfig, path: Path) -> None:
+    """Before anything in the folder is written, so that the other run can still be resumed."""
+    found = differences(load_config_file(path), config)
+    if found:
+        listed = "".join(f"\n  - {line}" for line in found)
+        raise ConfigError([f"{path.parent} holds a run with other settings; give those, or another out:{listed}"])
 
 
 def _trained(config: RunConfig) -> bool | None:

@@ -23,7 +23,7 @@ class Form(StrEnum):
 
 
 class GradientScale(StrEnum):
-    """``linear``: the gradient loss as it is. ``log``: its logarithm, so that priors weigh less as the match improves."""
+    """``linear``: the gradient loss as it is. ``log``: its logarithm; priors weigh less as the match improves."""
 
     LINEAR = "linear"
     LOG = "log"

@@ -32,7 +32,7 @@ from .gradient_losses import GRADIENT_LOSSES, relative_l2
 _FLOOR = 1e-7
 
 
-class _Reached(Exception):
+class _AnchorReached(Exception):  # noqa: N818 - it is no error
     """Carries the anchor's input out of the forward pass; what lies behind it need not be computed."""
 
     def __init__(self, value: Tensor) -> None:
@@ -153,12 +153,12 @@ class Objective:
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            raise _Reached(inputs[0])
+            raise _AnchorReached(inputs[0])
 
         handle = self._model.get_submodule(name).register_forward_pre_hook(stop)
         try:
             self._model(images)
-        except _Reached as reached:
+        except _AnchorReached as reached:
             return reached.value
         finally:
             handle.remove()

@@ -50,7 +50,9 @@ class AgentProcess:
             # The number of threads belongs to the thread that computes, and an actor's methods may run in any.
             torch.set_num_threads(self._threads)
             images = tensor(consensus)
-            return pack(self._running.run(until_step, None if images is None else images[torch.from_numpy(order.copy())]))
+            return pack(
+                self._running.run(until_step, None if images is None else images[torch.from_numpy(order.copy())])
+            )
 
     def begin(self, period: int) -> None:
         """Descend to the last step in a thread of its own (``async``)."""
@@ -102,4 +104,5 @@ class AgentProcess:
         return 0 if self._agent is None else self._agent.step
 
 
-AgentActor = ray.remote(AgentProcess)
+# Ray adds .remote and .options at run time, which its types only tell for decorated classes.
+AgentActor: Any = ray.remote(AgentProcess)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -48,4 +49,5 @@ class CoordinatorProcess:
         self._coordinator.stop()
 
 
-CoordinatorActor = ray.remote(CoordinatorProcess)
+# Ray adds .remote and .options at run time, which its types only tell for decorated classes.
+CoordinatorActor: Any = ray.remote(CoordinatorProcess)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
@@ -49,15 +50,16 @@ def reconstruct(
         watch: Called about twice a second with the state of the run.
 
     Raises:
-        UpdateError, LabelError, CheckpointError, AllSeedsFailed: see `Coordinator`.
+        UpdateError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
         ClusterError: A process of the run died.
     """
     config = config or AttackConfig()
     with _ray():
-        resources = share(config.agents, ray.cluster_resources())
+        available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources = share(config.agents, available)
         # Labels and peeling come before the agents have work, so the coordinator may use what they will use.
-        threads = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        coordinator = CoordinatorActor.options(num_cpus=0, max_concurrency=4).remote(  # type: ignore[attr-defined]
+        threads = max(1, int(available.get("CPU", 1)))
+        coordinator = CoordinatorActor.options(num_cpus=0, max_concurrency=4).remote(
             update, model, config, resources, threads, str(out.resolve()) if out else None, resume
         )
         try:
@@ -72,8 +74,9 @@ def reconstruct(
         except RayTaskError as error:
             raise _cause(error) from None
         except RayActorError as error:
+            what = str(error).splitlines()[0]
             raise ClusterError(
-                f"A process of the run died ({str(error).splitlines()[0]}); resume=true continues from the last checkpoint."
+                f"A process of the run died ({what}); resume=true continues from the last checkpoint."
             ) from None
 
 
@@ -92,11 +95,11 @@ def _ray() -> Iterator[None]:
         return
     # Without it Ray 2.x warns in every process that a future release leaves CUDA_VISIBLE_DEVICES alone.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, **quiet}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local = quiet | {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    address = _cluster_address()
     try:
-        # Joins RAY_ADDRESS or the cluster of `ray start`; raises where there is none.
-        ray.init(address=_cluster_address(), **quiet) if _cluster_address() else ray.init(**local)
+        ray.init(**(local if address is None else quiet | {"address": address}))
     except ConnectionError:
         ray.init(**local)  # the address was that of a cluster that is gone
     try:

@@ -81,7 +81,9 @@ class ProgressView:
         latest = {seed: (losses, outcome) for seed, _, _, losses, outcome in status.candidates}
         names = [name for name in _TERMS if any(name in losses for losses, _ in latest.values())]
         for heading in ("agent", "step", "", "steps/s", *names, "state"):
-            table.add_column(heading.replace("_", " "), justify="left" if heading in ("agent", "state", "") else "right")
+            table.add_column(
+                heading.replace("_", " "), justify="left" if heading in ("agent", "state", "") else "right"
+            )
         steps = status.steps or (0,) * len(status.seeds)
         for seed, step in list(zip(status.seeds, steps, strict=True))[:_SHOWN_AGENTS]:
             losses, outcome = latest.get(seed, ({}, None))

@@ -2,7 +2,7 @@
 
 from .checkpoints import CheckpointError, CheckpointStore, read_tensors, write_tensors
 from .config import AttackConfig, CoordinatorConfig, Mode
-from .coordinator import AllSeedsFailed, Coordinator
+from .coordinator import AllSeedsFailedError, Coordinator
 from .group import AgentGroup
 from .reconstruction import Reconstruction
 from .selection import Choice, choose
@@ -10,7 +10,7 @@ from .status import Status
 
 __all__ = [
     "AgentGroup",
-    "AllSeedsFailed",
+    "AllSeedsFailedError",
     "AttackConfig",
     "CheckpointError",
     "CheckpointStore",

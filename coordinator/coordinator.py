@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..agents import Candidate, Objective, Outcome
-from ..capture import CapturedUpdate, RecoveredLabels
+from ..capture import CapturedUpdate
 from ..registration import Consensus, register
 from .checkpoints import Checkpoint, CheckpointError, CheckpointStore, read_tensors, write_file, write_tensors
 from .config import AttackConfig, Mode
@@ -30,7 +30,7 @@ _CONSENSUS_FILE = "consensus.safetensors"
 _POLL_SECONDS = 0.05
 
 
-class AllSeedsFailed(RuntimeError):
+class AllSeedsFailedError(RuntimeError):
     """Every seed diverged more often than its restarts allow."""
 
 
@@ -86,7 +86,7 @@ class Coordinator:
         Raises:
             UpdateError, LabelError: The update cannot be attacked.
             CheckpointError: ``resume`` found a checkpoint of another run.
-            AllSeedsFailed: No seed is left.
+            AllSeedsFailedError: No seed is left.
         """
         # A checkpoint of another run is refused before any work is done.
         checkpoint = self._find_checkpoint()
@@ -178,7 +178,9 @@ class Coordinator:
                 progress.history.append({**facts, **row, "steps_per_second": steps / rate if rate else 0.0})
         self._write_metrics()
         if not usable(candidates):
-            raise AllSeedsFailed(f"{Outcome.ALL_SEEDS_FAILED.value}; lower agents.learning_rate or change the loss.")
+            raise AllSeedsFailedError(
+                f"{Outcome.ALL_SEEDS_FAILED.value}; lower agents.learning_rate or change the loss."
+            )
 
     def _write_metrics(self) -> None:
         if self._metrics is None:

@@ -40,7 +40,9 @@ class AgentGroup(Protocol):
     def latest(self) -> list[Candidate]:
         """``async``: the newest candidate of each agent, with the losses recorded since the last call."""
 
-    def broadcast(self, consensus: Float[Tensor, "batch channel height width"], orders: Int[Tensor, "seed batch"]) -> None:
+    def broadcast(
+        self, consensus: Float[Tensor, "batch channel height width"], orders: Int[Tensor, "seed batch"]
+    ) -> None:
         """``async``: the consensus that agents take up when they next look."""
 
     def save(self, folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ def common_order(
     """
     seeds, batch = candidates.shape[:2]
     orders = torch.arange(batch).repeat(seeds, 1)
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         places = (labels == label).nonzero().flatten()
         if len(places) < 2:
             continue

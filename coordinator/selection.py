@@ -55,4 +55,3 @@ def choose(
 
 def _finite(loss: float) -> float:
     return loss if loss == loss else float("inf")
-

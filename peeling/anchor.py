@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate
-from .chain import Link, trace_chain
+from .chain import TRANSPARENT, Link, trace_chain
+from .check import confirm_chain
 from .config import PeelingConfig
 from .head import peel_head
-from .layers import Solved, peel_convolution, peel_linear
+from .layers import Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
+
+# Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
+_CROWD = 0.05
+# Fewer than so many units that are wrongly taken for shut are expected: then there are none.
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,12 @@ class Anchor:
     error: float
     """Largest estimated relative error on the way."""
 
-    def to(self, device: torch.device) -> Anchor:
-        """The same on another device, in float32."""
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Anchor:
+        """The same on another device and in another type, the model's."""
         return replace(
             self,
-            activations=self.activations.to(device, torch.float32),
-            cotangent=self.cotangent.to(device, torch.float32),
+            activations=self.activations.to(device, dtype),
+            cotangent=self.cotangent.to(device, dtype),
         )
 
 
@@ -61,6 +68,8 @@ class _State:
     activations: Tensor
     cotangent: Tensor
     error: float
+    uncertainty: float
+    """Estimated largest absolute error of a single activation."""
 
 
 def peel(
@@ -77,147 +86,171 @@ def peel(
     config = config or PeelingConfig()
     if not config.enabled:
         return Peeling(None, "Layer peeling is switched off.")
-    chain = trace_chain(model, update.image_shape, update.batch_norm)
+    mode = update.batch_norm
+    chain = confirm_chain(trace_chain(model, update.image_shape, mode), model, update.image_shape, mode)
     if not chain:
-        return Peeling(None, "Layer peeling needs a model that ends in a fully connected layer.")
-    last = chain[-1]
-    gradients = update.gradients
-    bias = getattr(last.module, "bias", None)
-    weight = last.module.weight
-    assert isinstance(weight, Tensor)
-    head = peel_head(weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias"), labels)
-    if not head.error <= config.tolerance:
-        return Peeling(None, _refusal(last.name, head.error, config.tolerance, len(labels), weight.shape[0]))
-    state = _State(len(chain) - 1, head.features, head.cotangent, head.error)
-    anchor = _anchor(chain, state)
+        return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
+    state = _start(chain, update, labels)
+    if isinstance(state, str):
+        return Peeling(None, state)
+    if not state.error <= config.tolerance:
+        return Peeling(None, _refusal(chain[-1], state.error, config.tolerance, len(labels)))
+    anchor = _anchor(chain, state, config.tolerance)
     reason = "the model's structure ends the chain"
     while state.index > 0:
         below = _descend(chain, state, update)
-        if below is None:
-            reason = "the layer before it is not of a kind that can be solved"
+        if isinstance(below, str):
+            reason = below
             break
         if not below.error <= config.tolerance:
             reason = f"{chain[below.index].name} is not determined by the update (error {below.error:.1g})"
             break
         state = below
-        anchor = _anchor(chain, state)
+        anchor = _anchor(chain, state, config.tolerance)
     message = (
         f"Layer peeling recovered each image's activations at the input of {anchor.module} "
-        f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because {reason}."
+        f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "
+        f"{reason}."
     )
     return Peeling(anchor, message)
 
 
-def _refusal(name: str, error: float, tolerance: float, batch: int, classes: int) -> str:
+def _start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | str:
+    """At the input of the final layer, or why not."""
+    last, gradients = chain[-1], update.gradients
+    if f"{last.name}.weight" not in gradients:
+        return f"Layer peeling needs the gradient of {last.name}.weight, which the update lacks (a frozen layer)."
+    weight, bias = last.module.weight, getattr(last.module, "bias", None)
+    assert isinstance(weight, Tensor)
+    head = peel_head(weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias"), labels)
+    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread_error(head.features, head.error))
+
+
+def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
+    (classes,) = last.output_shape
     if batch >= classes:
         return f"Layer peeling needs fewer images than classes; the update has {batch} images and {classes} classes."
     return (
-        f"Layer peeling stopped at {name}: the features behind the gradient have an estimated error of {error:.2g}, "
-        f"above peeling.tolerance={tolerance:g} (repeated labels, noise or pruning do this)."
+        f"Layer peeling stopped at {last.name}: the features behind the gradient have an estimated error of "
+        f"{error:.2g}, above peeling.tolerance={tolerance:g} (repeated labels, noise, pruning, or a model that is very "
+        "sure of the batch do this)."
     )
 
 
-def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State | None:
-    """From the input of one parameter layer to the input of the one before it."""
-    index = state.index - 1
+def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State | str:
+    """From the input of one parameter layer to the input of the one before it, or why not."""
+    index, uncertainty = state.index - 1, state.uncertainty
     activations, cotangent = state.activations, state.cotangent
     known = torch.ones_like(activations, dtype=torch.bool)
     while index >= 0 and not isinstance(chain[index].module, nn.Linear | nn.Conv2d):
+        activations, cotangent, known = _shaped(chain[index].output_shape, activations, cotangent, known)
         module = chain[index].module
-        shape = (len(activations), *chain[index].input_shape)
         if isinstance(module, nn.ReLU):
-            known = known & _open(activations, state.error)
+            known = known & _open(activations, uncertainty)
             activations, cotangent = activations * known, cotangent * known
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            scale, shift = _affine(module, len(shape))
-            activations, cotangent = (activations - shift) / scale, cotangent * scale
-        activations, cotangent, known = (t.reshape(shape) for t in (activations, cotangent, known))
+            scale, shift = (t.detach().double().cpu() for t in batch_norm_affine(module, activations.dim()))
+            passed = scale.abs() > 1e-6 * scale.abs().max()  # a channel scaled to nothing says nothing about its input
+            known = known & passed
+            activations = torch.where(known, (activations - shift) / torch.where(passed, scale, 1.0), 0.0)
+            cotangent, uncertainty = cotangent * scale, uncertainty / float(scale.abs()[passed].min())
+        activations, cotangent, known = _shaped(chain[index].input_shape, activations, cotangent, known)
         index -= 1
     if index < 0:
-        return None
-    layer, name = chain[index].module, chain[index].name
-    gradient = update.gradients[f"{name}.weight"].double().cpu()
-    shape = (len(activations), *chain[index].input_shape)
+        return "the layer before it is not of a kind that can be solved"
+    link, layer = chain[index], chain[index].module
+    gradient = update.gradients.get(f"{link.name}.weight")
+    if gradient is None:
+        return f"the update lacks the gradient of {link.name}.weight (a frozen layer)"
+    gradient, shape = gradient.cpu(), (len(activations), *link.input_shape)
+    activations, cotangent, known = _shaped(link.output_shape, activations, cotangent, known)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    if layer.bias is not None:
+        bias = layer.bias.detach().double().cpu()
+        activations = activations - (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
     if isinstance(layer, nn.Linear):
         if len(shape) != 2:
-            return None
-        solved = peel_linear(gradient, cotangent)
-        below = cotangent @ layer.weight.detach().double().cpu()
+            return f"{link.name} runs on more than one vector for each image"
+        solved = peel_linear(layer, gradient, cotangent, activations, known)
     else:
-        assert isinstance(layer, nn.Conv2d)
-        bias = 0.0 if layer.bias is None else layer.bias.detach().double().cpu()[:, None, None]
-        solved = peel_convolution(layer, shape, gradient, cotangent, (activations - bias) * known, known)
-        below = _convolution_cotangent(layer, shape, cotangent)
-    solved = _non_negative(solved, chain, index)
-    return _State(index, solved.activations, below, max(state.error, solved.error))
+        solved = peel_convolution(layer, shape, gradient, cotangent, activations, known, state.error)
+    solved = _non_negative(solved, chain[:index])
+    error = worst(state.error, solved.error)
+    return _State(index, solved.activations, _cotangent_below(layer, shape, cotangent), error, solved.uncertainty)
 
 
-def _open(activations: Tensor, error: float) -> Tensor:
+def _shaped(shape: tuple[int, ...], *tensors: Tensor) -> list[Tensor]:
+    return [tensor.reshape(len(tensor), *shape) for tensor in tensors]
+
+
+def _open(activations: Tensor, uncertainty: float) -> Tensor:
     """Where the ReLU was open: above the numerical error of what was recovered."""
-    return activations > max(10 * error, 1e-6) * float(activations.abs().max())
+    return activations > 2 * uncertainty
 
 
-def _affine(module: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Batch norm in evaluation mode as ``scale * x + shift``, broadcastable over ``(batch, channel, ...)``."""
-    assert module.running_mean is not None
-    assert module.running_var is not None
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    if module.affine:
-        scale = scale * module.weight.detach().double()
-    shift = -module.running_mean.double() * scale
-    if module.affine:
-        shift = shift + module.bias.detach().double()
-    view = (1, -1) + (1,) * (dimensions - 2)
-    return scale.cpu().view(view), shift.cpu().view(view)
+def _doubt(activations: Tensor, cotangent: Tensor, uncertainty: float) -> float:
+    """How far the cotangent before a ReLU may be off, relatively, by units that were open and are taken for shut.
+
+    They cannot be seen, but how many there are shows in how crowded the units just above the line are.
+    """
+    largest = float(activations.max())
+    if not 0 < largest < float("inf"):
+        return float("inf")
+    is_open = _open(activations, uncertainty)
+    crowd = is_open & (activations <= 2 * uncertainty + _CROWD * largest)
+    share = 2 * uncertainty / (_CROWD * largest)
+    if share * int(crowd.sum()) < _FEW:
+        return 0.0
+    return share**0.5 * float((cotangent * crowd).norm() / (cotangent * is_open).norm())
 
 
-def _convolution_cotangent(layer: nn.Conv2d, shape: tuple[int, ...], cotangent: Tensor) -> Tensor:
-    return torch.nn.grad.conv2d_input(
-        list(shape),
-        layer.weight.detach().double().cpu(),
-        cotangent,
-        stride=layer.stride,
-        padding=layer.padding,  # type: ignore[arg-type]
-        dilation=layer.dilation,
-        groups=layer.groups,
-    )
+def _cotangent_below(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...], cotangent: Tensor) -> Tensor:
+    weight = layer.weight.detach().double().cpu()
+    if isinstance(layer, nn.Linear):
+        return cotangent @ weight
+    below = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        output = F.conv2d(below, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return torch.autograd.grad(output, below, cotangent)[0]
 
 
-def _non_negative(solved: Solved, chain: list[Link], index: int) -> Solved:
+def _non_negative(solved: Solved, before: list[Link]) -> Solved:
     """Activations that come out of a ReLU cannot be negative: a negative part is error that was not seen elsewhere."""
-    behind_relu = any(
-        isinstance(link.module, nn.ReLU)
-        for link in chain[_previous_parameter_layer(chain, index) + 1 : index]
-    )
-    if not behind_relu or solved.error == float("inf"):
+    if not _is_behind_relu(before) or solved.error == float("inf"):
         return solved
     negative = float(solved.activations.clamp_max(0).norm() / solved.activations.norm())
-    return Solved(solved.activations.clamp_min(0), max(solved.error, negative))
+    return Solved(solved.activations.clamp_min(0), worst(solved.error, negative), solved.uncertainty)
 
 
-def _previous_parameter_layer(chain: list[Link], index: int) -> int:
-    for position in range(index - 1, -1, -1):
-        if isinstance(chain[position].module, nn.Linear | nn.Conv2d):
-            return position
-    return -1
+def _is_behind_relu(before: list[Link]) -> bool:
+    for link in reversed(before):
+        if not isinstance(link.module, TRANSPARENT):
+            return isinstance(link.module, nn.ReLU)
+    return False
 
 
-def _anchor(chain: list[Link], state: _State) -> Anchor:
-    """Moves the anchor in front of a ReLU that leads into the layer: its input has a derivative everywhere."""
-    index = state.index
-    activations, cotangent, one_sided = state.activations, state.cotangent, False
+def _anchor(chain: list[Link], state: _State, tolerance: float) -> Anchor:
+    """Moves the anchor in front of a ReLU that leads into the layer: its input has a derivative everywhere.
+
+    Not where too many of the ReLU's units cannot be told open from shut: the cotangent before it would be wrong.
+    """
+    index, one_sided, error = state.index, False, state.error
+    activations, cotangent = state.activations, state.cotangent
     for position in range(state.index - 1, -1, -1):
-        module, shape = chain[position].module, (len(activations), *chain[position].input_shape)
-        if isinstance(module, nn.ReLU):
-            is_open = _open(activations, state.error)
-            activations, cotangent = activations * is_open, cotangent * is_open
-            one_sided, index = True, position
-        elif not isinstance(module, nn.Flatten | nn.Dropout | nn.Dropout2d | nn.Identity):
+        activations, cotangent = _shaped(chain[position].output_shape, activations, cotangent)
+        if isinstance(chain[position].module, nn.ReLU):
+            doubt = _doubt(activations, cotangent, state.uncertainty)
+            if doubt <= tolerance:
+                is_open = _open(activations, state.uncertainty)
+                activations, cotangent = _shaped(
+                    chain[position].input_shape, activations * is_open, cotangent * is_open
+                )
+                one_sided, index, error = True, position, max(error, doubt)
             break
-        activations, cotangent = activations.reshape(shape), cotangent.reshape(shape)
-        if one_sided:
+        if not isinstance(chain[position].module, TRANSPARENT):
             break
+        activations, cotangent = _shaped(chain[position].input_shape, activations, cotangent)
     if not one_sided:
         activations, cotangent = state.activations, state.cotangent
     explained = tuple(f"{link.name}.{name}" for link in chain[index:] for name, _ in link.module.named_parameters())
-    return Anchor(chain[index].name, activations, cotangent, one_sided, explained, state.error)
+    return Anchor(chain[index].name, activations, cotangent, one_sided, explained, error)

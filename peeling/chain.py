@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from ..capture import BatchNormMode, client_mode
 
 # Layers through which activations and cotangents pass in closed form.
-_TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
-_PEELABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d, *_TRANSPARENT)
+TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
+_PEELABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d, *TRANSPARENT)
+# Two images: batch norm in train mode refuses one value per feature.
+_PROBE_IMAGES = 2
 
 
 @dataclass(frozen=True)
 class Link:
-    """One leaf module of the chain, with the shape of one image's input to it."""
+    """One leaf module of the chain, with the shape of one image's input to it and output of it."""
 
     name: str
     module: nn.Module
@@ -26,35 +28,54 @@ class Link:
 
 
 @dataclass(frozen=True)
+class _Value:
+    """A tensor at one moment; the version tells whether it was written to since."""
+
+    tensor: Tensor
+    version: int
+
+
+@dataclass(frozen=True)
 class _Call:
     name: str
     module: nn.Module
-    source: Tensor
-    source_version: int
-    result: Tensor
-    result_version: int
+    source: _Value | None
+    result: _Value | None
 
 
-def _same(produced: Tensor, produced_version: int, used: Tensor, used_version: int) -> bool:
-    """Whether ``used`` is ``produced``, possibly as a flattened view, with nothing written to it in between."""
-    return (
-        produced.data_ptr() == used.data_ptr()
-        and produced.numel() == used.numel()
-        and produced_version == used_version
-    )
+def probe_images(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
+    """Two random images of the model's type and device, the same on every call."""
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_PROBE_IMAGES, *image_shape, generator=generator).to(parameter)
 
 
-def _watch(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[_Call]:
+def _at_this_moment(value: object) -> _Value | None:
+    return _Value(value, value._version) if isinstance(value, Tensor) else None
+
+
+def _same(produced: _Value | None, used: _Value | None) -> bool:
+    """Whether ``used`` is ``produced``, at most reshaped within each image, with nothing written to it in between."""
+    if produced is None or used is None or produced.version != used.version:
+        return False
+    one, other = produced.tensor, used.tensor
+    if one.data_ptr() != other.data_ptr() or one.numel() != other.numel() or one.shape[:1] != other.shape[:1]:
+        return False
+    in_order = one.is_contiguous() and other.is_contiguous()
+    return in_order or (one.shape == other.shape and one.stride() == other.stride())
+
+
+def _watch(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> tuple[list[_Call], _Value | None]:
+    """Every call of a leaf module in one forward pass, in order, and the model's output."""
     calls: list[_Call] = []
-    versions: dict[nn.Module, tuple[Tensor, int]] = {}
+    sources: dict[nn.Module, _Value | None] = {}
     names = {module: name for name, module in model.named_modules()}
 
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        versions[module] = (inputs[0], inputs[0]._version)
+    def before(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        sources[module] = _at_this_moment(inputs[0]) if len(inputs) == 1 else None
 
-    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        source, version = versions[module]
-        calls.append(_Call(names[module], module, source, version, output, output._version))
+    def after(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        calls.append(_Call(names[module], module, sources[module], _at_this_moment(output)))
 
     handles = []
     try:
@@ -62,46 +83,58 @@ def _watch(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) ->
             if not list(module.children()):
                 handles.append(module.register_forward_pre_hook(before))
                 handles.append(module.register_forward_hook(after))
-        parameter = next(model.parameters())
-        # Two images: batch norm in train mode refuses one value per feature.
-        probe = torch.rand(2, *image_shape, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad(), client_mode(model, mode):
-            model(probe)
+            output = model(probe_images(model, image_shape))
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return calls, _at_this_moment(output)
+
+
+def _is_closed_form(call: _Call, mode: BatchNormMode) -> bool:
+    module = call.module
+    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        return mode is BatchNormMode.EVAL and module.running_mean is not None
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return isinstance(module._parameters.get("weight"), nn.Parameter)
+    return isinstance(module, _PEELABLE)
 
 
 def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[Link]:
     """The chain from its first closed-form layer to the final linear layer, in forward order; ``[]`` without one.
 
     It ends, seen from the back, at the first layer that is not closed-form (pooling, attention), at a sum (a residual
-    connection), at a module that runs twice, or, in the train modes, at a batch-norm layer: its cotangent depends on
-    activations that are not known yet.
+    connection) or any other function between two modules, at a module that runs twice, or, wherever the batch's own
+    statistics normalise, at a batch-norm layer: its cotangent depends on activations that are not known yet. What
+    cannot be seen by watching tensors pass is left to ``confirm_chain``.
 
     Args:
         model: The server's model, on any device; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
     """
-    calls = _watch(model, image_shape, mode)
-    if not calls or not isinstance(calls[-1].module, nn.Linear):
+    calls, output = _watch(model, image_shape, mode)
+    ends = [position for position, call in enumerate(calls) if _same(call.result, output)]
+    if not ends or not isinstance(calls[ends[-1]].module, nn.Linear):
         return []
     runs_once = {call.module: sum(other.module is call.module for other in calls) == 1 for call in calls}
     chain: list[_Call] = []
-    for position in range(len(calls) - 1, -1, -1):
+    for position in range(ends[-1], -1, -1):
         call = calls[position]
-        if chain and not _same(call.result, call.result_version, chain[0].source, chain[0].source_version):
+        if call.source is None or call.result is None or len(call.result.tensor) != _PROBE_IMAGES:
             break
-        if not isinstance(call.module, _PEELABLE) or not runs_once[call.module]:
+        if chain and not _same(call.result, chain[0].source):
             break
-        if isinstance(call.module, nn.BatchNorm2d | nn.BatchNorm1d) and mode is not BatchNormMode.EVAL:
+        if not _is_closed_form(call, mode) or not runs_once[call.module]:
             break
-        later = (other for other in calls[position + 1 :] if not any(other is link for link in chain))
-        if any(_same(call.result, call.result_version, other.source, other.source_version) for other in later):
+        beside = (other for other in calls[position + 1 :] if not any(other is link for link in chain))
+        if chain and any(_same(call.result, other.source) for other in beside):
             break  # a layer beside the chain reads this output, so its cotangent is not the chain's alone
         chain.insert(0, call)
+    if chain and chain[-1].source is not None and chain[-1].source.tensor.dim() != 2:
+        return []
     return [
-        Link(call.name, call.module, tuple(call.source.shape[1:]), tuple(call.result.shape[1:])) for call in chain
+        Link(call.name, call.module, tuple(call.source.tensor.shape[1:]), tuple(call.result.tensor.shape[1:]))
+        for call in chain
+        if call.source is not None and call.result is not None
     ]

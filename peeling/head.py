@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .layers import rounding, worst
+
 _ITERATIONS = 500
 _SETTLED = 1e-12
 
@@ -40,6 +42,10 @@ def peel_head(
     than the number of classes, so a batch must be smaller than that. For one image this is the first step of R-GAP
     (Zhu & Blaschko, ICLR 2021); the row space of ``D`` is what makes it work for a batch.
 
+    The bias gradient is the sum of ``D``'s rows and so fixes the scale of each row. Without it the softmax alone has
+    to: another ``P`` may fit as well where an image's probability lies on its label and one other class, or where the
+    batch has only one image less than there are classes.
+
     Args:
         weight: The layer's weight.
         bias: Its bias, or None.
@@ -65,7 +71,10 @@ def peel_head(
         probabilities = probabilities + damping * update
         previous_change = change
     residual = (probabilities - one_hot) / batch
-    error = _error(residual, features, gradient, bias_gradient, change)
+    error = _error(residual, features, gradient, bias_gradient, worst(change, rounding(weight_gradient)))
+    if bias_gradient is None:
+        spread = float(probabilities.min()) * len(weight)
+        error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")
     return Head(features, residual @ weight, error)
 
 
@@ -78,7 +87,7 @@ def _error(
     features: Float[Tensor, "batch feature"],
     gradient: Float[Tensor, "class feature"],
     bias_gradient: Float[Tensor, " class"] | None,
-    change: float,
+    least: float,
 ) -> float:
     """The misfit of the captured gradient, amplified by the worst conditioned image."""
     if not bool(torch.isfinite(features).all()):
@@ -89,5 +98,5 @@ def _error(
     misfit = float((residual.T @ features - gradient).norm() / gradient.norm())
     if bias_gradient is not None:
         exact = bias_gradient.double().cpu()
-        misfit = max(misfit, float((residual.sum(dim=0) - exact).norm() / exact.norm()))
-    return max(misfit, change, 1e-9) * float(singular[0] / singular[-1])
+        misfit = worst(misfit, float((residual.sum(dim=0) - exact).norm() / exact.norm()))
+    return worst(misfit, least) * float(singular[0] / singular[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,24 +23,62 @@ class Solved:
 
     activations: Tensor
     error: float
+    uncertainty: float
+    """Estimated largest absolute error of a single activation."""
 
 
-_UNSOLVED = Solved(torch.empty(0), float("inf"))
+_UNSOLVED = Solved(torch.empty(0), float("inf"), float("inf"))
 
 
-def peel_linear(weight_gradient: Tensor, cotangent: Tensor) -> Solved:
+def worst(*errors: float) -> float:
+    """The largest error; ``inf`` when one is not a number, which ``max`` would lose."""
+    return float("inf") if any(math.isnan(error) for error in errors) else max(errors)
+
+
+def rounding(gradient: Tensor) -> float:
+    """The relative error that a gradient has at least, from being stored in its type."""
+    return max(1e-9, torch.finfo(gradient.dtype).eps / 2)
+
+
+def spread_error(activations: Tensor, error: float) -> float:
+    """The largest absolute error of a single activation where a relative error is spread evenly over all of them."""
+    return 5 * error * float(activations.square().mean().sqrt())
+
+
+def batch_norm_affine(module: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Batch norm in evaluation mode as ``scale * x + shift``, broadcastable over ``(batch, channel, ...)``."""
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * module.weight
+    shift = -module.running_mean * scale
+    if module.affine:
+        shift = shift + module.bias
+    view = (1, -1) + (1,) * (dimensions - 2)
+    return scale.view(view), shift.view(view)
+
+
+def peel_linear(layer: nn.Linear, weight_gradient: Tensor, cotangent: Tensor, outputs: Tensor, known: Tensor) -> Solved:
     """The input ``A`` of a linear layer from ``gradient = cotangent^T A``, a linear system with one row per image.
 
     Args:
-        weight_gradient: ``(output, input)``.
+        layer: The linear layer.
+        weight_gradient: ``(output, input)``, captured, in the type it was sent in.
         cotangent: ``(batch, output)``, derivative of the mean loss by the layer's output.
+        outputs: The layer's output without its bias, where known. The solution must lead there.
+        known: Mask of ``outputs``.
     """
     singular = torch.linalg.svdvals(cotangent)
     if cotangent.shape[0] > cotangent.shape[1] or float(singular[-1]) <= 1e-9 * float(singular[0]):
         return _UNSOLVED
-    activations = torch.linalg.lstsq(cotangent.T, weight_gradient, driver="gelsd").solution
-    misfit = float((cotangent.T @ activations - weight_gradient).norm() / weight_gradient.norm())
-    return Solved(activations, max(misfit, 1e-9) * float(singular[0] / singular[-1]))
+    gradient = weight_gradient.to(cotangent)
+    activations = torch.linalg.lstsq(cotangent.T, gradient, driver="gelsd").solution
+    misfit = _relative(cotangent.T @ activations - gradient, gradient)
+    contradiction = _relative((activations @ layer.weight.detach().to(cotangent).T - outputs) * known, outputs * known)
+    condition = float(singular[0] / singular[-1])
+    error = worst(max(misfit, rounding(weight_gradient)) * condition, contradiction)
+    return Solved(activations, error, spread_error(activations, error))
 
 
 def peel_convolution(
@@ -49,27 +88,31 @@ def peel_convolution(
     cotangent: Tensor,
     outputs: Tensor,
     known: Tensor,
+    output_error: float,
 ) -> Solved:
     """The input of a convolution, the least-squares solution of two sets of linear equations.
 
     The weight gradient, ``sum_i a_i * cotangent_i`` (a correlation), is linear in the inputs ``a_i`` of all images;
-    so are the outputs, known wherever the ReLU behind them was open. Solved by conjugate gradients in float64 from two
-    different starts: where they disagree, the equations left something open.
+    so are the outputs, known wherever the ReLU behind them was open. Solved by conjugate gradients in float64, twice:
+    the second time from another start, with both sets of equations off by as much as their known errors. Where the two
+    disagree, the equations left something open or hold it too weakly.
 
     Args:
         layer: The convolution (zero padding).
         input_shape: Shape of its input with the batch in front.
-        weight_gradient: Captured gradient by its weight.
+        weight_gradient: Captured gradient by its weight, in the type it was sent in.
         cotangent: Derivative of the mean loss by its output, the same shape as ``outputs``.
         outputs: The layer's output without its bias, where known.
         known: Mask of ``outputs``.
+        output_error: Estimated relative error of ``outputs``.
     """
-    unknowns = int(torch.tensor(input_shape).prod())
+    unknowns = math.prod(input_shape)
     equations = weight_gradient.numel() + int(known.sum())
     usable = layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and unknowns <= _LARGEST_UNKNOWN
     if not usable or equations < _OVERDETERMINED * unknowns:
         return _UNSOLVED
-    weight = layer.weight.detach().to(weight_gradient)
+    gradient, outputs = weight_gradient.to(cotangent), outputs * known
+    weight = layer.weight.detach().to(gradient)
     geometry = {
         "stride": layer.stride,
         "padding": layer.padding,
@@ -81,25 +124,34 @@ def peel_convolution(
         by_weight = torch.nn.grad.conv2d_weight(activations, list(weight.shape), cotangent, **geometry)
         return by_weight, F.conv2d(activations, weight, None, **geometry) * known
 
-    def adjoint(by_weight: Tensor, by_output: Tensor) -> Tensor:
-        first = torch.nn.grad.conv2d_input(list(input_shape), by_weight, cotangent, **geometry)
-        return first + torch.nn.grad.conv2d_input(list(input_shape), weight, by_output * known, **geometry)
+    scale = (1 / gradient.norm().square(), 1 / outputs.norm().square().clamp_min(1e-300))
 
-    scale = (1 / weight_gradient.norm().square(), 1 / (outputs * known).norm().square().clamp_min(1e-300))
+    def adjoint(by_weight: Tensor, by_output: Tensor) -> Tensor:
+        first = torch.nn.grad.conv2d_input(list(input_shape), scale[0] * by_weight, cotangent, **geometry)
+        return first + torch.nn.grad.conv2d_input(list(input_shape), weight, scale[1] * by_output * known, **geometry)
 
     def normal(activations: Tensor) -> Tensor:
-        by_weight, by_output = forward(activations)
-        return adjoint(scale[0] * by_weight, scale[1] * by_output)
+        return adjoint(*forward(activations))
 
-    target = adjoint(scale[0] * weight_gradient, scale[1] * outputs * known)
-    generator = torch.Generator().manual_seed(0)
-    first = _conjugate_gradients(normal, target, torch.zeros(input_shape, dtype=target.dtype))
-    start = torch.randn(input_shape, generator=generator, dtype=target.dtype) * first.std()
-    second = _conjugate_gradients(normal, target, start)
-    by_weight, _ = forward(first)
-    misfit = float((by_weight - weight_gradient).norm() / weight_gradient.norm())
-    open_part = float((first - second).norm() / first.norm().clamp_min(1e-300))
-    return Solved(first, max(misfit, open_part))
+    noise = torch.Generator().manual_seed(0)
+    first = _conjugate_gradients(normal, adjoint(gradient, outputs), torch.zeros(input_shape, dtype=gradient.dtype))
+    moved = adjoint(_off(gradient, rounding(weight_gradient), noise), _off(outputs, output_error, noise))
+    start = torch.randn(input_shape, generator=noise, dtype=gradient.dtype) * first.std()
+    second = _conjugate_gradients(normal, moved, start)
+    by_weight, by_output = forward(first)
+    misfit = max(_relative(by_weight - gradient, gradient), _relative(by_output - outputs, outputs))
+    uncertainty = worst(spread_error(first, misfit), float((first - second).abs().max()))
+    return Solved(first, worst(misfit, _relative(first - second, first)), uncertainty)
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    return float(difference.norm() / reference.norm().clamp_min(1e-300))
+
+
+def _off(values: Tensor, relative_error: float, noise: torch.Generator) -> Tensor:
+    """The values plus noise of this relative size."""
+    size = relative_error * values.norm() / math.sqrt(values.numel())
+    return values + size * torch.randn(values.shape, generator=noise, dtype=values.dtype)
 
 
 def _conjugate_gradients(normal: Callable[[Tensor], Tensor], target: Tensor, start: Tensor) -> Tensor:
@@ -109,7 +161,7 @@ def _conjugate_gradients(normal: Callable[[Tensor], Tensor], target: Tensor, sta
     square = residual.square().sum()
     limit = _RELATIVE_RESIDUAL**2 * target.square().sum()
     for _ in range(_CONJUGATE_GRADIENT_STEPS):
-        if square <= limit:
+        if not square > limit:  # settled, or not a number
             break
         image = normal(direction)
         length = square / (direction * image).sum()

@@ -36,5 +36,5 @@ def _image_distance(
     images: Float[Tensor, "batch channel height width"],
     consensus: Float[Tensor, "batch channel height width"],
 ) -> Float[Tensor, " batch"]:
-    # The smoothing keeps the derivative finite where a candidate *is* the consensus (one seed, or just after a restart).
+    # The smoothing keeps the derivative finite where a candidate *is* the consensus, as with one seed.
     return ((images - consensus.detach()).square().flatten(1).sum(dim=1) + 1e-12).sqrt()

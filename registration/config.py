@@ -56,5 +56,5 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
     return [] if value in allowed else [f"{name}={value!r} is not known: choose one of {', '.join(allowed)}"]
 
 
-def _range(name: str, value: float, low: float, high: float) -> list[str]:
+def _range(name: str, value: int | float, low: int | float, high: int | float) -> list[str]:
     return [] if low <= value <= high else [f"{name}={value} is out of range: choose a value in [{low}, {high}]"]

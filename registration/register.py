@@ -23,12 +23,12 @@ _DEFAULTS = RegistrationConfig()
 
 @torch.no_grad()
 def register(
-    candidates: Float[Tensor, "seed image channel height width"],
+    candidates: Tensor,
     *,
     seeds: Sequence[int] | None = None,
     round: int = 0,
     config: RegistrationConfig = _DEFAULTS,
-    weights: Float[Tensor, " seed"] | None = None,
+    weights: Tensor | None = None,
 ) -> Consensus:
     """The consensus of the candidates of several seeds: their mean after each was registered to it.
 
@@ -36,11 +36,12 @@ def register(
     warp per candidate image, found by `schedule.Schedule`.
 
     Args:
-        candidates: pixels in any linear scale, normalised or in [0, 1]; 1 or 3 channels, 8 px or more on each side.
+        candidates: `(seeds, images, channels, height, width)`, pixels in any linear scale (normalised, [0, 1], bytes);
+            1 or 3 channels, 8 px or more on each side.
         seeds: the name of each candidate, for messages and for `Consensus.seeds`; 0, 1, ... when not given.
         round: handed through to the consensus.
         config: the method and its settings.
-        weights: share of each seed in the mean (any scale, 0 leaves a seed out); equal when not given.
+        weights: `(seeds,)`, share of each seed in the mean (any scale, 0 leaves a seed out); equal when not given.
 
     Returns:
         The consensus in the candidates' own scale, with warps, agreement, refused warps and the seeds left out.

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-
 _SMALLEST_SCALE = 0.1
 
 
@@ -126,7 +125,7 @@ def remove_shared_homography(
     return normalised(homographies @ torch.linalg.inv(shared))
 
 
-def homography_from_corners(source: Float[Tensor, "4 2"], target: Float[Tensor, "image 4 2"]) -> Tensor:
+def homography_from_corners(source: Float[Tensor, "4 2"], target: Float[Tensor, "*images 4 2"]) -> Tensor:
     """The homographies that send four corners to four places (direct linear solution, last entry 1)."""
     x, y = source.expand_as(target).unbind(-1)
     u, v = target.unbind(-1)

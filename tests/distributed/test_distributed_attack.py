@@ -9,12 +9,11 @@ from dataclasses import replace
 import pytest
 import ray
 import torch
-from torch import nn
-
 from gradinversion.agents import AgentsConfig, Outcome
 from gradinversion.capture import CapturedUpdate, LabelError, capture_gradient
 from gradinversion.cluster import reconstruct
 from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Mode, Status
+from torch import nn
 
 
 @pytest.fixture(scope="module", autouse=True)

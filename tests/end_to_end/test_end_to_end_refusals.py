@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-
 from gradinversion.capture import ClientConfig, simulate_client
 from gradinversion.run import main
+from PIL import Image
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -118,8 +117,12 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 def test_capture_writes_an_update_that_loads(tmp_path: Path) -> None:
     from gradinversion.capture import CapturedUpdate
 
-    assert main(["capture", "out=captured", "client.bn=train_shared", "client.defence=prune",
-                 "client.defence_strength=0.5"]) == 0
+    assert (
+        main(
+            ["capture", "out=captured", "client.bn=train_shared", "client.defence=prune", "client.defence_strength=0.5"]
+        )
+        == 0
+    )
     update = CapturedUpdate.load(tmp_path / "captured" / "update.safetensors")
     assert update.buffers is not None
     assert update.batch_norm.value == "train_shared"

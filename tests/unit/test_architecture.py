@@ -173,7 +173,8 @@ def test_omegaconf_stays_in_the_configuration() -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    found = {name_of(path): unsafe_loads(path.read_text(encoding="utf-8")) for path in everything()}
+    shipped = [path for path in everything() if path.relative_to(ROOT).parts[0] != "tests"]  # tests make hostile files
+    found = {name_of(path): unsafe_loads(path.read_text(encoding="utf-8")) for path in shipped}
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 

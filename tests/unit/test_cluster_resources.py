@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from gradinversion.agents import AgentsConfig
 from gradinversion.cluster import share
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from gradinversion.agents import Agent, AgentsConfig, Candidate, Target
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.coordinator import AttackConfig, CoordinatorConfig, read_tensors, write_tensors
+from torch import Tensor, nn
 
 
 class SerialGroup:
@@ -72,9 +71,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def update(model: nn.Module) -> CapturedUpdate:
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return capture_gradient(
-        model, images, torch.tensor([0, 1, 3]), normalisation=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    )
+    return capture_gradient(model, images, torch.tensor([0, 1, 3]), normalisation=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from gradinversion.coordinator import CheckpointError, CheckpointStore, read_tensors, write_tensors
 
 IDENTITY = {"seed": 0, "agents.iterations": 100}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-
 from gradinversion.coordinator.ordering import arrange, back_to_own_order, common_order
 
 

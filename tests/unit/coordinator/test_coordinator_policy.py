@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from gradinversion.agents import Candidate, Outcome
 from gradinversion.coordinator import CoordinatorConfig
 from gradinversion.coordinator.policy import fresh, plan_rounds, usable

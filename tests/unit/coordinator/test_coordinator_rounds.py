@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from gradinversion.agents import AgentsConfig, Candidate, Outcome
 from gradinversion.capture import CapturedUpdate, LabelError
 from gradinversion.coordinator import (
-    AllSeedsFailed,
+    AllSeedsFailedError,
     AttackConfig,
     CheckpointError,
     Coordinator,
     Reconstruction,
 )
+from torch import nn
 
 
 def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, **more: Any) -> Reconstruction:
@@ -34,7 +33,7 @@ def test_a_run_ends_with_a_reconstruction_of_its_rounds(
     assert result.rounds == 4
     assert result.iterations == 40
     assert result.images.shape == (3, 3, 8, 8)
-    assert 0 <= float(result.images.min())
+    assert float(result.images.min()) >= 0
     assert float(result.images.max()) <= 1
     assert [row["step"] for row in result.registration] == [20, 30, 40]
     assert len(result.sources) == 3
@@ -147,7 +146,7 @@ def test_a_run_without_a_seed_left_is_an_error_in_words(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
 ) -> None:
     hopeless = replace(config, agents=AgentsConfig(count=2, iterations=10, learning_rate=1e30, sign=False, box=False))
-    with pytest.raises(AllSeedsFailed, match="every seed failed"):
+    with pytest.raises(AllSeedsFailedError, match="every seed failed"):
         attack(serial, update, model, hopeless)
 
 

@@ -6,7 +6,6 @@ import itertools
 import math
 
 import torch
-
 from gradinversion.coordinator import choose
 
 

@@ -1,0 +1,116 @@
+"""A second look at a traced chain: its layers in closed form must do what they do inside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..capture import BatchNormMode, client_mode
+from .chain import Link, probe_images
+from .layers import batch_norm_affine
+
+
+def confirm_chain(
+    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+) -> list[Link]:
+    """The longest end of the chain whose layers, in closed form, give the model's own values and derivatives.
+
+    Watching tensors pass between modules cannot see everything: a subclass with another ``forward``, a hook, a weight
+    that two layers share, a write through ``.data``, a ``detach``. On a random batch each of them changes an output,
+    a cotangent or a parameter's gradient, and each is compared here, layer by layer from the last.
+
+    Args:
+        chain: From ``trace_chain``.
+        model: The server's model; it is not changed.
+        image_shape: Channels, height and width.
+        mode: How the client ran batch norm.
+    """
+    if not chain:
+        return []
+    with torch.enable_grad():
+        values = _watch_values(chain, model, image_shape, mode)
+        logits = values[-1]
+        if not logits.requires_grad:
+            return []
+        trained = [[p for p in link.module.parameters() if p.requires_grad] for link in chain]
+        wanted = [*values, *(p for parameters in trained for p in parameters)]
+        loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
+        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        cotangents, gradients = list(found[: len(values)]), list(found[len(values) :])
+        start = len(chain)
+        for index in range(len(chain) - 1, -1, -1):
+            expected = [values[index + 1], cotangents[index]]
+            if trained[index]:
+                expected += gradients[-len(trained[index]) :]
+                del gradients[-len(trained[index]) :]
+            if not _behaves(chain[index], trained[index], values[index], cotangents[index + 1], expected):
+                break
+            start = index
+    return list(chain[start:])
+
+
+def _watch_values(
+    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+) -> list[Tensor]:
+    """What enters each layer of the chain, and the model's output, for two random images; part of the graph."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for link in chain:
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = link.name) -> tuple[Tensor, ...]:
+            # One copy to differentiate by, one for the layer to write on if it works in place.
+            seen[name] = inputs[0].clone()
+            if not seen[name].requires_grad:
+                seen[name].requires_grad_()
+            return (seen[name].clone(),)
+
+        handles.append(link.module.register_forward_pre_hook(note))
+    try:
+        with client_mode(model, mode):
+            logits = model(probe_images(model, image_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*(seen[link.name] for link in chain), logits]
+
+
+def _behaves(
+    link: Link, parameters: Sequence[Tensor], values: Tensor, cotangent: Tensor, expected: Sequence[Tensor]
+) -> bool:
+    """Whether the layer's output, the derivative by its input and those by its parameters are the expected ones."""
+    entering = values.detach().requires_grad_()
+    result = run_link(link, entering)
+    if result.numel() != cotangent.numel():
+        return False
+    derivatives = torch.autograd.grad(
+        result, [entering, *parameters], cotangent.reshape(result.shape), allow_unused=True, materialize_grads=True
+    )
+    return all(_close(ours, theirs) for ours, theirs in zip((result, *derivatives), expected, strict=True))
+
+
+def run_link(link: Link, values: Tensor) -> Tensor:
+    """The layer's output in the closed form that peeling assumes of its kind."""
+    module = link.module
+    if isinstance(module, nn.Linear):
+        return F.linear(values, module.weight, module.bias)
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(
+            values, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
+        )
+    if isinstance(module, nn.ReLU):
+        return F.relu(values)
+    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        scale, shift = batch_norm_affine(module, values.dim())
+        return values * scale + shift
+    return values.reshape(len(values), *link.output_shape)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.numel() != theirs.numel():
+        return False
+    ours, theirs = ours.detach(), theirs.detach().reshape(ours.shape)
+    allowed = float(torch.finfo(ours.dtype).eps) ** 0.5
+    return bool((ours - theirs).norm() <= allowed * torch.maximum(ours.norm(), theirs.norm()))
