@@ -80,7 +80,7 @@ def attack(config: RunConfig, console: Console) -> int:
         no_gradient=control,
     )
     page = write_report(report, reconstruction, private, out)
-    console.print(f"\n{report.verdict.headline} {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{report.verdict.headline}. {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -91,5 +91,5 @@ class Agent:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` of the same seed."""
-        self._dropped = bool(state["dropped"].item())
         self._inverter.restore(state)
+        self._dropped = bool(state["dropped"].item())

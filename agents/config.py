@@ -73,6 +73,8 @@ class ObjectiveConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"objective.{name}={value}: give a finite number that is not negative.")
+        if self.gradient_weight == self.total_variation_weight == self.l2_weight == self.batch_norm_weight == 0:
+            raise ValueError("every weight of the objective is 0: give at least one of them a positive number.")
 
 
 @dataclass(frozen=True)

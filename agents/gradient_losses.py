@@ -32,8 +32,9 @@ def squared_l2(found: Gradients, target: Gradients) -> Float[Tensor, ""]:
 def cosine(found: Gradients, target: Gradients) -> Float[Tensor, ""]:
     """``1 - <g, t> / (||g|| ||t||)`` over all parameters together: Geiping et al. 2020, eq. 4."""
     product = torch.stack([(a * b).sum() for a, b in zip(found, target, strict=True)]).sum()
-    length = torch.stack([a.square().sum() for a in found]).sum().sqrt()
-    target_length = torch.stack([b.square().sum() for b in target]).sum().sqrt()
+    # A norm of norms: unlike the root of a sum of squares it has a derivative where a dead network's gradient is zero.
+    length = torch.stack([a.norm() for a in found]).norm()
+    target_length = torch.stack([b.norm() for b in target]).norm()
     return 1 - product / (length * target_length).clamp_min(1e-30)
 
 

@@ -45,7 +45,7 @@ class Inverter:
         self.seed, self.incarnation, self.step = seed, incarnation, step
         self._objective, self._config = objective, config
         # Drawn on the CPU, so that a seed means the same batch on every device.
-        self._generator = torch.Generator().manual_seed(seed * 1_000_003 + incarnation)
+        self._generator = torch.Generator().manual_seed((seed * 1_000_003 + incarnation) % 2**63)
         shape = (objective.update.image_count, *objective.update.image_shape)
         images = torch.randn(shape, generator=self._generator)
         if start is not None:
@@ -149,6 +149,7 @@ class Inverter:
         self._generator.set_state(state["generator"])
         with torch.no_grad():
             self._images.copy_(state["images"])
+        self._optimizer.state.clear()
         if float(state["optimizer_step"]) > 0:
             self._optimizer.state[self._images] = {
                 "step": state["optimizer_step"].clone(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +72,9 @@ class Objective:
         self.messages: list[str] = []
         self._model = copy.deepcopy(target.model).to(self.device)
         self._labels = target.labels.to(self.device)
-        self._anchor = target.anchor.to(self.device) if target.anchor is not None else None
         parameters = dict(self._model.named_parameters())
+        self._dtype = parameters[next(iter(update.gradients))].dtype
+        self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
         explained = set(self._anchor.explained) if self._anchor is not None else set()
         self._all = [parameters[name] for name in update.gradients]
         self._all_targets = [gradient.to(self.device) for gradient in update.gradients.values()]
@@ -82,6 +84,13 @@ class Objective:
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
+        if not (
+            config.gradient_weight or config.total_variation_weight or config.l2_weight or self._statistics_targets
+        ):
+            raise ValueError(
+                "the objective has no term that a batch can be scored by: give gradient_weight, "
+                "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
+            )
 
     def _known_statistics(self, model: nn.Module) -> dict[str, Statistics]:
         if self.config.batch_norm_weight == 0:
@@ -125,11 +134,12 @@ class Objective:
         terms: dict[str, Tensor] = {}
         if config.gradient_weight == 0 and not self._statistics_layers:
             return terms
+        images = images.to(self._dtype)
         with InputStatistics(self._statistics_layers) as statistics, client_mode(self._model, self.update.batch_norm):
             if self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = torch.autograd.grad(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
+                    found = _derivatives(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
                     terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)
@@ -147,7 +157,7 @@ class Objective:
             difference = reached - anchor.activations
         terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
-            found = torch.autograd.grad(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
+            found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
             terms["gradient"] = GRADIENT_LOSSES[self.config.gradient_loss](found, self._open_targets)
         return terms
 
@@ -192,12 +202,35 @@ class Objective:
                 match = match + getattr(config, f"{name}_weight") * terms[name]
         return match
 
+    def evidence(self, images: Float[Tensor, "batch channel height width"]) -> float:
+        """How far a batch is from what was captured, the lower the better: the weighted gradient and activation terms,
+        or, where the gradient counts for nothing, the priors.
+        """
+        # The gradient loss is itself a derivative, so the graph is needed even though nothing is descended.
+        found = self.terms(images.to(self.device).detach().requires_grad_())
+        terms = {name: float(value.detach()) for name, value in found.items()}
+        if "gradient" not in terms and "activation" not in terms:
+            return terms["total"]
+        config = self.config
+        return config.gradient_weight * terms.get("gradient", 0.0) + config.activation_weight * terms.get(
+            "activation", 0.0
+        )
+
     def gradient_loss(self, images: Float[Tensor, "batch channel height width"]) -> float:
         """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode.
 
         Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates.
         """
         with client_mode(self._model, self.update.batch_norm):
-            loss = F.cross_entropy(self._model(images.to(self.device)), self._labels)
-            found = torch.autograd.grad(loss, self._all)
+            loss = F.cross_entropy(self._model(images.to(self.device, self._dtype)), self._labels)
+            found = _derivatives(loss, self._all)
         return float(relative_l2(found, self._all_targets))
+
+
+def _derivatives(
+    output: Tensor, parameters: Sequence[Tensor], grad_outputs: Tensor | None = None, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """One derivative for each parameter, zero for one that the output does not depend on: as a client captures it."""
+    return torch.autograd.grad(
+        output, parameters, grad_outputs, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )

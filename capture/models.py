@@ -13,7 +13,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import torchvision  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor, nn
 
 from .batch_norm import client_mode
@@ -79,10 +78,15 @@ def convnet(classes: int = 10, image_size: int = 32, width: int = CONVNET_WIDTH)
 
 def model_names() -> list[str]:
     """Every name that ``load_model`` knows beside ``module:callable``."""
+    import torchvision  # type: ignore[import-untyped,unused-ignore]
+
     return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
 
 
 def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
+    # Imported where it is used: each agent is a process, and this would cost each of them 90 MB.
+    import torchvision  # type: ignore[import-untyped,unused-ignore]
+
     known = model_names()
     key = name.lower()
     if key not in known:

@@ -223,9 +223,8 @@ class Coordinator:
         candidates = [progress.candidates[position] for position in positions]
         own = arrange(torch.stack([c.images for c in candidates]), progress.orders[positions])
         candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
-        objective = Objective(replace(prepared.target, anchor=None), config.objective)
-        batches = torch.cat([own, progress.consensus.images[None]])
-        choice = choose(batches, objective.gradient_loss)
+        objective = Objective(prepared.target, config.objective)
+        choice = choose(own, progress.consensus.images, objective.evidence)
         names = [*(f"seed {candidate.seed}" for candidate in candidates), "consensus"]
         finished = progress.next_round == len(self._rounds)
         return Reconstruction(
@@ -235,7 +234,7 @@ class Coordinator:
             agreement=progress.consensus.agreement,
             candidates=tuple(candidates),
             sources=tuple(names[source] for source in choice.sources),
-            gradient_loss=choice.gradient_loss,
+            gradient_loss=objective.gradient_loss(choice.images),
             history=tuple(progress.history),
             registration=tuple(progress.registration),
             rounds=progress.next_round,

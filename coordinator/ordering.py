@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -20,6 +19,8 @@ def common_order(
         candidates: Normalised images of all seeds.
         labels: The batch's labels, the same in every seed.
     """
+    from scipy.optimize import linear_sum_assignment  # where it is used: agents are processes without this need
+
     seeds, batch = candidates.shape[:2]
     orders = torch.arange(batch).repeat(seeds, 1)
     for label in sorted(set(labels.tolist())):

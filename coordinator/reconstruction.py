@@ -28,7 +28,7 @@ class Reconstruction:
     sources: tuple[str, ...]
     """Where each image of the answer came from, for example ``"seed 2"`` or ``"consensus"``."""
     gradient_loss: float
-    """The gradient loss of the answer (the objective's own measure, before its weight)."""
+    """Relative layer norm of the answer over all parameters (`Objective.gradient_loss`)."""
     history: tuple[dict[str, float], ...]
     """One row per agent and round: round, seed, incarnation, step, each loss term, total, steps_per_second."""
     registration: tuple[dict[str, float], ...]

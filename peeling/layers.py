@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 _CONJUGATE_GRADIENT_STEPS = 1500
 _RELATIVE_RESIDUAL = 1e-13
@@ -113,7 +115,7 @@ def peel_convolution(
         return _UNSOLVED
     gradient, outputs = weight_gradient.to(cotangent), outputs * known
     weight = layer.weight.detach().to(gradient)
-    geometry = {
+    geometry: dict[str, Any] = {
         "stride": layer.stride,
         "padding": layer.padding,
         "dilation": layer.dilation,
@@ -121,27 +123,30 @@ def peel_convolution(
     }
 
     def forward(activations: Tensor) -> tuple[Tensor, Tensor]:
-        by_weight = torch.nn.grad.conv2d_weight(activations, list(weight.shape), cotangent, **geometry)
+        by_weight = conv2d_weight(activations, list(weight.shape), cotangent, **geometry)  # type: ignore[no-untyped-call]
         return by_weight, F.conv2d(activations, weight, None, **geometry) * known
 
     scale = (1 / gradient.norm().square(), 1 / outputs.norm().square().clamp_min(1e-300))
 
     def adjoint(by_weight: Tensor, by_output: Tensor) -> Tensor:
-        first = torch.nn.grad.conv2d_input(list(input_shape), scale[0] * by_weight, cotangent, **geometry)
-        return first + torch.nn.grad.conv2d_input(list(input_shape), weight, scale[1] * by_output * known, **geometry)
+        first = conv2d_input(list(input_shape), scale[0] * by_weight, cotangent, **geometry)  # type: ignore[no-untyped-call]
+        return first + conv2d_input(list(input_shape), weight, scale[1] * by_output * known, **geometry)  # type: ignore[no-untyped-call]
 
     def normal(activations: Tensor) -> Tensor:
         return adjoint(*forward(activations))
 
-    noise = torch.Generator().manual_seed(0)
     first = _conjugate_gradients(normal, adjoint(gradient, outputs), torch.zeros(input_shape, dtype=gradient.dtype))
-    moved = adjoint(_off(gradient, rounding(weight_gradient), noise), _off(outputs, output_error, noise))
-    start = torch.randn(input_shape, generator=noise, dtype=gradient.dtype) * first.std()
-    second = _conjugate_gradients(normal, moved, start)
     by_weight, by_output = forward(first)
-    misfit = max(_relative(by_weight - gradient, gradient), _relative(by_output - outputs, outputs))
-    uncertainty = worst(spread_error(first, misfit), float((first - second).abs().max()))
-    return Solved(first, worst(misfit, _relative(first - second, first)), uncertainty)
+    misfits = _relative(by_weight - gradient, gradient), _relative(by_output - outputs, outputs)
+    noise = torch.Generator().manual_seed(0)
+    moved = adjoint(
+        _off(gradient, worst(rounding(weight_gradient), misfits[0]), noise),
+        _off(outputs, worst(output_error, misfits[1]), noise),
+    )
+    start = torch.randn(input_shape, generator=noise, dtype=gradient.dtype) * first.std()
+    apart = first - _conjugate_gradients(normal, moved, start)
+    error = worst(*misfits, _relative(apart, first))
+    return Solved(first, error, worst(spread_error(first, error), 3 * float(apart.abs().max())))
 
 
 def _relative(difference: Tensor, reference: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import kornia
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,6 +15,8 @@ def gray(images: Float[Tensor, "*batch channel height width"]) -> Float[Tensor, 
     """Luma of the images in whatever linear scale they come (ITU-R BT.601 weights for three channels)."""
     if images.shape[-3] == 1:
         return images
+    import kornia  # where it is used: agents are processes that never register
+
     luma: Tensor = kornia.color.rgb_to_grayscale(images)
     return luma
 
@@ -42,6 +43,8 @@ def blur(images: Float[Tensor, "*batch height width"], sigma: float) -> Float[Te
     """Gaussian blur with replicated borders; sigma in pixels."""
     side = 2 * round(2.5 * sigma) + 1
     flat = images.reshape(-1, 1, *images.shape[-2:])
+    import kornia  # where it is used: agents are processes that never register
+
     blurred: Tensor = kornia.filters.gaussian_blur2d(flat, (side, side), (sigma, sigma), border_type="replicate")
     return blurred.reshape(images.shape)
 
