@@ -19,7 +19,15 @@ from gradinversion.capture import (
     simulate_client,
 )
 from gradinversion.cluster import ClusterError, ProgressView, reconstruct
-from gradinversion.config import ConfigError, RunConfig, config_yaml, differences, load_config, load_config_file
+from gradinversion.config import (
+    ConfigError,
+    RunConfig,
+    config_yaml,
+    differences,
+    load_config,
+    load_config_file,
+    to_plain,
+)
 from gradinversion.config_help import help_text
 from gradinversion.coordinator import AllSeedsFailedError, CheckpointError
 from rich.console import Console
@@ -72,6 +80,8 @@ def attack(config: RunConfig, console: Console) -> int:
         console.print("Control: the same attack without the gradient")
         with ProgressView(console) as view:
             control = reconstruct(update, model, without_gradient(config), watch=view)
+    # The report tells the whole run, the client's settings too.
+    reconstruction = replace(reconstruction, config=to_plain(config))
     report = evaluate(
         reconstruction,
         private,
@@ -80,7 +90,9 @@ def attack(config: RunConfig, console: Console) -> int:
         no_gradient=control,
     )
     page = write_report(report, reconstruction, private, out)
-    console.print(f"\n{report.verdict.headline}. {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"\n{report.verdict.headline}. {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True
+    )
     console.print(f"Report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ..agents import Outcome
 from ..coordinator import Status
 
 _TERMS = ("gradient", "activation", "total_variation", "batch_norm", "group", "total")
@@ -93,7 +94,7 @@ class ProgressView:
                 ProgressBar(total=status.iterations, completed=step, width=20),
                 f"{self._rates.get(seed, 0):.1f}",
                 *(f"{losses[name]:.4f}" if name in losses else "–" for name in names),
-                outcome.value if outcome else "",
+                "" if outcome in (None, Outcome.RUNNING) else outcome.value,
             )
         if len(status.seeds) > _SHOWN_AGENTS:
             table.caption = f"and {len(status.seeds) - _SHOWN_AGENTS} more agents"

@@ -53,6 +53,14 @@ def test_noise_is_called_not_better_than_a_constant_image(attack: Attack) -> Non
     assert all("not better than a constant image" in image.verdict.headline for image in report.images)
 
 
+def test_the_no_gradient_control_is_matched_in_its_own_favour(attack: Attack) -> None:
+    reconstruction, private = attack()
+    turned = dataclasses.replace(reconstruction, images=reconstruction.images.flip(0))
+    report = evaluate(reconstruction, private, no_gradient=turned)
+    assert report.no_gradient_psnr == pytest.approx(report.psnr_mean)
+    assert evaluate(reconstruction, private).no_gradient_psnr is None
+
+
 def test_rows_follow_the_private_order_and_keep_their_facts(attack: Attack) -> None:
     reconstruction, private = attack(batch=4)
     shuffled = PrivateBatch(private.images[[2, 0, 3, 1]], torch.tensor([2, 0, 3, 1]), ("c", "a", "d", "b"))

@@ -1,0 +1,297 @@
+"""How deep peeling comes, and that what it brings back is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import apply_defence
+from gradinversion.capture.models import convnet
+from gradinversion.peeling import Anchor, PeelingConfig, peel
+from torch import Tensor, nn
+
+
+def _trunk(*middle: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
+    """Convolution, ReLU, the given layers, an activation, flatten, linear; 8 px images, 10 classes."""
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), *middle, last or nn.ReLU(), nn.Flatten())
+    width = layers(torch.zeros(1, 3, 8, 8)).shape[1]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def _small_convnet(width: int = 16) -> nn.Sequential:
+    model = convnet(10, 16, width=width)
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d):  # as after training: nothing at its initial value
+            nn.init.normal_(layer.running_mean, 0, 0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.normal_(layer.weight, 1, 0.5)
+            nn.init.normal_(layer.bias, 0, 0.3)
+    return model
+
+
+def _peeled(case: Any) -> Anchor:
+    peeling = peel(case.update, case.model, case.labels)
+    assert peeling.anchor is not None, peeling.message
+    return peeling.anchor
+
+
+def test_one_image_peels_to_the_image_itself(capture: Callable[..., Any]) -> None:
+    case = capture(_small_convnet(), [3], side=16)
+    anchor = _peeled(case)
+    assert anchor.module == "0"
+    assert not anchor.one_sided
+    torch.testing.assert_close(anchor.activations.float(), case.images, rtol=0, atol=1e-4)
+    assert set(anchor.explained) == set(case.update.gradients)
+
+
+def test_a_batch_peels_to_the_layer_that_its_gradient_is_long_enough_for(capture: Callable[..., Any]) -> None:
+    case = capture(_small_convnet(), [3, 1, 9, 0], side=16)
+    anchor = _peeled(case)
+    assert (anchor.module, anchor.one_sided) == ("5", True)
+    assert max(case.errors(anchor)) < 1e-4
+    assert case.model.get_submodule("5").__class__ is nn.ReLU
+    assert {name.split(".")[0] for name in anchor.explained} == {"6", "7", "9", "10", "13"}
+
+
+@pytest.mark.parametrize("mode", ["train_shared", "train_private"])
+def test_in_the_train_modes_it_stops_behind_the_last_batch_norm(capture: Callable[..., Any], mode: str) -> None:
+    case = capture(_small_convnet(), [3, 1, 9], side=16, batch_norm=mode)
+    anchor = _peeled(case)
+    assert anchor.module == "11"
+    assert max(case.errors(anchor)) < 1e-4
+
+
+# Each network with the module that one image peels to.
+_KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "plain": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1)), "0"),
+    "no bias": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1, bias=False)), "0"),
+    "strided": (lambda: _trunk(nn.Conv2d(8, 32, 3, 2, 1)), "0"),
+    "strided with a rest": (lambda: _trunk(nn.Conv2d(8, 32, 4, 3, 1)), "3"),
+    "pixels that no output sees": (lambda: _trunk(nn.Conv2d(8, 64, 1, 3)), "3"),
+    "dilated": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 2, dilation=2)), "0"),
+    "grouped": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1, groups=4)), "0"),
+    "oblong": (lambda: _trunk(nn.Conv2d(8, 32, (3, 1), (2, 1), (1, 0))), "0"),
+    "padding by name": (lambda: _trunk(nn.Conv2d(8, 16, 3, padding="same")), "3"),
+    "reflected padding": (lambda: _trunk(nn.Conv2d(8, 16, 3, padding=1, padding_mode="reflect")), "3"),
+    "leaky before the head": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1), last=nn.LeakyReLU()), "5"),
+    "gelu before the head": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1), last=nn.GELU()), "5"),
+    "in place": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1), last=nn.ReLU(inplace=True)), "0"),
+    "dropout": (lambda: _trunk(nn.Dropout2d(), nn.Conv2d(8, 16, 3, 1, 1), last=nn.Dropout()), "0"),
+    "pooling": (lambda: _trunk(nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, 1, 1)), "3"),
+    "global pooling": (lambda: _trunk(last=nn.AdaptiveAvgPool2d(1)), "4"),
+    "batch norm behind the relu": (lambda: _trunk(nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, 1, 1)), "0"),
+    "batch norm without weights": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1), nn.BatchNorm2d(16, affine=False)), "0"),
+    "no activation": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1), last=nn.Identity()), "0"),
+    "hidden linear": (lambda: _trunk(nn.Flatten(), nn.Linear(512, 32), nn.BatchNorm1d(32)), "0"),
+}
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_every_kind_of_layer(capture: Callable[..., Any], name: str) -> None:
+    build, module = _KINDS[name]
+    case = capture(build(), [4])
+    anchor = _peeled(case)
+    reached = {module, str(int(module) - 1)} if module not in ("0", "4", "5") else {module}
+    assert anchor.module in reached
+    assert max(case.errors(anchor)) < 1e-4
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_every_kind_of_layer_with_three_images(capture: Callable[..., Any], name: str) -> None:
+    case = capture(_KINDS[name][0](), [4, 0, 7])
+    anchor = _peeled(case)
+    assert max(case.errors(anchor)) < max(1e-5, 10 * anchor.error)
+    assert anchor.error < PeelingConfig().tolerance
+
+
+class _FlattenedByHand(nn.Module):
+    """No flatten module, and layers other than a ReLU right before it."""
+
+    def __init__(self, *last: nn.Module) -> None:
+        super().__init__()
+        self.lower = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 1, 1), *last)
+        self.head = nn.Linear(1024, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lower(x).flatten(1))
+
+
+@pytest.mark.parametrize("last", [(), (nn.BatchNorm2d(16),), (nn.BatchNorm2d(16), nn.ReLU())])
+def test_a_flatten_that_is_no_module(capture: Callable[..., Any], last: tuple[nn.Module, ...]) -> None:
+    case = capture(_FlattenedByHand(*last), [4])
+    anchor = _peeled(case)
+    assert anchor.module == "lower.0"
+    assert max(case.errors(anchor)) < 1e-4
+
+
+def test_channels_that_batch_norm_silences_do_not_poison_the_rest(capture: Callable[..., Any]) -> None:
+    model = _trunk(nn.Conv2d(8, 32, 3, 1, 1), nn.BatchNorm2d(32))
+    with torch.no_grad():
+        model[3].weight[:3] = 0.0
+        model[3].bias[:] = 0.3
+    case = capture(model, [4])
+    anchor = _peeled(case)
+    assert anchor.module == "0"
+    assert max(case.errors(anchor)) < 1e-4
+
+
+def test_a_multilayer_perceptron_peels_to_its_first_layer(capture: Callable[..., Any]) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    case = capture(model, [4, 0, 7, 1, 2, 9])
+    anchor = _peeled(case)
+    assert anchor.module == "1"
+    torch.testing.assert_close(anchor.activations.float(), case.images.flatten(1), rtol=0, atol=1e-4)
+
+
+def test_float64_models(capture: Callable[..., Any]) -> None:
+    case = capture(_trunk(nn.Conv2d(8, 16, 3, 1, 1)).double(), [4, 2])
+    assert max(case.errors(_peeled(case))) < 1e-8
+
+
+def test_a_residual_network_peels_to_its_head(capture: Callable[..., Any]) -> None:
+    from gradinversion.capture import load_model
+
+    case = capture(load_model("resnet18", classes=10, image_size=32), [4, 0, 7], side=32)
+    anchor = _peeled(case)
+    assert anchor.module == "fc"
+    assert max(case.errors(anchor)) < 1e-4
+    assert set(anchor.explained) == {"fc.weight", "fc.bias"}
+
+
+def _train(model: nn.Module, steps: int) -> None:
+    images, labels = torch.randn(32, 3, 16, 16), torch.arange(32) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("labels", [[3], [5, 0], [8, 1, 6, 2]])
+def test_a_trained_network_is_peeled_rightly_or_not_at_all(capture: Callable[..., Any], labels: list[int]) -> None:
+    model = convnet(10, 16, width=8)
+    _train(model, 15)
+    case = capture(model, labels, side=16)
+    probabilities = model(case.images).softmax(1).detach()
+    assert float(probabilities.max()) > 0.3  # far from uniform
+    anchor = peel(case.update, model, case.labels).anchor
+    if len(labels) == 1:
+        assert anchor is not None
+    if anchor is not None:
+        assert max(case.errors(anchor)) < max(1e-4, 10 * anchor.error)
+
+
+def test_a_frozen_layer_ends_the_way(capture: Callable[..., Any]) -> None:
+    model = _trunk(nn.Conv2d(8, 16, 3, 1, 1))
+    model[2].weight.requires_grad_(False)
+    case = capture(model, [4])
+    peeling = peel(case.update, model, case.labels)
+    assert peeling.anchor is not None
+    assert peeling.anchor.module == "3"
+    assert max(case.errors(peeling.anchor)) < 1e-4
+    assert "2.weight" in peeling.message
+
+
+def test_a_frozen_bias_does_not(capture: Callable[..., Any]) -> None:
+    model = _trunk(nn.Conv2d(8, 16, 3, 1, 1))
+    for index in (2, 5):
+        model[index].bias.requires_grad_(False)
+    case = capture(model, [4, 1])
+    assert _peeled(case).module == "0"
+
+
+def test_a_frozen_head_is_refused(capture: Callable[..., Any]) -> None:
+    model = _trunk(nn.Conv2d(8, 16, 3, 1, 1))
+    model[5].weight.requires_grad_(False)
+    case = capture(model, [4])
+    peeling = peel(case.update, model, case.labels)
+    assert peeling.anchor is None
+    assert "5.weight" in peeling.message
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([1, 1], "repeated labels"), ([3, 1, 4, 1], "repeated labels"), (list(range(10)), "fewer images than classes")],
+)
+def test_batches_that_the_head_cannot_tell_apart(capture: Callable[..., Any], labels: list[int], words: str) -> None:
+    case = capture(_trunk(), labels)
+    peeling = peel(case.update, case.model, case.labels)
+    assert peeling.anchor is None
+    assert words in peeling.message
+
+
+@pytest.mark.parametrize(
+    ("defence", "strength"),
+    [("noise", 0.01), ("noise", 0.1), ("prune", 0.1), ("prune", 0.9), ("quantise", 8), ("clip", 0.1)],
+)
+@pytest.mark.parametrize("labels", [[3], [5, 0, 1], [8, 1, 6, 2, 0, 3, 4, 5, 7]])
+def test_a_defended_gradient_is_refused(
+    capture: Callable[..., Any], labels: list[int], defence: str, strength: float
+) -> None:
+    case = capture(_small_convnet(), labels, side=16)
+    defended = apply_defence(case.update.gradients, defence, strength, torch.Generator().manual_seed(0))
+    peeling = peel(replace(case.update, gradients=defended), case.model, case.labels)
+    assert peeling.anchor is None
+    assert "stopped at 13" in peeling.message
+
+
+@pytest.mark.parametrize(
+    ("defence", "strength"), [("noise", 1e-6), ("noise", 1e-5), ("noise", 1e-4), ("noise", 1e-3), ("quantise", 16)]
+)
+@pytest.mark.parametrize("labels", [[5, 0], [8, 1, 6, 2, 0, 3, 4, 5, 7]])
+def test_a_weak_defence_never_gives_a_wrong_anchor(
+    capture: Callable[..., Any], labels: list[int], defence: str, strength: float
+) -> None:
+    # Little noise hides which ReLUs were open, and with them the cotangent before the ReLU.
+    case = capture(convnet(10, 16, width=16), labels, side=16)
+    defended = apply_defence(case.update.gradients, defence, strength, torch.Generator().manual_seed(0))
+    anchor = peel(replace(case.update, gradients=defended), case.model, case.labels).anchor
+    if anchor is not None:
+        assert max(case.errors(anchor)) < 5 * PeelingConfig().tolerance
+        assert anchor.error <= PeelingConfig().tolerance
+
+
+def test_half_precision_gradients_never_give_a_wrong_anchor(capture: Callable[..., Any]) -> None:
+    case = capture(_small_convnet(), [5, 0, 7], side=16)
+    for dtype in (torch.float16, torch.bfloat16):
+        sent = {name: gradient.to(dtype) for name, gradient in case.update.gradients.items()}
+        anchor = peel(
+            replace(case.update, gradients=sent), case.model, case.labels, PeelingConfig(tolerance=0.1)
+        ).anchor
+        assert anchor is None or max(case.errors(anchor)) < 0.3
+
+
+def test_tampering_with_one_tensor_is_noticed_at_that_layer(capture: Callable[..., Any]) -> None:
+    case = capture(_small_convnet(), [3], side=16)
+    sent = dict(case.update.gradients)
+    sent["6.weight"] = 1.01 * sent["6.weight"]
+    peeling = peel(replace(case.update, gradients=sent), case.model, case.labels)
+    assert peeling.anchor is not None
+    assert peeling.anchor.module == "8"
+    assert max(case.errors(peeling.anchor)) < 1e-4
+
+
+def test_switched_off(capture: Callable[..., Any]) -> None:
+    case = capture(_trunk(), [3])
+    peeling = peel(case.update, case.model, case.labels, PeelingConfig(enabled=False))
+    assert peeling.anchor is None
+    assert "switched off" in peeling.message
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0, float("nan")])
+def test_a_tolerance_outside_its_range_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"peeling\.tolerance"):
+        PeelingConfig(tolerance=tolerance)
+
+
+def test_the_same_update_gives_the_same_anchor_bit_for_bit(capture: Callable[..., Any]) -> None:
+    case = capture(_small_convnet(), [3, 1], side=16)
+    first, second = _peeled(case), _peeled(case)
+    assert bool((first.activations == second.activations).all())
+    assert bool((first.cotangent == second.cotangent).all())
