@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .adam import Adam
 from .candidate import Candidate
 from .config import AgentsConfig
 from .objective import Objective
@@ -53,7 +54,7 @@ class Inverter:
         low, high = objective.update.normalisation.bounds()
         self._low, self._high = low.to(objective.device), high.to(objective.device)
         self._images = images.to(objective.device).requires_grad_()
-        self._optimizer = torch.optim.Adam([self._images], lr=config.learning_rate)
+        self._adam = Adam(self._images.detach())
         self._peak = config.learning_rate * 0.5**incarnation
         self._first_loss = self._best_loss = math.inf
 
@@ -100,9 +101,7 @@ class Inverter:
         rate = learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
         terms = self._objective.terms(self._images, consensus)
         (gradient,) = torch.autograd.grad(terms["total"], self._images)
-        self._images.grad = gradient.sign() if config.sign else gradient
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
+        self._adam.step(self._images, gradient.sign() if config.sign else gradient, rate)
         with torch.no_grad():
             if config.noise > 0:
                 noise = torch.randn(self._images.shape, generator=self._generator)
@@ -126,21 +125,18 @@ class Inverter:
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as tensors (the content of a checkpoint)."""
-        moments = self._optimizer.state.get(self._images, {})
-        zeros = torch.zeros_like(self._images)
         return {
             "images": self.images,
-            "first_moment": moments.get("exp_avg", zeros).detach().cpu().clone(),
-            "second_moment": moments.get("exp_avg_sq", zeros).detach().cpu().clone(),
-            "optimizer_step": torch.as_tensor(moments.get("step", 0.0), dtype=torch.float32).clone(),
+            "first_moment": self._adam.first_moment.cpu().clone(),
+            "second_moment": self._adam.second_moment.cpu().clone(),
             "generator": self._generator.get_state(),
-            "counters": torch.tensor([self.seed, self.incarnation, self.step], dtype=torch.int64),
+            "counters": torch.tensor([self.seed, self.incarnation, self.step, self._adam.steps], dtype=torch.int64),
             "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` of the same seed, as if nothing had happened in between."""
-        seed, incarnation, step = (int(value) for value in state["counters"])
+        seed, incarnation, step, adam_steps = (int(value) for value in state["counters"])
         if seed != self.seed:
             raise ValueError(f"this state belongs to seed {seed}, not to seed {self.seed}.")
         self.incarnation, self.step = incarnation, step
@@ -149,10 +145,6 @@ class Inverter:
         self._generator.set_state(state["generator"])
         with torch.no_grad():
             self._images.copy_(state["images"])
-        self._optimizer.state.clear()
-        if float(state["optimizer_step"]) > 0:
-            self._optimizer.state[self._images] = {
-                "step": state["optimizer_step"].clone(),
-                "exp_avg": state["first_moment"].to(self._images.device).clone(),
-                "exp_avg_sq": state["second_moment"].to(self._images.device).clone(),
-            }
+            self._adam.first_moment.copy_(state["first_moment"])
+            self._adam.second_moment.copy_(state["second_moment"])
+        self._adam.steps = adam_steps

@@ -38,7 +38,8 @@ def peel_head(
 
     The layer's weight gradient is ``D^T F`` with one row of ``D = (P - Y) / B`` and of the features ``F`` per image,
     ``P = softmax(F W^T + b)``, ``Y`` one-hot. Given ``P`` this is a linear system for ``F``, and ``F`` gives ``P``
-    again: the fixed point of the two is found by iteration from the uniform ``P``. ``D`` has rank at most one less
+    again: the fixed point of the two is found by iteration from the uniform ``P``, each step shifted so that the rows
+    of ``D`` add up to the bias gradient, where there is one; for a single image that is ``D`` itself. ``D`` has rank at most one less
     than the number of classes, so a batch must be smaller than that. For one image this is the first step of R-GAP
     (Zhu & Blaschko, ICLR 2021); the row space of ``D`` is what makes it work for a batch.
 
@@ -60,9 +61,12 @@ def peel_head(
     probabilities = torch.full_like(one_hot, 1 / len(weight))
     previous_change, damping = float("inf"), 1.0
     features = torch.zeros(batch, weight.shape[1], dtype=torch.float64)
+    total = None if bias_gradient is None else batch * bias_gradient.double().cpu()
     for _ in range(_ITERATIONS):
         features = _solve((probabilities - one_hot) / batch, gradient)
-        update = (features @ weight.T + shift).softmax(dim=1) - probabilities
+        found = (features @ weight.T + shift).softmax(dim=1)
+        following = found if total is None else found + (total - (found - one_hot).sum(dim=0)) / batch
+        update = following - probabilities
         change = float(update.abs().max())
         if change < _SETTLED or change != change:
             break
@@ -70,8 +74,9 @@ def peel_head(
         damping = max(0.05, damping * 0.7) if change > previous_change else min(1.0, damping * 1.05)
         probabilities = probabilities + damping * update
         previous_change = change
+    contradiction = float((found - probabilities).norm() / (probabilities - one_hot).norm())
     residual = (probabilities - one_hot) / batch
-    error = _error(residual, features, gradient, bias_gradient, worst(change, rounding(weight_gradient)))
+    error = _error(residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient)))
     if bias_gradient is None:
         spread = float(probabilities.min()) * len(weight)
         error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")

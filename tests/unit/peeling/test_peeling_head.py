@@ -89,6 +89,16 @@ def test_features_of_a_sure_network_are_right_or_refused(batch: int, classes: in
         assert head.error > _TOLERANCE or _worst(head.features, features) < 3 * _TOLERANCE
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_bias_gradient_settles_a_single_image_however_sure_the_network(classes: int, scale: float) -> None:
+    for seed in range(4):
+        head, features, cotangent = _peel(1, classes, scale=scale, seed=seed, labels=torch.tensor([1]))
+        assert head.error < _TOLERANCE
+        assert _worst(head.features, features) < 1e-4
+        assert _worst(head.cotangent, cotangent) < 1e-4
+
+
 @pytest.mark.parametrize("noise", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1])
 @pytest.mark.parametrize("batch", [1, 4, 9])
 def test_the_estimated_error_follows_the_noise(batch: int, noise: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 def _trunk(*middle: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
     """Convolution, ReLU, the given layers, an activation, flatten, linear; 8 px images, 10 classes."""
     layers = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), *middle, last or nn.ReLU(), nn.Flatten())
-    width = layers(torch.zeros(1, 3, 8, 8)).shape[1]
+    width = layers.eval()(torch.zeros(1, 3, 8, 8)).shape[1]
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
@@ -70,7 +70,7 @@ _KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "plain": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1)), "0"),
     "no bias": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1, bias=False)), "0"),
     "strided": (lambda: _trunk(nn.Conv2d(8, 32, 3, 2, 1)), "0"),
-    "strided with a rest": (lambda: _trunk(nn.Conv2d(8, 32, 4, 3, 1)), "3"),
+    "strided with a rest": (lambda: _trunk(nn.Conv2d(8, 32, 4, 3, 1)), "0"),
     "pixels that no output sees": (lambda: _trunk(nn.Conv2d(8, 64, 1, 3)), "3"),
     "dilated": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 2, dilation=2)), "0"),
     "grouped": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1, groups=4)), "0"),
@@ -95,8 +95,7 @@ def test_every_kind_of_layer(capture: Callable[..., Any], name: str) -> None:
     build, module = _KINDS[name]
     case = capture(build(), [4])
     anchor = _peeled(case)
-    reached = {module, str(int(module) - 1)} if module not in ("0", "4", "5") else {module}
-    assert anchor.module in reached
+    assert anchor.module == module
     assert max(case.errors(anchor)) < 1e-4
 
 
@@ -164,7 +163,7 @@ def test_a_residual_network_peels_to_its_head(capture: Callable[..., Any]) -> No
 
 def _train(model: nn.Module, steps: int) -> None:
     images, labels = torch.randn(32, 3, 16, 16), torch.arange(32) % 10
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -176,7 +175,7 @@ def _train(model: nn.Module, steps: int) -> None:
 @pytest.mark.parametrize("labels", [[3], [5, 0], [8, 1, 6, 2]])
 def test_a_trained_network_is_peeled_rightly_or_not_at_all(capture: Callable[..., Any], labels: list[int]) -> None:
     model = convnet(10, 16, width=8)
-    _train(model, 15)
+    _train(model, 25)
     case = capture(model, labels, side=16)
     probabilities = model(case.images).softmax(1).detach()
     assert float(probabilities.max()) > 0.3  # far from uniform
@@ -291,7 +290,7 @@ def test_a_tolerance_outside_its_range_is_refused(tolerance: float) -> None:
 
 
 def test_the_same_update_gives_the_same_anchor_bit_for_bit(capture: Callable[..., Any]) -> None:
-    case = capture(_small_convnet(), [3, 1], side=16)
+    case = capture(_trunk(nn.Conv2d(8, 16, 3, 1, 1)), [3, 1])
     first, second = _peeled(case), _peeled(case)
     assert bool((first.activations == second.activations).all())
     assert bool((first.cotangent == second.cotangent).all())
