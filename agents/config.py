@@ -62,6 +62,17 @@ class ObjectiveConfig:
     """Weight of the distance to the consensus of all seeds."""
 
     def __post_init__(self) -> None:
+        kinds = {
+            "form": Form,
+            "gradient_loss": GradientLoss,
+            "gradient_scale": GradientScale,
+            "total_variation": TotalVariation,
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value not in list(kind):
+                raise ValueError(f"objective.{name}={value}: give one of {', '.join(kind)}.")
+            object.__setattr__(self, name, kind(value))  # a plain word means the same as the member of that value
         for name in (
             "gradient_weight",
             "activation_weight",

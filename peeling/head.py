@@ -13,6 +13,8 @@ from .layers import rounding, worst
 
 _ITERATIONS = 500
 _SETTLED = 1e-12
+# Below this estimated error there is no need to try another iteration.
+_CONVERGED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,14 @@ def peel_head(
 
     The layer's weight gradient is ``D^T F`` with one row of ``D = (P - Y) / B`` and of the features ``F`` per image,
     ``P = softmax(F W^T + b)``, ``Y`` one-hot. Given ``P`` this is a linear system for ``F``, and ``F`` gives ``P``
-    again: the fixed point of the two is found by iteration from the uniform ``P``, each step shifted so that the rows
-    of ``D`` add up to the bias gradient, where there is one; for a single image that is ``D`` itself. ``D`` has rank at most one less
+    again: the fixed point of the two is found by iteration from the uniform ``P``. ``D`` has rank at most one less
     than the number of classes, so a batch must be smaller than that. For one image this is the first step of R-GAP
     (Zhu & Blaschko, ICLR 2021); the row space of ``D`` is what makes it work for a batch.
 
-    The bias gradient is the sum of ``D``'s rows and so fixes the scale of each row. Without it the softmax alone has
-    to: another ``P`` may fit as well where an image's probability lies on its label and one other class, or where the
-    batch has only one image less than there are classes.
+    The bias gradient is the sum of ``D``'s rows: for a single image ``D`` itself, for more a constraint on every step
+    and on the size of each row. Without it the softmax alone has to tell the size: another ``P`` may fit as well where
+    an image's probability lies on its label and one other class, or where the batch has only one image less than there
+    are classes.
 
     Args:
         weight: The layer's weight.
@@ -54,14 +56,29 @@ def peel_head(
         bias_gradient: The same by the bias, or None.
         labels: The batch's labels.
     """
-    weight, gradient = weight.detach().double().cpu(), weight_gradient.double().cpu()
-    shift = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
+    shift = torch.zeros(len(weight)) if bias is None else bias
+    known = (weight.detach().double().cpu(), shift.detach().double().cpu(), weight_gradient, bias_gradient)
     one_hot = F.one_hot(labels.cpu(), len(weight)).double()
-    batch = len(labels)
+    heads = []
+    for total in [None] if bias_gradient is None else [len(labels) * bias_gradient.double().cpu(), None]:
+        heads.append(_iterate(*known, one_hot, total))
+        if heads[-1].error < _CONVERGED:
+            break
+    return min(heads, key=lambda head: head.error)
+
+
+def _iterate(
+    weight: Float[Tensor, "class feature"],
+    shift: Float[Tensor, " class"],
+    weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"] | None,
+    one_hot: Float[Tensor, "batch class"],
+    total: Float[Tensor, " class"] | None,
+) -> Head:
+    """The fixed point; with ``total``, each step is shifted so that the rows of ``P - Y`` add up to it."""
+    gradient, batch = weight_gradient.double().cpu(), len(one_hot)
     probabilities = torch.full_like(one_hot, 1 / len(weight))
     previous_change, damping = float("inf"), 1.0
-    features = torch.zeros(batch, weight.shape[1], dtype=torch.float64)
-    total = None if bias_gradient is None else batch * bias_gradient.double().cpu()
     for _ in range(_ITERATIONS):
         features = _solve((probabilities - one_hot) / batch, gradient)
         found = (features @ weight.T + shift).softmax(dim=1)

@@ -52,15 +52,19 @@ def keep_better(
     moving: Float[Tensor, "seed image height width"],
     target: Target,
 ) -> Float[Tensor, "seed image 3 3"]:
-    """Per candidate image the likelier of two homographies.
+    """Per candidate image the likelier of two homographies; under the previous one the target was formed.
 
     With n independent pixels the log-likelihood of a correlation c is ``-n/2 ln(1 - c^2)`` up to a constant; the
     prior of a homography is the one that `refine` uses.
     """
+    grid = homography_grid(proposal, *target.size)
+    views = (
+        (proposal, sample(moving[:, :, None], grid)[:, :, 0], inside(grid)),
+        (previous, target.warped, target.visible),
+    )
     plausible = []
-    for homographies in (proposal, previous):
-        grid = homography_grid(homographies, *target.size)
-        match = correlation(sample(moving[:, :, None], grid)[:, :, 0], target.others, inside(grid)).clamp_min(0)
+    for homographies, warped, visible in views:
+        match = correlation(warped, target.others, visible).clamp_min(0)
         likelihood = -target.size[0] * target.size[1] / _INDEPENDENT / 2 * (1 - match**2).clamp_min(1e-6).log()
         beyond = homographies - torch.eye(3, device=moving.device)
         plausible.append(likelihood - beyond.square().sum((-2, -1)) / (2 * _PRIOR_DEVIATION**2))
@@ -81,25 +85,26 @@ def refine(
     ``(sum w J J' + 1/prior^2) s = sum w J r + p / prior^2`` and composes W with the inverse of I + s.
     """
     count = len(free)
-    rows, columns = torch.triu_indices(count, count, device=moving.device)
-    index = torch.tensor(free, device=moving.device)
-    identity = torch.eye(3, device=moving.device)
-    precision = 1 / _PRIOR_DEVIATION**2
+    device = moving.device
+    rows, columns = torch.triu_indices(count, count, device=device)
+    place = torch.zeros(count, count, dtype=torch.long, device=device)
+    place[rows, columns] = place[columns, rows] = torch.arange(len(rows), device=device)
+    index = torch.tensor(free, device=device)
+    identity = torch.eye(3, device=device)
+    prior = torch.eye(count, device=device) / _PRIOR_DEVIATION**2
     jacobian = target.jacobian(free)
     products = jacobian[:, rows] * jacobian[:, columns]
     for _ in range(steps):
         grid = homography_grid(homographies, *target.size)
         residual, weight, gain = target.compare(sample(moving[:, :, None], grid)[:, :, 0], inside(grid))
         weight = weight * gain
-        upper = torch.einsum("nbp,bkp->nbk", (weight * gain).flatten(-2), products)
-        normal = upper.new_empty(*upper.shape[:2], count, count)
-        normal[..., rows, columns] = upper
-        normal[..., columns, rows] = upper
-        slope = torch.einsum("nbp,bkp->nbk", (weight * residual).flatten(-2), jacobian)
+        # One product per image, all seeds at once: (image, seed, pixel) @ (image, pixel, entry).
+        slope = (weight * residual).flatten(-2).transpose(0, 1) @ jacobian.mT
+        upper = (weight * gain).flatten(-2).transpose(0, 1) @ products.mT
+        system = upper.transpose(0, 1)[..., place] + prior
         beyond = (homographies - identity).flatten(-2)[..., index]
-        system = normal + precision * torch.eye(count, device=moving.device)
-        step = torch.linalg.solve(system, slope + precision * beyond).clamp(-_LARGEST_STEP, _LARGEST_STEP)
+        step = torch.linalg.solve(system, slope.transpose(0, 1) + beyond / _PRIOR_DEVIATION**2)
         increment = identity.flatten().repeat(*step.shape[:2], 1)
-        increment[..., index] += step
+        increment[..., index] += step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
         homographies = normalised(homographies @ torch.linalg.inv(increment.reshape(*step.shape[:2], 3, 3)))
     return homographies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 METHODS = ("coarse_to_fine", "coarse", "none")
-CONSENSUS = ("huber", "mean")
+CONSENSUS = ("wiener", "huber", "mean")
 
 
 class RegistrationError(ValueError):
@@ -25,7 +25,8 @@ class RegistrationConfig:
     rounds: int = 3
     """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
     consensus: str = "huber"
-    """How aligned candidates are averaged: `huber` (per-pixel robust mean) or `mean`."""
+    """How aligned candidates are averaged: `huber` (per-pixel robust mean), `mean`, or `wiener` (the robust mean less
+    what the seeds do not share)."""
     max_displacement: float = 0.15
     """Largest displacement believed, as a share of the shorter side; a warp beyond it is refused."""
     margin: float = 0.005

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .agreement import OUTSIDE
+from .coherence import shrink_unshared
 
 _HUBER = 1.7
 _ITERATIONS = 2
@@ -40,7 +41,7 @@ def average(
     weights: Float[Tensor, " seed"],
     kind: str,
 ) -> Float[Tensor, "image channel height width"]:
-    """The mean over seeds, or Huber's M-estimate of it per pixel.
+    """The mean over seeds, Huber's M-estimate of it per pixel, or that with what seeds do not share shrunk.
 
     Huber (1964): weights ``min(1, 1.7 s / |r|)`` with ``|r|`` the distance over channels, found by two reweightings
     from the mean; s is the mean distance over the whole image and all seeds.
@@ -49,8 +50,12 @@ def average(
     if visible is not None:
         weight = weight * visible.clamp_min(OUTSIDE)[:, :, None]
     mean = (weight * aligned).sum(0) / weight.sum(0)
-    if kind == "mean" or aligned.shape[0] < 3:
-        return mean
+    if kind != "mean" and aligned.shape[0] >= 3:
+        mean = _robust(mean, aligned, weight)
+    return shrink_unshared(mean, aligned, weights) if kind == "wiener" else mean
+
+
+def _robust(mean: Tensor, aligned: Tensor, weight: Tensor) -> Float[Tensor, "image channel height width"]:
     for _ in range(_ITERATIONS):
         distance = (aligned - mean).square().mean(dim=2, keepdim=True).sqrt()
         deviation = (weight * distance).sum(dim=(0, -2, -1), keepdim=True) / weight.sum(dim=(0, -2, -1), keepdim=True)

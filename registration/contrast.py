@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -41,12 +43,21 @@ def resize(images: Float[Tensor, "*batch height width"], size: tuple[int, int]) 
 
 def blur(images: Float[Tensor, "*batch height width"], sigma: float) -> Float[Tensor, "*batch height width"]:
     """Gaussian blur with replicated borders; sigma in pixels."""
-    side = 2 * round(2.5 * sigma) + 1
-    flat = images.reshape(-1, 1, *images.shape[-2:])
-    import kornia  # where it is used: agents are processes that never register
+    height, width = images.shape[-2:]
+    down = _blurring(height, sigma, images.device, images.dtype)
+    across = down if width == height else _blurring(width, sigma, images.device, images.dtype)
+    return down @ images @ across.T
 
-    blurred: Tensor = kornia.filters.gaussian_blur2d(flat, (side, side), (sigma, sigma), border_type="replicate")
-    return blurred.reshape(images.shape)
+
+@lru_cache(maxsize=128)
+def _blurring(length: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "length length"]:
+    """The matrix that blurs one axis: two products cost less than a convolution on images of this size."""
+    reach = round(2.5 * sigma)
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    window = torch.exp(-0.5 * (offsets.to(dtype) / sigma) ** 2)
+    source = (torch.arange(length, device=device)[:, None] + offsets).clamp(0, length - 1)
+    matrix = torch.zeros(length, length, device=device, dtype=dtype)
+    return matrix.scatter_add_(1, source, (window / window.sum()).expand(length, -1))
 
 
 def local_contrast(images: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:

@@ -15,7 +15,6 @@ from .target import Target
 from .warp import Warp, homography_grid, inside, remove_shared_homography, sample
 
 _START_SIZE = 56  # the first round works on levels up to this size
-_REPEATS = 2  # how often the target is averaged again on the levels below the finest
 _EVIDENCE_BLUR = 1.5  # pixels of the finest level
 
 
@@ -63,8 +62,7 @@ class Schedule:
             stages = [(AFFINE, 3), (HOMOGRAPHY, 3)] if level else [(TRANSLATION, 2), (AFFINE, 3)]
             if len(self.sizes) == 1:
                 stages.append((HOMOGRAPHY, 3))
-            for _ in range(_REPEATS if level < len(self.sizes) - 1 else 1):
-                homographies = self.improve(homographies, moving.repeat(1, 2, 1, 1), stages)
+            homographies = self.improve(homographies, moving.repeat(1, 2, 1, 1), stages)
         agreement = agreement_with_others(*self.warped(homographies, low[-1].repeat(1, 2, 1, 1)), self.weights).mean(0)
         from_identity, from_phase = agreement.chunk(2)
         first, second = homographies.chunk(2, dim=1)
@@ -74,8 +72,7 @@ class Schedule:
         """Homographies improved on every level but the lowest."""
         finest = len(self.sizes) - 1
         for level in range(min(1, finest), finest + 1):
-            for _ in range(_REPEATS if level < finest else 1):
-                homographies = self.improve(homographies, self.moving[level], [(HOMOGRAPHY, 3)])
+            homographies = self.improve(homographies, self.moving[level], [(HOMOGRAPHY, 3)])
         return homographies
 
     def improve(

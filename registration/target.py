@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .agreement import OUTSIDE, others_mean
 from .contrast import gradients
-from .warp import base_grid
+from .warp import homogeneous
 
 _HUBER = 1.0  # residuals beyond this many robust deviations count linearly
 _CORRELATED = 20.0  # pixels per independent observation: neighbours share noise, texture and what is missing
@@ -29,6 +29,8 @@ class Target:
     ) -> None:
         weight = weights[:, None, None, None] * visible.clamp_min(OUTSIDE)
         mean = (weight * warped).sum(0) / weight.sum(0)
+        self.warped, self.visible = warped, visible
+        self._columns: Tensor | None = None
         self.others = others_mean(warped, visible, weights)
         self.size = (warped.shape[-2], warped.shape[-1])
         self.across, self.down = gradients(mean)
@@ -39,11 +41,13 @@ class Target:
         For ``W(x; p) = ((1+p0) x + p1 y + p2, p3 x + (1+p4) y + p5) / (1 + p6 x + p7 y)`` and the gradient (g, h) the
         row is ``(g x, g y, g, h x, h y, h, -(g x + h y) x, -(g x + h y) y)``.
         """
-        g, h = self.across.flatten(-2), self.down.flatten(-2)
-        x, y = base_grid(*self.size, g).reshape(-1, 2).unbind(-1)
-        along = g * x + h * y
-        columns = (g * x, g * y, g, h * x, h * y, h, -along * x, -along * y)
-        return torch.stack([columns[entry] for entry in free], dim=1)
+        if self._columns is None:
+            slopes = torch.stack([self.across, self.down], dim=1).flatten(-2)[:, :, None]
+            places = homogeneous(*self.size, slopes).flatten(-2)
+            linear = (slopes * places).flatten(1, 2)
+            along = (slopes[:, :, 0] * places[:2]).sum(1, keepdim=True)
+            self._columns = torch.cat([linear, -along * places[:2]], dim=1)
+        return self._columns if len(free) == 8 else self._columns[:, list(free)]
 
     def compare(
         self, warped: Float[Tensor, "seed image height width"], visible: Tensor
@@ -53,9 +57,10 @@ class Target:
         The gain (one per candidate image, last two dimensions 1) accounts for what averaging washes out: without it
         a blurred target makes every step too long.
         """
-        fit = (visible * warped * self.others).sum((-2, -1)) / (visible * self.others**2).sum((-2, -1)).clamp_min(1e-9)
+        shown = visible * self.others
+        fit = (shown * warped).sum((-2, -1)) / (shown * self.others).sum((-2, -1)).clamp_min(1e-9)
         gain = fit.clamp(*_GAIN_BOUNDS)[..., None, None]
-        residual = warped - gain * self.others
+        residual = torch.addcmul(warped, gain, self.others, value=-1)
         return residual, robust_weight(residual, visible), gain
 
 
@@ -69,5 +74,5 @@ def robust_weight(
     size = residual.abs()
     deviation = 1.2533 * (size * visible).sum((-2, -1), keepdim=True) / visible.sum((-2, -1), keepdim=True).clamp_min(1)
     deviation = deviation.clamp_min(1e-3)
-    huber = (_HUBER * deviation / size.clamp_min(1e-12)).clamp_max(1)
-    return visible * huber / (deviation**2 * _CORRELATED)
+    huber = (_HUBER * deviation / size.clamp_min_(1e-12)).clamp_max_(1)
+    return huber.mul_(visible).div_(deviation**2 * _CORRELATED)

@@ -23,9 +23,12 @@ def texture(size: int, count: int = 1, seed: int = 0) -> torch.Tensor:
     return local_contrast(blur(noise, size / 20))
 
 
-def target_of(image: torch.Tensor, seeds: int) -> Target:
-    """A target all of whose candidates show the same image."""
-    return Target(image.expand(seeds, -1, -1, -1), torch.ones(seeds, *image.shape), torch.ones(seeds) / seeds)
+def target_of(image: torch.Tensor, seeds: int, standing: torch.Tensor | None = None) -> Target:
+    """A target whose other candidates show one image; ``standing`` is what the candidates themselves show so far."""
+    target = Target(image.expand(seeds, -1, -1, -1), torch.ones(seeds, *image.shape), torch.ones(seeds) / seeds)
+    if standing is not None:
+        target.warped = standing
+    return target
 
 
 def test_target_compares_with_the_others_alone() -> None:
@@ -71,11 +74,11 @@ def test_robust_weights_fall_with_the_residual() -> None:
 def test_phase_start_finds_a_whole_shift_and_keeps_identity_for_noise() -> None:
     image = texture(48)
     moving = torch.stack([torch.roll(image, (5, -3), (1, 2)), image])
-    start = phase_start(moving, target_of(image, 2), 0.15)
+    start = phase_start(moving, target_of(image, 2, moving), 0.15)
     torch.testing.assert_close(start[0, 0, :2, 2], torch.tensor([-3.0, 5.0]) * 2 / 48)
     assert torch.equal(start[1, 0], torch.eye(3))
     noise = torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(phase_start(noise, target_of(image, 2), 0.15), torch.eye(3).repeat(2, 1, 1, 1))
+    assert torch.equal(phase_start(noise, target_of(image, 2, noise), 0.15), torch.eye(3).repeat(2, 1, 1, 1))
 
 
 def test_phase_start_looks_no_further_than_allowed() -> None:
@@ -108,7 +111,7 @@ def test_keep_better_prefers_the_likelier_warp() -> None:
     shifted = identity.clone()
     shifted[..., 0, 2] = 4 * 2 / 32
     moving = torch.stack([image, torch.roll(image, 4, 2)])
-    kept = keep_better(shifted, identity, moving, target_of(image, 2))
+    kept = keep_better(shifted, identity, moving, target_of(image, 2, moving))
     assert torch.equal(kept[0], identity[0])
     assert torch.equal(kept[1], shifted[1])
 

@@ -1,0 +1,113 @@
+"""An agent's process is killed in the middle of a run on a real local Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from gradinversion.agents import AgentsConfig, Outcome
+from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.cluster import reconstruct
+from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Mode, Status
+from torch import nn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 4)).eval()
+
+
+@pytest.fixture(scope="module")
+def update(model: nn.Module) -> CapturedUpdate:
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return capture_gradient(model, images, torch.tensor([0, 3]), normalisation=((0.5,) * 3, (0.25,) * 3))
+
+
+CONFIG = AttackConfig(
+    labels="0,3",
+    agents=AgentsConfig(count=2, iterations=1200, warmup=4),
+    coordinator=CoordinatorConfig(period=200, start=0.3),
+)
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def agents_of_this_test() -> list[int]:
+    """Agent processes whose line of parents leads here."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if not (entry / "cmdline").read_text().startswith("ray::AgentProcess"):
+                continue
+            ancestor = int(entry.name)
+            while ancestor > 1 and ancestor != os.getpid():
+                ancestor = parent(ancestor)
+            if ancestor == os.getpid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+class Killer:
+    """Kills one agent once the given round is over."""
+
+    def __init__(self, after_round: int) -> None:
+        self.after_round = after_round
+        self.killed: int | None = None
+
+    def __call__(self, status: Status) -> None:
+        if self.killed is None and self.after_round <= status.round < status.rounds:
+            self.killed = agents_of_this_test()[-1]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the agents' processes through /proc")
+def test_a_killed_agent_comes_back_and_the_images_are_the_same(
+    update: CapturedUpdate, model: nn.Module, tmp_path: Path
+) -> None:
+    whole = reconstruct(update, model, CONFIG)
+    killer = Killer(after_round=1)
+    healed = reconstruct(update, model, CONFIG, out=tmp_path, watch=killer)
+    assert killer.killed is not None
+    assert any("died; it was started again from its last saved round" in message for message in healed.messages)
+    assert torch.equal(healed.images, whole.images)
+    assert torch.equal(healed.candidate_images, whole.candidate_images)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the agents' processes through /proc")
+def test_in_async_mode_a_killed_agent_comes_back_too(update: CapturedUpdate, model: nn.Module, tmp_path: Path) -> None:
+    config = replace(CONFIG, coordinator=replace(CONFIG.coordinator, mode=Mode.ASYNC))
+    killer = Killer(after_round=1)
+    healed = reconstruct(update, model, config, out=tmp_path, watch=killer)
+    assert killer.killed is not None
+    assert healed.outcome is Outcome.FINISHED
+    assert [candidate.step for candidate in healed.candidates] == [1200, 1200]
+    assert any("died; it was started again" in message for message in healed.messages)
