@@ -101,7 +101,8 @@ class Inverter:
         rate = learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
         terms = self._objective.terms(self._images, consensus)
         (gradient,) = torch.autograd.grad(terms["total"], self._images)
-        self._adam.step(self._images, gradient.sign() if config.sign else gradient, rate)
+        # The sign of what is not a number would be 0 and hide it; the sum keeps it.
+        self._adam.step(self._images, gradient.sign() + 0 * gradient if config.sign else gradient, rate)
         with torch.no_grad():
             if config.noise > 0:
                 noise = torch.randn(self._images.shape, generator=self._generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,8 +34,9 @@ def colour_total_variation(images: Float[Tensor, "batch channel height width"]) 
     Args:
         images: Normalised pixels, at least 2 pixels high and wide.
     """
-    vertical = images[..., 1:, :-1] - images[..., :-1, :-1]
-    horizontal = images[..., :-1, 1:] - images[..., :-1, :-1]
+    # Forward differences with a border of equal pixels, so that the last row and column belong to it too.
+    vertical = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1))
+    horizontal = F.pad(images[..., :, 1:] - images[..., :, :-1], (0, 1))
     squared = (vertical.square() + horizontal.square()).mean(dim=1)
     return (squared + _SMOOTHING).sqrt().mean()
 

@@ -29,7 +29,11 @@ def formula_agent(
 
 
 def _fails_on(*calls: int, slope: float = _STANDS_STILL) -> Callable[[Tensor, int], Tensor]:
-    return lambda images, now: slope * images.sum() + (float("nan") if now in calls else 1.0)
+    def formula(images: Tensor, now: int) -> Tensor:
+        constant = float("nan") if now in calls else 1.0
+        return constant + slope * (images - images.detach()).sum()
+
+    return formula
 
 
 def test_a_seed_that_fails_starts_again_from_the_consensus(formula_agent: Callable[..., Agent]) -> None:

@@ -173,8 +173,9 @@ def test_it_begins_near_a_given_start(formula_objective: Callable[..., Any]) -> 
 
 
 def test_descending_brings_the_gradient_loss_down(smooth_target: Callable[..., Any]) -> None:
-    config = AgentsConfig(iterations=80, warmup=5, learning_rate=0.1)
-    candidate = Inverter(_objective(smooth_target), config, seed=0).run(80, None)
+    target, _ = smooth_target(dtype=torch.float32)
+    objective = Objective(target, ObjectiveConfig(total_variation_weight=0.01))
+    candidate = Inverter(objective, AgentsConfig(iterations=80, warmup=5, learning_rate=0.1), seed=0).run(80, None)
     assert candidate.outcome is Outcome.FINISHED
     assert candidate.trace[-1]["gradient"] < 0.5 * candidate.trace[0]["gradient"]
     assert [row["step"] for row in candidate.trace] == [float(step) for step in range(1, 81)]
@@ -204,12 +205,23 @@ def test_a_loss_that_is_not_a_number_is_an_outcome(formula_objective: Callable[.
     assert len(candidate.trace) == 3
 
 
-def test_it_is_noticed_even_where_no_loss_was_recorded(formula_objective: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("sign", [True, False])
+def test_it_is_noticed_even_where_no_loss_was_recorded(formula_objective: Callable[..., Any], sign: bool) -> None:
     # Of 1,000 steps each fifth is recorded; the bad one is not among them.
-    config = AgentsConfig(iterations=1000, warmup=0)
+    config = AgentsConfig(iterations=1000, warmup=0, sign=sign)
     candidate = Inverter(formula_objective(_nan_at(6)), config, seed=0).run(100, None)
     assert candidate.outcome is Outcome.NOT_FINITE
     assert candidate.step == 10
+
+
+@pytest.mark.parametrize("sign", [True, False])
+def test_so_is_a_derivative_that_is_not_a_number(formula_objective: Callable[..., Any], sign: bool) -> None:
+    def value(images: Tensor, call: int) -> Tensor:
+        broken = (0 * images[0, 0, 0, 0]).sqrt()  # 0, with the derivative 0 * infinity
+        return images.square().sum() + (broken if call == 2 else 0)
+
+    config = AgentsConfig(iterations=10, warmup=0, sign=sign)
+    assert Inverter(formula_objective(value), config, seed=0).run(10, None).outcome is Outcome.NOT_FINITE
 
 
 def test_a_loss_far_above_where_it_began_is_divergence(formula_objective: Callable[..., Any]) -> None:
