@@ -121,7 +121,7 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
     chain: list[_Call] = []
     for position in range(ends[-1], -1, -1):
         call = calls[position]
-        if call.source is None or call.result is None or len(call.result.tensor) != _PROBE_IMAGES:
+        if call.source is None or call.result is None or call.result.tensor.shape[:1] != (_PROBE_IMAGES,):
             break
         if chain and not _same(call.result, chain[0].source):
             break

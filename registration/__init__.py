@@ -1,13 +1,15 @@
 """Making seeds comparable: candidates of several seeds are registered to each other and averaged to one consensus.
 
 Tensors in, tensors out. Reading order: `register` (the whole), `schedule` (rounds and levels), `target` and
-`coarse` (homographies), `fine` (dense flow), `guard` (when not to believe a warp), `consensus` (the average).
+`coarse` (homographies), `fine` (dense flow), `guard` (when not to believe a warp), `consensus` and `coherence` (the
+average, and what of it the seeds share), `pictures` (what registration changed).
 """
 
 from __future__ import annotations
 
 from .config import RegistrationConfig, RegistrationError
 from .consensus import Consensus
+from .pictures import Change, change, flow_picture
 from .register import register
 
-__all__ = ["Consensus", "RegistrationConfig", "RegistrationError", "register"]
+__all__ = ["Change", "Consensus", "RegistrationConfig", "RegistrationError", "change", "flow_picture", "register"]

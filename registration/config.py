@@ -33,9 +33,9 @@ class RegistrationConfig:
     """Least rise of the correlation with the other candidates for a warp (and for a registered mean) to be used."""
     coarse_size: int = 112
     """Images are matched at this many pixels on the shorter side or fewer; the warp itself is full size."""
-    fine_min_size: int = 64
+    fine_min_size: int = 32
     """The dense flow is skipped when the shorter side has fewer pixels than this."""
-    fine_min_displacement: float = 0.02
+    fine_min_displacement: float = 0.004
     """The dense flow is skipped for an image whose coarse displacement stays under this share of the shorter side."""
 
     def __post_init__(self) -> None:

@@ -123,7 +123,9 @@ def _registered(
     height, width = usable.images.shape[-2:]
     field = resize_field(displacement, height, width) * ~rejected[..., None, None, None]
     grid = base_grid(height, width, field) + field
-    aligned = torch.where(rejected[..., None, None, None], usable.images, sample(usable.images, grid))
+    # Bicubic: bilinear weights would take the finest detail of every candidate with them.
+    warped = sample(usable.images, grid, mode="bicubic")
+    aligned = torch.where(rejected[..., None, None, None], usable.images, warped)
     return Consensus(
         images=average(aligned, inside(grid), usable.weights, kind),
         agreement=agreement,

@@ -154,6 +154,25 @@ class _Recurrent(nn.Module):  # a leaf that returns a tuple
         return self.head(self.lstm(x.transpose(1, 2).flatten(2))[0][:, -1])
 
 
+class _Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.mean().tanh()
+
+
+class _Gated(_Net):  # a leaf that returns a single number for the whole batch
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = _Scalar()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.upper(self.lower(x)).flatten(1)
+        return self.head(x * self.gate(x))
+
+
 class _HalfConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return F.conv2d(input, 0.5 * self.weight, self.bias, self.stride, self.padding)
@@ -217,6 +236,7 @@ _CHAINS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "keyword argument": (_Keyword, "relu1"),
     "pooling": (_Pooled, "conv2"),
     "recurrent": (_Recurrent, "head"),
+    "gated": (_Gated, "head"),
     "another forward": (lambda: _with_conv2(_HalfConv), "relu2"),
     "hook": (_hooked, "relu2"),
     "one weight for two layers": (_tied, "head"),
