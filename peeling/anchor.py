@@ -103,16 +103,23 @@ def peel(
             reason = below
             break
         if not below.error <= config.tolerance:
-            reason = f"{chain[below.index].name} is not determined by the update (error {below.error:.1g})"
+            reason = _undetermined(chain[below.index], below.error)
             break
         state = below
         anchor = _anchor(chain, state, config.tolerance)
     message = (
-        f"Layer peeling recovered each image's activations at the input of {anchor.module} "
+        f"Layer peeling recovered each image's activations at the input of module {anchor.module!r} "
         f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "
         f"{reason}."
     )
     return Peeling(anchor, message)
+
+
+def _undetermined(link: Link, error: float) -> str:
+    where = f"the input of module {link.name!r} ({type(link.module).__name__})"
+    if error == float("inf"):
+        return f"{where} has more unknowns than the update has equations for it"
+    return f"{where} is only known with an estimated error of {error:.1g}"
 
 
 def _start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | str:
