@@ -38,6 +38,9 @@ class RegistrationConfig:
     fine_min_displacement: float = 0.004
     """The dense flow is skipped for an image whose coarse displacement stays under this share of the shorter side."""
 
+    mirror: bool = False
+    """Whether a candidate may be mirrored from left to right, where it agrees better with the other seeds that way."""
+
     def __post_init__(self) -> None:
         problems = [
             *_choice("method", self.method, METHODS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,7 @@ from .candidates import Usable, check
 from .config import RegistrationConfig
 from .consensus import Consensus, average
 from .guard import no_gain, refuse
+from .mirror import mirrored
 from .schedule import Schedule
 from .warp import base_grid, inside, remove_shared_displacement, resize_field, sample, to_pixels
 
@@ -57,6 +59,14 @@ def register(
     usable = check(candidates, seeds, weights)
     for reason in usable.left_out:
         log.warning("round %d leaves out %s", round, reason)
+    if not config.mirror:
+        return _consensus(usable, round, config)
+    turned = mirrored(usable.images, usable.weights)
+    images = torch.where(turned[..., None, None, None], usable.images.flip(-1), usable.images)
+    return replace(_consensus(replace(usable, images=images), round, config), mirrored=turned)
+
+
+def _consensus(usable: Usable, round: int, config: RegistrationConfig) -> Consensus:
     schedule = Schedule(usable.images, usable.weights, config)
     evidence = schedule.evidence
     if config.method == "none" or len(usable.seeds) == 1:

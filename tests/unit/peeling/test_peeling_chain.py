@@ -278,6 +278,11 @@ def test_watching_alone_is_not_enough() -> None:
         assert len(_chain(model)) < len(trace_chain(model, _SHAPE, BatchNormMode.EVAL)), name
 
 
+def test_watching_tells_a_view_of_other_order_from_a_reshape() -> None:
+    names = [link.name for link in trace_chain(_Transposed().eval(), _SHAPE, BatchNormMode.EVAL)]
+    assert names == ["conv2", "relu2", "head"]
+
+
 class _LogitsScaled(_Net):
     def forward(self, x: Tensor) -> Tensor:
         return 2.0 * super().forward(x)

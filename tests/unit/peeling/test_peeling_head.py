@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.peeling.head import Head, peel_head
+from gradinversion.peeling.layers import worst
 from torch import Tensor
 
 _TOLERANCE = 1e-3  # of PeelingConfig
@@ -87,6 +88,23 @@ def test_features_of_a_sure_network_are_right_or_refused(batch: int, classes: in
     for seed in range(4):
         head, features, _ = _peel(batch, classes, bias=bias, scale=scale, seed=seed)
         assert head.error > _TOLERANCE or _worst(head.features, features) < 3 * _TOLERANCE
+
+
+def test_without_a_bias_a_second_solution_is_not_taken_for_the_first() -> None:
+    # Probability on the label and one other class alone: the size of that image's row is anybody's guess.
+    right, wrong = 0, 0
+    for seed in range(40):
+        head, features, _ = _peel(3, 5, bias=False, scale=8.0, seed=seed)
+        accepted = head.error <= _TOLERANCE
+        right += accepted and _worst(head.features, features) < 3 * _TOLERANCE
+        wrong += accepted and _worst(head.features, features) >= 3 * _TOLERANCE
+    assert wrong == 0
+
+
+def test_an_error_that_is_not_a_number_is_the_worst_of_all() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert worst(1e-3, 2e-3) == 2e-3
+    assert worst(nan, 1.0) == worst(1.0, nan) == worst(0.0, 1.0, nan) == inf
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
