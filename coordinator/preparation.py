@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..agents import Target
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, recover_labels
+from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels
 from ..peeling import peel
 from .config import AttackConfig
 
@@ -38,6 +38,10 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         LabelError: Labels cannot be recovered, or the given ones do not fit.
     """
     update.require_match(model)
+    if update.kind is not UpdateKind.GRADIENT:
+        raise UpdateError(
+            f"the update holds a {update.kind.value}; only the gradient of one step can be attacked: capture that."
+        )
     labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
     messages = list(labels.warnings)
     anchor = None

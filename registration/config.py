@@ -24,9 +24,9 @@ class RegistrationConfig:
     """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone) or `none` (the plain mean)."""
     rounds: int = 3
     """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
-    consensus: str = "huber"
-    """How aligned candidates are averaged: `huber` (per-pixel robust mean), `mean`, or `wiener` (the robust mean less
-    what the seeds do not share)."""
+    consensus: str = "wiener"
+    """How aligned candidates are averaged: `wiener` (the robust mean less what the seeds do not share), `huber` (that
+    per-pixel robust mean itself) or `mean`."""
     max_displacement: float = 0.15
     """Largest displacement believed, as a share of the shorter side; a warp beyond it is refused."""
     margin: float = 0.005

@@ -49,7 +49,7 @@ def test_one_image_peels_to_the_image_itself(capture: Callable[..., Any]) -> Non
 
 
 def test_a_batch_peels_to_the_layer_that_its_gradient_is_long_enough_for(capture: Callable[..., Any]) -> None:
-    case = capture(_small_convnet(), [3, 1, 9, 0], side=16)
+    case = capture(_small_convnet(width=8), [3, 1, 9, 0], side=16)
     anchor = _peeled(case)
     assert (anchor.module, anchor.one_sided) == ("5", True)
     assert max(case.errors(anchor)) < 1e-4
@@ -240,9 +240,7 @@ def test_a_defended_gradient_is_refused(
     assert "stopped at 13" in peeling.message
 
 
-@pytest.mark.parametrize(
-    ("defence", "strength"), [("noise", 1e-6), ("noise", 1e-5), ("noise", 1e-4), ("noise", 1e-3), ("quantise", 16)]
-)
+@pytest.mark.parametrize(("defence", "strength"), [("noise", 1e-5), ("noise", 1e-4), ("quantise", 16)])
 @pytest.mark.parametrize("labels", [[5, 0], [8, 1, 6, 2, 0, 3, 4, 5, 7]])
 def test_a_weak_defence_never_gives_a_wrong_anchor(
     capture: Callable[..., Any], labels: list[int], defence: str, strength: float

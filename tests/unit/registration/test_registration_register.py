@@ -221,7 +221,7 @@ def test_integer_pixels_become_float() -> None:
     pixels = (255 * scenes(1, 32)).to(torch.uint8).expand(3, -1, -1, -1, -1)
     consensus = register(pixels)
     assert consensus.images.dtype == torch.float32
-    torch.testing.assert_close(consensus.images, pixels[0].float())
+    torch.testing.assert_close(consensus.images, pixels[0].float(), atol=1e-3, rtol=0)
 
 
 GOOD = torch.zeros(2, 1, 3, 16, 16)
