@@ -55,6 +55,10 @@ class RunConfig(AttackConfig):
 
     def __post_init__(self) -> None:
         problems = []
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            problems.append(str(error))
         if not 0 <= self.seed < 2**32:
             problems.append(f"seed={self.seed}: give a whole number from 0 to 4294967295.")
         if self.labels not in _LABEL_RULES and not re.fullmatch(r"\d+(,\d+)*", self.labels, re.ASCII):

@@ -57,3 +57,9 @@ class AttackConfig:
     """How candidates are made comparable."""
     coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
     """When seeds meet."""
+
+    def __post_init__(self) -> None:
+        if self.registration.mirror:
+            raise ValueError(
+                "registration.mirror=true: agents cannot take a mirrored consensus yet; leave it false in an attack."
+            )

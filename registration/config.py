@@ -24,7 +24,7 @@ class RegistrationConfig:
     """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone) or `none` (the plain mean)."""
     rounds: int = 3
     """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
-    consensus: str = "wiener"
+    consensus: str = "huber"
     """How aligned candidates are averaged: `wiener` (the robust mean less what the seeds do not share), `huber` (that
     per-pixel robust mean itself) or `mean`."""
     max_displacement: float = 0.15
