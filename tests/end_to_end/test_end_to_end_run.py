@@ -82,6 +82,8 @@ def test_killed_and_resumed_gives_equal_bytes(undisturbed: Path, tmp_path: Path)
     wait_for_round(out, 1, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert process.stderr is not None
+    process.stderr.close()
     assert not (out / "report.json").exists()
     resumed = run(f"out={out}", *FEW_STEPS, "resume=true", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
