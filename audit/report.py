@@ -40,8 +40,10 @@ def write_report(
         "images": reconstruction.images.detach().cpu().float().contiguous(),
         "labels": reconstruction.labels.labels.detach().cpu().long().contiguous(),
     }
+    # One key: safetensors writes several in an order that changes from run to run, and equal runs give equal bytes.
+    facts = json.dumps({"pixels": "[0, 1]", "model": reconstruction.model_id})
     contents = {
-        "reconstruction.safetensors": save(tensors, metadata={"pixels": "[0, 1]", "model": reconstruction.model_id}),
+        "reconstruction.safetensors": save(tensors, metadata={"gradinversion": facts}),
         "reconstruction.png": _draw(report, reconstruction, private),
         "report.json": (json.dumps(to_dict(report, reconstruction), indent=2, allow_nan=False) + "\n").encode(),
         "report.html": render_page(report, reconstruction, private).encode(),
