@@ -94,7 +94,7 @@ class Coordinator:
         prepared = prepare(self._update, self._model, self._config)
         self._progress.messages += [*prepared.messages, *self._group.start(prepared.target)]
         if checkpoint is not None:
-            self._continue_from(checkpoint, prepared.labels.labels)
+            self._continue_from(checkpoint)
         self._tell(phase="optimising")
         labels = prepared.labels.labels
         if self._config.coordinator.mode is Mode.SYNC:
@@ -277,7 +277,7 @@ class Coordinator:
         except CheckpointError as error:
             progress.messages.append(f"Round {index} was not saved: {error}. The last good checkpoint stays.")
 
-    def _continue_from(self, checkpoint: Checkpoint, labels: Int[Tensor, " batch"]) -> None:
+    def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._group.restore(checkpoint.folder)
         progress, saved = self._progress, checkpoint.progress
         progress.next_round = checkpoint.round + 1
