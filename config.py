@@ -23,7 +23,10 @@ from .coordinator import AttackConfig
 DEFAULT_PRESET = "gradinversion"
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
-WITHOUT_EFFECT = frozenset({"out", "resume", "preset", "audit.controls", "audit.lpips_weights"})
+WITHOUT_EFFECT = frozenset(
+    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights"}
+    | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
+)
 
 _LABEL_RULES = ("auto", "minimum", "counts")
 
@@ -41,7 +44,7 @@ class RunConfig(AttackConfig):
     """One run: the attack, the client it is aimed at, and what is done with the result."""
 
     out: str = "out"
-    """Folder for the report, the images, the configuration and the checkpoints."""
+    """Folder, or URL (s3://, gs://, file://), for the report, the images, the configuration and the checkpoints."""
     resume: bool = False
     """Continue the run that lies in the folder out, from its last checkpoint."""
     update: str | None = None
@@ -109,13 +112,28 @@ def load_config_file(path: Path) -> RunConfig:
         ConfigError: The file cannot be read, or what it says is refused.
     """
     try:
-        tree = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            [f"{path} cannot be read as a configuration ({reason}): give one that a run wrote."]
-        ) from error
+        return parse_config(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError([_unreadable(str(path), error)]) from error
+
+
+def parse_config(content: bytes, where: str) -> RunConfig:
+    """As `load_config_file`, from a file's content.
+
+    Args:
+        content: Of a yaml file.
+        where: Its name, for errors.
+    """
+    try:
+        tree = _parse(content.decode())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError([_unreadable(where, error)]) from error
     return _resolve(dict(_flatten(tree)), [])
+
+
+def _unreadable(where: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{where} cannot be read as a configuration ({reason}): give one that a run wrote."
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from .config_keys import Key, format_value, keys
 VERBS = {
     "attack": "reconstruct the images behind one update and write the report (the default)",
     "capture": "save what the simulated client would send, without attacking it",
+    "watch": "look on again at the run in out, on a cluster where it goes on by itself, and write its report",
+    "stop": "end the run in out at its next round, with what it has found",
+    "report": "write the report of the ended run in out again",
 }
 
 EXAMPLES = (
@@ -25,6 +28,7 @@ EXAMPLES = (
         "python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer resume=true",
         "the same again, to go on after an interruption",
     ),
+    ("python run.py watch out=s3://bucket/run", "look on again at a long run on a cluster"),
 )
 
 _WIDTH = 110

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.capture import (
@@ -13,27 +12,36 @@ from gradinversion.capture import (
     ImageError,
     LabelError,
     ModelError,
+    ModelSource,
     PrivateBatch,
     UpdateError,
     load_model,
     simulate_client,
 )
-from gradinversion.cluster import ClusterError, ProgressView, reconstruct
+from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, stop
 from gradinversion.config import (
     ConfigError,
     RunConfig,
     config_yaml,
     differences,
     load_config,
-    load_config_file,
+    parse_config,
     to_plain,
 )
 from gradinversion.config_help import help_text
-from gradinversion.coordinator import AllSeedsFailedError, CheckpointError
+from gradinversion.coordinator import (
+    AllSeedsFailedError,
+    CheckpointError,
+    Reconstruction,
+    Storage,
+    StorageError,
+    read_result,
+)
 from rich.console import Console
 from torch import nn
 
-VERBS = ("attack", "capture")
+_CONFIG_FILE = "config.yaml"
+_LARGEST_CONFIG = 2**20
 _REFUSALS = (
     AllSeedsFailedError,
     CheckpointError,
@@ -44,6 +52,7 @@ _REFUSALS = (
     LabelError,
     ModelError,
     ReportError,
+    StorageError,
     UpdateError,
 )
 
@@ -58,12 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     verb = words.pop(0) if words and "=" not in words[0] else "attack"
     try:
         if verb not in VERBS:
-            raise ConfigError([f"{verb!r} is not a verb; give {' or '.join(VERBS)}, or --help."])
-        config = load_config(words)
-        return attack(config, console) if verb == "attack" else capture(config, console)
+            raise ConfigError([f"{verb!r} is not a verb; give {', '.join(VERBS)}, or --help."])
+        return VERBS[verb](load_config(words), console)
     except _REFUSALS as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
+    except DetachedError:
+        errors.print(_left_behind(words), markup=False, highlight=False, soft_wrap=True)
+        return 130
     except KeyboardInterrupt:
         errors.print(_interrupted(words), markup=False, highlight=False, soft_wrap=True)
         return 130
@@ -71,10 +82,48 @@ def main(argv: list[str] | None = None) -> int:
 
 def attack(config: RunConfig, console: Console) -> int:
     """Reconstruct the batch behind an update and write the report."""
-    out = _open_folder(config)
+    _open_folder(config)
     update, model, private = obtain(config)
+    client = config.client
+    source = ModelSource(client.model, client.classes, update.image_shape[-1], config.seed)
     with ProgressView(console) as view:
-        reconstruction = reconstruct(update, model, config, out=out, resume=config.resume, watch=view)
+        found = reconstruct(update, model, config, out=config.out, resume=config.resume, watch=view, source=source)
+    return conclude(config, found, update, model, private, console)
+
+
+def watch(config: RunConfig, console: Console) -> int:
+    """Look on at a run that goes on without us, and write the report when it ends."""
+    config = _config_of_the_run(config)
+    with ProgressView(console) as view:
+        found = attend(config.out, watch=view)
+    return conclude(config, found, *obtain(config), console)
+
+
+def report(config: RunConfig, console: Console) -> int:
+    """Write the report of a run that has ended, again."""
+    config = _config_of_the_run(config)
+    found = read_result(Storage(config.out))
+    if found is None:
+        raise ReportError(f"out={config.out} holds no result yet: `watch` waits for the end of a run.")
+    return conclude(config, found, *obtain(config), console)
+
+
+def end(config: RunConfig, console: Console) -> int:
+    """Have a run end at its next round."""
+    stop(config.out)
+    console.print("The run ends with its current round; `report` or `watch` writes what it has found.")
+    return 0
+
+
+def conclude(
+    config: RunConfig,
+    reconstruction: Reconstruction,
+    update: CapturedUpdate,
+    model: nn.Module,
+    private: PrivateBatch | None,
+    console: Console,
+) -> int:
+    """Compare what was recovered with the controls and the truth, and write the report."""
     control = None
     if "no_gradient" in config.audit.controls and private is not None:
         console.print("Control: the same attack without the gradient")
@@ -82,28 +131,28 @@ def attack(config: RunConfig, console: Console) -> int:
             control = reconstruct(update, model, without_gradient(config), watch=view)
     # The report tells the whole run, the client's settings too.
     reconstruction = replace(reconstruction, config=to_plain(config))
-    report = evaluate(
+    found = evaluate(
         reconstruction,
         private,
         model_trained=_trained(config),
         lpips_weights=config.audit.lpips_weights,
         no_gradient=control,
     )
-    page = write_report(report, reconstruction, private, out)
-    console.print(
-        f"\n{report.verdict.headline}. {report.verdict.detail}", markup=False, highlight=False, soft_wrap=True
-    )
-    console.print(f"Report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    write_report(found, reconstruction, private, config.out)
+    console.print(f"\n{found.verdict.headline}. {found.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {Storage(config.out).locate('report.html')}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def capture(config: RunConfig, console: Console) -> int:
     """Simulate the client and save what it sends, without attacking it."""
-    out = _open_folder(config)
+    storage = _open_folder(config)
+    if not storage.is_local:
+        raise ReportError(f"out={config.out}: an update is captured into a folder of this machine; give one.")
     update, _, _ = simulate_client(config.client, config.seed)
-    path = out / "update.safetensors"
+    path = storage.path / "update.safetensors"
     update.save(path)
-    console.print(f"Captured update: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Captured update: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -127,24 +176,33 @@ def obtain(config: RunConfig) -> tuple[CapturedUpdate, nn.Module, PrivateBatch |
     return update, model, None
 
 
-def _open_folder(config: RunConfig) -> Path:
-    out = Path(config.out)
-    if config.resume and (out / "config.yaml").exists():
-        _require_same_run(config, out / "config.yaml")
+def _open_folder(config: RunConfig) -> Storage:
+    storage = Storage(config.out)
+    if config.resume and storage.exists(_CONFIG_FILE):
+        _require_same_run(config, storage)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(config_yaml(config))
-    except OSError as error:
-        raise ReportError(f"out={config.out} cannot be written ({error.strerror}); give a folder that can.") from None
-    return out
+        storage.write(_CONFIG_FILE, config_yaml(config).encode())
+    except StorageError as error:
+        raise ReportError(f"out={config.out} cannot be written ({error}); give a folder that can.") from None
+    return storage
 
 
-def _require_same_run(config: RunConfig, path: Path) -> None:
+def _config_of_the_run(config: RunConfig) -> RunConfig:
+    """The settings that the run in this folder was begun with; the words only said where it is."""
+    return replace(_read_config(Storage(config.out)), out=config.out)
+
+
+def _read_config(storage: Storage) -> RunConfig:
+    where = storage.locate(_CONFIG_FILE)
+    return parse_config(storage.read(_CONFIG_FILE, _LARGEST_CONFIG), where)
+
+
+def _require_same_run(config: RunConfig, storage: Storage) -> None:
     """Before anything in the folder is written, so that the other run can still be resumed."""
-    found = differences(load_config_file(path), config)
+    found = differences(_read_config(storage), config)
     if found:
         listed = "".join(f"\n  - {line}" for line in found)
-        raise ConfigError([f"{path.parent} holds a run with other settings; give those, or another out:{listed}"])
+        raise ConfigError([f"{storage.url} holds a run with other settings; give those, or another out:{listed}"])
 
 
 def _trained(config: RunConfig) -> bool | None:
@@ -153,9 +211,21 @@ def _trained(config: RunConfig) -> bool | None:
     return False if ":" not in config.client.model else None
 
 
+def _left_behind(words: list[str]) -> str:
+    out = next((word for word in reversed(words) if word.startswith("out=")), "out=out")
+    return (
+        "The run goes on without this view.\n"
+        f"  look on again:  python run.py watch {out}\n"
+        f"  end it:         python run.py stop {out}"
+    )
+
+
 def _interrupted(words: list[str]) -> str:
     again = " ".join(["python run.py", *(word for word in words if not word.startswith("resume=")), "resume=true"])
     return f"Interrupted. The rounds finished so far are saved; this continues after the last one:\n  {again}"
+
+
+VERBS = {"attack": attack, "capture": capture, "watch": watch, "stop": end, "report": report}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .candidate import Candidate
 from .config import AgentsConfig, ObjectiveConfig
-from .inverter import Inverter
+from .inverter import Inverter, never
 from .objective import Objective, Target
 from .outcome import Outcome
 
@@ -41,6 +42,8 @@ class Agent:
         self._objective = Objective(target, objective, device)
         self._inverter = Inverter(self._objective, config, seed)
         self._dropped = False
+        # Where the round began: a seed that fails starts again there, also when the round was made in parts.
+        self._round_began, self._round_ends = 0, 0
 
     @property
     def step(self) -> int:
@@ -48,22 +51,51 @@ class Agent:
         return self._config.iterations if self._dropped else self._inverter.step
 
     @property
+    def iterations(self) -> int:
+        """All steps of the run."""
+        return self._config.iterations
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no step left to make."""
+        return self.step >= self.iterations
+
+    @property
     def messages(self) -> tuple[str, ...]:
         """What a person should know about the objective, such as terms that were skipped."""
         return tuple(self._objective.messages)
 
-    def run(self, until_step: int, consensus: Float[Tensor, "batch channel height width"] | None = None) -> Candidate:
+    def join(self, step: int, start: Float[Tensor, "batch channel height width"] | None) -> None:
+        """Begin anew in the middle of a run, near what the other seeds have found.
+
+        Args:
+            step: Where the others are; the learning rate follows it.
+            start: Normalised images that this seed begins near, with noise of its own, or None for ``x ~ N(0, 1)``.
+        """
+        self._inverter = Inverter(self._objective, self._config, self.seed, step=step, start=start)
+        self._dropped = False
+        self._round_began = self._round_ends = step
+
+    def run(
+        self,
+        until_step: int,
+        consensus: Float[Tensor, "batch channel height width"] | None = None,
+        interrupted: Callable[[], bool] = never,
+    ) -> Candidate:
         """Descend until a step. A seed that fails starts again at this round's first step, from the consensus if there
         is one, with other random numbers and half the learning rate, until its restarts are used up.
 
         Args:
             until_step: Absolute step.
             consensus: Target of group consistency, normalised, or None.
+            interrupted: Asked before each step; True returns at once. The same call again goes on from there, and what
+                comes out is what it would have been without the interruption.
         """
-        first_step = self._inverter.step
+        if until_step != self._round_ends:
+            self._round_began, self._round_ends = self._inverter.step, until_step
         messages: list[str] = []
         while not self._dropped:
-            candidate = self._inverter.run(until_step, consensus)
+            candidate = self._inverter.run(until_step, consensus, interrupted)
             if candidate.outcome not in _FAILURES:
                 return replace(candidate, messages=tuple(messages))
             incarnation = self._inverter.incarnation + 1
@@ -74,7 +106,7 @@ class Agent:
                 break
             messages.append(f"{what}; restart {incarnation} of {self._config.restarts}.")
             self._inverter = Inverter(
-                self._objective, self._config, self.seed, incarnation, step=first_step, start=consensus
+                self._objective, self._config, self.seed, incarnation, step=self._round_began, start=consensus
             )
         return replace(self.candidate(), messages=tuple(messages))
 
@@ -87,9 +119,11 @@ class Agent:
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next round depends on, as tensors."""
-        return self._inverter.state() | {"dropped": torch.tensor([int(self._dropped)])}
+        facts = [int(self._dropped), self._round_began, self._round_ends]
+        return self._inverter.state() | {"round": torch.tensor(facts, dtype=torch.int64)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` of the same seed."""
         self._inverter.restore(state)
-        self._dropped = bool(state["dropped"].item())
+        dropped, self._round_began, self._round_ends = (int(value) for value in state["round"])
+        self._dropped = bool(dropped)

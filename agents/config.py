@@ -96,8 +96,12 @@ class AgentsConfig:
     """Agents; each is one random seed in a process of its own."""
     iterations: int = 1000
     """Optimisation steps of each agent."""
-    gpus: float = 1.0
-    """GPUs of each agent where the cluster has any (0.25: four agents share one; 0: run on CPUs)."""
+    minimum: int = 1
+    """Agents without which the run pauses; it starts with as many as find a place, the others join later."""
+    patience: float = 60.0
+    """Seconds that a lost agent is waited for; then the others go on, and it joins again when it is back."""
+    gpus: float | None = None
+    """GPUs of each agent (0.25: four agents share one; 0: run on CPUs; none: 1 where the cluster has GPUs)."""
     cpus: float = 0.0
     """CPUs reserved for each agent; 0 shares the machine's CPUs evenly."""
     threads: int = 0
@@ -116,11 +120,15 @@ class AgentsConfig:
     """How often one seed may start again after it diverged, before it is dropped."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "iterations"):
+        for name in ("count", "iterations", "minimum"):
             if getattr(self, name) < 1:
                 raise ValueError(f"agents.{name}={getattr(self, name)}: give a whole number of at least 1.")
-        for name in ("gpus", "cpus", "threads", "warmup", "noise", "restarts"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        if self.minimum > self.count:
+            raise ValueError(
+                f"agents.minimum={self.minimum} is more than agents.count={self.count}: give at most that."
+            )
+        for name in ("gpus", "cpus", "threads", "warmup", "noise", "restarts", "patience"):
+            if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"agents.learning_rate={self.learning_rate}: give a number above 0.")

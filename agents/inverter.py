@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,11 @@ from .schedule import learning_rate
 _TRACE_POINTS = 200
 # A gradient loss so far above the best one seen, and above where it began, is not coming back.
 _DIVERGED = 20.0
+
+
+def never() -> bool:
+    """No interruption."""
+    return False
 
 
 class Inverter:
@@ -63,19 +69,25 @@ class Inverter:
         """The candidate as it stands, normalised, on the CPU."""
         return self._images.detach().cpu().clone()
 
-    def run(self, until_step: int, consensus: Float[Tensor, "batch channel height width"] | None) -> Candidate:
+    def run(
+        self,
+        until_step: int,
+        consensus: Float[Tensor, "batch channel height width"] | None,
+        interrupted: Callable[[], bool] = never,
+    ) -> Candidate:
         """Descend until a step and say how it went; a seed that fails stops early with its outcome.
 
         Args:
             until_step: Absolute step, at most ``agents.iterations``.
             consensus: Target of group consistency, normalised, or None.
+            interrupted: Asked before each step; True ends the descent there, from where it can go on unchanged.
         """
         target = consensus.to(self._objective.device) if consensus is not None else None
         every = max(1, self._config.iterations // _TRACE_POINTS)
         trace: list[dict[str, float]] = []
         outcome = Outcome.RUNNING
         began = time.perf_counter()
-        while self.step < until_step:
+        while self.step < until_step and not interrupted():
             losses = self._step(target)
             if self.step % every == 0 or self.step == until_step:
                 row = {name: float(value) for name, value in losses.items()}

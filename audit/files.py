@@ -1,4 +1,4 @@
-"""Several files written as one: all are complete on the disk before the first old one is replaced."""
+"""Several files written as one: on a disk all are complete before the first old one is replaced."""
 
 from __future__ import annotations
 
@@ -6,23 +6,54 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..coordinator.storage import Storage, StorageError
+
 
 class ReportError(RuntimeError):
     """The report cannot be written; one sentence that says why and what to do."""
 
 
-def replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+def replace_files(folder: str | Path, contents: Mapping[str, bytes]) -> Path | str:
     """Writes each file beside its old version, flushes it to the disk, and puts it in the old one's place.
 
     When anything fails before the last file is complete, the old files stay as they were and nothing is left behind.
+    In a bucket each file is replaced at once, in the order given, and the first that fails ends it.
 
     Args:
-        folder: made when it does not exist.
+        folder: path or URL (``file://``, ``s3://``, ``gs://``); made when it does not exist.
         contents: file name to bytes.
+
+    Returns:
+        The folder: a path on a disk, the URL of a bucket.
 
     Raises:
         ReportError: the folder cannot be made or written, or the disk is full.
     """
+    if isinstance(folder, str) and "://" in folder:
+        try:
+            storage = Storage(folder)
+        except StorageError as error:
+            raise ReportError(f"The report cannot be written: {error}") from error
+        if not storage.is_local:
+            _replace_objects(storage, contents)
+            return storage.url
+        folder = storage.path
+    _replace_on_disk(Path(folder), contents)
+    return Path(folder)
+
+
+def _replace_objects(storage: Storage, contents: Mapping[str, bytes]) -> None:
+    for name, content in contents.items():
+        try:
+            storage.write(name, content)
+        except StorageError as error:
+            raise ReportError(
+                f"The report in {storage.url} is not complete, and what is there may be of two runs: {error} "
+                "Try again, or give another folder with out=FOLDER."
+            ) from error
+
+
+def _replace_on_disk(folder: Path, contents: Mapping[str, bytes]) -> None:
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,19 +23,19 @@ from .verdict import decibels
 
 def write_report(
     report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None, out: str | Path
-) -> Path:
-    """The path of ``report.html``, after all four files were written to ``out`` in one go.
+) -> Path | str:
+    """The path of ``report.html``, or its URL, after all four files were written to ``out`` in one go.
 
     Args:
         report: from ``evaluate`` on the same reconstruction and private batch.
         reconstruction: the result of the attack.
         private: the originals, shown beside the reconstruction; None when there is no ground truth.
-        out: folder, made when it does not exist. Old files stay as they were until all new ones are complete.
+        out: folder or URL (``s3://``, ``gs://``, ``file://``), made when it does not exist. On a disk old files stay as
+            they were until all new ones are complete.
 
     Raises:
         ReportError: the folder cannot be written or the disk is full.
     """
-    out = Path(out)
     tensors = {
         "images": reconstruction.images.detach().cpu().float().contiguous(),
         "labels": reconstruction.labels.labels.detach().cpu().long().contiguous(),
@@ -48,8 +48,8 @@ def write_report(
         "report.json": (json.dumps(to_dict(report, reconstruction), indent=2, allow_nan=False) + "\n").encode(),
         "report.html": render_page(report, reconstruction, private).encode(),
     }
-    replace_files(out, contents)
-    return out / "report.html"
+    folder = replace_files(out, contents)
+    return folder / "report.html" if isinstance(folder, Path) else f"{folder}/report.html"
 
 
 def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .defences import apply_defence
 from .final_layer import LabelError
 from .images import ImageError, load_images
 from .labels import RecoveredLabels, recover_labels
-from .models import ModelError, load_model
+from .models import ModelError, ModelSource, load_model
 from .update import (
     IMAGENET,
     BatchNormMode,
@@ -34,6 +34,7 @@ __all__ = [
     "ImageError",
     "LabelError",
     "ModelError",
+    "ModelSource",
     "Normalisation",
     "PrivateBatch",
     "RecoveredLabels",

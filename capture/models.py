@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,20 @@ _MOST_LISTED = 20
 
 class ModelError(ValueError):
     """A model or weights that cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How to build a model again on another machine; its weights travel apart."""
+
+    name: str
+    classes: int = 10
+    image_size: int = 32
+    seed: int = 0
+
+    def load(self, weights: str | None = None) -> nn.Module:
+        """The model in evaluation mode; see `load_model`."""
+        return load_model(self.name, self.classes, self.image_size, weights, self.seed)
 
 
 def load_model(

@@ -1,52 +1,137 @@
-"""The coordinator as a Ray actor: it owns the agents; whoever started the run only looks on."""
+"""The coordinator as a Ray actor: it owns the run; whoever started it only looks on, and may leave."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import threading
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import torch
 from torch import nn
 
-from ..capture import CapturedUpdate
-from ..coordinator import AttackConfig, Coordinator, Reconstruction, Status
+from ..capture import CapturedUpdate, ModelSource
+from ..coordinator import AttackConfig, Coordinator, FencedError, Reconstruction, Status, Storage, log_as_json
+from .inputs import load_inputs
+from .metrics import RunMetrics
 from .ray_group import RayGroup
 from .resources import Share
 
+_LOOK_SECONDS = 1.0
+# After the end, somebody who watches has this long to take the result; later it is found in the storage.
+_LINGER_SECONDS = 30.0
+FINISHED, FAILED = "finished", "failed"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is made of. Small: Ray keeps it to make the coordinator's process again."""
+
+    name: str
+    config: AttackConfig
+    share: Share
+    threads: int
+    storage: Storage | None
+    resume: bool
+    detached: bool
+    source: ModelSource | None
+    """With one, update and model are read from the storage; without, they came as references."""
+
 
 class CoordinatorProcess:
-    """What runs inside the actor: ``run`` in one thread, ``status`` and ``stop`` answered by others."""
+    """What runs inside the actor: the run in a thread of its own from the first moment on, and answers about it.
 
-    def __init__(
-        self,
-        update: CapturedUpdate,
-        model: nn.Module,
-        config: AttackConfig,
-        share: Share,
-        threads: int,
-        out: str | None,
-        resume: bool,
-    ) -> None:
-        self._threads = threads
-        self._group = RayGroup(config, share)
-        notes = (share.message,) if share.message else ()
-        self._coordinator = Coordinator(update, model, config, self._group, Path(out) if out else None, resume, notes)
+    Args:
+        spec: The run.
+        inputs: A list of the reference to the update and the model, for a run without a source.
+    """
 
-    def run(self) -> Reconstruction:
-        """The whole attack."""
-        torch.set_num_threads(self._threads)
+    def __init__(self, spec: RunSpec, inputs: list[Any]) -> None:
+        log_as_json()
+        self._spec, self._inputs = spec, inputs
+        self._group: RayGroup | None = None
+        self._coordinator: Coordinator | None = None
+        self._stop_asked = False
+        self._end: Reconstruction | BaseException | None = None
+        self._ended, self._taken = threading.Event(), threading.Event()
+        threading.Thread(target=self._live, daemon=True, name="run").start()
+        threading.Thread(target=self._export, daemon=True, name="metrics").start()
+
+    def _live(self) -> None:
+        torch.set_num_threads(self._spec.threads)
+        try:
+            self._end = self._run()
+        # Whatever it was, it is told to whoever watches.
+        except BaseException as error:
+            self._end = error
+        fenced = isinstance(self._end, FencedError)
+        if self._group is not None and not fenced:
+            self._group.close()
+        self._ended.set()
+        if self._spec.detached:
+            self._taken.wait(_LINGER_SECONDS)
+            self._ended.wait(1.0)
+            ray.kill(ray.get_runtime_context().current_actor)
+
+    def _run(self) -> Reconstruction:
+        spec = self._spec
+        update, model = self._load()
+        self._group = RayGroup(spec.config, spec.share, spec.name, spec.detached, spec.storage)
+        notes = (spec.share.message,) if spec.share.message else ()
+        # Made again by Ray after its process was lost: go on, whatever the run was told at first.
+        again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._coordinator = Coordinator(
+            update, model, spec.config, self._group, spec.storage, spec.resume or again, notes
+        )
+        if self._stop_asked:
+            self._coordinator.stop()
         return self._coordinator.run()
 
-    def status(self) -> Status:
-        """Where the run is, with each agent's step as of now."""
+    def _load(self) -> tuple[CapturedUpdate, nn.Module]:
+        if self._spec.source is not None and self._spec.storage is not None:
+            return load_inputs(self._spec.storage, self._spec.source)
+        update, model = ray.get(self._inputs[0])
+        return update, model
+
+    def _export(self) -> None:
+        """What Prometheus sees."""
+        metrics = RunMetrics(self._spec.name)
+        while not self._ended.wait(_LOOK_SECONDS):
+            if self._coordinator is not None:
+                metrics.observe(self._coordinator.status)
+        metrics.close()
+
+    def status(self) -> Status | None:
+        """Where the run is, with each agent's step as of now; None before it has begun."""
+        if self._coordinator is None or self._group is None:
+            return None
         status = self._coordinator.status
-        return replace(status, steps=tuple(self._group.steps())) if status.phase == "optimising" else status
+        if self._ended.is_set():
+            return replace(status, phase=FAILED if isinstance(self._end, BaseException) else FINISHED)
+        if status.phase != "optimising":
+            return status
+        steps = self._group.steps()
+        seeds = tuple(replace(seed, step=max(seed.step, steps.get(seed.seed, 0))) for seed in status.seeds)
+        return replace(status, seeds=seeds)
+
+    def result(self) -> Reconstruction:
+        """The end of the run, once it has come."""
+        self._ended.wait()
+        self._taken.set()
+        if isinstance(self._end, BaseException):
+            raise self._end
+        assert self._end is not None
+        return self._end
+
+    def ended(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self._ended.is_set()
 
     def stop(self) -> None:
         """End at the next round boundary."""
-        self._coordinator.stop()
+        self._stop_asked = True
+        if self._coordinator is not None:
+            self._coordinator.stop()
 
 
 # Ray adds .remote and .options at run time, which its types only tell for decorated classes.

@@ -1,9 +1,12 @@
-"""Start or join Ray, run one attack on it, and look on."""
+"""Begin a run on Ray, or find one that is under way, and look on until it ends."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,20 +14,31 @@ from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
-from ..capture import CapturedUpdate
-from ..coordinator import AttackConfig, Reconstruction, Status
-from .coordinator_actor import CoordinatorActor
+from ..capture import CapturedUpdate, ModelSource
+from ..coordinator import AttackConfig, Reconstruction, Status, Storage, read_result
+from .coordinator_actor import CoordinatorActor, RunSpec
+from .inputs import store_inputs
+from .ray_group import NAMESPACE
 from .resources import share
 
 _LOOK_SECONDS = 0.5
 _OBJECT_STORE_BYTES = 200 * 2**20
+# A storage that fails for a while is tried again for so long before a round is given up.
+_STORAGE_PATIENCE_SECONDS = 60.0
+
+Watch = Callable[[Status], None]
 
 
 class ClusterError(RuntimeError):
     """Ray cannot run the attack, or lost a part of it."""
+
+
+class DetachedError(KeyboardInterrupt):
+    """Whoever looked on was interrupted; the run goes on without."""
 
 
 def reconstruct(
@@ -32,52 +46,197 @@ def reconstruct(
     model: nn.Module,
     config: AttackConfig | None = None,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     resume: bool = False,
-    watch: Callable[[Status], None] | None = None,
+    watch: Watch | None = None,
+    source: ModelSource | None = None,
 ) -> Reconstruction:
     """Run the attack: agents and a coordinator as Ray actors, on the cluster that is there or on this machine.
 
     Joins the Ray that is already initialised, or the one of ``RAY_ADDRESS`` or of ``ray start`` on this machine;
-    otherwise starts one here and ends it afterwards.
+    otherwise starts one here and ends it afterwards. On a cluster that was joined a run with ``out`` is detached: it
+    goes on when this process ends, and `attend` looks on again.
 
     Args:
         update: What the server holds.
         model: The server's model.
         config: The attack; the defaults are the preset ``gradinversion``.
-        out: Folder for checkpoints and ``metrics.jsonl``; None keeps none.
-        resume: Continue from the newest checkpoint in ``out``.
+        out: Folder or URL for checkpoints, ``metrics.jsonl`` and ``events.jsonl``; None keeps none. On several machines
+            it must be reachable from all of them.
+        resume: Continue from the newest checkpoint in ``out``; looks on where that run is still under way.
         watch: Called about twice a second with the state of the run.
+        source: How to build the model again. With it a detached run survives the loss of its coordinator also when this
+            process is gone.
 
     Raises:
         UpdateError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
-        ClusterError: A process of the run died.
+        ClusterError: A process of the run died for good, or the run is under way already.
+        DetachedError: Interrupted, and the run goes on without this process.
     """
     config = config or AttackConfig()
-    with _ray():
-        available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        resources = share(config.agents, available)
-        # Labels and peeling come before the agents have work, so the coordinator may use what they will use.
-        threads = max(1, int(available.get("CPU", 1)))
-        coordinator = CoordinatorActor.options(num_cpus=0, max_concurrency=4).remote(
-            update, model, config, resources, threads, str(out.resolve()) if out else None, resume
-        )
+    storage = Storage(out, patience=_STORAGE_PATIENCE_SECONDS) if out is not None else None
+    with _ray() as joined:
+        detached = joined and storage is not None
+        name = run_name(storage) if storage is not None and detached else f"run-{uuid.uuid4().hex[:12]}"
+        coordinator = _find(name) if detached else None
+        if coordinator is not None and not resume:
+            raise ClusterError(f"The run in {out} is under way: look on with `watch`, end it with `stop`, or wait.")
+        if coordinator is None:
+            coordinator = _begin(update, model, config, name, storage, resume, joined, detached, source)
+        return _attend(coordinator, name, storage, detached, watch)
+
+
+def attend(out: str | Path, watch: Watch | None = None) -> Reconstruction:
+    """Look on at the run of this folder or URL until it ends; its result at once if it has ended.
+
+    Raises:
+        ClusterError: There is no such run, here or in the storage.
+        DetachedError: Interrupted; the run goes on.
+    """
+    storage = Storage(out)
+    with _ray(only_join=True) as joined:
+        coordinator = _find(run_name(storage)) if joined else None
+        if coordinator is None:
+            return _from_storage(storage)
+        return _attend(coordinator, run_name(storage), storage, True, watch)
+
+
+def stop(out: str | Path) -> None:
+    """Ask the run of this folder or URL to end at its next round, with what it has then.
+
+    Raises:
+        ClusterError: No such run is under way.
+    """
+    storage = Storage(out)
+    with _ray(only_join=True) as joined:
+        coordinator = _find(run_name(storage)) if joined else None
+        if coordinator is None:
+            raise ClusterError(f"No run is under way in {out}.")
+        ray.get(coordinator.stop.remote())
+
+
+def run_name(storage: Storage) -> str:
+    """What a run's actors are called after: the same for whoever names the same folder or URL."""
+    return f"run-{hashlib.sha256(storage.url.encode()).hexdigest()[:12]}"
+
+
+def _begin(
+    update: CapturedUpdate,
+    model: nn.Module,
+    config: AttackConfig,
+    name: str,
+    storage: Storage | None,
+    resume: bool,
+    joined: bool,
+    detached: bool,
+    source: ModelSource | None,
+) -> Any:
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # Labels and peeling come before the agents have work, so the coordinator may use what they will use.
+    threads = max(1, int(os.cpu_count() or 1) if joined else int(available.get("CPU", 1)))
+    inputs = []
+    if detached and source is not None and storage is not None:
+        store_inputs(storage, update, model)
+    else:
+        source = None
+        inputs.append(ray.put((update, model)))
+    resources = share(config.agents, available, elastic=joined)
+    spec = RunSpec(name, config, resources, threads, storage, resume, detached, source)
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}
+    if detached:
+        options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
+        options["scheduling_strategy"] = _beside_the_head()
+    return CoordinatorActor.options(**options).remote(spec, inputs)
+
+
+def _beside_the_head() -> Any:
+    """The head outlives spot machines; where it is gone, any place will do."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else "DEFAULT"
+
+
+def _find(name: str) -> Any:
+    """The coordinator of a run that has not ended, or None."""
+    try:
+        actor: Any = ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return None
+    try:
+        if not ray.get(actor.ended.remote()):
+            return actor
+        ray.kill(actor)
+    except RayActorError as error:
+        if _is_coming_back(error):
+            return actor
+    return None
+
+
+def _is_coming_back(error: RayActorError) -> bool:
+    return isinstance(error, ActorUnavailableError)
+
+
+def _attend(
+    coordinator: Any, name: str, storage: Storage | None, detached: bool, watch: Watch | None
+) -> Reconstruction:
+    try:
+        while True:
+            try:
+                return _look_on(coordinator, watch)
+            except RayActorError as error:
+                if not detached or storage is None:
+                    what = str(error).splitlines()[0]
+                    raise ClusterError(f"The coordinator of the run died ({what}); begin again.") from None
+            coordinator = _wait_for(name)
+            if coordinator is None:
+                return _from_storage(storage)
+    except RayTaskError as error:
+        raise _cause(error) from None
+    except KeyboardInterrupt:
+        if detached:
+            raise DetachedError from None
+        raise
+    finally:
+        if not detached:
+            ray.kill(coordinator)
+
+
+def _look_on(coordinator: Any, watch: Watch | None) -> Reconstruction:
+    running = coordinator.result.remote()
+    while True:
+        done, _ = ray.wait([running], timeout=_LOOK_SECONDS)
+        if watch is not None:
+            status = ray.get(coordinator.status.remote())
+            if status is not None:
+                watch(status)
+        if done:
+            found: Reconstruction = ray.get(running)
+            return found
+
+
+def _wait_for(name: str) -> Any:
+    """The coordinator once it is there again; None when it has ended for good."""
+    while True:
         try:
-            running = coordinator.run.remote()
-            while True:
-                done, _ = ray.wait([running], timeout=_LOOK_SECONDS)
-                if watch is not None:
-                    watch(ray.get(coordinator.status.remote()))
-                if done:
-                    result: Reconstruction = ray.get(running)
-                    return result
-        except RayTaskError as error:
-            raise _cause(error) from None
+            actor: Any = ray.get_actor(name, NAMESPACE)
+            ray.get(actor.ended.remote())
+            return actor
+        except ValueError:
+            return None
         except RayActorError as error:
-            what = str(error).splitlines()[0]
-            raise ClusterError(
-                f"A process of the run died ({what}); resume=true continues from the last checkpoint."
-            ) from None
+            if not _is_coming_back(error):
+                return None
+            time.sleep(_LOOK_SECONDS)
+
+
+def _from_storage(storage: Storage) -> Reconstruction:
+    result = read_result(storage)
+    if result is None:
+        raise ClusterError(
+            f"No run is under way in {storage.url}, and none has ended there; if it has checkpoints, the command that "
+            "began it continues it with resume=true."
+        )
+    return result
 
 
 def _cause(error: RayTaskError) -> Exception:
@@ -89,21 +248,26 @@ def _cause(error: RayTaskError) -> Exception:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def _ray(only_join: bool = False) -> Iterator[bool]:
+    """A connection to Ray; whether to a cluster that was there before, and stays."""
     if ray.is_initialized():
-        yield
+        yield True
         return
     # Without it Ray 2.x warns in every process that a future release leaves CUDA_VISIBLE_DEVICES alone.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     local = quiet | {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     address = _cluster_address()
+    joined = address is not None
     try:
-        ray.init(**(local if address is None else quiet | {"address": address}))
+        if joined:
+            ray.init(**quiet, address=address)
     except ConnectionError:
-        ray.init(**local)  # the address was that of a cluster that is gone
+        joined = False  # the address was that of a cluster that is gone
+    if not joined and not only_join:
+        ray.init(**local)
     try:
-        yield
+        yield joined
     finally:
         ray.shutdown()
 

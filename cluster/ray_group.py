@@ -1,181 +1,365 @@
-"""The coordinator's agents as Ray actors."""
+"""The coordinator's agents as Ray actors: placed, called, waited for, and found again."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 from jaxtyping import Float, Int
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
 from ..agents import Candidate, Target
-from ..coordinator import AttackConfig
-from .agent_actor import AgentActor
+from ..coordinator import (
+    AttackConfig,
+    CandidatesLostError,
+    FencedError,
+    Listener,
+    Mode,
+    Order,
+    Storage,
+    form_consensus,
+    parts_by_label,
+)
+from ..registration import Consensus, RegistrationConfig
+from .agent_actor import AgentActor, AgentSpec
+from .agent_loop import Reply, StaleOrderError
+from .registering import count_parts, form_in_parts
 from .resources import Share
-from .transport import unpack
+from .roster import Roster
+from .transport import tensor
 
-# One thread computes; the others answer questions about progress.
-_ACTOR_THREADS = 4
-# Deaths of one agent's process after which the run gives up: something kills it every time.
-_REVIVALS = 5
+NAMESPACE = "gradinversion"
+# One call descends; the others answer about progress, saved states and places.
+_ACTOR_THREADS = 8
+_WAIT_SECONDS = 0.1
+# Failures of one agent within a round after which something is taken to kill it every time.
+_MOST_FAILURES = 5
+
+
+@dataclass
+class _Call:
+    """A round that an agent is making; references to the reply and to the images of each part."""
+
+    position: int
+    round: int
+    images: list[Any]
 
 
 class RayGroup:
-    """One actor per seed. Rounds cost one call per agent; the consensus is put into the object store once.
-
-    An agent whose process dies is started again from its last saved round and makes the lost round again, so that
-    in ``sync`` mode nothing but time is lost.
+    """One actor per seed, by name: Ray makes a lost one again wherever there is room, and a coordinator that was
+    restarted finds them all.
 
     Args:
         config: The attack.
         share: Resources of each agent.
+        name: Of the run; agents are called after it.
+        detached: Agents outlive whoever made them.
+        storage: Where they save their states, or None.
     """
 
-    def __init__(self, config: AttackConfig, share: Share) -> None:
+    def __init__(self, config: AttackConfig, share: Share, name: str, detached: bool, storage: Storage | None) -> None:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
-        self._config, self._share = config, share
-        self._actors = [self._new_actor(seed) for seed in self.seeds]
-        self._deaths = [0] * len(self.seeds)
-        self._notes: list[list[str]] = [[] for _ in self.seeds]
-        self._steps = [0] * len(self.seeds)
-        self._target: Any = None
-        self._saved: Path | None = None
-        self._round: tuple[int, Any, list[Any]] | None = None
-        self._period: int | None = None
-        self._consensus: tuple[Any, list[Any]] | None = None
-        self._reviving = threading.Lock()
+        self._config, self._share, self._storage = config, share, storage
+        self._name, self._detached = name, detached
+        self._target: list[Any] = []
+        self._parts: list[tuple[int, ...]] = []
+        self._calls: dict[Any, _Call] = {}
+        self._writes: dict[Any, tuple[int, int]] = {}
+        self._orders: dict[int, Order] = {}
+        self._absent: dict[int, float] = {}
+        """Agents that were lost while they had an order, and since when."""
+        self._failures: dict[int, int] = {}
+        self._barred: set[int] = set()
+        self._begun: dict[int, Reply] = {}
+        self._newest: dict[int, Candidate] = {}
+        self._images: dict[int, list[Any]] = {}
 
-    def _new_actor(self, seed: int) -> Any:
-        options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "max_concurrency": _ACTOR_THREADS}
-        config = self._config
-        return AgentActor.options(**options).remote(seed, config.objective, config.agents, self._share.threads)
+    # Placing.
 
-    def start(self, target: Target) -> tuple[str, ...]:
+    def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
-        self._target = ray.put(target)
-        return tuple(dict.fromkeys(text for texts in self._all("start", self._target) for text in texts))
+        self._listener = listener
+        self._target = [ray.put(target)]
+        batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
+        self._parts = parts_by_label(target.labels, count_parts(len(self.seeds), batch_bytes))
+        self._roster = Roster(len(self.seeds), self._make)
+
+    def _make(self, position: int) -> Any:
+        config, seed = self._config, self.seeds[position]
+        period = config.coordinator.period if config.coordinator.mode is Mode.ASYNC else None
+        spec = AgentSpec(seed, config.objective, config.agents, self._share.threads, self._storage, period)
+        return AgentActor.options(
+            name=f"{self._name}-seed-{seed}",
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached" if self._detached else None,
+            max_restarts=-1,
+            max_concurrency=_ACTOR_THREADS,
+            num_cpus=self._share.cpus,
+            num_gpus=self._share.gpus,
+            scheduling_strategy="SPREAD",
+        ).remote(spec)
+
+    def present(self) -> frozenset[int]:
+        """See `AgentGroup`."""
+        self._hear(0.0)
+        self._roster.ping_absent()
+        return frozenset(self._roster.here) - self._barred
+
+    def room(self) -> int:
+        """See `AgentGroup`."""
+        return self._share.room(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+    def share(self, images: Float[Tensor, "batch channel height width"]) -> Any:
+        """See `AgentGroup`."""
+        return ray.put(images.numpy())
+
+    # Rounds.
 
     def run_round(
         self,
-        until_step: int,
-        consensus: Float[Tensor, "batch channel height width"] | None,
-        orders: Int[Tensor, "seed batch"],
-    ) -> list[Candidate]:
+        orders: Mapping[int, Order],
+        enough: Callable[[int, int], bool],
+        give_up: Callable[[float, int], bool],
+    ) -> tuple[dict[int, Candidate], frozenset[int]]:
         """See `AgentGroup`."""
-        shared = None if consensus is None else ray.put(consensus.numpy())
-        self._round = (until_step, shared, [order.numpy() for order in orders])
-        calls = [self._begin_round(index) for index in range(len(self._actors))]
-        return [self._end_round(index, call) for index, call in enumerate(calls)]
+        self._failures.clear()
+        busy = {call.position for call in self._calls.values()}
+        for position, order in orders.items():
+            earlier = self._orders.get(position)
+            if order.save is None and position in busy and earlier is not None:
+                order = replace(order, save=earlier.save)  # a write that is owed is not forgotten
+            self._orders[position] = order
+            if position not in busy:
+                self._send(position)
+        gone: set[int] = set()
+        while not enough(self._done(orders, gone), len(orders) - len(gone)):
+            self._hear(_WAIT_SECONDS)
+            gone |= self._give_up(set(orders) - gone, give_up)
+            self._tell_to_leave()
+            self._listener.idle()
+        found = {position: self._newest[position] for position in orders if position in self._newest}
+        for position, candidate in found.items():
+            self._newest[position] = replace(candidate, trace=(), messages=(), seconds=0.0)
+        return {position: found[position] for position in found if position not in gone}, frozenset(gone)
 
-    def _begin_round(self, index: int) -> Any:
-        assert self._round is not None
-        until_step, shared, orders = self._round
-        return self._actors[index].run_round.remote(until_step, shared, orders[index])
+    def _done(self, orders: Mapping[int, Order], gone: set[int]) -> int:
+        at_work = {call.position for call in self._calls.values()} | set(self._absent)
+        return sum(position not in at_work for position in orders if position not in gone)
 
-    def _end_round(self, index: int, call: Any) -> Candidate:
-        while True:
-            actor = self._actors[index]
+    def _send(self, position: int) -> None:
+        order = self._orders[position]
+        method = self._roster.actors[position].run_round.options(num_returns=1 + len(self._parts))
+        reply, *images = method.remote(order, self._target, self._parts)
+        self._calls[reply] = _Call(position, order.current.round, images)
+
+    def _hear(self, seconds: float) -> None:
+        """Take what has come: replies, saved states, signs of life."""
+        waiting = [*self._calls, *self._writes, *self._roster.awaited]
+        if not waiting:
+            time.sleep(seconds)
+            return
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False)
+        if ready and len(waiting) > 1:
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        for reference in ready:
+            if reference in self._calls:
+                self._take_reply(self._calls.pop(reference), reference)
+            elif reference in self._writes:
+                self._take_write(*self._writes.pop(reference), reference)
+            else:
+                self._take_presence(reference)
+
+    def _take_reply(self, call: _Call, reference: Any) -> None:
+        position = call.position
+        try:
+            reply: Reply = ray.get(reference)
+        except RayError as error:
+            self._failed(position, error)
+            return
+        for text in reply.notes:
+            self._listener.note("note", text)
+        if position in self._begun:
+            reply = _joined(self._begun.pop(position), reply)
+        order = self._orders[position]
+        if reply.left is not None:
+            self._move_away(position, reply)
+            return
+        before = self._newest.get(position)
+        self._newest[position] = _after(before, reply.candidate) if before is not None else reply.candidate
+        self._images[position] = call.images
+        if order.save is not None and reply.round == order.current.round:
+            write = self._roster.actors[position].saved.remote(order.save)
+            self._writes[write] = (position, order.save)
+            self._orders[position] = replace(order, save=None)
+        if reply.round != order.current.round:
+            self._send(position)  # async: it was busy with an earlier round when this order came
+
+    def _take_write(self, position: int, round: int, reference: Any) -> None:
+        try:
+            self._listener.saved(round, position, ray.get(reference))
+        except RayTaskError as error:
+            self._listener.saved(round, position, str(_cause(error)))
+        except RayError:
+            self._listener.saved(round, position, "the process of an agent was lost while it wrote")
+
+    def _take_presence(self, reference: Any) -> None:
+        position = self._roster.take(reference)
+        if position is None or self._absent.pop(position, None) is None:
+            return
+        self._listener.note("agent_back", "{seed} has a process again and goes on.", seeds=(self.seeds[position],))
+        self._send(position)
+
+    # Faults.
+
+    def _failed(self, position: int, error: RayError) -> None:
+        cause = _cause(error)
+        if isinstance(cause, StaleOrderError):
+            raise FencedError(f"Another coordinator has taken this run over ({cause}); this one ends.")
+        seed = self.seeds[position]
+        failures = self._failures[position] = self._failures.get(position, 0) + 1
+        self._absent[position] = time.monotonic()
+        if isinstance(error, RayActorError):
+            self._listener.note("agent_lost", "The process of {seed} was lost.", seeds=(seed,), level="warning")
+            self._roster.lost(position)
+        else:
+            # An error inside the agent, such as a device that failed: only a new process is sure to be rid of it.
+            self._listener.note("agent_lost", f"{{seed}} failed: {_first_line(cause)}", seeds=(seed,), level="warning")
+            self._roster.restart(position)
+        if failures > _MOST_FAILURES:
+            self._bar(position, cause)
+
+    def _bar(self, position: int, cause: BaseException) -> None:
+        """Something ends this agent every time."""
+        self._barred.add(position)
+        if len(self._barred) > len(self.seeds) - self._config.agents.minimum:
+            raise cause
+        text = f"{{seed}} failed {_MOST_FAILURES + 1} times in one round and is left out ({_first_line(cause)})."
+        self._listener.note("seed_dropped", text, seeds=(self.seeds[position],), level="error")
+
+    def _give_up(self, positions: set[int], give_up: Callable[[float, int], bool]) -> set[int]:
+        """The lost agents that the others no longer wait for."""
+        now, gone = time.monotonic(), set()
+        for position in positions & self._absent.keys():
+            others = len(positions) - len(self._absent.keys() & positions)
+            waited = now - self._absent[position]
+            if position in self._barred or give_up(waited, others):
+                del self._absent[position]
+                self._newest.pop(position, None)
+                gone.add(position)
+                if position not in self._barred:
+                    text = "{seed} was not back in time; the others go on without it until it is."
+                    self._listener.note("agent_given_up", text, seeds=(self.seeds[position],), level="warning")
+            else:
+                self._roster.ping(position)
+        return gone
+
+    def _tell_to_leave(self) -> None:
+        for position in self._roster.ask_to_leave():
+            text = "The node of {seed} will be taken away: it saves its state and goes on elsewhere."
+            self._listener.note("node_draining", text, seeds=(self.seeds[position],), level="warning")
+
+    def _move_away(self, position: int, reply: Reply) -> None:
+        """The agent saved its state in the middle of a round: a new process, on another node, goes on from there."""
+        order, state = self._orders[position], reply.left
+        assert state is not None
+        origin = replace(order.origin, step=state.step, state=state, start=None)
+        self._orders[position] = replace(order, origin=origin, legs=(order.current,))
+        self._begun[position] = reply
+        self._absent[position] = time.monotonic()
+        self._roster.restart(position)
+
+    # Candidates.
+
+    def form_consensus(
+        self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig
+    ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
+        """See `AgentGroup`."""
+        seeds = [self.seeds[position] for position in positions]
+        if len(self._parts) == 1:
+            images = torch.stack([candidate.images for candidate in self.fetch(positions)])
+            return form_consensus(images, seeds, labels, round, config)
+        # In async mode the agents have better things to do.
+        here = self._roster.here if self._config.coordinator.mode is Mode.SYNC else {}
+        workers = [self._roster.actors[position] for position in positions if position in here]
+        shared = [self._images[position] for position in positions]
+        try:
+            return form_in_parts(self._parts, shared, workers, seeds, labels, round, config)
+        except RayError:
+            self.fetch(positions)  # says which candidates are gone, if any
+            return form_in_parts(self._parts, shared, [], seeds, labels, round, config)
+
+    def fetch(self, positions: Sequence[int]) -> list[Candidate]:
+        """See `AgentGroup`."""
+        found, lost = [], []
+        for position in positions:
             try:
-                return self._annotated(index, unpack(ray.get(call)))
-            except RayActorError as error:
-                self._revive(index, actor, error)
-                call = self._begin_round(index)
-
-    def begin(self, period: int) -> None:
-        """See `AgentGroup`."""
-        self._all("begin", period)
-        self._period = period
-
-    def latest(self) -> list[Candidate]:
-        """See `AgentGroup`."""
-        return [self._annotated(index, unpack(packed)) for index, packed in enumerate(self._all("latest"))]
-
-    def broadcast(
-        self, consensus: Float[Tensor, "batch channel height width"], orders: Int[Tensor, "seed batch"]
-    ) -> None:
-        """See `AgentGroup`."""
-        self._consensus = (ray.put(consensus.numpy()), [order.numpy() for order in orders])
-        for index in range(len(self._actors)):
-            self._call(index, "set_consensus", self._consensus[0], self._consensus[1][index])
-
-    def save(self, folder: Path) -> dict[str, str]:
-        """See `AgentGroup`."""
-        files = dict(self._all("save", str(folder)))
-        self._saved = folder
-        return files
-
-    def restore(self, folder: Path) -> None:
-        """See `AgentGroup`."""
-        self._saved = folder
-        self._all("restore", str(folder))
-
-    def steps(self) -> Sequence[int]:
-        """See `AgentGroup`."""
-        for index, actor in enumerate(self._actors):
-            try:
-                self._steps[index] = ray.get(actor.step.remote())
-            except RayActorError as error:
-                # In sync mode the round itself finds the agent dead; here nobody else waits for it.
-                if self._period is not None:
-                    self._revive(index, actor, error)
-        return tuple(self._steps)
-
-    def _annotated(self, index: int, candidate: Candidate) -> Candidate:
-        notes, self._notes[index] = self._notes[index], []
-        return replace(candidate, messages=(*notes, *candidate.messages))
-
-    def _all(self, method: str, *arguments: Any) -> list[Any]:
-        calls = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        found = []
-        for index, call in enumerate(calls):
-            actor = self._actors[index]
-            try:
-                found.append(ray.get(call))
-            except RayActorError as error:
-                self._revive(index, actor, error, again=method == "save")
-                found.append(self._call(index, method, *arguments))
+                arrays = ray.get(self._images[position])
+            except RayError:
+                lost.append(position)
+                continue
+            images = torch.empty(sum(map(len, self._parts)), *arrays[0].shape[1:])
+            for part, array in zip(self._parts, arrays, strict=True):
+                images[list(part)] = tensor(array)
+            found.append(replace(self._newest[position], images=images))
+        if lost:
+            raise CandidatesLostError(lost)
         return found
 
-    def _call(self, index: int, method: str, *arguments: Any) -> Any:
-        while True:
-            actor = self._actors[index]
-            try:
-                return ray.get(getattr(actor, method).remote(*arguments))
-            except RayActorError as error:
-                self._revive(index, actor, error, again=method == "save")
+    # Looking on.
 
-    def _revive(self, index: int, dead: Any, error: RayActorError, again: bool = False) -> None:
-        """Put a new actor in the place of a dead one, from the last saved round.
+    def steps(self) -> dict[int, int]:
+        """Where each agent is, of those that answer at once."""
+        calls = {
+            self._roster.actors[position].step.remote(): self.seeds[position] for position in list(self._roster.here)
+        }
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_WAIT_SECONDS) if calls else ([], [])
+        found = {}
+        for reference in ready:
+            with contextlib.suppress(RayError):
+                found[calls[reference]] = int(ray.get(reference))
+        return found
 
-        Args:
-            index: Which agent.
-            dead: The actor that was found dead; nothing happens where it was replaced already.
-            error: What Ray said of it; raised again when the agent died too often.
-            again: Make the current round again too, because its state is wanted now.
-        """
-        with self._reviving:
-            if self._actors[index] is not dead:
-                return
-            self._deaths[index] += 1
-            if self._deaths[index] > _REVIVALS:
-                raise error
-            actor = self._new_actor(self.seeds[index])
-            if self._target is not None:
-                ray.get(actor.start.remote(self._target))
-            where = "from its first step"
-            if self._saved is not None:
-                ray.get(actor.restore.remote(str(self._saved)))
-                where = "from its last saved round"
-            self._actors[index] = actor
-            self._notes[index].append(f"The process of seed {self.seeds[index]} died; it was started again {where}.")
-            if self._period is not None:
-                if self._consensus is not None:
-                    ray.get(actor.set_consensus.remote(self._consensus[0], self._consensus[1][index]))
-                ray.get(actor.begin.remote(self._period))
-            elif again and self._round is not None:
-                ray.get(self._begin_round(index))
+    def settle(self, seconds: float) -> None:
+        """See `AgentGroup`."""
+        if self._writes:
+            self._hear(seconds)
+
+    def close(self) -> None:
+        """See `AgentGroup`."""
+        if self._target:
+            self._roster.close()
+
+
+def _joined(begun: Reply, rest: Reply) -> Reply:
+    """One reply of a round that was made in two parts."""
+    return replace(rest, candidate=_after(begun.candidate, rest.candidate))
+
+
+def _after(before: Candidate, now: Candidate) -> Candidate:
+    """The newer candidate, with what was recorded on the way to both."""
+    return replace(
+        now,
+        trace=(*before.trace, *now.trace),
+        messages=(*before.messages, *now.messages),
+        seconds=before.seconds + now.seconds,
+        losses=now.losses or before.losses,
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error as it was raised in the actor, however many actors it went through."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -5,30 +5,58 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from ..agents import Outcome
-from ..coordinator import Status
+from ..coordinator.events import stem
+from ..coordinator.status import SeedStatus, Status
 
-_TERMS = ("gradient", "activation", "total_variation", "batch_norm", "group", "total")
+# What a column is called, and which loss terms give way first when the terminal is narrow.
+_HEADINGS = {
+    "gradient": "gradient",
+    "activation": "activation",
+    "total_variation": "TV",
+    "batch_norm": "BN",
+    "group": "group",
+    "total": "total",
+}
+_GIVE_WAY = ("group", "batch_norm", "total_variation", "activation")
+_STATES = {
+    Outcome.RUNNING: "",
+    Outcome.FINISHED: "done",
+    Outcome.NOT_FINITE: "not finite",
+    Outcome.DIVERGED: "diverged",
+    Outcome.DROPPED: "dropped",
+    Outcome.INTERRUPTED: "interrupted",
+    Outcome.ALL_SEEDS_FAILED: "failed",
+}
+_OPTIMISING = "optimising"
 # Agents shown one by one; more are summed up in a line.
 _SHOWN_AGENTS = 16
+# Lines of the past that someone who comes to a running attack gets to read.
+_SHOWN_PAST = 10
+# How far one more measurement moves a smoothed value.
+_NEWS = 0.3
 
 
 class ProgressView:
-    """Shows each `Status` it is called with. Use as a context manager."""
+    """Shows each `Status` it is called with. Use as a context manager.
+
+    A run may be looked at from its middle, and its status may go back when its coordinator starts again.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._rates: dict[int, float] = {}
-        self._last: tuple[float, tuple[int, ...]] | None = None
+        self._clock = _Clock()
+        self._messages: _Messages | None = None
         self._printed_round = -1
         self._printed_phase = ""
-        self._printed_messages = 0
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
@@ -40,79 +68,233 @@ class ProgressView:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        if self._messages is not None:
+            self._print(self._messages.last())
 
     def __call__(self, status: Status) -> None:
         """Show where the run is."""
-        self._measure(status)
-        for message in status.messages[self._printed_messages :]:
-            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
-        self._printed_messages = max(self._printed_messages, len(status.messages))
+        self._clock.look(status)
+        if self._messages is None:
+            self._messages = _Messages()
+            self._print(self._messages.first(status.messages))
+        else:
+            self._print(self._messages.news(status.messages))
         if self._console.is_terminal:
-            self._live.update(self._table(status))
+            self._live.update(self._screen(status))
         else:
             self._lines(status)
 
-    def _measure(self, status: Status) -> None:
-        now = time.monotonic()
-        if self._last is not None and status.steps and len(self._last[1]) == len(status.steps):
-            elapsed = now - self._last[0]
-            for seed, step, before in zip(status.seeds, status.steps, self._last[1], strict=True):
-                rate = max(0.0, (step - before) / elapsed) if elapsed > 0 else 0.0
-                # Smoothed: one look lasts about half a second, and a round's end stands still.
-                self._rates[seed] = 0.8 * self._rates[seed] + 0.2 * rate if seed in self._rates else rate
-        if status.steps:
-            self._last = (now, status.steps)
+    def _print(self, lines: list[str]) -> None:
+        for line in lines:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _time_left(self, status: Status) -> str:
-        rates = [rate for rate in self._rates.values() if rate > 0]
-        if not rates or not status.steps:
-            return "…"
-        seconds = int((status.iterations - min(status.steps)) / (sum(rates) / len(rates)))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-    def _restarts(self, status: Status) -> int:
-        return sum(incarnation for _, incarnation, _, _, _ in status.candidates)
+    def _screen(self, status: Status) -> RenderableType:
+        facts = [f"round {status.round}/{status.rounds}", f"time left {self._clock.left()}"]
+        if status.saved_round >= 0:
+            facts.append(f"saved up to round {status.saved_round + 1}")
+        absent = sum(_state(seed, False) == "absent" for seed in status.seeds)
+        if absent:
+            facts.append(f"{absent} of {len(status.seeds)} absent")
+        parts: list[RenderableType] = [Text(status.phase, style="bold"), Text(" · ".join(facts)), self._table(status)]
+        shown = _shown(status.seeds)
+        if len(shown) < len(status.seeds):
+            parts.append(Text(self._rest([seed for seed in status.seeds if seed not in shown]), style="italic"))
+        return Group(*parts)
 
     def _table(self, status: Status) -> Table:
-        title = (
-            f"{status.phase} · round {status.round}/{status.rounds} · {self._restarts(status)} restarts · "
-            f"time left {self._time_left(status)}"
-        )
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        latest = {seed: (losses, outcome) for seed, _, _, losses, outcome in status.candidates}
-        names = [name for name in _TERMS if any(name in losses for losses, _ in latest.values())]
-        for heading in ("agent", "step", "", "steps/s", *names, "state"):
-            table.add_column(
-                heading.replace("_", " "), justify="left" if heading in ("agent", "state", "") else "right"
-            )
-        steps = status.steps or (0,) * len(status.seeds)
-        for seed, step in list(zip(status.seeds, steps, strict=True))[:_SHOWN_AGENTS]:
-            losses, outcome = latest.get(seed, ({}, None))
+        """The widest of the tables that fits the terminal."""
+        shown = _shown(status.seeds)
+        names = [name for name in _HEADINGS if any(name in seed.losses for seed in shown)]
+        variants = [(names, 20, True), (names, 10, True), (names, 10, False)]
+        for count in range(1, len(_GIVE_WAY) + 1):
+            variants.append(([name for name in names if name not in _GIVE_WAY[:count]], 10, False))
+        # Measured in a terminal of any width: in the real one each table would be squeezed until it fits.
+        wide = self._console.options.update(max_width=1000)
+        for variant in variants:
+            table = self._rows(status, shown, *variant)
+            if Measurement.get(self._console, wide, table).maximum <= self._console.width:
+                return table
+        return self._rows(status, shown, [name for name in names if name == "gradient"], 0, False)
+
+    def _rows(self, status: Status, shown: list[SeedStatus], names: list[str], bar: int, long_states: bool) -> Table:
+        behind = any(round(seed.behind, 1) for seed in shown)
+        headings = ["agent", "step", *([""] if bar else []), "steps/s", *(_HEADINGS[name] for name in names)]
+        headings += ["restarts", *(["behind"] if behind else []), "state"]
+        table = Table(box=None, pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading in ("agent", "", "state") else "right", no_wrap=True)
+        for seed in shown:
+            rate = self._clock.rate(seed)
             table.add_row(
-                f"seed {seed}",
-                str(step),
-                ProgressBar(total=status.iterations, completed=step, width=20),
-                f"{self._rates.get(seed, 0):.1f}",
-                *(f"{losses[name]:.4f}" if name in losses else "–" for name in names),
-                "" if outcome in (None, Outcome.RUNNING) else outcome.value,
+                f"seed {seed.seed}",
+                str(seed.step),
+                *([ProgressBar(total=status.iterations, completed=seed.step, width=bar)] if bar else []),
+                f"{rate:.1f}" if rate and seed.present else "–",
+                *(_number(seed.losses.get(name)) for name in names),
+                str(seed.incarnation + seed.deaths) if seed.incarnation + seed.deaths else "–",
+                *([f"{seed.behind:.1f}" if round(seed.behind, 1) else "–"] if behind else []),
+                _state(seed, long_states),
+                style="dim" if not seed.present or seed.outcome is Outcome.DROPPED else None,
             )
-        if len(status.seeds) > _SHOWN_AGENTS:
-            table.caption = f"and {len(status.seeds) - _SHOWN_AGENTS} more agents"
         return table
 
+    def _rest(self, seeds: list[SeedStatus]) -> str:
+        facts = [
+            f"and {len(seeds)} more agents at step {_span([str(step) for step in sorted(seed.step for seed in seeds)])}"
+        ]
+        if losses := _losses(seeds):
+            facts.append(f"gradient loss {_span([_number(loss) for loss in losses])}")
+        facts.append(f"{sum(self._clock.rate(seed) for seed in seeds if seed.present):.1f} steps/s")
+        for name, number in (
+            ("restarts", sum(seed.incarnation + seed.deaths for seed in seeds)),
+            ("absent", sum(_state(seed, False) == "absent" for seed in seeds)),
+            ("dropped", sum(seed.outcome is Outcome.DROPPED for seed in seeds)),
+        ):
+            if number:
+                facts.append(f"{number} {name}")
+        return ", ".join(facts)
+
     def _lines(self, status: Status) -> None:
+        seeds = status.seeds
+        restarts = sum(seed.incarnation + seed.deaths for seed in seeds)
+        missing = sum(_state(seed, False) == "absent" for seed in seeds)
+        absent = f"{missing} of {len(seeds)} agents absent" if missing else ""
         if status.phase != self._printed_phase:
             self._printed_phase = status.phase
-            self._console.print(f"{status.phase} ({len(status.seeds)} agents)", highlight=False)
-        if not status.candidates or status.round <= self._printed_round:
+            # A sentence, such as why the run is paused, has said how many there are.
+            self._print(
+                [status.phase if ":" in status.phase else f"{status.phase} ({absent or f'{len(seeds)} agents'})"]
+            )
+        if status.round <= max(self._printed_round, 0):
             return
         self._printed_round = status.round
-        losses = [losses["gradient"] for _, _, _, losses, _ in status.candidates if "gradient" in losses]
-        loss = f"gradient loss {min(losses):.4f}–{max(losses):.4f}, " if losses else ""
-        rate = sum(self._rates.values())
-        self._console.print(
-            f"round {status.round}/{status.rounds}: {loss}{rate:.1f} steps/s, {self._restarts(status)} restarts, "
-            f"time left {self._time_left(status)}",
-            highlight=False,
-            soft_wrap=True,
+        losses = _losses(seeds)
+        facts = (
+            f"gradient loss {_span([_number(loss) for loss in losses])}" if losses else "",
+            f"{sum(self._clock.rate(seed) for seed in seeds if seed.present):.1f} steps/s",
+            f"{restarts} restart{'s' if restarts > 1 else ''}" if restarts else "",
+            absent,
+            f"saved up to round {status.saved_round + 1}" if 0 <= status.saved_round < status.round - 2 else "",
+            f"time left {self._clock.left()}",
         )
+        self._print([f"round {status.round}/{status.rounds}: {', '.join(fact for fact in facts if fact)}"])
+
+
+class _Messages:
+    """Which lines to print, so that an event that goes on and on is told again only now and then."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._changes: dict[str, int] = {}
+        self._unprinted: dict[str, str] = {}
+
+    def first(self, messages: tuple[str, ...]) -> list[str]:
+        """The last few of what was told before anyone looked."""
+        self._known = set(messages)
+        self._changes = {stem(message): 0 for message in messages}
+        earlier = len(messages) - _SHOWN_PAST
+        return [*([f"… and {earlier} earlier"] if earlier > 0 else []), *messages[-_SHOWN_PAST:]]
+
+    def news(self, messages: tuple[str, ...]) -> list[str]:
+        """New events, and known ones that changed for the 1st, 2nd, 4th, 8th … time."""
+        lines = []
+        for message in (message for message in messages if message not in self._known):
+            event = stem(message)
+            changes = self._changes[event] = self._changes.get(event, -1) + 1
+            # 0 is a new event; a power of two shares no bit with the number before it.
+            if changes & (changes - 1):
+                self._unprinted[event] = message
+            else:
+                self._unprinted.pop(event, None)
+                lines.append(message)
+        self._known = set(messages)
+        return lines
+
+    def last(self) -> list[str]:
+        """How the events stand that changed since they were printed."""
+        lines = list(self._unprinted.values())
+        self._unprinted.clear()
+        return lines
+
+
+class _Clock:
+    """Speeds and the time left: from the status, or from successive looks before the first round has ended."""
+
+    def __init__(self) -> None:
+        self._looked: float | None = None
+        self._steps: dict[int, int] = {}
+        self._measured: dict[int, float] = {}
+        self._round = -1
+        self._overhead = 1.0
+        self._left: float | None = None
+
+    def look(self, status: Status) -> None:
+        """Take in one status."""
+        now = time.monotonic()
+        elapsed = 0.0 if self._looked is None else now - self._looked
+        self._looked = now
+        for seed in status.seeds:
+            done = seed.step - self._steps.get(seed.seed, seed.step)
+            # A seed that began again went back; what it had done is no speed.
+            if elapsed > 0 and done >= 0:
+                rate = self._measured.get(seed.seed, 0.0)
+                self._measured[seed.seed] = rate + (_NEWS if rate else 1.0) * (done / elapsed - rate)
+        steps = {seed.seed: seed.step for seed in status.seeds}
+        if status.round != self._round and status.computing > 0:
+            overhead = 1 / status.computing
+            # One round that waited for a lost agent says little about the others.
+            self._overhead = overhead if self._round <= 0 else self._overhead + _NEWS * (overhead - self._overhead)
+        if self._left is None or steps != self._steps or status.round != self._round:
+            self._left = self._estimate(status)
+        elif not status.phase.startswith("paused"):
+            self._left = max(0.0, self._left - elapsed)
+        self._round, self._steps = status.round, steps
+
+    def rate(self, seed: SeedStatus) -> float:
+        """Steps per second."""
+        return seed.steps_per_second or self._measured.get(seed.seed, 0.0)
+
+    def left(self) -> str:
+        """Hours, minutes and seconds until the last seed has done its last step."""
+        if self._left is None:
+            return "…"
+        seconds = round(self._left)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _estimate(self, status: Status) -> float | None:
+        times = [
+            (status.iterations - seed.step) / self.rate(seed) * (self._overhead if seed.steps_per_second else 1.0)
+            for seed in status.seeds
+            if seed.outcome is not Outcome.DROPPED and self.rate(seed) > 0
+        ]
+        return max(times, default=None)
+
+
+def _shown(seeds: tuple[SeedStatus, ...]) -> list[SeedStatus]:
+    """The seeds with a row of their own, in their order: those that need attention are among them."""
+    chosen = sorted(seeds, key=lambda seed: not _state(seed, False) or seed.outcome is Outcome.FINISHED)[:_SHOWN_AGENTS]
+    return [seed for seed in seeds if seed in chosen]
+
+
+def _state(seed: SeedStatus, long: bool) -> str:
+    if not seed.present and seed.outcome is not Outcome.DROPPED:
+        return "absent, waiting for a node" if long else "absent"
+    return _STATES[seed.outcome]
+
+
+def _losses(seeds: tuple[SeedStatus, ...] | list[SeedStatus]) -> list[float]:
+    """Gradient losses of the seeds that are still in the run, rising."""
+    return sorted(
+        seed.losses["gradient"] for seed in seeds if "gradient" in seed.losses and seed.outcome is not Outcome.DROPPED
+    )
+
+
+def _span(sorted_texts: list[str]) -> str:
+    first, last = sorted_texts[0], sorted_texts[-1]
+    return first if first == last else f"{first}–{last}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"

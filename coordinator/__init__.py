@@ -1,26 +1,62 @@
 """Rounds, membership, checkpoints and the final choice of images; knows nothing of Ray."""
 
-from .checkpoints import CheckpointError, CheckpointStore, read_tensors, write_tensors
+from .checkpoints import (
+    CheckpointError,
+    CheckpointStore,
+    FencedError,
+    StateFile,
+    read_tensors,
+    state_name,
+    write_state,
+    write_tensors,
+)
 from .config import AttackConfig, CoordinatorConfig, Mode
+from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import AllSeedsFailedError, Coordinator
-from .group import AgentGroup
+from .events import EventLog, log_as_json
+from .group import AgentGroup, CandidatesLostError, Listener
+from .ordering import arrange, common_order
+from .orders import Itinerary, Leg, Order, Origin
 from .reconstruction import Reconstruction
+from .result_file import read_result
 from .selection import Choice, choose
-from .status import Status
+from .status import SeedStatus, Status
+from .storage import Storage, StorageError
 
 __all__ = [
     "AgentGroup",
     "AllSeedsFailedError",
     "AttackConfig",
+    "CandidatesLostError",
     "CheckpointError",
     "CheckpointStore",
     "Choice",
     "Coordinator",
     "CoordinatorConfig",
+    "EventLog",
+    "FencedError",
+    "Itinerary",
+    "Leg",
+    "Listener",
     "Mode",
+    "Order",
+    "Origin",
     "Reconstruction",
+    "SeedStatus",
+    "StateFile",
     "Status",
+    "Storage",
+    "StorageError",
+    "arrange",
     "choose",
+    "common_order",
+    "form_consensus",
+    "join_parts",
+    "log_as_json",
+    "parts_by_label",
+    "read_result",
     "read_tensors",
+    "state_name",
+    "write_state",
     "write_tensors",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,142 +18,354 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-_FORMAT = 1
+from .storage import AbsentError, Storage, StorageError
+
+_FORMAT = 2
 _KEPT_ROUNDS = 2
+_FOLDER = "checkpoints"
+_OWNER = f"{_FOLDER}/owner.json"
 _MANIFEST = "manifest.json"
+_TENSORS = "consensus.safetensors"
+_ROUND = re.compile(r"round-(\d{6,})")
+_WRITER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _LARGEST_JSON = 256 * 2**20
+_LARGEST_TENSORS = 16 * 2**30
+# Checksums are bound by the disk or the network, not by Python.
+_READERS = 4
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or cannot be continued from."""
+class CheckpointError(StorageError):
+    """A checkpoint cannot be continued from."""
+
+
+class FencedError(CheckpointError):
+    """Another coordinator has taken the run over; this one must end."""
+
+
+class _TornError(CheckpointError):
+    """A file is missing, damaged or no part of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """A file of tensors as it was written."""
+
+    name: str
+    """Relative to the storage."""
+    sha256: str
+    size: int
+    """Bytes."""
+    step: int = 0
+    """Of the seed whose state it is."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole round on disk."""
+    """A whole round in the storage."""
 
-    folder: Path
     round: int
     progress: dict[str, Any]
+    states: dict[int, StateFile]
+    """By seed; a seed without a state took no part."""
+    tensors: dict[str, Tensor]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file atomically; returns its SHA-256."""
-    return write_file(path, safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}))
+def state_name(index: int, seed: int, writer: str) -> str:
+    """Where a seed's state after a round lies.
+
+    Args:
+        index: The round.
+        seed: The seed.
+        writer: Made up anew by each process that writes: one that was thought dead and writes late does not overwrite
+            the file of its successor, and the manifest says whose file counts.
+    """
+    if not _WRITER.fullmatch(writer):
+        raise ValueError(f"writer={writer!r}: give up to 80 letters, digits, '-' and '_'.")
+    return f"{_folder(index)}/seed-{seed}.{writer}.safetensors"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file of a checkpoint.
+def write_tensors(storage: Storage, name: str, tensors: Mapping[str, Tensor]) -> StateFile:
+    """Write tensors, on whatever device, as a safetensors file: whole or not at all.
+
+    Raises:
+        StorageError: It cannot be written; an older file of that name is still whole.
+    """
+    packed = _without_sharing(tensors)
+    if not storage.is_local:
+        content = safetensors.torch.save(packed)
+        return StateFile(name, storage.write(name, content), len(content))
+    # Straight from the tensors' memory, while other threads may run: `save` would hold them up.
+    storage.write_file(name, lambda path: _save(packed, path))
+    return StateFile(name, storage.digest(name), storage.size(name))
+
+
+def write_state(storage: Storage, name: str, state: Mapping[str, Tensor], step: int) -> StateFile:
+    """Write a seed's state after ``step`` steps under its ``state_name``; see ``write_tensors``."""
+    return replace(write_tensors(storage, name, state), step=step)
+
+
+def read_tensors(storage: Storage, file: StateFile | str, largest: int = _LARGEST_TENSORS) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        storage: Where from.
+        file: As it was written, or its name alone, and then no checksum is asked for.
+        largest: Bytes; a larger file is refused unread.
 
     Raises:
         CheckpointError: It is missing, torn or of another format.
+        StorageError: It is too large, or cannot be read now.
     """
+    name = file if isinstance(file, str) else file.name
+    if isinstance(file, StateFile):
+        _require_size(storage, file)
+    content = _read(storage, name, largest)
+    if isinstance(file, StateFile) and hashlib.sha256(content).hexdigest() != file.sha256:
+        raise _TornError(f"{storage.locate(name)} differs from its checksum")
     try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
-
-
-def write_file(path: Path, content: bytes) -> str:
-    """Write a file atomically, flushed to the disk; returns its SHA-256."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-    return hashlib.sha256(content).hexdigest()
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _TornError(f"{storage.locate(name)} cannot be read as a checkpoint: {error}") from None
 
 
 class CheckpointStore:
     """The rounds of one run.
 
     Args:
-        folder: Where the rounds' folders lie; made when the first round is saved.
+        storage: The run's folder; the rounds lie in ``checkpoints/round-000000`` and so on.
         identity: What a run must have in common with a checkpoint to continue it, as flat plain values.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self._folder = folder
+    def __init__(self, storage: Storage, identity: Mapping[str, Any]) -> None:
+        self._storage = storage
         self._identity = json.loads(json.dumps(dict(identity)))
+        self._owner: dict[str, Any] | None = None
 
-    def prepare(self, index: int) -> Path:
-        """An empty folder for a round's files."""
-        folder = self._folder / f"round-{index:06d}"
-        try:
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be made: {error.strerror or error}") from None
-        return folder
+    def claim(self) -> int:
+        """Make this coordinator the owner of the run; returns its epoch, one more than that of the owner before.
 
-    def commit(self, folder: Path, index: int, files: Mapping[str, str], progress: Mapping[str, Any]) -> None:
-        """Make a round whole by writing its manifest, then drop rounds beyond the last two."""
+        Raises:
+            StorageError: The owner's file cannot be read or written.
+        """
+        before = self._read_owner()
+        owner = {"epoch": 1 if before is None else before["epoch"] + 1, "token": secrets.token_hex(16)}
+        self._storage.write(_OWNER, json.dumps(owner).encode())
+        self._owner = owner
+        return int(owner["epoch"])
+
+    def clear(self) -> None:
+        """Remove all rounds, for a run that begins anew in the same folder; who owns it stays known."""
+        for index in self._rounds():
+            self._storage.remove(_folder(index))
+
+    def commit(
+        self, index: int, files: Mapping[int, StateFile], progress: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Make a round whole by writing its manifest, then drop rounds beyond the last two. ``claim`` goes before.
+
+        Args:
+            index: The round.
+            files: The state of each seed that takes part, under its ``state_name`` in this round.
+            progress: What else a coordinator needs to go on, as plain values.
+            tensors: And what of that is tensors; may be empty.
+
+        Raises:
+            FencedError: Another coordinator claimed the run since.
+            StorageError: The round cannot be written; those before it stay.
+        """
+        folder = _folder(index)
+        wrong = [file.name for file in files.values() if file.name.rpartition("/")[0] != folder]
+        assert not wrong, f"not in the folder of round {index}: {wrong}"
+        self._require_ownership()
+        entries = {Path(file.name).name: _entry(file) | {"seed": seed} for seed, file in files.items()}
+        if tensors:
+            entries[_TENSORS] = _entry(write_tensors(self._storage, f"{folder}/{_TENSORS}", tensors))
         manifest = {
             "format": _FORMAT,
             "round": index,
             "identity": self._identity,
-            "files": dict(files),
+            "files": entries,
             "progress": dict(progress),
         }
-        write_file(folder / _MANIFEST, json.dumps(manifest).encode())
-        for old in self._rounds()[_KEPT_ROUNDS:]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def _rounds(self) -> list[Path]:
-        return sorted(self._folder.glob("round-*"), reverse=True)
+        self._storage.write(f"{folder}/{_MANIFEST}", json.dumps(manifest).encode())
+        # The round is saved; what could not be removed is removed after the next one.
+        with contextlib.suppress(StorageError):
+            self._drop_before(index)
 
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest whole round, and a message for each newer one that is torn.
 
         Raises:
-            CheckpointError: The newest whole round belongs to another run; every difference is named.
+            CheckpointError: The newest whole round belongs to another run (every difference is named), or an older
+                version wrote it.
+            StorageError: The storage cannot be read now.
         """
         messages: list[str] = []
-        for folder in self._rounds():
+        unreadable: StorageError | None = None
+        for index in self._rounds():
             try:
-                manifest = self._read_manifest(folder)
-            except CheckpointError as error:
+                return self._open_round(index), tuple(messages)
+            except _TornError as error:
                 messages.append(f"Skipped a torn checkpoint: {error}")
-                continue
-            self._require_same_run(folder, manifest["identity"])
-            return Checkpoint(folder, int(manifest["round"]), manifest["progress"]), tuple(messages)
+            except CheckpointError:
+                raise
+            except StorageError as error:
+                messages.append(f"Skipped a checkpoint that cannot be read: {error}")
+                unreadable = error
+        if unreadable is not None:
+            # Beginning anew would throw away what is there and may be read tomorrow.
+            raise unreadable
         return None, tuple(messages)
 
-    def _read_manifest(self, folder: Path) -> dict[str, Any]:
-        path = folder / _MANIFEST
-        try:
-            if path.stat().st_size > _LARGEST_JSON:
-                raise CheckpointError(f"{path} is larger than {_LARGEST_JSON} bytes")
-            manifest = json.loads(path.read_bytes())
-            files, wanted = manifest["files"], {"format", "round", "identity", "progress"}
-            if manifest["format"] != _FORMAT or not wanted <= manifest.keys() or not isinstance(files, dict):
-                raise CheckpointError(f"{path} is not a manifest of format {_FORMAT}")
-            for name, digest in files.items():
-                if Path(name).name != name:
-                    raise CheckpointError(f"{path} names a file outside its folder: {name!r}")
-                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                    raise CheckpointError(f"{folder / name} differs from its checksum")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        assert isinstance(manifest, dict)
-        return manifest
+    def _open_round(self, index: int) -> Checkpoint:
+        folder = _folder(index)
+        where = self._storage.locate(f"{folder}/{_MANIFEST}")
+        manifest = _read_json(self._storage, f"{folder}/{_MANIFEST}")
+        if manifest.get("format") == 1:
+            raise CheckpointError(
+                f"{where} was written by an older version of gradinversion (format 1, this one reads {_FORMAT}); "
+                "finish the run with that version, or give another out folder."
+            )
+        states, tensors_file = _parse_files(where, folder, index, manifest)
+        self._require_same_run(folder, manifest["identity"])
+        files = [*states.values(), *([tensors_file] if tensors_file else [])]
+        with ThreadPoolExecutor(_READERS) as pool:
+            # Sizes first: they cost next to nothing and show most damage.
+            for check in (_require_size, _require_content):
+                list(pool.map(check, [self._storage] * len(files), files))
+        tensors = {} if tensors_file is None else read_tensors(self._storage, tensors_file)
+        return Checkpoint(index, manifest["progress"], states, tensors)
 
-    def _require_same_run(self, folder: Path, found: Any) -> None:
+    def _rounds(self) -> list[int]:
+        """Rounds of which there is anything, the newest first."""
+        found = [_ROUND.fullmatch(name) for name in self._storage.names(_FOLDER)]
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def _drop_before(self, index: int) -> None:
+        """Remove rounds older than the last two whole ones, and what lies between without a manifest."""
+        kept = 1
+        for older in self._rounds():
+            if older >= index:  # this one, and those that are being written
+                continue
+            if kept < _KEPT_ROUNDS and self._storage.exists(f"{_folder(older)}/{_MANIFEST}"):
+                kept += 1
+            else:
+                self._storage.remove(_folder(older))
+
+    def _require_ownership(self) -> None:
+        assert self._owner is not None, "claim() goes before commit()"
+        owner = self._read_owner()
+        if owner is None:  # someone emptied the folder: nobody else has claimed it
+            self._storage.write(_OWNER, json.dumps(self._owner).encode())
+        elif owner != self._owner:
+            raise FencedError(
+                f"{self._storage.url} was taken over by another coordinator (epoch {owner['epoch']}, this one has "
+                f"{self._owner['epoch']}), which continues the run; this one ends."
+            )
+
+    def _read_owner(self) -> dict[str, Any] | None:
+        where = self._storage.locate(_OWNER)
+        if not self._storage.exists(_OWNER):
+            return None
+        owner = _read_json(self._storage, _OWNER)
+        if type(owner.get("epoch")) is not int or not isinstance(owner.get("token"), str):
+            raise CheckpointError(f"{where} does not say who owns the run; remove it if no run uses this folder.")
+        return {"epoch": owner["epoch"], "token": owner["token"]}
+
+    def _require_same_run(self, folder: str, found: dict[str, Any]) -> None:
         if found == self._identity:
             return
-        names = sorted(set(self._identity) | set(found if isinstance(found, dict) else ()))
         lines = [
             f"\n  - {name}: {found.get(name)!r} there, {self._identity.get(name)!r} now"
-            for name in names
-            if isinstance(found, dict) and found.get(name) != self._identity.get(name)
+            for name in sorted(set(self._identity) | set(found))
+            if found.get(name) != self._identity.get(name)
         ]
         raise CheckpointError(
-            f"{folder} is a checkpoint of another run; give that run's settings, or another out folder:{''.join(lines)}"
+            f"{self._storage.locate(folder)} is a checkpoint of another run; give that run's settings, or another out "
+            f"folder:{''.join(lines)}"
         )
+
+
+def _folder(index: int) -> str:
+    return f"{_FOLDER}/round-{index:06d}"
+
+
+def _entry(file: StateFile) -> dict[str, Any]:
+    return {"sha256": file.sha256, "size": file.size, "step": file.step}
+
+
+def _require_size(storage: Storage, file: StateFile) -> None:
+    try:
+        size = storage.size(file.name)
+    except AbsentError as error:
+        raise _TornError(str(error)) from error
+    if size != file.size:
+        raise _TornError(f"{storage.locate(file.name)} has {size:,} bytes instead of {file.size:,}")
+
+
+def _require_content(storage: Storage, file: StateFile) -> None:
+    if storage.digest(file.name) != file.sha256:
+        raise _TornError(f"{storage.locate(file.name)} differs from its checksum")
+
+
+def _read(storage: Storage, name: str, largest: int) -> bytes:
+    try:
+        return storage.read(name, largest)
+    except AbsentError as error:
+        raise _TornError(str(error)) from error
+
+
+def _read_json(storage: Storage, name: str) -> dict[str, Any]:
+    where = storage.locate(name)
+    try:
+        values = json.loads(_read(storage, name, _LARGEST_JSON))
+    except (ValueError, RecursionError) as error:
+        raise _TornError(f"{where} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise _TornError(f"{where} cannot be read: it is not a JSON object")
+    return values
+
+
+def _parse_files(
+    where: str, folder: str, index: int, manifest: Mapping[str, Any]
+) -> tuple[dict[int, StateFile], StateFile | None]:
+    """The states by seed, and the file of the other tensors."""
+    whole = all(isinstance(manifest.get(key), dict) for key in ("identity", "files", "progress"))
+    if not whole or (manifest.get("format"), manifest.get("round")) != (_FORMAT, index):
+        raise _TornError(f"{where} is not the manifest of round {index} in format {_FORMAT}")
+    states: dict[int, StateFile] = {}
+    others: dict[str, StateFile] = {}
+    for name, entry in manifest["files"].items():
+        if Path(name).name != name:
+            raise _TornError(f"{where} names a file outside its folder: {name!r}")
+        try:
+            file = StateFile(f"{folder}/{name}", str(entry["sha256"]), int(entry["size"]), int(entry["step"]))
+            if "seed" in entry:
+                states[int(entry["seed"])] = file
+            else:
+                others[name] = file
+        except (KeyError, TypeError, ValueError) as error:
+            raise _TornError(f"{where} describes {name!r} badly: {error!r}") from None
+    return states, others.get(_TENSORS)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+def _without_sharing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each with memory of its own: safetensors takes no others."""
+    taken: set[int] = set()
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        packed[name] = tensor.clone() if address in taken else tensor
+        taken.add(address)
+    return packed

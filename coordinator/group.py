@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..agents import Candidate, Target
+from ..registration import Consensus, RegistrationConfig
+from .checkpoints import StateFile
+from .orders import Order
+
+
+class Listener(Protocol):
+    """What a group tells the coordinator while it waits."""
+
+    def idle(self) -> None:
+        """Called several times a second while a round runs."""
+
+    def saved(self, round: int, position: int, state: StateFile | str) -> None:
+        """A seed's state of a round lies in the storage, or why it does not."""
+
+    def note(self, kind: str, text: str, *, seeds: tuple[int, ...] = (), level: str = "info") -> None:
+        """Something that a person should know; see `EventLog.note`."""
+
+
+class CandidatesLostError(RuntimeError):
+    """Candidates were lost between the end of a round and their use; their seeds must make the round again."""
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self.positions = tuple(positions)
+        super().__init__(f"the candidates at positions {list(positions)} were lost")
 
 
 class AgentGroup(Protocol):
@@ -17,39 +40,55 @@ class AgentGroup(Protocol):
 
     seeds: tuple[int, ...]
 
-    def start(self, target: Target) -> tuple[str, ...]:
-        """Give every agent what is known about the batch; returns the agents' messages."""
+    def open(self, target: Target, listener: Listener) -> None:
+        """Give the agents what is known about the batch, and begin to place them."""
+
+    def present(self) -> frozenset[int]:
+        """Positions of the agents that have a process now. Does not wait."""
+
+    def room(self) -> int:
+        """For how many agents the cluster has room, as it is now."""
+
+    def share(self, images: Float[Tensor, "batch channel height width"]) -> Any:
+        """Make images available to all agents; what comes back goes into a `Leg` or an `Origin`."""
 
     def run_round(
-        self,
-        until_step: int,
-        consensus: Float[Tensor, "batch channel height width"] | None,
-        orders: Int[Tensor, "seed batch"],
-    ) -> list[Candidate]:
-        """``sync``: every agent descends until a step; returns when the last one is there.
+        self, orders: Mapping[int, Order], enough: Callable[[int, int], bool], give_up: Callable[[float, int], bool]
+    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+        """Have the orders carried out; returns when enough agents are done.
+
+        An agent that is lost is waited for, and given its order again when it is back.
 
         Args:
-            until_step: Absolute step.
-            consensus: Normalised images, or None before there is one.
-            orders: For each seed, which image of the consensus belongs at each place of its batch.
+            orders: By position.
+            enough: Whether to return, from the number of agents that are done and of those that take part.
+            give_up: Whether to go on without a lost agent, from the seconds since it was lost and how many others there
+                are.
+
+        Returns:
+            The newest candidate of each agent that has one, with the losses recorded since the last call; its images
+            may be left behind until ``form_consensus`` or ``fetch`` wants them. And the positions of the agents that
+            take part no more.
         """
 
-    def begin(self, period: int) -> None:
-        """``async``: every agent descends to its last step on its own, looking for a new consensus every period."""
+    def form_consensus(
+        self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig
+    ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
+        """Register the newest candidates; see ``consensus.form_consensus``.
 
-    def latest(self) -> list[Candidate]:
-        """``async``: the newest candidate of each agent, with the losses recorded since the last call."""
+        Raises:
+            CandidatesLostError: Some are gone.
+        """
 
-    def broadcast(
-        self, consensus: Float[Tensor, "batch channel height width"], orders: Int[Tensor, "seed batch"]
-    ) -> None:
-        """``async``: the consensus that agents take up when they next look."""
+    def fetch(self, positions: Sequence[int]) -> list[Candidate]:
+        """The newest candidates with their images.
 
-    def save(self, folder: Path) -> dict[str, str]:
-        """Every agent writes its state into the folder; returns the SHA-256 of each file by name."""
+        Raises:
+            CandidatesLostError: Some are gone.
+        """
 
-    def restore(self, folder: Path) -> None:
-        """Every agent continues from its file in the folder."""
+    def settle(self, seconds: float) -> None:
+        """Hear of states that were saved; returns when there is nothing more to hear of, or after so many seconds."""
 
-    def steps(self) -> Sequence[int]:
-        """Where each agent is, without waiting for its round."""
+    def close(self) -> None:
+        """End all agents."""

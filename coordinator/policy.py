@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 
-from ..agents import Candidate, Outcome
+from ..agents import AgentsConfig, Candidate, Outcome
 from .config import CoordinatorConfig
 
 _OUT = (Outcome.DROPPED, Outcome.NOT_FINITE, Outcome.DIVERGED)
@@ -41,3 +41,59 @@ def fresh(candidates: Sequence[Candidate], config: CoordinatorConfig) -> list[in
     middle = median(candidates[index].step for index in positions)
     oldest = middle - config.staleness * config.period
     return [index for index in positions if candidates[index].step >= oldest]
+
+
+@dataclass(frozen=True)
+class Go:
+    """The round may begin with these agents."""
+
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The round may not begin yet; ``reason`` is for people. ``paused``: it stands still for want of machines."""
+
+    reason: str
+    paused: bool
+
+
+def decide_members(present: Set[int], room: int, waited_seconds: float, config: AgentsConfig) -> Go | Wait:
+    """Who takes part when a run begins or goes on.
+
+    All agents that the cluster has room for are waited for, up to ``agents.patience``; with fewer than
+    ``agents.minimum`` the run waits for as long as it takes.
+
+    Args:
+        present: Positions of the agents that have a process.
+        room: For how many agents the cluster has room now.
+        waited_seconds: Since the wait began; infinite where nobody is to be waited for (a run under way).
+        config: The wishes.
+    """
+    expected = min(config.count, room)
+    if len(present) < expected and waited_seconds < config.patience:
+        return Wait(f"waiting for agents: {len(present)} of {expected} have a process", paused=False)
+    if len(present) < config.minimum:
+        return Wait(_too_few(len(present), config.minimum), paused=True)
+    return Go(tuple(sorted(present)))
+
+
+def give_up(lost_seconds: float, others: int, config: AgentsConfig) -> bool:
+    """Whether a round goes on without an agent that was lost.
+
+    Args:
+        lost_seconds: Since it was lost.
+        others: Agents that are at work or done.
+        config: The wishes.
+    """
+    return lost_seconds >= config.patience and others >= config.minimum
+
+
+def enough_done(done: int, members: int, last_round: bool, waits_for_all: bool) -> bool:
+    """Whether a round ends: in ``sync`` mode and at the end with all agents, else when the middle one is done."""
+    return done >= members if waits_for_all or last_round else done > members // 2
+
+
+def _too_few(present: int, minimum: int) -> str:
+    verb = "is" if present == 1 else "are"
+    return f"paused: {present} of at least {minimum} agents {verb} present, waiting for nodes"

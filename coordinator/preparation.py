@@ -18,7 +18,7 @@ from ..peeling import peel
 from .config import AttackConfig
 
 # Settings that say where a run computes, not what.
-_PLACEMENT = ("agents.gpus", "agents.cpus")
+_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience")
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,91 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
-from ..agents import Outcome
+from ..agents import Candidate, Outcome
+from .progress import Progress, steps_per_second
+
+
+@dataclass(frozen=True)
+class SeedStatus:
+    """Where one seed is."""
+
+    seed: int
+    step: int = 0
+    present: bool = True
+    """False while the seed has no process: not placed yet, or lost with its node."""
+    incarnation: int = 0
+    """Restarts after it diverged."""
+    deaths: int = 0
+    """Times its process was lost."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Of the last candidate, by term."""
+    outcome: Outcome = Outcome.RUNNING
+    steps_per_second: float = 0.0
+    """While it computed, in the last round."""
+    behind: float = 0.0
+    """Periods that the last candidate was behind the median seed (staleness; 0 in ``sync`` mode)."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where the coordinator is. ``candidates`` holds seed, incarnation, step, losses and outcome of each agent."""
+    """Where the coordinator is."""
 
     rounds: int
     iterations: int
-    seeds: tuple[int, ...]
+    seeds: tuple[SeedStatus, ...]
     phase: str = "starting"
     round: int = 0
     """Rounds finished."""
-    candidates: tuple[tuple[int, int, int, dict[str, float], Outcome], ...] = ()
+    round_seconds: float = 0.0
+    """Duration of the last round."""
+    computing: float = 0.0
+    """Share of the last round that the slowest agent spent in optimisation steps."""
+    rejected: float = 0.0
+    """Share of warps that registration refused in the last consensus."""
+    saved_round: int = -1
+    """Newest round with a whole checkpoint."""
     messages: tuple[str, ...] = ()
-    steps: tuple[int, ...] = ()
-    """Where each agent is at this moment."""
     began: float = field(default_factory=time.time)
-    """Unix time at which the coordinator began."""
+    """Unix time at which the run began."""
+
+
+def seed_statuses(
+    seeds: Sequence[int], progress: Progress, members: Set[int], period: int | None
+) -> tuple[SeedStatus, ...]:
+    """Where each seed is.
+
+    Args:
+        seeds: Of the run, by position.
+        progress: What the rounds have produced.
+        members: Positions of the seeds that take part.
+        period: Steps of a period where seeds may be behind each other (``async``); None in ``sync`` mode.
+    """
+    steps = sorted(candidate.step for candidate in progress.candidates.values())
+    middle = steps[len(steps) // 2] if steps else 0
+    found = []
+    for position, seed in enumerate(seeds):
+        deaths, present = progress.deaths.get(position, 0), position in members
+        candidate = progress.candidates.get(position)
+        if candidate is None:
+            found.append(SeedStatus(seed, present=present, deaths=deaths))
+            continue
+        behind = max(0, middle - candidate.step) / period if period is not None else 0.0
+        found.append(_seed_status(candidate, present, deaths, behind))
+    return tuple(found)
+
+
+def _seed_status(candidate: Candidate, present: bool, deaths: int, behind: float) -> SeedStatus:
+    return SeedStatus(
+        candidate.seed,
+        step=candidate.step,
+        present=present,
+        incarnation=candidate.incarnation,
+        deaths=deaths,
+        losses=candidate.losses,
+        outcome=candidate.outcome,
+        steps_per_second=steps_per_second(candidate),
+        behind=behind,
+    )

@@ -28,7 +28,7 @@ def test_sync_runs_are_bit_equal(update: CapturedUpdate, model: nn.Module) -> No
     assert first.outcome is Outcome.FINISHED
     assert [candidate.seed for candidate in first.candidates] == [0, 1, 2]
     assert seen[-1].round == 3
-    assert seen[-1].seeds == (0, 1, 2)
+    assert [seed.seed for seed in seen[-1].seeds] == [0, 1, 2]
 
 
 def test_the_group_term_changes_the_seeds(update: CapturedUpdate, model: nn.Module) -> None:

@@ -144,7 +144,7 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         ("agents.count=1.5", "a whole number"),
         ("agents.count=true", "a whole number"),
         ("agents.count=none", "a whole number"),
-        ("agents.gpus=one", "a number"),
+        ("agents.gpus=one", "a number or none"),
         ("resume=2", "true or false"),
         ("coordinator.mode=parallel", "one of sync, async"),
         ("objective.form=PAPERS", "one of paper, scale_free"),

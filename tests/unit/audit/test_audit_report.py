@@ -22,6 +22,7 @@ from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.audit.pictures import GridRow, draw_grid, encode_png
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator.storage import Storage, StorageError
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -262,6 +263,54 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(attack: Attack, tmp_path: 
         write_report(evaluate(reconstruction, private), reconstruction, private, tmp_path / "file" / "out")
     assert "\n" not in str(error.value)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_report_in_a_bucket_is_the_one_on_the_disk(attack: Attack, tmp_path: Path) -> None:
+    reconstruction, private = attack()
+    report = evaluate(reconstruction, private)
+    write_report(report, reconstruction, private, tmp_path / "out")
+    url = write_report(report, reconstruction, private, "memory://reports/one/")
+    assert url == "memory://reports/one/report.html"
+    storage = Storage("memory://reports/one")
+    assert storage.names() == FILES
+    for name in FILES:
+        assert storage.read(name, 2**30) == (tmp_path / "out" / name).read_bytes()
+    page = _Page(storage.read("report.html", 2**30).decode())
+    assert page.references
+    assert all(reference.startswith("data:") for reference in page.references)
+
+
+def test_a_file_url_is_a_folder_on_the_disk(attack: Attack, tmp_path: Path) -> None:
+    reconstruction, private = attack()
+    report = evaluate(reconstruction, private)
+    page = write_report(report, reconstruction, private, f"file://{tmp_path}/out")
+    assert page == tmp_path / "out" / "report.html"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+
+
+def test_a_relative_folder_stays_relative(attack: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reconstruction, private = attack()
+    page = write_report(evaluate(reconstruction, private), reconstruction, private, "out")
+    assert page == Path("out/report.html")
+    assert page.exists()
+
+
+def test_a_bucket_that_fails_is_one_sentence(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Storage, name: str, content: bytes) -> str:
+        raise StorageError(f"{self.locate(name)} cannot be written: no connection.")
+
+    monkeypatch.setattr(Storage, "write", fail)
+    reconstruction, private = attack()
+    with pytest.raises(ReportError, match=r"memory://reports/two is not complete.*no connection.*out=FOLDER") as error:
+        write_report(evaluate(reconstruction, private), reconstruction, private, "memory://reports/two")
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_of_an_unknown_kind_is_one_sentence(attack: Attack) -> None:
+    reconstruction, private = attack()
+    with pytest.raises(ReportError, match=r"'ftp' is not supported"):
+        write_report(evaluate(reconstruction, private), reconstruction, private, "ftp://host/out")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

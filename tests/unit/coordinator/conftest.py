@@ -2,56 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
 from gradinversion.agents import Agent, AgentsConfig, Candidate, Target
 from gradinversion.capture import CapturedUpdate, capture_gradient
-from gradinversion.coordinator import AttackConfig, CoordinatorConfig, read_tensors, write_tensors
+from gradinversion.coordinator import (
+    AttackConfig,
+    CoordinatorConfig,
+    Listener,
+    Order,
+    StateFile,
+    Storage,
+    StorageError,
+    form_consensus,
+    read_tensors,
+    state_name,
+    write_state,
+)
+from gradinversion.registration import Consensus, RegistrationConfig
 from torch import Tensor, nn
 
 
 class SerialGroup:
-    """Runs its agents one after the other; ``rounds`` records what the coordinator asked for."""
+    """Runs its agents one after the other; ``rounds`` records what the coordinator asked for.
 
-    def __init__(self, config: AttackConfig) -> None:
+    ``here`` are the positions that have a process; a test takes some away, or brings them back, between two rounds.
+    """
+
+    def __init__(self, config: AttackConfig, storage: Storage | None = None) -> None:
         self.config = config
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
-        self.agents: list[Agent] = []
-        self.rounds: list[tuple[int, Tensor | None, Tensor]] = []
+        self.here = set(range(len(self.seeds)))
+        self.agents: dict[int, Agent] = {}
+        self.rounds: list[dict[int, Order]] = []
+        self.storage = storage
+        self.closed = False
+        self._stints: dict[int, tuple[int, int]] = {}
 
-    def start(self, target: Target) -> tuple[str, ...]:
-        self.agents = [Agent(target, self.config.objective, self.config.agents, seed) for seed in self.seeds]
-        return ("started",)
+    def open(self, target: Target, listener: Listener) -> None:
+        self.target, self.listener = target, listener
 
-    def run_round(self, until_step: int, consensus: Tensor | None, orders: Tensor) -> list[Candidate]:
-        self.rounds.append((until_step, consensus, orders))
-        own = [None if consensus is None else consensus[order] for order in orders]
-        return [agent.run(until_step, images) for agent, images in zip(self.agents, own, strict=True)]
+    def present(self) -> frozenset[int]:
+        return frozenset(self.here)
 
-    def begin(self, period: int) -> None:
-        raise NotImplementedError("this group has no async mode")
+    def room(self) -> int:
+        return len(self.here)
 
-    def latest(self) -> list[Candidate]:
-        return [agent.candidate() for agent in self.agents]
+    def share(self, images: Tensor) -> Tensor:
+        return images.clone()
 
-    def broadcast(self, consensus: Tensor, orders: Tensor) -> None:
-        raise NotImplementedError("this group has no async mode")
+    def run_round(
+        self,
+        orders: Mapping[int, Order],
+        enough: Callable[[int, int], bool],
+        give_up: Callable[[float, int], bool],
+    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+        self.rounds.append(dict(orders))
+        gone = frozenset(position for position in orders if position not in self.here and give_up(float("inf"), 1))
+        self.candidates = {position: self.run(position, orders[position]) for position in orders.keys() - gone}
+        self.listener.idle()
+        return dict(sorted(self.candidates.items())), gone
 
-    def save(self, folder: Path) -> dict[str, str]:
-        names = [f"seed-{seed}.safetensors" for seed in self.seeds]
-        return {
-            name: write_tensors(folder / name, agent.state()) for name, agent in zip(names, self.agents, strict=True)
-        }
+    def run(self, position: int, order: Order) -> Candidate:
+        if self._stints.get(position) != order.origin.stint:
+            self.begin(position, order)
+        agent = self.agents[position]
+        found = [
+            agent.run(leg.until_step, None if leg.consensus is None else leg.consensus[list(leg.order)])
+            for leg in order.legs
+            if agent.step < leg.until_step
+        ]
+        if order.save is not None:
+            self.listener.saved(order.save, position, self.save(position, order.save))
+        return found[-1] if found else agent.candidate()
 
-    def restore(self, folder: Path) -> None:
-        for seed, agent in zip(self.seeds, self.agents, strict=True):
-            agent.restore(read_tensors(folder / f"seed-{seed}.safetensors"))
+    def begin(self, position: int, order: Order) -> None:
+        config, origin = self.config, order.origin
+        agent = self.agents[position] = Agent(self.target, config.objective, config.agents, self.seeds[position])
+        if origin.state is not None:
+            assert self.storage is not None
+            agent.restore(read_tensors(self.storage, origin.state))
+        else:
+            agent.join(origin.step, origin.start)
+        self._stints[position] = origin.stint
 
-    def steps(self) -> Sequence[int]:
-        return [agent.step for agent in self.agents]
+    def save(self, position: int, index: int) -> StateFile | str:
+        agent, seed = self.agents[position], self.seeds[position]
+        assert self.storage is not None
+        try:
+            return write_state(self.storage, state_name(index, seed, "test"), agent.state(), agent.step)
+        except StorageError as error:
+            return str(error)
+
+    def form_consensus(
+        self, positions: Sequence[int], labels: Tensor, round: int, config: RegistrationConfig
+    ) -> tuple[Consensus, Tensor]:
+        images = torch.stack([candidate.images for candidate in self.fetch(positions)])
+        return form_consensus(images, [self.seeds[position] for position in positions], labels, round, config)
+
+    def fetch(self, positions: Sequence[int]) -> list[Candidate]:
+        return [self.candidates[position] for position in positions]
+
+    def settle(self, seconds: float) -> None:
+        return
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @pytest.fixture

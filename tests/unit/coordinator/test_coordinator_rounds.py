@@ -9,20 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import AgentsConfig, Candidate, Outcome
+from gradinversion.agents import AgentsConfig, Outcome
 from gradinversion.capture import CapturedUpdate, LabelError, UpdateError, UpdateKind
 from gradinversion.coordinator import (
     AllSeedsFailedError,
     AttackConfig,
     CheckpointError,
     Coordinator,
+    Order,
     Reconstruction,
+    Storage,
+    StorageError,
 )
 from torch import nn
 
 
-def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, **more: Any) -> Reconstruction:
-    return Coordinator(update, model, config, serial(config), **more).run()
+def attack(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, out: Path | None = None, **more: Any
+) -> Reconstruction:
+    storage = Storage(out) if out is not None else None
+    return Coordinator(update, model, config, serial(config, storage), storage, **more).run()
 
 
 def test_a_run_ends_with_a_reconstruction_of_its_rounds(
@@ -49,8 +55,9 @@ def test_agents_are_given_a_consensus_only_from_its_start_on(
 ) -> None:
     group = serial(config)
     Coordinator(update, model, config, group).run()
-    assert [until for until, _, _ in group.rounds] == [10, 20, 30, 40]
-    assert [consensus is None for _, consensus, _ in group.rounds] == [True, True, False, False]
+    legs = [order.current for orders in group.rounds for order in orders.values()]
+    assert [leg.until_step for leg in legs[::3]] == [10, 20, 30, 40]
+    assert [leg.consensus is None for leg in legs[::3]] == [True, True, False, False]
 
 
 def test_two_runs_are_bit_equal_and_another_seed_is_not(
@@ -67,18 +74,20 @@ def test_resume_gives_the_same_images(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path, killed_after: int
 ) -> None:
     whole = attack(serial, update, model, config)
-    group = serial(config)
+    group = serial(config, Storage(tmp_path))
     run_round = group.run_round
 
-    def dies(*arguments: Any) -> list[Candidate]:
+    def dies(*arguments: Any) -> Any:
         if len(group.rounds) == killed_after:
+            # A checkpoint is completed while the next round runs; here, before the fault.
+            coordinator._saving.poll(wait=True)
             raise KeyboardInterrupt
-        found: list[Candidate] = run_round(*arguments)
-        return found
+        return run_round(*arguments)
 
     group.run_round = dies
+    coordinator = Coordinator(update, model, config, group, Storage(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        Coordinator(update, model, config, group, out=tmp_path).run()
+        coordinator.run()
     resumed = attack(serial, update, model, config, out=tmp_path, resume=True)
     assert torch.equal(resumed.images, whole.images)
     assert torch.equal(resumed.consensus, whole.consensus)
@@ -109,31 +118,58 @@ def test_resume_without_a_checkpoint_begins_anew_and_says_so(
     assert any("no checkpoint" in message for message in result.messages)
 
 
-def test_a_round_that_cannot_be_saved_does_not_end_the_run(
+def test_a_storage_that_fails_for_a_while_does_not_end_the_run(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    whole = attack(serial, update, model, config)
+    group = serial(config, Storage(tmp_path))
+    run_round = group.run_round
+
+    def breaks_and_heals(*arguments: Any) -> Any:
+        coordinator._saving.poll(wait=True)
+        if len(group.rounds) == 1:
+            (tmp_path / "checkpoints").rename(tmp_path / "away")
+            (tmp_path / "checkpoints").write_text("a file where the folder should be")
+        if len(group.rounds) == 3:
+            (tmp_path / "checkpoints").unlink()
+            (tmp_path / "away").rename(tmp_path / "checkpoints")
+        return run_round(*arguments)
+
+    group.run_round = breaks_and_heals
+    coordinator = Coordinator(update, model, config, group, Storage(tmp_path))
+    result = coordinator.run()
+    assert torch.equal(result.images, whole.images)
+    assert result.outcome is Outcome.FINISHED
+    assert any("was not saved" in message and "the run goes on" in message for message in result.messages)
+    assert any("saved again" in message for message in result.messages)
+    assert coordinator.status.saved_round == 3
+
+
+def test_a_storage_that_cannot_be_written_at_the_start_is_refused(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    result = attack(serial, update, model, config, out=tmp_path)
-    assert result.outcome is Outcome.FINISHED
-    assert any("was not saved" in message for message in result.messages)
+    with pytest.raises(StorageError, match="checkpoints"):
+        attack(serial, update, model, config, out=tmp_path)
 
 
 def test_a_seed_that_keeps_failing_is_dropped_and_the_run_ends_without_it(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
 ) -> None:
     group = serial(config)
-    start = group.start
+    begin = group.begin
 
-    def poisoned(target: Any) -> tuple[str, ...]:
-        messages: tuple[str, ...] = start(target)
+    def poisoned(position: int, order: Order) -> None:
+        begin(position, order)
+        if position != 1:
+            return
         agent = group.agents[1]
         terms = agent._objective.terms
         agent._objective.terms = lambda images, consensus=None: {
             name: value * float("nan") for name, value in terms(images, consensus).items()
         }
-        return messages
 
-    group.start = poisoned
+    group.begin = poisoned
     result = Coordinator(update, model, config, group).run()
     assert result.outcome is Outcome.FINISHED
     assert [candidate.seed for candidate in result.candidates] == [0, 2]
@@ -171,4 +207,5 @@ def test_status_tells_round_phase_and_losses(
     assert coordinator.status.phase == "starting"
     coordinator.run()
     assert coordinator.status.round == coordinator.status.rounds == 4
-    assert all("gradient" in losses for _, _, _, losses, _ in coordinator.status.candidates)
+    assert all("gradient" in seed.losses for seed in coordinator.status.seeds)
+    assert all(seed.present and seed.step == 40 for seed in coordinator.status.seeds)

@@ -1,0 +1,109 @@
+"""The consensus where it is formed: in the coordinator for small batches, else in parts beside the agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..coordinator import arrange, common_order, join_parts
+from ..registration import Consensus, RegistrationConfig, register
+from .transport import tensor
+
+# Candidates of all seeds beyond this are registered in parts: they would otherwise all pass through the coordinator.
+LARGEST_WHOLE_BYTES = 64 * 2**20
+# No part is smaller than this share of the candidates' bytes, so that calls stay few.
+LARGEST_PART_BYTES = 64 * 2**20
+
+
+def count_parts(seeds: int, batch_bytes: int) -> int:
+    """In how many parts the candidates of all seeds are registered.
+
+    Args:
+        seeds: Of the run.
+        batch_bytes: Of one candidate.
+    """
+    whole = seeds * batch_bytes
+    if whole <= LARGEST_WHOLE_BYTES:
+        return 1
+    # One part per agent, so that in sync mode all of them work on it; more where a part would be large.
+    return max(seeds if seeds <= 16 else 16, -(-whole // LARGEST_PART_BYTES))
+
+
+def register_part(
+    device: str,
+    images: Sequence[Any],
+    seeds: Sequence[int],
+    labels: Int[Tensor, " part"],
+    round: int,
+    config: RegistrationConfig,
+) -> tuple[np.ndarray[Any, Any], Consensus, Int[Tensor, "seed part"]]:
+    """The consensus of some images of the batch; the images first, since arrays travel faster.
+
+    Args:
+        device: Where to register.
+        images: A reference for each seed.
+        seeds: Of the candidates.
+        labels: Of these images.
+        round: Index.
+        config: How to register.
+    """
+    candidates = torch.stack([tensor(array) for array in ray.get(list(images))])
+    orders = common_order(candidates, labels)
+    arranged = arrange(candidates, orders).to(device)
+    found = register(arranged, seeds=list(seeds), round=round, config=config)
+    rest = replace(
+        found,
+        images=torch.empty(0),
+        agreement=found.agreement.cpu(),
+        rejected=found.rejected.cpu(),
+        displacement=None,
+    )
+    return found.images.cpu().numpy(), rest, orders
+
+
+# A task of its own where no agent is free (`async`), or the one that was asked is lost.
+_register_part_task: Any = ray.remote(num_cpus=0, max_retries=2)(register_part)
+
+
+def form_in_parts(
+    parts: Sequence[tuple[int, ...]],
+    images: Sequence[Sequence[Any]],
+    workers: Sequence[Any],
+    seeds: Sequence[int],
+    labels: Int[Tensor, " batch"],
+    round: int,
+    config: RegistrationConfig,
+) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
+    """The consensus, each part of the batch formed where there is room; no candidate passes through here.
+
+    Args:
+        parts: Places of the batch.
+        images: References by seed and part.
+        workers: Agents that have nothing else to do now; without any, tasks of their own are started.
+        seeds: Of the candidates.
+        labels: Of the whole batch.
+        round: Index.
+        config: How to register.
+
+    Raises:
+        RayError: A candidate, or whoever worked on it, was lost.
+    """
+    calls = []
+    for index, part in enumerate(parts):
+        arguments = ([row[index] for row in images], list(seeds), labels[list(part)], round, config)
+        if workers:
+            calls.append(workers[index % len(workers)].register.remote(*arguments))
+        else:
+            calls.append(_register_part_task.remote("cpu", *arguments))
+    found = [
+        (part, replace(rest, images=tensor(array)), orders)
+        for part, (array, rest, orders) in zip(parts, ray.get(calls), strict=True)
+    ]
+    return join_parts(found, len(labels))

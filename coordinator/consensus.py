@@ -1,0 +1,79 @@
+"""From the candidates of all seeds to one consensus, in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..registration import Consensus, RegistrationConfig, register
+from .ordering import arrange, common_order
+
+
+def form_consensus(
+    images: Float[Tensor, "seed batch channel height width"],
+    seeds: Sequence[int],
+    labels: Int[Tensor, " batch"],
+    round: int,
+    config: RegistrationConfig,
+) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
+    """Bring the candidates into one order (images of one label may be exchanged), then register them.
+
+    Args:
+        images: Normalised candidates, each in its seed's own order.
+        seeds: Of the candidates.
+        labels: The batch's labels, the same for every seed.
+        round: Index, kept in the consensus.
+        config: How to register.
+
+    Returns:
+        The consensus in the order of the first seed, and for each seed which of its images stands at each place.
+    """
+    orders = common_order(images, labels)
+    return register(arrange(images, orders), seeds=list(seeds), round=round, config=config), orders
+
+
+def parts_by_label(labels: Int[Tensor, " batch"], most: int) -> list[tuple[int, ...]]:
+    """The places of the batch in at most so many parts of about equal size; images of one label stay together.
+
+    Registration looks at each image alone, and only images of one label change places, so that parts can be registered
+    apart.
+
+    Args:
+        labels: The batch's labels.
+        most: At least 1.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, label in enumerate(labels.tolist()):
+        groups.setdefault(label, []).append(place)
+    parts: list[list[int]] = [[] for _ in range(max(1, min(most, len(groups))))]
+    for places in sorted(groups.values(), key=len, reverse=True):
+        min(parts, key=len).extend(places)
+    return [tuple(sorted(part)) for part in parts]
+
+
+def join_parts(
+    parts: Sequence[tuple[Sequence[int], Consensus, Int[Tensor, "seed part"]]], batch: int
+) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
+    """The whole consensus from its parts; displacements are left out (they are as large as the candidates).
+
+    Args:
+        parts: For each part its places in the batch, its consensus, and its orders (positions within the part).
+        batch: Images in all.
+    """
+    first = parts[0][1]
+    # A seed may be left out of one part alone.
+    seeds = tuple(sorted({seed for _, consensus, _ in parts for seed in consensus.seeds}))
+    images = first.images.new_empty(batch, *first.images.shape[1:])
+    agreement = first.agreement.new_empty(batch)
+    rejected = first.rejected.new_zeros(len(seeds), batch)
+    orders = torch.empty(len(parts[0][2]), batch, dtype=torch.long)
+    for places, consensus, part_orders in parts:
+        where = torch.tensor(places)
+        rows = torch.tensor([seeds.index(seed) for seed in consensus.seeds])
+        images[where], agreement[where] = consensus.images, consensus.agreement
+        rejected[rows[:, None], where], orders[:, where] = consensus.rejected, where[part_orders]
+    left_out = tuple(dict.fromkeys(reason for _, consensus, _ in parts for reason in consensus.left_out))
+    return Consensus(images, agreement, seeds, first.round, None, rejected, left_out), orders

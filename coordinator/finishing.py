@@ -1,0 +1,87 @@
+"""From the last round to the reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..agents import Candidate, Objective, Outcome
+from ..capture import CapturedUpdate
+from .config import AttackConfig
+from .ordering import arrange
+from .preparation import Preparation, identity
+from .progress import Progress
+from .reconstruction import Reconstruction
+from .selection import choose
+
+# The seeds whose images are judged and kept; of more, those with the lowest gradient loss. Each costs the coordinator a
+# batch of memory, and each judgement a gradient.
+MOST_KEPT = 16
+
+
+def finalists(candidates: dict[int, Candidate]) -> list[int]:
+    """Positions of the seeds whose images are wanted for the final choice, in rising order."""
+    positions = sorted(candidates)
+    if len(positions) <= MOST_KEPT:
+        return positions
+    return sorted(sorted(positions, key=lambda position: _evidence(candidates[position]))[:MOST_KEPT])
+
+
+def _evidence(candidate: Candidate) -> float:
+    losses = candidate.losses
+    return losses.get("gradient", losses.get("activation", losses.get("total", float("inf"))))
+
+
+def conclude(
+    update: CapturedUpdate,
+    config: AttackConfig,
+    prepared: Preparation,
+    progress: Progress,
+    candidates: list[Candidate],
+    orders: Int[Tensor, "seed batch"],
+    finished: bool,
+) -> Reconstruction:
+    """Choose the images by the attacker's own evidence, and put together all that is known.
+
+    Args:
+        update: What the server holds.
+        config: The attack.
+        prepared: Labels and target.
+        progress: Of all rounds.
+        candidates: Of the seeds to choose from, with images.
+        orders: Of those seeds.
+        finished: False when the run was stopped early.
+    """
+    assert progress.consensus is not None
+    own = arrange(torch.stack([c.images for c in candidates]), orders)
+    candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
+    objective = Objective(prepared.target, config.objective)
+    choice = choose(own, progress.consensus.images, objective.evidence)
+    names = [*(f"seed {candidate.seed}" for candidate in candidates), "consensus"]
+    facts: dict[str, Any] = identity(config, update)
+    return Reconstruction(
+        images=update.normalisation.invert(choice.images).clamp(0, 1),
+        labels=prepared.labels,
+        consensus=update.normalisation.invert(progress.consensus.images).clamp(0, 1),
+        agreement=progress.consensus.agreement,
+        candidates=tuple(candidates),
+        sources=tuple(names[source] for source in choice.sources),
+        gradient_loss=objective.gradient_loss(choice.images),
+        history=tuple(progress.history),
+        registration=tuple(progress.registration),
+        rounds=progress.next_round,
+        iterations=max(candidate.step for candidate in candidates),
+        seconds=progress.seconds,
+        restarts=sum(candidate.incarnation for candidate in progress.candidates.values()),
+        outcome=Outcome.FINISHED if finished else Outcome.INTERRUPTED,
+        messages=progress.events.messages(),
+        config=facts,
+        model_id=update.model_id,
+        batch_norm=update.batch_norm.value,
+        defence=update.defence,
+        normalisation=update.normalisation,
+    )

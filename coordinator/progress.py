@@ -1,0 +1,110 @@
+"""What the rounds have produced so far; all of it goes into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..agents import Candidate, Outcome
+from ..registration import Consensus
+from .events import EventLog
+
+
+@dataclass
+class Progress:
+    """The state of a run between two rounds."""
+
+    next_round: int = 0
+    consensus: Consensus | None = None
+    orders: Int[Tensor, "seed batch"] | None = None
+    """For each seed, which of its images stands at each place of the consensus."""
+    candidates: dict[int, Candidate] = field(default_factory=dict)
+    """The newest of each seed that takes part, by position; the images may have been left with the agents."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    registration: list[dict[str, float]] = field(default_factory=list)
+    events: EventLog = field(default_factory=EventLog)
+    deaths: dict[int, int] = field(default_factory=dict)
+    """Processes lost, by position."""
+    seconds: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """The plain values of a checkpoint; they do not change when the progress does."""
+        return {
+            "history": list(self.history),
+            "registration": list(self.registration),
+            "events": self.events.to_plain(),
+            "deaths": {str(position): deaths for position, deaths in self.deaths.items()},
+            "seconds": self.seconds,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint; empty before there is a consensus."""
+        if self.consensus is None or self.orders is None:
+            return {}
+        return {
+            "images": self.consensus.images,
+            "agreement": self.consensus.agreement,
+            "rejected": self.consensus.rejected,
+            "seeds": torch.tensor(self.consensus.seeds),
+            "round": torch.tensor(self.consensus.round),
+            "orders": self.orders,
+        }
+
+    def restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Continue after a round whose ``facts`` and ``tensors`` these are."""
+        self.next_round = round + 1
+        self.history = list(facts["history"])
+        self.registration = list(facts["registration"])
+        self.events.continue_from(EventLog.from_plain(facts["events"]))
+        self.deaths = {int(position): int(deaths) for position, deaths in facts["deaths"].items()}
+        self.seconds = float(facts["seconds"])
+        if not tensors:
+            return
+        self.orders = tensors["orders"]
+        self.consensus = Consensus(
+            images=tensors["images"],
+            agreement=tensors["agreement"],
+            seeds=tuple(int(seed) for seed in tensors["seeds"]),
+            round=int(tensors["round"]),
+            displacement=None,
+            rejected=tensors["rejected"],
+            left_out=(),
+        )
+
+    def agree(self, consensus: Consensus, orders: Int[Tensor, "seed batch"], step: int) -> None:
+        """Take a consensus, and the order of every seed."""
+        self.consensus, self.orders = consensus, orders
+        for reason in consensus.left_out:
+            self.events.note("consensus_left_out", reason, level="warning", round=consensus.round)
+        self.registration.append(
+            {
+                "round": consensus.round,
+                "step": step,
+                "seeds": len(consensus.seeds),
+                "rejected": float(consensus.rejected.float().mean()),
+                "agreement": float(consensus.agreement.mean()),
+            }
+        )
+
+    def record(self, round: int, candidate: Candidate) -> None:
+        """Take a candidate's losses and messages."""
+        for index, text in enumerate(candidate.messages, start=1):
+            last = index == len(candidate.messages) and candidate.outcome is Outcome.DROPPED
+            kind = "seed_dropped" if last else "seed_diverged"
+            self.events.note(kind, text, seeds=(candidate.seed,), level="warning", round=round)
+        rate = steps_per_second(candidate)
+        for row in candidate.trace:
+            facts = {"round": round, "seed": candidate.seed, "incarnation": candidate.incarnation}
+            self.history.append({**facts, **row, "steps_per_second": rate})
+
+
+def steps_per_second(candidate: Candidate) -> float:
+    """How fast the seed moved since its previous candidate, while it computed."""
+    if not candidate.trace or candidate.seconds <= 0:
+        return 0.0
+    return (candidate.trace[-1]["step"] - candidate.trace[0]["step"]) / candidate.seconds

@@ -1,0 +1,132 @@
+"""The result of a finished run in its storage: the tensors in one file, everything else as JSON beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from ..agents import Candidate, Outcome
+from ..capture import Normalisation, RecoveredLabels
+from .checkpoints import CheckpointError, StateFile, read_tensors, write_tensors
+from .reconstruction import Reconstruction
+from .storage import AbsentError, Storage
+
+_FORMAT = 1
+_FACTS = "checkpoints/result.json"
+_TENSORS = "checkpoints/result.safetensors"
+_LARGEST_FACTS = 256 * 2**20
+# What JSON cannot say is an object with one of these keys; a key that begins with "$" itself gets one more.
+_TENSOR, _FLOAT, _TUPLE = "$tensor", "$float", "$tuple"
+
+
+def write_result(storage: Storage, result: Reconstruction) -> None:
+    """Put the result into ``checkpoints/result.json`` and ``.safetensors``. The JSON is written last.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts = _encode(result, "result", tensors)
+    # The old facts do not belong to the new tensors; a run that stops here has no result yet.
+    storage.remove(_FACTS)
+    file = write_tensors(storage, _TENSORS, tensors)
+    content = {"format": _FORMAT, "tensors": {"sha256": file.sha256, "size": file.size}, "result": facts}
+    storage.write(_FACTS, json.dumps(content, allow_nan=False).encode())
+
+
+def read_result(storage: Storage) -> Reconstruction | None:
+    """The result that ``write_result`` put there, equal in every bit; None where there is none.
+
+    Raises:
+        CheckpointError: One of the files is torn, or no such file; it is named.
+        StorageError: The storage cannot be read now.
+    """
+    where = storage.locate(_FACTS)
+    try:
+        content = json.loads(storage.read(_FACTS, _LARGEST_FACTS))
+    except AbsentError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is torn or no result of gradinversion: {error}") from None
+    try:
+        if content["format"] != _FORMAT:
+            raise CheckpointError(f"{where} has format {content['format']!r}; this version reads {_FORMAT}")
+        written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
+        tensors = read_tensors(storage, written)
+        result = _assemble(_decode(content["result"], tensors))
+        if result.images.ndim != 4 or result.images.shape[0] != len(result.labels.labels):
+            raise ValueError(f"images of shape {tuple(result.images.shape)} for {len(result.labels.labels)} labels")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no result of this version of gradinversion: {error!r}") from None
+    return result
+
+
+def remove_result(storage: Storage) -> None:
+    """Remove the result of an earlier run, for a run that begins anew in the same folder.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    storage.remove(_FACTS)
+    storage.remove(_TENSORS)
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON knows it; its tensors go into ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {_TENSOR: name}
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        pairs = ((_escape(key), _encode(item, f"{name}.{key}", tensors)) for key, item in value.items())
+        return dict(pairs)
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {_TUPLE: items}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(float(value))}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which a result file does not hold")
+
+
+def _escape(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key {key!r} is a {type(key).__name__}, and a result file holds texts alone")
+    return f"${key}" if key.startswith("$") else key
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What ``_encode`` was given, with a dictionary for each dataclass and a plain value for each enum."""
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_TENSOR}:
+        return tensors[value[_TENSOR]]
+    if value.keys() == {_FLOAT}:
+        return float(value[_FLOAT])
+    if value.keys() == {_TUPLE}:
+        return tuple(_decode(item, tensors) for item in value[_TUPLE])
+    return {key.removeprefix("$"): _decode(item, tensors) for key, item in value.items()}
+
+
+def _assemble(facts: dict[str, Any]) -> Reconstruction:
+    candidates = tuple(Candidate(**row | {"outcome": Outcome(row["outcome"])}) for row in facts["candidates"])
+    return Reconstruction(
+        **facts
+        | {
+            "labels": RecoveredLabels(**facts["labels"]),
+            "candidates": candidates,
+            "outcome": Outcome(facts["outcome"]),
+            "normalisation": Normalisation(**facts["normalisation"]),
+        }
+    )

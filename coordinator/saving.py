@@ -1,0 +1,151 @@
+"""Checkpoints on the way: each is completed while the next round runs, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .checkpoints import CheckpointError, CheckpointStore, FencedError, StateFile
+from .progress import Progress
+from .storage import Storage, StorageError
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+
+
+@dataclass
+class _Round:
+    """A round that is being saved: complete when every seed's state and the coordinator's own part are there."""
+
+    index: int
+    wanted: frozenset[int]
+    states: dict[int, StateFile] = field(default_factory=dict)
+    facts: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    written: Future[None] | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.facts is not None and self.states.keys() == self.wanted
+
+
+class Saving:
+    """Brings rounds into the storage without keeping the rounds waiting.
+
+    A round is skipped while the one before it is still being written: a slow storage makes checkpoints rarer, never
+    the attack slower. What fails is said, and tried again with the next round.
+
+    Args:
+        store: Where checkpoints go, or None to keep none.
+        storage: Of the run, for its curves and events.
+        seeds: By position.
+        note: `EventLog.note`.
+    """
+
+    def __init__(
+        self, store: CheckpointStore | None, storage: Storage | None, seeds: tuple[int, ...], note: Callable[..., None]
+    ) -> None:
+        self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
+        self._round: _Round | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._failing = False
+        self._curves: Future[None] | None = None
+        self.newest = -1
+        """The newest whole round."""
+
+    @property
+    def free(self) -> bool:
+        """Whether the next round can be saved."""
+        return self._store is not None and self._round is None
+
+    def begin(self, index: int, positions: Iterable[int]) -> None:
+        """A round whose seeds at these positions save their states."""
+        assert self.free
+        self._round = _Round(index, frozenset(positions))
+
+    def add_progress(self, index: int, progress: Progress) -> None:
+        """The coordinator's own part of the round that was begun."""
+        if self._round is not None and self._round.index == index:
+            self._round.facts, self._round.tensors = progress.facts(), progress.tensors()
+            self._write_when_complete()
+
+    def add_state(self, index: int, position: int, state: StateFile | str) -> None:
+        """One seed's part, or why there is none: the round is then given up."""
+        current = self._round
+        if current is None or current.index != index or position not in current.wanted:
+            return
+        if isinstance(state, str):
+            self._failed(index, state)
+            self._round = None
+            return
+        current.states[position] = state
+        self._write_when_complete()
+
+    def _write_when_complete(self) -> None:
+        current, store = self._round, self._store
+        if current is None or store is None or current.written is not None or not current.complete:
+            return
+        states = {self._seeds[position]: state for position, state in current.states.items()}
+        facts, tensors = current.facts, current.tensors
+        assert facts is not None
+        current.written = self._writer.submit(store.commit, current.index, states, facts, tensors)
+
+    def poll(self, wait: bool = False) -> dict[int, StateFile]:
+        """The states of a round that became whole since the last call, by position; empty when none did.
+
+        Raises:
+            FencedError: Another coordinator owns the run.
+        """
+        current = self._round
+        if current is None or current.written is None or not (wait or current.written.done()):
+            return {}
+        self._round = None
+        try:
+            current.written.result()
+        except FencedError:
+            raise
+        except (CheckpointError, StorageError) as error:
+            self._failed(current.index, str(error))
+            return {}
+        self.newest = current.index
+        if self._failing:
+            self._failing = False
+            self._note("checkpoint_saved_again", "Checkpoints are saved again.", round=current.index)
+        return current.states
+
+    def _failed(self, index: int, reason: str) -> None:
+        self._failing = True
+        text = f"A round was not saved: {reason}; the last good checkpoint stays, and the run goes on."
+        self._note("checkpoint_failed", text, level="warning", round=index)
+
+    def give_up(self) -> None:
+        """Forget the round that is being saved."""
+        self._round = None
+
+    def write_curves(self, progress: Progress, wait: bool = False) -> None:
+        """``metrics.jsonl`` and ``events.jsonl``; skipped while the last ones are being written."""
+        if self._storage is None or (self._curves is not None and not self._curves.done() and not wait):
+            return
+        self._curves = self._writer.submit(self._write_curves, list(progress.history), progress.events.lines())
+        if wait:
+            self._curves.result()
+
+    def _write_curves(self, history: list[dict[str, float]], events: str) -> None:
+        assert self._storage is not None
+        try:
+            self._storage.write(METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history).encode())
+            self._storage.write(EVENTS_FILE, events.encode())
+        except StorageError as error:
+            self._note("checkpoint_failed", f"The loss curves were not saved: {error}", level="warning")
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        with contextlib.suppress(CheckpointError, StorageError):
+            self.poll(wait=True)
+        self._writer.shutdown()

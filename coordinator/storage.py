@@ -1,0 +1,320 @@
+"""A folder given as a path or a URL: files are written whole or not at all, and read with a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+_Result = TypeVar("_Result")
+
+# Those whose writes are atomic.
+_PROTOCOLS = ("s3", "gs", "gcs", "memory")
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 15.0
+# Of its own: the attack's random numbers must not depend on the storage's state.
+_CHANCE = random.SystemRandom()
+_CHUNK_BYTES = 8 * 2**20
+# A bucket's error may quote a whole page.
+_LONGEST_REASON = 300
+_PARTIAL = re.compile(r"\..+\.partial")
+# What stays wrong however often it is tried again.
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_LASTING_CODES = {"EINVAL", "ENAMETOOLONG", "EROFS", "ELOOP", "ENOSYS", "EREMCHG"}
+# Errors of botocore, aiohttp and google-auth that are no OSError; none of these packages need be installed here.
+_PASSING_KINDS = {"ConnectionError", "HTTPClientError", "CredentialRetrievalError"}
+_PASSING_KINDS |= {"ClientConnectionError", "ClientPayloadError", "TransportError"}
+_CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"}
+
+
+class StorageError(RuntimeError):
+    """A storage, or a file in it, cannot be used; one sentence that names it and says why."""
+
+
+class AbsentError(StorageError):
+    """There is no such file."""
+
+
+class PassingError(StorageError):
+    """What failed may succeed later: no connection, a full disk, a server that is busy."""
+
+
+class Storage:
+    """A folder on a disk or in a bucket. It may be pickled and shared by threads.
+
+    An operation that fails for a reason that may pass is tried again, after growing pauses, until ``patience`` is over.
+
+    Args:
+        url: A path, or a URL: ``file:///path``, ``s3://bucket/folder``, ``gs://bucket/folder``; ``memory://name`` lives
+            in this process.
+        patience: Seconds over which a failing operation is tried again; 0 tries once.
+
+    Raises:
+        StorageError: The URL has another protocol, or names no bucket.
+    """
+
+    def __init__(self, url: str | Path, patience: float = 0.0) -> None:
+        self.url, self.is_local = _resolve(str(url))
+        self.patience = patience
+        self.trouble: str | None = None
+        """Why the operation that is being tried again failed last; None when all is well."""
+        self._files: _Files | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Connections stay in their process.
+        return self.__dict__ | {"_files": None, "trouble": None}
+
+    @property
+    def path(self) -> Path:
+        """The folder on the disk; only of a local storage."""
+        assert self.is_local, f"{self.url} is not on a disk"
+        return Path(self.url)
+
+    def write(self, name: str, content: bytes) -> str:
+        """Put a file in its place at once, flushed to the disk; returns its SHA-256. An older one stays until then."""
+        self._attempt("written", name, lambda files: files.write(name, content))
+        return hashlib.sha256(content).hexdigest()
+
+    def write_file(self, name: str, save: Callable[[Path], object]) -> None:
+        """As ``write``, into a local storage, of what ``save`` writes to the path that it is given."""
+
+        def place(files: _Files) -> None:
+            assert isinstance(files, _LocalFolder), f"{self.url} is not on a disk"
+            files.place(name, save)
+
+        self._attempt("written", name, place)
+
+    def read(self, name: str, largest: int) -> bytes:
+        """The content of a file of at most ``largest`` bytes; a larger one is refused unread."""
+        size = self.size(name)
+        if size > largest:
+            raise StorageError(f"{self.locate(name)} has {size:,} bytes; at most {largest:,} are read.")
+        return self._attempt("read", name, lambda files: files.read(name, size) if size else b"")
+
+    def digest(self, name: str) -> str:
+        """The SHA-256 of a file of any size."""
+
+        def stream(files: _Files) -> str:
+            with files.open(name) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self._attempt("read", name, stream)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        size = self._attempt("read", name, lambda files: files.size(name))
+        if size is None:
+            raise StorageError(f"{self.locate(name)} cannot be read: it is a folder.")
+        return size
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        try:
+            self._attempt("read", name, lambda files: files.size(name))
+        except AbsentError:
+            return False
+        return True
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Sorted names of the files and folders in a folder, one level deep; none where there is no such folder."""
+        try:
+            found = self._attempt("listed", prefix, lambda files: files.names(prefix))
+        except AbsentError:
+            return []
+        return sorted(name for name in found if not _PARTIAL.fullmatch(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing happens where there is none."""
+        with contextlib.suppress(AbsentError):
+            self._attempt("removed", name, lambda files: files.remove(name))
+
+    def locate(self, name: str) -> str:
+        """Path or URL of a file in it, for people."""
+        return os.path.join(self.url, name) if name else self.url
+
+    def _attempt(self, verb: str, name: str, operation: Callable[[_Files], _Result]) -> _Result:
+        if (name or verb != "listed") and any(part in ("", ".", "..") for part in name.split("/")):
+            raise StorageError(f"{name!r} is not the name of a file in {self.url}; give one inside it, without '..'.")
+        until, longest_wait = time.monotonic() + self.patience, _FIRST_WAIT_SECONDS
+        while True:
+            try:
+                result = operation(self._open())
+            except Exception as error:
+                failure = _explain(f"{self.locate(name)} cannot be {verb}", error)
+                if failure is None:
+                    raise
+                left = until - time.monotonic()
+                if not isinstance(failure, PassingError) or left <= 0:
+                    raise failure from error
+                self.trouble = str(failure)
+                # Random, so that many agents do not return to a busy server together.
+                time.sleep(min(left, _CHANCE.uniform(longest_wait / 2, longest_wait)))
+                longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
+            else:
+                self.trouble = None
+                return result
+
+    def _open(self) -> _Files:
+        if self._files is None:
+            self._files = _LocalFolder(self.path) if self.is_local else _BucketFolder(self.url)
+        return self._files
+
+
+class _LocalFolder:
+    """Files on a disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def write(self, name: str, content: bytes) -> None:
+        self.place(name, lambda path: path.write_bytes(content))
+
+    def place(self, name: str, save: Callable[[Path], object]) -> None:
+        path = self._root / name
+        # A name of its own: two processes may write the same file at once.
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode
+            save(partial)
+            # safetensors puts a file of its own there, which nobody else could read.
+            partial.chmod(mode)
+            _flush(partial)
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        _flush(path.parent)
+
+    def open(self, name: str) -> BufferedReader:
+        return (self._root / name).open("rb")
+
+    def read(self, name: str, size: int) -> bytes:
+        with self.open(name) as file:
+            return file.read(size)
+
+    def size(self, name: str) -> int | None:
+        path = self._root / name
+        return None if path.is_dir() else path.stat().st_size
+
+    def names(self, prefix: str) -> list[str]:
+        return os.listdir(self._root / prefix)
+
+    def remove(self, name: str) -> None:
+        path = self._root / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class _BucketFolder:
+    """Objects under a prefix; a put is atomic there. Listings are never remembered: others write here too."""
+
+    def __init__(self, url: str) -> None:
+        # No instance of fsspec's own cache: that one is closed with the thread or process that made it.
+        self._system, self._root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._system.pipe_file(self._locate(name), content)
+
+    def open(self, name: str) -> BufferedReader:
+        file: BufferedReader = self._system.open(self._locate(name), "rb", block_size=_CHUNK_BYTES)
+        return file
+
+    def read(self, name: str, size: int) -> bytes:
+        content: bytes = self._system.cat_file(self._locate(name), start=0, end=size)
+        return content
+
+    def size(self, name: str) -> int | None:
+        facts = self._system.info(self._locate(name))
+        return None if facts["type"] == "directory" else int(facts["size"])
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self._locate(prefix)
+        below = [path.rstrip("/") for path in self._system.ls(folder, detail=False)]
+        return [path.removeprefix(f"{folder}/") for path in below if path.startswith(f"{folder}/")]
+
+    def remove(self, name: str) -> None:
+        self._system.rm(self._locate(name), recursive=True)
+
+    def _locate(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+
+_Files = _LocalFolder | _BucketFolder
+
+
+def _resolve(url: str) -> tuple[str, bool]:
+    """The absolute URL or path, and whether it is on a disk."""
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        return os.path.abspath(url), True
+    if protocol == "file":
+        if not rest.startswith("/"):
+            raise StorageError(
+                f"{url} names a host, not a folder on this machine: give file:///PATH with three slashes."
+            )
+        return os.path.abspath(rest), True
+    if protocol not in _PROTOCOLS:
+        raise StorageError(
+            f"{url}: the protocol {protocol!r} is not supported; give a folder, file:///PATH, s3://BUCKET/FOLDER or "
+            "gs://BUCKET/FOLDER."
+        )
+    rest = rest.rstrip("/")
+    if any(part in ("", ".", "..") for part in rest.split("/")):
+        raise StorageError(f"{url} does not name a bucket and a folder in it, as {protocol}://BUCKET/FOLDER does.")
+    return f"{protocol}://{rest}", False
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush a folder: the names are the server's business there.
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _explain(what: str, error: Exception) -> StorageError | None:
+    """The error in one sentence; None for one that is a mistake of the program."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = " ".join(reason.split())[:_LONGEST_REASON].rstrip(".")
+    if isinstance(error, ImportError):
+        protocol = "gcs" if "gcsfs" in str(error) else "s3"
+        return StorageError(f"{what}: a package is missing ({reason}); pip install gradinversion[{protocol}].")
+    if kinds & _CREDENTIAL_ERRORS:
+        return StorageError(f"{what}: there are no valid credentials for it here ({reason}).")
+    if isinstance(error, FileNotFoundError):
+        # fsspec gives the path alone as the reason.
+        return AbsentError(f"{what}: {reason if ' ' in reason else 'it does not exist'}.")
+    if _may_pass(error, kinds):
+        return PassingError(f"{what}: {reason}.")
+    if isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins":
+        return StorageError(f"{what}: {reason}.")
+    return None
+
+
+def _may_pass(error: Exception, kinds: set[str]) -> bool:
+    if isinstance(error, OSError):
+        return not isinstance(error, _LASTING) and errno.errorcode.get(error.errno or 0) not in _LASTING_CODES
+    code = str(getattr(error, "code", ""))  # of gcsfs
+    return bool(kinds & _PASSING_KINDS) or code in ("408", "429") or re.fullmatch(r"5\d\d", code) is not None

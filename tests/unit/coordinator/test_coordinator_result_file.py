@@ -1,0 +1,208 @@
+"""A result comes back from its storage equal in every bit, or is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import Candidate, Outcome
+from gradinversion.capture import Normalisation, RecoveredLabels
+from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator.checkpoints import CheckpointError
+from gradinversion.coordinator.result_file import read_result, remove_result, write_result
+from gradinversion.coordinator.storage import Storage
+
+_CONFIG = {
+    "seed": 0,
+    "learning_rate": 0.1,
+    "box": True,
+    "labels": None,
+    "limit": math.inf,
+    "sizes": [1, 2],
+    "pair": (3, (4.5, "x")),
+    "nested": {"a": {"$tuple": "no tuple", "$": 1, "$$": 2}},
+}
+
+
+def candidate(seed: int) -> Candidate:
+    return Candidate(
+        images=torch.randn(2, 3, 4, 4),
+        seed=seed,
+        incarnation=seed,
+        step=100 + seed,
+        losses={"gradient": 1 / 3, "total": math.nan},
+        outcome=Outcome.NOT_FINITE if seed else Outcome.FINISHED,
+        seconds=0.1 + seed,
+        messages=("one", "two, with ünïcode"),
+        trace=({"step": 5, "total": -math.inf}, {"step": 10, "total": -0.0}),
+    )
+
+
+@pytest.fixture
+def result() -> Reconstruction:
+    images = torch.rand(2, 3, 4, 4)
+    images[0, 0, 0, 0] = math.nan
+    return Reconstruction(
+        images=images,
+        labels=RecoveredLabels(torch.tensor([3, 7]), torch.tensor([0.5, 1.0]), "counts", "something holds", ("doubt",)),
+        consensus=images,
+        agreement=torch.rand(2, dtype=torch.float64)[::1],
+        candidates=(candidate(0), candidate(1)),
+        sources=("seed 0", "consensus"),
+        gradient_loss=1e-17 + 0.1,
+        history=({"round": 0, "seed": 1, "total": math.inf, "steps_per_second": 1e300},),
+        registration=({"round": 1, "rejected": math.nan},),
+        rounds=4,
+        iterations=200,
+        seconds=12.345678901234567,
+        restarts=3,
+        outcome=Outcome.INTERRUPTED,
+        messages=("a", "b"),
+        config=_CONFIG,
+        model_id="resnet18",
+        batch_norm="eval",
+        defence="none",
+        normalisation=Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3)),
+    )
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal in type and in every bit."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, torch.Tensor):
+        bits = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (left, right)]
+        return left.dtype == right.dtype and left.shape == right.shape and torch.equal(*bits)
+    if dataclasses.is_dataclass(left):
+        return all(same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left))
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, float):
+        return repr(left) == repr(right)
+    return left == right
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_everything_comes_back(kind: str, result: Reconstruction, tmp_path: Path) -> None:
+    storage = Storage(tmp_path if kind == "disk" else "memory://result")
+    assert read_result(storage) is None
+    write_result(storage, result)
+    back = read_result(storage)
+    assert same(back, result)
+    remove_result(storage)
+    assert read_result(storage) is None
+    assert storage.names("checkpoints") == []
+    remove_result(storage)
+
+
+def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:
+    images = result.images.clone()
+    images[1, 1, 1, 1] += 1e-7
+    assert not same(result, dataclasses.replace(result, images=images))
+    assert not same(result, dataclasses.replace(result, config=_CONFIG | {"pair": [3, (4.5, "x")]}))
+    assert not same(result, dataclasses.replace(result, gradient_loss=0.1 + 1e-16))
+
+
+def test_no_field_was_left_at_its_default(result: Reconstruction) -> None:
+    for value in (result, result.labels, *result.candidates):
+        for field in dataclasses.fields(value):
+            assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name
+
+
+def test_the_json_is_that_of_the_standard(result: Reconstruction, tmp_path: Path) -> None:
+    write_result(Storage(tmp_path), result)
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"bare {constant}")
+
+    json.loads((tmp_path / "checkpoints" / "result.json").read_text(), parse_constant=refuse)
+
+
+def test_a_new_result_replaces_the_old_one(result: Reconstruction, tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    write_result(storage, result)
+    newer = dataclasses.replace(result, images=torch.zeros(2, 3, 4, 4), candidates=(candidate(5),))
+    write_result(storage, newer)
+    assert same(read_result(storage), newer)
+
+
+def test_a_write_that_ends_between_the_files_is_no_result(
+    result: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    write_result(storage, result)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(storage, dataclasses.replace(result, images=torch.zeros(2, 3, 4, 4)))
+    assert read_result(storage) is None
+
+
+def test_what_a_file_cannot_hold_is_a_mistake_of_the_program(result: Reconstruction, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"result\.config\.thing is a object"):
+        write_result(Storage(tmp_path), dataclasses.replace(result, config={"thing": object()}))
+    assert read_result(Storage(tmp_path)) is None
+
+
+def _change(path: tuple[str, ...], value: Any) -> Callable[[Path], None]:
+    """Sets one value in the JSON, or takes it away (None)."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "result.json").read_text())
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        if value is None:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = value
+        (folder / "result.json").write_text(json.dumps(content))
+
+    return change
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_cut("result.json"), r"result\.json"),
+        (_cut("result.safetensors"), r"result\.safetensors"),
+        (lambda folder: (folder / "result.safetensors").unlink(), r"result\.safetensors"),
+        (lambda folder: (folder / "result.safetensors").write_bytes(b"x" * 100_000), r"result\.safetensors"),
+        (lambda folder: (folder / "result.json").write_text("[1, 2]"), r"result\.json"),
+        (lambda folder: (folder / "result.json").write_text("[" * 100_000), r"result\.json"),
+        (_change(("format",), 2), r"result\.json has format 2"),
+        (_change(("tensors",), "none"), r"result\.json"),
+        (_change(("tensors", "sha256"), "0" * 64), r"result\.safetensors differs from its checksum"),
+        (_change(("result", "images"), {"$tensor": "other"}), r"result\.json"),
+        (_change(("result", "images"), {"$tensor": "result.agreement"}), r"result\.json"),
+        (_change(("result", "images"), 5), r"result\.json"),
+        (_change(("result", "outcome"), "won"), r"result\.json"),
+        (_change(("result", "seconds"), None), r"result\.json"),
+        (_change(("result", "labels", "luck"), 1), r"result\.json"),
+        (_change(("result", "normalisation", "std"), {"$tuple": [0.0, 1.0, 1.0]}), r"result\.json"),
+    ],
+)
+def test_a_torn_or_foreign_file_is_refused_by_name(
+    damage: Callable[[Path], None], named: str, result: Reconstruction, tmp_path: Path
+) -> None:
+    storage = Storage(tmp_path)
+    write_result(storage, result)
+    assert read_result(storage) is not None
+    damage(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=named):
+        read_result(storage)
