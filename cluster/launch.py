@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -262,14 +263,29 @@ def _ray(only_join: bool = False) -> Iterator[bool]:
     try:
         if joined:
             ray.init(**quiet, address=address)
-    except ConnectionError:
-        joined = False  # the address was that of a cluster that is gone
+    except ConnectionError as error:
+        # Never quietly on this machine alone what was meant for a cluster.
+        if os.environ.get("RAY_ADDRESS") or _answers(str(address)):
+            raise ClusterError(
+                f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}): is it up, and does it "
+                "ask for a token (RAY_AUTH_MODE=token and the token's file)?"
+            ) from None
+        joined = False  # the address of a cluster that is gone
     if not joined and not only_join:
         ray.init(**local)
     try:
         yield joined
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _cluster_address() -> str | None:

@@ -1,15 +1,6 @@
 """Rounds, membership, checkpoints and the final choice of images; knows nothing of Ray."""
 
-from .checkpoints import (
-    CheckpointError,
-    CheckpointStore,
-    FencedError,
-    StateFile,
-    read_tensors,
-    state_name,
-    write_state,
-    write_tensors,
-)
+from .checkpoints import CheckpointStore, FencedError, state_name
 from .config import AttackConfig, CoordinatorConfig, Mode
 from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import AllSeedsFailedError, Coordinator
@@ -22,6 +13,7 @@ from .result_file import read_result
 from .selection import Choice, choose
 from .status import SeedStatus, Status
 from .storage import Storage, StorageError
+from .tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 
 __all__ = [
     "AgentGroup",

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from .storage import AbsentError, Storage, StorageError
+from .storage import Storage, StorageError
+from .tensor_file import (
+    CheckpointError,
+    StateFile,
+    TornError,
+    read_file,
+    read_tensors,
+    require_content,
+    require_size,
+    write_tensors,
+)
 
 _FORMAT = 2
 _KEPT_ROUNDS = 2
@@ -29,34 +35,12 @@ _TENSORS = "consensus.safetensors"
 _ROUND = re.compile(r"round-(\d{6,})")
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _LARGEST_JSON = 256 * 2**20
-_LARGEST_TENSORS = 16 * 2**30
 # Checksums are bound by the disk or the network, not by Python.
 _READERS = 4
 
 
-class CheckpointError(StorageError):
-    """A checkpoint cannot be continued from."""
-
-
 class FencedError(CheckpointError):
     """Another coordinator has taken the run over; this one must end."""
-
-
-class _TornError(CheckpointError):
-    """A file is missing, damaged or no part of a checkpoint."""
-
-
-@dataclass(frozen=True)
-class StateFile:
-    """A file of tensors as it was written."""
-
-    name: str
-    """Relative to the storage."""
-    sha256: str
-    size: int
-    """Bytes."""
-    step: int = 0
-    """Of the seed whose state it is."""
 
 
 @dataclass(frozen=True)
@@ -82,50 +66,6 @@ def state_name(index: int, seed: int, writer: str) -> str:
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"writer={writer!r}: give up to 80 letters, digits, '-' and '_'.")
     return f"{_folder(index)}/seed-{seed}.{writer}.safetensors"
-
-
-def write_tensors(storage: Storage, name: str, tensors: Mapping[str, Tensor]) -> StateFile:
-    """Write tensors, on whatever device, as a safetensors file: whole or not at all.
-
-    Raises:
-        StorageError: It cannot be written; an older file of that name is still whole.
-    """
-    packed = _without_sharing(tensors)
-    if not storage.is_local:
-        content = safetensors.torch.save(packed)
-        return StateFile(name, storage.write(name, content), len(content))
-    # Straight from the tensors' memory, while other threads may run: `save` would hold them up.
-    storage.write_file(name, lambda path: _save(packed, path))
-    return StateFile(name, storage.digest(name), storage.size(name))
-
-
-def write_state(storage: Storage, name: str, state: Mapping[str, Tensor], step: int) -> StateFile:
-    """Write a seed's state after ``step`` steps under its ``state_name``; see ``write_tensors``."""
-    return replace(write_tensors(storage, name, state), step=step)
-
-
-def read_tensors(storage: Storage, file: StateFile | str, largest: int = _LARGEST_TENSORS) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Args:
-        storage: Where from.
-        file: As it was written, or its name alone, and then no checksum is asked for.
-        largest: Bytes; a larger file is refused unread.
-
-    Raises:
-        CheckpointError: It is missing, torn or of another format.
-        StorageError: It is too large, or cannot be read now.
-    """
-    name = file if isinstance(file, str) else file.name
-    if isinstance(file, StateFile):
-        _require_size(storage, file)
-    content = _read(storage, name, largest)
-    if isinstance(file, StateFile) and hashlib.sha256(content).hexdigest() != file.sha256:
-        raise _TornError(f"{storage.locate(name)} differs from its checksum")
-    try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _TornError(f"{storage.locate(name)} cannot be read as a checkpoint: {error}") from None
 
 
 class CheckpointStore:
@@ -205,7 +145,7 @@ class CheckpointStore:
         for index in self._rounds():
             try:
                 return self._open_round(index), tuple(messages)
-            except _TornError as error:
+            except TornError as error:
                 messages.append(f"Skipped a torn checkpoint: {error}")
             except CheckpointError:
                 raise
@@ -231,7 +171,7 @@ class CheckpointStore:
         files = [*states.values(), *([tensors_file] if tensors_file else [])]
         with ThreadPoolExecutor(_READERS) as pool:
             # Sizes first: they cost next to nothing and show most damage.
-            for check in (_require_size, _require_content):
+            for check in (require_size, require_content):
                 list(pool.map(check, [self._storage] * len(files), files))
         tensors = {} if tensors_file is None else read_tensors(self._storage, tensors_file)
         return Checkpoint(index, manifest["progress"], states, tensors)
@@ -294,35 +234,14 @@ def _entry(file: StateFile) -> dict[str, Any]:
     return {"sha256": file.sha256, "size": file.size, "step": file.step}
 
 
-def _require_size(storage: Storage, file: StateFile) -> None:
-    try:
-        size = storage.size(file.name)
-    except AbsentError as error:
-        raise _TornError(str(error)) from error
-    if size != file.size:
-        raise _TornError(f"{storage.locate(file.name)} has {size:,} bytes instead of {file.size:,}")
-
-
-def _require_content(storage: Storage, file: StateFile) -> None:
-    if storage.digest(file.name) != file.sha256:
-        raise _TornError(f"{storage.locate(file.name)} differs from its checksum")
-
-
-def _read(storage: Storage, name: str, largest: int) -> bytes:
-    try:
-        return storage.read(name, largest)
-    except AbsentError as error:
-        raise _TornError(str(error)) from error
-
-
 def _read_json(storage: Storage, name: str) -> dict[str, Any]:
     where = storage.locate(name)
     try:
-        values = json.loads(_read(storage, name, _LARGEST_JSON))
+        values = json.loads(read_file(storage, name, _LARGEST_JSON))
     except (ValueError, RecursionError) as error:
-        raise _TornError(f"{where} cannot be read: {error}") from None
+        raise TornError(f"{where} cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise _TornError(f"{where} cannot be read: it is not a JSON object")
+        raise TornError(f"{where} cannot be read: it is not a JSON object")
     return values
 
 
@@ -332,12 +251,12 @@ def _parse_files(
     """The states by seed, and the file of the other tensors."""
     whole = all(isinstance(manifest.get(key), dict) for key in ("identity", "files", "progress"))
     if not whole or (manifest.get("format"), manifest.get("round")) != (_FORMAT, index):
-        raise _TornError(f"{where} is not the manifest of round {index} in format {_FORMAT}")
+        raise TornError(f"{where} is not the manifest of round {index} in format {_FORMAT}")
     states: dict[int, StateFile] = {}
     others: dict[str, StateFile] = {}
     for name, entry in manifest["files"].items():
         if Path(name).name != name:
-            raise _TornError(f"{where} names a file outside its folder: {name!r}")
+            raise TornError(f"{where} names a file outside its folder: {name!r}")
         try:
             file = StateFile(f"{folder}/{name}", str(entry["sha256"]), int(entry["size"]), int(entry["step"]))
             if "seed" in entry:
@@ -345,27 +264,5 @@ def _parse_files(
             else:
                 others[name] = file
         except (KeyError, TypeError, ValueError) as error:
-            raise _TornError(f"{where} describes {name!r} badly: {error!r}") from None
+            raise TornError(f"{where} describes {name!r} badly: {error!r}") from None
     return states, others.get(_TENSORS)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-
-
-def _without_sharing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, each with memory of its own: safetensors takes no others."""
-    taken: set[int] = set()
-    packed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        packed[name] = tensor.clone() if address in taken else tensor
-        taken.add(address)
-    return packed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..agents import Candidate, Outcome
 from ..capture import CapturedUpdate
-from .checkpoints import Checkpoint, CheckpointStore, StateFile
+from .checkpoints import Checkpoint, CheckpointStore
 from .config import AttackConfig, Mode
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
@@ -29,6 +29,7 @@ from .result_file import read_result, remove_result, write_result
 from .saving import Saving
 from .status import Status, seed_statuses
 from .storage import Storage, StorageError
+from .tensor_file import StateFile
 
 _POLL_SECONDS = 0.05
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
-from .checkpoints import CheckpointError, StateFile, read_tensors, write_tensors
 from .reconstruction import Reconstruction
 from .storage import AbsentError, Storage
+from .tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
 
 _FORMAT = 1
 _FACTS = "checkpoints/result.json"

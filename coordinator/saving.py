@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoints import CheckpointError, CheckpointStore, FencedError, StateFile
+from .checkpoints import CheckpointStore, FencedError
 from .progress import Progress
 from .storage import Storage, StorageError
+from .tensor_file import CheckpointError, StateFile
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"

@@ -14,9 +14,9 @@ import torch
 from gradinversion.agents import Candidate, Outcome
 from gradinversion.capture import Normalisation, RecoveredLabels
 from gradinversion.coordinator import Reconstruction
-from gradinversion.coordinator.checkpoints import CheckpointError
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.coordinator.storage import Storage
+from gradinversion.coordinator.tensor_file import CheckpointError
 
 _CONFIG = {
     "seed": 0,

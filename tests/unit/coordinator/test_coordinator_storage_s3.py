@@ -14,15 +14,9 @@ from typing import Any
 import boto3
 import pytest
 import torch
-from gradinversion.coordinator.checkpoints import (
-    CheckpointStore,
-    FencedError,
-    StateFile,
-    read_tensors,
-    state_name,
-    write_state,
-)
+from gradinversion.coordinator.checkpoints import CheckpointStore, FencedError, state_name
 from gradinversion.coordinator.storage import AbsentError, PassingError, Storage, StorageError
+from gradinversion.coordinator.tensor_file import StateFile, read_tensors, write_state
 from moto.server import ThreadedMotoServer
 
 IDENTITY = {"seed": 0}
