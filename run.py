@@ -19,6 +19,7 @@ from gradinversion.capture import (
     simulate_client,
 )
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, stop
+from gradinversion.cluster.launch import require_no_run
 from gradinversion.config import (
     ConfigError,
     RunConfig,
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def attack(config: RunConfig, console: Console) -> int:
     """Reconstruct the batch behind an update and write the report."""
+    if not config.resume:
+        # Its settings are in the folder: they must still be there for whoever watches it.
+        require_no_run(config.out)
     _open_folder(config)
     update, model, private = obtain(config)
     client = config.client
@@ -189,7 +193,10 @@ def _open_folder(config: RunConfig) -> Storage:
 
 def _config_of_the_run(config: RunConfig) -> RunConfig:
     """The settings that the run in this folder was begun with; the words only said where it is."""
-    return replace(_read_config(Storage(config.out)), out=config.out)
+    storage = Storage(config.out)
+    if not storage.exists(_CONFIG_FILE):
+        raise ReportError(f"out={config.out} holds no run: there is no {_CONFIG_FILE} in it.")
+    return replace(_read_config(storage), out=config.out)
 
 
 def _read_config(storage: Storage) -> RunConfig:

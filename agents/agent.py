@@ -123,7 +123,13 @@ class Agent:
         return self._inverter.state() | {"round": torch.tensor(facts, dtype=torch.int64)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from a ``state()`` of the same seed."""
+        """Continue from a ``state()`` of the same seed.
+
+        Raises:
+            ValueError: It is the state of another seed, or of other images; nothing has changed then.
+        """
+        if "round" not in state:
+            raise ValueError("this is no state of an agent: it has no round.")
+        dropped, began, ends = (int(value) for value in state["round"])
         self._inverter.restore(state)
-        dropped, self._round_began, self._round_ends = (int(value) for value in state["round"])
-        self._dropped = bool(dropped)
+        self._dropped, self._round_began, self._round_ends = bool(dropped), began, ends

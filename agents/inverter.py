@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ from .schedule import learning_rate
 _TRACE_POINTS = 200
 # A gradient loss so far above the best one seen, and above where it began, is not coming back.
 _DIVERGED = 20.0
+# What a state holds.
+_STATE = {"images", "first_moment", "second_moment", "generator", "counters", "losses"}
 
 
 def never() -> bool:
@@ -56,6 +58,7 @@ class Inverter:
         shape = (objective.update.image_count, *objective.update.image_shape)
         images = torch.randn(shape, generator=self._generator)
         if start is not None:
+            _require_shape("the start", start, shape)
             images = start.cpu() + config.learning_rate * images
         low, high = objective.update.normalisation.bounds()
         self._low, self._high = low.to(objective.device), high.to(objective.device)
@@ -148,16 +151,33 @@ class Inverter:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from a ``state()`` of the same seed, as if nothing had happened in between."""
+        """Continue from a ``state()`` of the same seed, as if nothing had happened in between.
+
+        Raises:
+            ValueError: It is the state of another seed, or of other images; nothing has changed then.
+        """
+        missing = _STATE - state.keys()
+        if missing:
+            raise ValueError(f"this is no state of a seed: it has no {', '.join(sorted(missing))}.")
+        for name in ("images", "first_moment", "second_moment"):
+            _require_shape(f"this state's {name}", state[name], self._images.shape)
+        _require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
         seed, incarnation, step, adam_steps = (int(value) for value in state["counters"])
         if seed != self.seed:
             raise ValueError(f"this state belongs to seed {seed}, not to seed {self.seed}.")
+        first_loss, best_loss = (float(value) for value in state["losses"])
+        self._generator.set_state(state["generator"])
+        self._first_loss, self._best_loss = first_loss, best_loss
         self.incarnation, self.step = incarnation, step
         self._peak = self._config.learning_rate * 0.5**incarnation
-        self._first_loss, self._best_loss = (float(value) for value in state["losses"])
-        self._generator.set_state(state["generator"])
         with torch.no_grad():
             self._images.copy_(state["images"])
             self._adam.first_moment.copy_(state["first_moment"])
             self._adam.second_moment.copy_(state["second_moment"])
         self._adam.steps = adam_steps
+
+
+def _require_shape(what: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    # Torch would repeat one image for the whole batch without a word.
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {tuple(shape)} is wanted.")

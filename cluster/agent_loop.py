@@ -72,12 +72,15 @@ class AgentLoop:
         self._stint: tuple[int, int] | None = None
         self._epoch = 0
         self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._submitting = threading.Lock()
         self._task: _Task | None = None
         self._last: Reply | None = None
         self._unseen: list[Candidate] = []
+        self._error: BaseException | None = None
         self._consensus: tuple[int, Tensor | None] = (-1, None)
         self._urgent, self._leaving = threading.Event(), threading.Event()
         self._writes: dict[int, Future[StateFile]] = {}
+        self._files = 0
         threading.Thread(target=self._serve, daemon=True, name=f"seed {seed}").start()
 
     def submit(self, order: Order, target: Any) -> Future[Reply]:
@@ -87,15 +90,17 @@ class AgentLoop:
             StaleOrderError: (in the answer) Another coordinator, or a newer order, has taken over.
         """
         task = _Task(order, target, Future())
-        if order.epoch < self._epoch:
-            task.answer.set_exception(StaleOrderError(f"epoch {order.epoch} was replaced by {self._epoch}"))
-            return task.answer
-        newer, self._epoch = order.epoch > self._epoch, order.epoch
-        self._queue.put(task)
-        if newer:
-            # What the old coordinator wanted is of no use to the new one. (After the order is there: the loop takes
-            # orders whenever it is urged to.)
-            self._urgent.set()
+        # Two coordinators may ask at once: the queue holds orders in the order of their epochs.
+        with self._submitting:
+            if order.epoch < self._epoch:
+                task.answer.set_exception(StaleOrderError(f"epoch {order.epoch} was replaced by {self._epoch}"))
+                return task.answer
+            newer, self._epoch = order.epoch > self._epoch, order.epoch
+            self._queue.put(task)
+            if newer:
+                # What the old coordinator wanted is of no use to the new one. (After the order is there: the loop
+                # takes orders whenever it is urged to.)
+                self._urgent.set()
         return task.answer
 
     def leave(self) -> None:
@@ -107,9 +112,12 @@ class AgentLoop:
         """The state of a round, once it is written.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: It could not be written, or this process was never asked to.
         """
-        return self._writes[round].result()
+        write = self._writes.get(round)
+        if write is None:
+            raise StorageError(f"the process that was to write the state of seed {self._seed} was lost")
+        return write.result()
 
     @property
     def step(self) -> int:
@@ -126,18 +134,21 @@ class AgentLoop:
             # Whatever went wrong is the coordinator's to decide about.
             except BaseException as error:
                 self._stint = None
-                if self._task is not None:
-                    self._task.answer.set_exception(error)
-                    self._task = None
+                task, self._task = self._task, None
+                if task is None:
+                    self._error = error  # nobody is waiting: the next order is answered with it
+                else:
+                    task.answer.set_exception(error)
 
     def _take_order(self) -> None:
         """The newest order; waits for one where there is nothing else to do."""
+        # First: whoever urges from here on has already put where it is seen what it urges for.
+        self._urgent.clear()
         while not self._queue.empty() or not self._has_work():
             task = self._queue.get()
             if self._task is not None:
                 self._task.answer.set_exception(StaleOrderError("a newer order came"))
             self._task = task
-        self._urgent.clear()
 
     def _has_work(self) -> bool:
         if self._task is not None:
@@ -150,20 +161,28 @@ class AgentLoop:
     def _move(self) -> None:
         task = self._task
         if task is not None:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
             if self._is_done(task.order):
                 return
             self._begin(task)
-        agent = self._running
         if self._leaving.is_set():
             return
         if self._chunk is not None:
-            until = min(agent.step + self._chunk, agent.iterations)
-            self._unseen.append(agent.run(until, self._consensus[1], self._urgent.is_set))
+            self._descend(min(self._running.step + self._chunk, self._running.iterations), self._consensus[1])
             return
         assert task is not None
         for leg in task.order.legs:
-            if agent.step < leg.until_step and not self._urgent.is_set():
-                self._unseen.append(agent.run(leg.until_step, self._consensus_of(leg), self._urgent.is_set))
+            if self._running.step < leg.until_step and not self._urgent.is_set():
+                self._descend(leg.until_step, self._consensus_of(leg))
+                if leg is not task.order.current:
+                    self._unseen.clear()  # the process that made this round first has told of it
+
+    def _descend(self, until_step: int, consensus: Tensor | None) -> None:
+        candidate = self._running.run(until_step, consensus, self._urgent.is_set)
+        # Without the images: an agent in async mode that nobody asks for hours would keep hundreds of batches.
+        self._unseen.append(replace(candidate, images=torch.empty(0)))
 
     def _is_done(self, order: Order) -> bool:
         """Whether this order was answered before, so that it is only answered again."""
@@ -175,7 +194,7 @@ class AgentLoop:
         if self._stint != origin.stint:
             if self._agent is None:
                 self._agent = self._make(self._fetch(task.target))
-            self._unseen, self._last, self._consensus = [], None, (-1, None)
+            self._unseen, self._last, self._consensus, self._writes = [], None, (-1, None), {}
             if origin.state is not None:
                 assert self._storage is not None
                 self._agent.restore(read_tensors(self._storage, origin.state))
@@ -206,13 +225,13 @@ class AgentLoop:
             if not done and not self._leaving.is_set():
                 return
             notes = agent.messages if self._last is None else ()
-            left = None if done else self._write(leg.round, "left").result()
+            left = None if done else self._write(leg.round).result()
             reply = Reply(leg.round, self._newest(agent), notes, left)
             if done:
                 self._last = reply
         else:
             reply = self._last
-        if task.order.save is not None and reply.left is None and task.order.save not in self._writes:
+        if task.order.save is not None and reply.left is None and not self._is_saved(task.order.save):
             self._writes = {task.order.save: self._write(task.order.save)}
         self._task = None
         task.answer.set_result(reply)
@@ -220,19 +239,30 @@ class AgentLoop:
     def _newest(self, agent: Agent) -> Candidate:
         """The candidate as it stands, with everything recorded since the last answer."""
         seen, self._unseen = self._unseen, []
-        newest = seen[-1] if seen else agent.candidate()
+        newest = agent.candidate()
+        known = [
+            candidate.losses for candidate in seen if candidate.losses and candidate.incarnation == newest.incarnation
+        ]
         return replace(
             newest,
+            losses=known[-1] if known else {},
             trace=tuple(row for candidate in seen for row in candidate.trace),
             messages=tuple(text for candidate in seen for text in candidate.messages),
             seconds=sum(candidate.seconds for candidate in seen),
         )
 
-    def _write(self, round: int, suffix: str = "") -> Future[StateFile]:
+    def _is_saved(self, round: int) -> bool:
+        """Whether the state of a round is written, or on its way; one that failed is tried again."""
+        write = self._writes.get(round)
+        return write is not None and not (write.done() and write.exception() is not None)
+
+    def _write(self, round: int) -> Future[StateFile]:
         """Begin to write the state; the agent may move on meanwhile, since a state is a copy."""
         agent = self._running
         written: Future[StateFile] = Future()
-        name = state_name(round, self._seed, self.token + suffix)
+        # A name of its own for each file: a write that the storage kept waiting must not replace a later one.
+        self._files += 1
+        name = state_name(round, self._seed, f"{self.token}-{self._files}")
         state, step = agent.state(), agent.step
 
         def write() -> None:

@@ -76,10 +76,10 @@ class CoordinatorProcess:
     def _run(self) -> Reconstruction:
         spec = self._spec
         update, model = self._load()
-        self._group = RayGroup(spec.config, spec.share, spec.name, spec.detached, spec.storage)
-        notes = (spec.share.message,) if spec.share.message else ()
         # Made again by Ray after its process was lost: go on, whatever the run was told at first.
         again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._group = RayGroup(spec.config, spec.share, spec.name, spec.detached, spec.storage, fresh=not again)
+        notes = (spec.share.message,) if spec.share.message else ()
         self._coordinator = Coordinator(
             update, model, spec.config, self._group, spec.storage, spec.resume or again, notes
         )

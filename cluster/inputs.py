@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from ..capture import CapturedUpdate, ModelSource
+from ..capture import CapturedUpdate, ModelError, ModelSource, UpdateError
 from ..coordinator import Storage
 
 _UPDATE, _WEIGHTS = "checkpoints/update.safetensors", "checkpoints/model.safetensors"
@@ -44,4 +44,9 @@ def load_inputs(storage: Storage, source: ModelSource) -> tuple[CapturedUpdate, 
         update, weights = Path(folder) / "update.safetensors", Path(folder) / "model.safetensors"
         update.write_bytes(storage.read(_UPDATE, _LARGEST_BYTES))
         weights.write_bytes(storage.read(_WEIGHTS, _LARGEST_BYTES))
-        return CapturedUpdate.load(update), source.load(str(weights))
+        try:
+            return CapturedUpdate.load(update), source.load(str(weights))
+        except (UpdateError, ModelError) as error:
+            # Nobody finds the copy that was read: the file in the storage is meant.
+            named = str(error).replace(str(update), storage.locate(_UPDATE))
+            raise type(error)(named.replace(str(weights), storage.locate(_WEIGHTS))) from None

@@ -80,10 +80,12 @@ def reconstruct(
         detached = joined and storage is not None
         name = run_name(storage) if storage is not None and detached else f"run-{uuid.uuid4().hex[:12]}"
         coordinator = _find(name) if detached else None
+        # Held until the end: Ray makes a lost coordinator again only while what it was made with is in use.
+        inputs: list[Any] = []
         if coordinator is not None and not resume:
-            raise ClusterError(f"The run in {out} is under way: look on with `watch`, end it with `stop`, or wait.")
+            raise _under_way(out)
         if coordinator is None:
-            coordinator = _begin(update, model, config, name, storage, resume, joined, detached, source)
+            coordinator = _begin(update, model, config, name, storage, resume, joined, detached, source, inputs)
         return _attend(coordinator, name, storage, detached, watch)
 
 
@@ -116,6 +118,21 @@ def stop(out: str | Path) -> None:
         ray.get(coordinator.stop.remote())
 
 
+def require_no_run(out: str | Path) -> None:
+    """Refuse a folder or URL whose run is under way, before anything in it is written.
+
+    Raises:
+        ClusterError: Its run is under way.
+    """
+    with _ray(only_join=True) as joined:
+        if joined and _find(run_name(Storage(out))) is not None:
+            raise _under_way(out)
+
+
+def _under_way(out: str | Path | None) -> ClusterError:
+    return ClusterError(f"The run in {out} is under way: look on with `watch`, end it with `stop`, or wait.")
+
+
 def run_name(storage: Storage) -> str:
     """What a run's actors are called after: the same for whoever names the same folder or URL."""
     return f"run-{hashlib.sha256(storage.url.encode()).hexdigest()[:12]}"
@@ -131,11 +148,12 @@ def _begin(
     joined: bool,
     detached: bool,
     source: ModelSource | None,
+    inputs: list[Any],
 ) -> Any:
+    """Start the coordinator; ``inputs`` is given the reference to what it is made with, where it is not the storage."""
     available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     # Labels and peeling come before the agents have work, so the coordinator may use what they will use.
     threads = max(1, int(os.cpu_count() or 1) if joined else int(available.get("CPU", 1)))
-    inputs = []
     if detached and source is not None and storage is not None:
         store_inputs(storage, update, model)
     else:

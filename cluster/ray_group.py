@@ -25,13 +25,14 @@ from ..coordinator import (
     Storage,
     form_consensus,
     parts_by_label,
+    too_few,
 )
 from ..registration import Consensus, RegistrationConfig
 from .agent_actor import AgentActor, AgentSpec
 from .agent_loop import Reply, StaleOrderError
 from .registering import count_parts, form_in_parts
 from .resources import Share
-from .roster import Roster
+from .roster import Roster, end_actors
 from .transport import tensor
 
 NAMESPACE = "gradinversion"
@@ -61,12 +62,15 @@ class RayGroup:
         name: Of the run; agents are called after it.
         detached: Agents outlive whoever made them.
         storage: Where they save their states, or None.
+        fresh: The run begins now: agents of that name are left over from another one, and are ended.
     """
 
-    def __init__(self, config: AttackConfig, share: Share, name: str, detached: bool, storage: Storage | None) -> None:
+    def __init__(
+        self, config: AttackConfig, share: Share, name: str, detached: bool, storage: Storage | None, fresh: bool = True
+    ) -> None:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
         self._config, self._share, self._storage = config, share, storage
-        self._name, self._detached = name, detached
+        self._name, self._detached, self._fresh = name, detached, fresh
         self._target: list[Any] = []
         self._parts: list[tuple[int, ...]] = []
         self._calls: dict[Any, _Call] = {}
@@ -76,6 +80,7 @@ class RayGroup:
         """Agents that were lost while they had an order, and since when."""
         self._failures: dict[int, int] = {}
         self._barred: set[int] = set()
+        self._paused = False
         self._begun: dict[int, Reply] = {}
         self._newest: dict[int, Candidate] = {}
         self._images: dict[int, list[Any]] = {}
@@ -88,14 +93,19 @@ class RayGroup:
         self._target = [ray.put(target)]
         batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
         self._parts = parts_by_label(target.labels, count_parts(len(self.seeds), batch_bytes))
+        if self._fresh and self._detached:
+            end_actors([self._name_of(position) for position in range(len(self.seeds))], NAMESPACE)
         self._roster = Roster(len(self.seeds), self._make)
+
+    def _name_of(self, position: int) -> str:
+        return f"{self._name}-seed-{self.seeds[position]}"
 
     def _make(self, position: int) -> Any:
         config, seed = self._config, self.seeds[position]
         period = config.coordinator.period if config.coordinator.mode is Mode.ASYNC else None
         spec = AgentSpec(seed, config.objective, config.agents, self._share.threads, self._storage, period)
         return AgentActor.options(
-            name=f"{self._name}-seed-{seed}",
+            name=self._name_of(position),
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached" if self._detached else None,
@@ -252,13 +262,25 @@ class RayGroup:
             if position in self._barred or give_up(waited, others):
                 del self._absent[position]
                 self._newest.pop(position, None)
+                self._begun.pop(position, None)
                 gone.add(position)
                 if position not in self._barred:
                     text = "{seed} was not back in time; the others go on without it until it is."
                     self._listener.note("agent_given_up", text, seeds=(self.seeds[position],), level="warning")
             else:
                 self._roster.ping(position)
+                if waited >= self._config.agents.patience:
+                    self._pause(others)
+        if self._paused and not self._absent.keys() & positions:
+            self._paused = False
+            self._listener.note("resumed", "Enough agents are present again; the run goes on.")
         return gone
+
+    def _pause(self, others: int) -> None:
+        if not self._paused:
+            self._paused = True
+            reason = too_few(others, self._config.agents.minimum)
+            self._listener.note("paused", reason, level="warning")
 
     def _tell_to_leave(self) -> None:
         for position in self._roster.ask_to_leave():
@@ -270,7 +292,8 @@ class RayGroup:
         order, state = self._orders[position], reply.left
         assert state is not None
         origin = replace(order.origin, step=state.step, state=state, start=None)
-        self._orders[position] = replace(order, origin=origin, legs=(order.current,))
+        ahead = tuple(leg for leg in order.legs if leg.until_step > state.step)
+        self._orders[position] = replace(order, origin=origin, legs=ahead or (order.current,))
         self._begun[position] = reply
         self._absent[position] = time.monotonic()
         self._roster.restart(position)

@@ -18,7 +18,7 @@ from .transport import tensor
 
 # Candidates of all seeds beyond this are registered in parts: they would otherwise all pass through the coordinator.
 LARGEST_WHOLE_BYTES = 64 * 2**20
-# No part is smaller than this share of the candidates' bytes, so that calls stay few.
+# No part holds more of all candidates than this, as far as the labels allow: whoever registers it needs the memory.
 LARGEST_PART_BYTES = 64 * 2**20
 
 

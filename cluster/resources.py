@@ -42,6 +42,8 @@ def share(config: AgentsConfig, available: Mapping[str, float], elastic: bool = 
     even = cpus / config.count
     # Rounded down, so that all agents fit; Ray counts in ten-thousandths.
     reserved = config.cpus or max(0.01, math.floor(min(1.0, even) * 100) / 100)
+    if elastic and cpus == 0:
+        reserved = config.cpus or 1.0  # nodes are still to come
     threads = config.threads or max(1, int(even))
     wished = config.gpus if config.gpus is not None else float(gpus > 0)
     if elastic and wished > 0:

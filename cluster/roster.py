@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -15,6 +15,8 @@ from .draining import draining_nodes
 # A process that is being made again refuses calls; it is not asked more often than this.
 _PING_SECONDS = 0.1
 _DRAIN_LOOK_SECONDS = 1.0
+# An actor that was ended keeps its name for a moment.
+_MOST_LOOKS = 300
 
 
 class Roster:
@@ -99,3 +101,22 @@ class Roster:
         """End all agents for good."""
         for actor in self.actors.values():
             ray.kill(actor)
+
+
+def end_actors(names: Sequence[str], namespace: str) -> None:
+    """End the actors of these names, as far as there are any, and wait until their names are free."""
+    left = list(names)
+    for _ in range(_MOST_LOOKS):
+        left = [name for name in left if _end_actor(name, namespace)]
+        if not left:
+            return
+        time.sleep(_PING_SECONDS)
+
+
+def _end_actor(name: str, namespace: str) -> bool:
+    """Whether there was one to end."""
+    try:
+        ray.kill(ray.get_actor(name, namespace))
+    except ValueError:
+        return False
+    return True

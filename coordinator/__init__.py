@@ -3,13 +3,15 @@
 from .checkpoints import CheckpointStore, FencedError, state_name
 from .config import AttackConfig, CoordinatorConfig, Mode
 from .consensus import form_consensus, join_parts, parts_by_label
-from .coordinator import AllSeedsFailedError, Coordinator
+from .coordinator import Coordinator
 from .events import EventLog, log_as_json
 from .group import AgentGroup, CandidatesLostError, Listener
 from .ordering import arrange, common_order
 from .orders import Itinerary, Leg, Order, Origin
+from .policy import too_few
 from .reconstruction import Reconstruction
 from .result_file import read_result
+from .rounds import AllSeedsFailedError
 from .selection import Choice, choose
 from .status import SeedStatus, Status
 from .storage import Storage, StorageError
@@ -49,6 +51,7 @@ __all__ = [
     "read_result",
     "read_tensors",
     "state_name",
+    "too_few",
     "write_state",
     "write_tensors",
 ]

@@ -6,12 +6,9 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from ..agents import Candidate, Outcome
 from ..capture import CapturedUpdate
@@ -19,23 +16,19 @@ from .checkpoints import Checkpoint, CheckpointStore
 from .config import AttackConfig, Mode
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
-from .ordering import back_to_own_order
-from .orders import Itinerary, Leg
-from .policy import Go, Round, decide_members, enough_done, fresh, give_up, plan_rounds, usable
+from .orders import Itinerary
+from .policy import Go, decide_members, plan_rounds
 from .preparation import Preparation, identity, prepare
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .result_file import read_result, remove_result, write_result
+from .rounds import Rounds
 from .saving import Saving
 from .status import Status, seed_statuses
 from .storage import Storage, StorageError
 from .tensor_file import StateFile
 
 _POLL_SECONDS = 0.05
-
-
-class AllSeedsFailedError(RuntimeError):
-    """Every seed diverged more often than its restarts allow."""
 
 
 class Coordinator:
@@ -65,17 +58,15 @@ class Coordinator:
         self._storage = storage
         self._store = CheckpointStore(storage, identity(config, update)) if storage else None
         self._resume = resume
-        self._rounds = plan_rounds(config.agents.iterations, config.coordinator)
+        self._plan = plan_rounds(config.agents.iterations, config.coordinator)
         self._progress = Progress()
         for text in notes:
             self.note("note", text)
         self._saving = Saving(self._store, storage, group.seeds, self.note)
         self._itinerary = Itinerary(epoch=1)
-        self._labels = torch.zeros(0, dtype=torch.long)
-        self._shared: tuple[Any, Any] = (None, None)
         self._stop = threading.Event()
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
-        self.status = Status(rounds=len(self._rounds), iterations=config.agents.iterations, seeds=seeds)
+        self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
     def run(self) -> Reconstruction:
         """The whole attack.
@@ -96,17 +87,24 @@ class Coordinator:
             self._itinerary = Itinerary(self._store.claim())
         self._tell(phase="reading labels and peeling layers")
         prepared = prepare(self._update, self._model, self._config)
-        self._labels = prepared.labels.labels
         for text in prepared.messages:
             self.note("note", text)
         if checkpoint is not None:
             self._continue_from(checkpoint)
         self._group.open(prepared.target, self)
+        rounds = Rounds(
+            self._group,
+            self._config,
+            prepared.labels.labels,
+            self._progress,
+            self._saving,
+            self._itinerary,
+            self._stop,
+        )
         try:
-            self._gather(checkpoint)
-            self._run_rounds()
+            self._make_rounds(rounds, checkpoint)
             self._tell(phase="choosing images")
-            result = self._conclude(prepared)
+            result = self._conclude(rounds, prepared)
             self._keep(result)
         finally:
             self._saving.close()
@@ -129,6 +127,8 @@ class Coordinator:
     def note(self, kind: str, text: str, *, seeds: Iterable[int] = (), level: str = "info", **facts: Any) -> None:
         """Something that a person should know; see `EventLog.note`."""
         self._progress.events.note(kind, text, seeds=seeds, level=level, **facts)
+        if kind in ("paused", "resumed"):
+            self._tell(phase=text if kind == "paused" else "optimising")
         if kind == "agent_lost":
             for seed in seeds:
                 position = self._group.seeds.index(seed)
@@ -146,17 +146,18 @@ class Coordinator:
 
     # Rounds.
 
-    def _run_rounds(self) -> None:
+    def _make_rounds(self, rounds: Rounds, checkpoint: Checkpoint | None) -> None:
         progress = self._progress
-        for current in self._rounds[progress.next_round :]:
-            if self._stop.is_set() and progress.consensus is not None:
+        self._gather(rounds, checkpoint)
+        for current in self._plan[progress.next_round :]:
+            self._gather(rounds)
+            if self._stop.is_set():
                 return
-            self._gather()
             self._tell(phase="optimising")
             began = time.perf_counter()
-            self._run_round(current)
+            rounds.make(current, last=current is self._plan[-1])
             if current.forms_consensus:
-                self._form_consensus(current)
+                rounds.form_consensus(current)
             progress.next_round = current.index + 1
             seconds = time.perf_counter() - began
             progress.seconds += seconds
@@ -164,88 +165,9 @@ class Coordinator:
             self._saving.write_curves(progress)
             self._tell(round_seconds=seconds, computing=self._computing(seconds))
 
-    def _run_round(self, current: Round) -> None:
-        """One round of every seed that takes part; those that were lost for good leave."""
-        members = self._itinerary.members
-        save = self._saving.free
-        if save:
-            self._saving.begin(current.index, members)
-        leg = self._legs(current)
-        orders = {
-            position: self._itinerary.order(position, leg(position), current.index if save else None)
-            for position in members
-        }
-        waits = self._config.coordinator.mode is Mode.SYNC
-        enough = partial(enough_done, last_round=current.index + 1 == len(self._rounds), waits_for_all=waits)
-        candidates, gone = self._group.run_round(orders, enough, partial(give_up, config=self._config.agents))
-        for position in gone:
-            self._itinerary.leave(position)
-        for candidate in candidates.values():
-            self._progress.record(current.index, candidate)
-        self._progress.candidates = dict(sorted(candidates.items()))
-        if not self._usable():
-            raise AllSeedsFailedError(
-                f"{Outcome.ALL_SEEDS_FAILED.value}; lower agents.learning_rate or change the loss."
-            )
-
-    def _legs(self, current: Round) -> Any:
-        """Each position's leg of a round."""
-        consensus = self._progress.consensus
-        shared = self._share(consensus.images) if consensus is not None else None
-        own = back_to_own_order(self._orders()).tolist()
-        return lambda position: Leg(
-            current.index, current.until_step, shared, tuple(own[position]) if consensus is not None else ()
-        )
-
-    def _again(self, positions: Iterable[int], save: int | None = None) -> None:
-        """Have the last round made again: by seeds whose candidates were lost, or to save it."""
-        members = [position for position in positions if position in self._itinerary.members]
-        orders = {position: self._itinerary.again(position, save) for position in members}
-        enough = partial(enough_done, last_round=True, waits_for_all=True)
-        found, gone = self._group.run_round(orders, enough, partial(give_up, config=self._config.agents))
-        for position in gone:
-            self._itinerary.leave(position)
-            self._progress.candidates.pop(position, None)
-        self._progress.candidates |= found
-
-    def _usable(self, only_fresh: bool = False) -> list[int]:
-        positions, candidates = list(self._progress.candidates), list(self._progress.candidates.values())
-        chosen = fresh(candidates, self._config.coordinator) if only_fresh else usable(candidates)
-        return [positions[index] for index in chosen]
-
-    def _orders(self) -> Int[Tensor, "seed batch"]:
-        return self._progress.orders if self._progress.orders is not None else self._own_orders()
-
-    def _own_orders(self) -> Int[Tensor, "seed batch"]:
-        return torch.arange(self._update.image_count).repeat(len(self._group.seeds), 1)
-
-    def _share(self, images: Tensor) -> Any:
-        # Shared once however many seeds and rounds use it.
-        if self._shared[0] is not images:
-            self._shared = (images, self._group.share(images))
-        return self._shared[1]
-
-    def _form_consensus(self, current: Round) -> None:
-        positions = self._usable(only_fresh=self._config.coordinator.mode is Mode.ASYNC)
-        if not positions:
-            return
-        consensus, orders, positions = self._meet(positions, current.index)
-        every = self._own_orders()
-        every[positions] = orders
-        self._progress.agree(consensus, every, current.until_step)
-
-    def _meet(self, positions: list[int], index: int) -> Any:
-        """The consensus of these seeds, their orders, and the seeds that were there after all."""
-        while True:
-            try:
-                return *self._group.form_consensus(positions, self._labels, index, self._config.registration), positions
-            except CandidatesLostError as error:
-                self._again(error.positions)
-                positions = [position for position in positions if position in self._progress.candidates]
-
     # Membership.
 
-    def _gather(self, checkpoint: Checkpoint | None = None) -> None:
+    def _gather(self, rounds: Rounds, checkpoint: Checkpoint | None = None) -> None:
         """Wait until enough agents are there, and let new ones take part."""
         began = time.monotonic()
         paused = False
@@ -255,7 +177,7 @@ class Coordinator:
             here = self._group.present() | frozenset(self._itinerary.members)
             waited = time.monotonic() - began if waiting else float("inf")
             decision = decide_members(here, self._group.room(), waited, self._config.agents)
-            if isinstance(decision, Go):
+            if isinstance(decision, Go) or (self._stop.is_set() and here):
                 break
             if decision.paused and not paused:
                 paused = True
@@ -265,29 +187,19 @@ class Coordinator:
             time.sleep(_POLL_SECONDS)
         if paused:
             self.note("resumed", "Enough agents are present again; the run goes on.")
-        for position in decision.members:
-            if position not in self._itinerary.members:
-                self._admit(position, checkpoint)
+        self._admit(sorted(here - set(self._itinerary.members)), rounds, checkpoint)
 
-    def _admit(self, position: int, checkpoint: Checkpoint | None) -> None:
-        progress, seed = self._progress, self._group.seeds[position]
-        state = checkpoint.states.get(seed) if checkpoint is not None else None
-        step = self._rounds[progress.next_round - 1].until_step if progress.next_round else 0
-        if state is not None or step == 0:
-            self._itinerary.enter(position, state.step if state is not None else 0, state=state)
-            return
-        self._itinerary.enter(position, step, start=self._share(self._meeting_point()))
-        if progress.orders is not None:
-            progress.orders[position] = torch.arange(self._update.image_count)
-        self.note("seed_joined", "{seed} joined from the consensus.", seeds=(seed,), round=progress.next_round)
-
-    def _meeting_point(self) -> Tensor:
-        """What a seed that comes late begins near: the consensus, or what it would be now."""
-        if self._progress.consensus is not None:
-            return self._progress.consensus.images
-        consensus, _, _ = self._meet(self._usable(), self._progress.next_round)
-        images: Tensor = consensus.images
-        return images
+    def _admit(self, positions: list[int], rounds: Rounds, checkpoint: Checkpoint | None) -> None:
+        """Let seeds take part: from their own states first, then near the others."""
+        step = self._plan[self._progress.next_round - 1].until_step if self._progress.next_round else 0
+        states = checkpoint.states if checkpoint is not None else {}
+        for position in sorted(positions, key=lambda position: self._group.seeds[position] not in states):
+            seed = self._group.seeds[position]
+            if seed not in states and step > 0 and not rounds.meets and self._itinerary.members:
+                continue  # nobody has shown yet where to begin: it joins after this round
+            if rounds.admit(position, step, states.get(seed)):
+                text = "{seed} joined from the consensus."
+                self.note("seed_joined", text, seeds=(seed,), round=self._progress.next_round)
 
     # Beginning and end.
 
@@ -308,36 +220,41 @@ class Coordinator:
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)
         self._saving.newest = checkpoint.round
-        text = f"Continued after round {checkpoint.round + 1} of {len(self._rounds)}."
+        text = f"Continued after round {checkpoint.round + 1} of {len(self._plan)}."
         self.note("coordinator_restarted", text, round=checkpoint.round)
 
-    def _conclude(self, prepared: Preparation) -> Reconstruction:
+    def _conclude(self, rounds: Rounds, prepared: Preparation) -> Reconstruction:
         progress = self._progress
-        if progress.next_round == len(self._rounds) and not progress.candidates:
-            # Continued from the last round: the seeds need not move, but their candidates are wanted.
-            self._run_round(self._rounds[-1])
+        if not progress.candidates:
+            # Continued after this round, and ended at once: the seeds need not move, but their candidates are wanted.
+            progress.next_round = max(1, progress.next_round)
+            rounds.make(self._plan[progress.next_round - 1], last=True)
+            self._saving.add_progress(progress.next_round - 1, progress)
+        # First: what is only done for the result of a stopped run is not what it continues from.
+        self._save_last(rounds)
+        if progress.consensus is None:
+            rounds.form_consensus(self._plan[progress.next_round - 1])
         while True:
-            positions = finalists({position: progress.candidates[position] for position in self._usable()})
+            usable = {position: progress.candidates[position] for position in rounds.usable()}
+            positions = finalists(usable, progress.history)
             try:
                 candidates: list[Candidate] = self._group.fetch(positions)
                 break
             except CandidatesLostError as error:
-                self._again(error.positions)
-        finished = progress.next_round == len(self._rounds)
-        self._save_last()
-        orders = self._orders()[positions]
+                rounds.again(error.positions)
+        orders, finished = rounds.orders[positions], progress.next_round == len(self._plan)
         return conclude(self._update, self._config, prepared, progress, candidates, orders, finished)
 
-    def _save_last(self) -> None:
+    def _save_last(self, rounds: Rounds) -> None:
         """Bring the last round into the storage too, which was skipped if another one was still being written."""
         if self._store is None:
             return
         self._settle()
         last, members = self._progress.next_round - 1, self._itinerary.members
-        if self._saving.newest < last:
+        if members and self._saving.newest < last:
             self._saving.begin(last, members)
             self._saving.add_progress(last, self._progress)
-            self._again(members, save=last)
+            rounds.again(members, save=last)
             self._settle()
         self._saving.write_curves(self._progress, wait=True)
 

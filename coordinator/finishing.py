@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,16 +24,22 @@ from .selection import choose
 MOST_KEPT = 16
 
 
-def finalists(candidates: dict[int, Candidate]) -> list[int]:
-    """Positions of the seeds whose images are wanted for the final choice, in rising order."""
+def finalists(candidates: Mapping[int, Candidate], history: Sequence[Mapping[str, float]]) -> list[int]:
+    """Positions of the seeds whose images are wanted for the final choice, in rising order.
+
+    Args:
+        candidates: By position.
+        history: Of the run; its last row of each seed tells the losses.
+    """
     positions = sorted(candidates)
     if len(positions) <= MOST_KEPT:
         return positions
-    return sorted(sorted(positions, key=lambda position: _evidence(candidates[position]))[:MOST_KEPT])
+    last = {int(row["seed"]): row for row in history}
+    best = sorted(positions, key=lambda position: _evidence(last.get(candidates[position].seed, {})))
+    return sorted(best[:MOST_KEPT])
 
 
-def _evidence(candidate: Candidate) -> float:
-    losses = candidate.losses
+def _evidence(losses: Mapping[str, float]) -> float:
     return losses.get("gradient", losses.get("activation", losses.get("total", float("inf"))))
 
 

@@ -66,6 +66,8 @@ class Itinerary:
         self._epoch = epoch
         self._origins: dict[int, Origin] = {}
         self._legs: dict[int, tuple[Leg, ...]] = {}
+        self._saving: set[int] = set()
+        """Positions that were asked to save since they entered."""
         self._stints = 0
 
     @property
@@ -76,6 +78,7 @@ class Itinerary:
     def enter(self, position: int, step: int, start: Any = None, state: StateFile | None = None) -> None:
         """A seed takes part from here on: from a saved state, near shared images, or from noise."""
         self._stints += 1
+        self._saving.discard(position)
         self._origins[position] = Origin((self._epoch, self._stints), step, state, start)
         self._legs[position] = ()
 
@@ -83,6 +86,7 @@ class Itinerary:
         """A seed takes no part any more; what it did counts no longer when it comes back."""
         self._origins.pop(position, None)
         self._legs.pop(position, None)
+        self._saving.discard(position)
 
     def order(self, position: int, leg: Leg, save: int | None = None) -> Order:
         """The order for a seed's next round."""
@@ -92,11 +96,14 @@ class Itinerary:
 
     def again(self, position: int, save: int | None = None) -> Order:
         """The order for a seed's last round once more."""
+        if save is not None:
+            self._saving.add(position)
         return Order(self._epoch, self._origins[position], self._legs[position], save)
 
     def moved(self, position: int, state: StateFile) -> None:
         """A seed's state was saved while it was on its way: a new process begins there instead."""
-        if position not in self._origins:
+        # A seed that came back meanwhile goes its own way: what was saved before it left is not where it stands.
+        if position not in self._saving:
             return
         self._origins[position] = replace(self._origins[position], step=state.step, state=state, start=None)
         # The last leg stays, also where it lies behind: an order is about it.

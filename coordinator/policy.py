@@ -74,7 +74,7 @@ def decide_members(present: Set[int], room: int, waited_seconds: float, config: 
     if len(present) < expected and waited_seconds < config.patience:
         return Wait(f"waiting for agents: {len(present)} of {expected} have a process", paused=False)
     if len(present) < config.minimum:
-        return Wait(_too_few(len(present), config.minimum), paused=True)
+        return Wait(too_few(len(present), config.minimum), paused=True)
     return Go(tuple(sorted(present)))
 
 
@@ -94,6 +94,7 @@ def enough_done(done: int, members: int, last_round: bool, waits_for_all: bool) 
     return done >= members if waits_for_all or last_round else done > members // 2
 
 
-def _too_few(present: int, minimum: int) -> str:
+def too_few(present: int, minimum: int) -> str:
+    """What is said of a run that stands still for want of agents."""
     verb = "is" if present == 1 else "are"
     return f"paused: {present} of at least {minimum} agents {verb} present, waiting for nodes"

@@ -43,7 +43,7 @@ class Progress:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint; empty before there is a consensus."""
+        """The tensors of a checkpoint, as fixed as its facts; empty before there is a consensus."""
         if self.consensus is None or self.orders is None:
             return {}
         return {
@@ -52,7 +52,7 @@ class Progress:
             "rejected": self.consensus.rejected,
             "seeds": torch.tensor(self.consensus.seeds),
             "round": torch.tensor(self.consensus.round),
-            "orders": self.orders,
+            "orders": self.orders.clone(),
         }
 
     def restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from .tensor_file import CheckpointError, StateFile
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+# A storage that fails is tried again for less; this is for one that does not answer at all.
+_CLOSE_SECONDS = 180.0
 
 
 @dataclass
@@ -81,12 +83,25 @@ class Saving:
         current = self._round
         if current is None or current.index != index or position not in current.wanted:
             return
+        if current.written is not None:
+            return  # told twice: the round is on its way with what was told first
         if isinstance(state, str):
             self._failed(index, state)
             self._round = None
             return
         current.states[position] = state
         self._write_when_complete()
+
+    def lost(self, position: int) -> None:
+        """A seed that takes part no more: its state is not waited for, and the round is whole without it."""
+        if self._round is None or self._round.written is not None:
+            return
+        self._round.wanted -= {position}
+        self._round.states.pop(position, None)
+        if self._round.wanted:
+            self._write_when_complete()
+        else:
+            self._round = None  # nobody is left who could make it whole
 
     def _write_when_complete(self) -> None:
         current, store = self._round, self._store
@@ -125,10 +140,6 @@ class Saving:
         text = f"A round was not saved: {reason}; the last good checkpoint stays, and the run goes on."
         self._note("checkpoint_failed", text, level="warning", round=index)
 
-    def give_up(self) -> None:
-        """Forget the round that is being saved."""
-        self._round = None
-
     def write_curves(self, progress: Progress, wait: bool = False) -> None:
         """``metrics.jsonl`` and ``events.jsonl``; skipped while the last ones are being written."""
         if self._storage is None or (self._curves is not None and not self._curves.done() and not wait):
@@ -145,8 +156,14 @@ class Saving:
         except StorageError as error:
             self._note("checkpoint_failed", f"The loss curves were not saved: {error}", level="warning")
 
-    def close(self) -> None:
-        """Wait for what is being written."""
-        with contextlib.suppress(CheckpointError, StorageError):
-            self.poll(wait=True)
-        self._writer.shutdown()
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Wait for what is being written, at most for so long: a storage that hangs keeps no run from ending."""
+        written = self._round.written if self._round is not None else None
+        _, late = wait([write for write in (written, self._curves) if write is not None], seconds)
+        if late:
+            text = f"The storage did not answer within {seconds:g} s at the end; what was being written may be missing."
+            self._note("checkpoint_failed", text, level="error")
+        else:
+            with contextlib.suppress(CheckpointError, StorageError):
+                self.poll(wait=True)
+        self._writer.shutdown(wait=not late, cancel_futures=True)

@@ -1,15 +1,25 @@
-"""A local Ray for each module, and one small attack."""
+"""A local Ray for each module, one small attack, and what can go wrong with it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import ray
 import torch
 from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.cluster import reconstruct
+from gradinversion.coordinator import AttackConfig, Reconstruction
 from torch import nn
+
+# A condition is looked at so often before it is taken never to come true: some minutes.
+TRIES = 12_000
+_LOOK_SECONDS = 0.02
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,3 +47,123 @@ def model() -> nn.Module:
 def update(model: nn.Module) -> CapturedUpdate:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     return capture_gradient(model, images, torch.tensor([0, 3]), normalisation=((0.5,) * 3, (0.25,) * 3))
+
+
+@pytest.fixture(scope="session")
+def known() -> dict[AttackConfig, Reconstruction]:
+    """What undisturbed runs of the small attack gave, in whichever module they were made."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    known: dict[AttackConfig, Reconstruction], update: CapturedUpdate, model: nn.Module
+) -> Callable[[AttackConfig], Reconstruction]:
+    """The end of a run without faults."""
+
+    def run(config: AttackConfig) -> Reconstruction:
+        if config not in known:
+            known[config] = reconstruct(update, model, config)
+        return known[config]
+
+    return run
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(TRIES):
+        if condition():
+            return
+        time.sleep(_LOOK_SECONDS)
+    raise AssertionError(f"never: {what}")
+
+
+class Processes:
+    """Those of this test's Ray: their line of parents leads to the test."""
+
+    wait_until = staticmethod(wait_until)
+
+    def agents(self) -> list[int]:
+        return self._titled("ray::AgentProcess")
+
+    def coordinators(self) -> list[int]:
+        return self._titled("ray::CoordinatorProcess")
+
+    def kill(self, *processes: int) -> None:
+        """All at one moment; returns when they are gone."""
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        wait_until(lambda: not any(map(self.alive, processes)), f"{processes} are gone")
+
+    def stop(self, process: int) -> None:
+        """Returns when it stands still."""
+        os.kill(process, signal.SIGSTOP)
+        wait_until(lambda: self._stat(process)[:1] in (["T"], []), f"{process} stands still")
+
+    def go_on(self, process: int) -> None:
+        os.kill(process, signal.SIGCONT)
+
+    def alive(self, process: int) -> bool:
+        return self._stat(process)[:1] not in (["Z"], [])
+
+    def _titled(self, title: str) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                titled = entry.name.isdigit() and (entry / "cmdline").read_text().startswith(title)
+            except OSError:
+                continue
+            if titled and self._is_ours(int(entry.name)):
+                found.append(int(entry.name))
+        return sorted(found)
+
+    def _is_ours(self, process: int) -> bool:
+        while process > 1 and process != os.getpid():
+            fields = self._stat(process)
+            process = int(fields[1]) if fields else 0
+        return process == os.getpid()
+
+    @staticmethod
+    def _stat(process: int) -> list[str]:
+        """State, parent and so on; nothing for a process that is gone."""
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return []
+
+
+@pytest.fixture(scope="session")
+def processes() -> Processes:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds processes through /proc")
+    return Processes()
+
+
+class CheckpointSwitch:
+    """Takes the folder of a run's checkpoints away at once, and brings it back as it was.
+
+    The folder is a link, and a link to another place replaces it atomically. Permissions would not stop root.
+    """
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir()
+        self._link, self._whole, self._broken = out / "checkpoints", out / "whole", out / "broken"
+        self._whole.mkdir()
+        self._broken.write_text("a file where the folder should be")
+        self.on()
+
+    def on(self) -> None:
+        self._point_to(self._whole)
+
+    def off(self) -> None:
+        self._point_to(self._broken)
+
+    def _point_to(self, place: Path) -> None:
+        link = self._link.with_name("link")
+        link.symlink_to(place)
+        os.replace(link, self._link)
+
+
+@pytest.fixture
+def switch(tmp_path: Path) -> CheckpointSwitch:
+    """Of a run with ``out=tmp_path / "out"``."""
+    return CheckpointSwitch(tmp_path / "out")

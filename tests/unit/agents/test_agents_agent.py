@@ -155,3 +155,190 @@ def test_the_candidate_as_it_stands(formula_agent: Callable[..., Agent]) -> None
     assert (runs.candidate().step, runs.candidate().outcome) == (0, Outcome.RUNNING)
     runs.run(10)
     assert (runs.candidate().step, runs.candidate().outcome) == (10, Outcome.FINISHED)
+
+
+# Rounds that are made in parts.
+
+
+def _bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        # Images of a seed that failed are not numbers, on both sides.
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.fixture
+def failing_agent(smooth_target: Callable[..., Any]) -> Callable[..., Agent]:
+    """A seed on a network, whose loss is not a number at some (incarnation, step)."""
+    target, _ = smooth_target(dtype=torch.float32)
+
+    def make(*fails: tuple[int, int]) -> Agent:
+        runs = Agent(target, ObjectiveConfig(group_weight=0.1), _NOISY, seed=4)
+        terms = runs._objective.terms
+
+        def poisoned(images: Tensor, consensus: Tensor | None = None) -> dict[str, Tensor]:
+            factor = float("nan") if (runs._inverter.incarnation, runs._inverter.step) in fails else 1.0
+            return {name: factor * value for name, value in terms(images, consensus).items()}
+
+        runs._objective.terms = poisoned  # type: ignore[method-assign]
+        return runs
+
+    return make
+
+
+_NOISY = AgentsConfig(iterations=24, warmup=3, noise=0.1, restarts=2)
+
+
+def _counts(calls: int) -> Callable[[], bool]:
+    """False so many times, then True."""
+    left = iter([False] * calls)
+    return lambda: next(left, True)
+
+
+_FAILURES = {
+    "smooth": (),
+    "restarts": ((0, 13),),
+    "restarts twice": ((0, 13), (1, 10)),
+    "dropped": ((0, 13), (1, 10), (2, 15)),
+}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same process", "another process"])
+@pytest.mark.parametrize("after", [0, 1, 5, 6, 7, 9])
+@pytest.mark.parametrize("fails", _FAILURES.values(), ids=_FAILURES)
+def test_an_interrupted_round_is_the_whole_round(
+    failing_agent: Callable[..., Agent], fails: tuple[tuple[int, int], ...], after: int, elsewhere: bool
+) -> None:
+    consensus = torch.randn(2, 1, 5, 5)
+    whole, parts = failing_agent(*fails), failing_agent(*fails)
+    whole.run(8)
+    last = whole.run(16, consensus)
+    parts.run(8)
+    messages = parts.run(16, consensus, _counts(after)).messages
+    if elsewhere:
+        state, parts = parts.state(), failing_agent(*fails)
+        parts.restore(state)
+    rest = parts.run(16, consensus)
+    _bits(parts.state(), whole.state())
+    assert (rest.outcome, rest.step, rest.incarnation) == (last.outcome, last.step, last.incarnation)
+    assert (*messages, *rest.messages) == last.messages
+    _bits({"images": rest.images}, {"images": last.images})
+    _bits({"images": parts.run(24, consensus).images}, {"images": whole.run(24, consensus).images})
+
+
+def test_so_is_a_round_in_single_steps(failing_agent: Callable[..., Agent]) -> None:
+    whole, steps = failing_agent((0, 13)), failing_agent((0, 13))
+    consensus = torch.randn(2, 1, 5, 5)
+    for until in (8, 16):
+        whole.run(until, consensus)
+        while steps.step < until:
+            steps.run(until, consensus, _counts(1))
+    assert whole.candidate().incarnation == 1
+    _bits(steps.state(), whole.state())
+
+
+def test_it_stands_where_it_was_interrupted(formula_agent: Callable[..., Agent]) -> None:
+    runs = formula_agent(_fails_on())
+    candidate = runs.run(8, None, _counts(3))
+    assert (candidate.step, candidate.outcome, runs.step, runs.finished) == (3, Outcome.RUNNING, 3, False)
+    assert runs.run(8, None, lambda: True).step == 3
+    assert runs.run(8).step == 8
+    assert runs.run(10).outcome is Outcome.FINISHED
+    assert runs.finished
+
+
+# Joining late.
+
+
+def test_a_seed_that_joins_begins_near_what_the_others_have_found(formula_agent: Callable[..., Agent]) -> None:
+    runs = formula_agent(_fails_on())
+    runs.run(4)
+    start = torch.full(_SHAPE, 5.0)
+    runs.join(6, start)
+    assert runs.step == 6
+    distance = (runs.candidate().images - start).abs().mean()
+    assert 0 < float(distance) < 2 * _CONFIG.learning_rate
+    assert runs.run(10).outcome is Outcome.FINISHED
+
+
+def test_its_noise_is_its_own(formula_agent: Callable[..., Agent]) -> None:
+    start, found = torch.zeros(_SHAPE), []
+    for seed in (3, 4):
+        runs = formula_agent(_fails_on(), seed=seed)
+        runs.join(4, start)
+        found.append(runs.candidate().images)
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("start", [None, torch.full(_SHAPE, 0.5)], ids=["noise", "consensus"])
+def test_what_it_did_before_plays_no_part(formula_agent: Callable[..., Agent], start: Tensor | None) -> None:
+    def descends() -> Agent:
+        return formula_agent(lambda images, now: images.square().sum())
+
+    used, fresh = descends(), descends()
+    used.run(9)
+    for runs in (used, fresh):
+        runs.join(2, start)
+    _bits(used.state(), fresh.state())
+    _bits({"images": used.run(10).images}, {"images": fresh.run(10).images})
+
+
+def test_to_join_at_the_beginning_is_to_begin(formula_agent: Callable[..., Agent]) -> None:
+    joined, began = formula_agent(_fails_on()), formula_agent(_fails_on())
+    joined.join(0, None)
+    _bits(joined.state(), began.state())
+
+
+def test_a_dropped_seed_may_join_again_with_all_its_restarts(formula_agent: Callable[..., Agent]) -> None:
+    runs = formula_agent(_fails_on(0, 1, 2, 5))
+    assert runs.run(4).outcome is Outcome.DROPPED
+    runs.join(4, torch.zeros(_SHAPE))
+    assert runs.candidate().outcome is Outcome.RUNNING
+    candidate = runs.run(8)
+    assert (candidate.outcome, candidate.incarnation) == (Outcome.RUNNING, 1)
+
+
+def test_a_seed_that_fails_in_its_first_round_starts_again_where_it_joined(formula_agent: Callable[..., Agent]) -> None:
+    runs = formula_agent(_fails_on(1))
+    runs.run(1)
+    runs.join(4, torch.zeros(_SHAPE))
+    candidate = runs.run(5)
+    assert (candidate.incarnation, candidate.step) == (1, 5)
+
+
+def test_images_of_another_shape_are_no_place_to_begin(formula_agent: Callable[..., Agent]) -> None:
+    runs = formula_agent(_fails_on())
+    with pytest.raises(ValueError, match=r"the start has shape \(1, 1, 4, 4\), but \(2, 1, 4, 4\) is wanted"):
+        runs.join(4, torch.zeros(1, 1, 4, 4))
+
+
+# States that do not fit.
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("images", lambda images: images[:1], r"images has shape \(1, 1, 4, 4\)"),
+        ("images", lambda images: images.mean(), r"images has shape \(\)"),
+        ("first_moment", lambda moment: moment[..., :1], "first_moment has shape"),
+        ("second_moment", lambda moment: moment[None], "second_moment has shape"),
+        ("generator", lambda state: state[:8], "generator has shape"),
+        ("losses", None, "no state of a seed: it has no losses"),
+        ("round", None, "no state of an agent: it has no round"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
+    formula_agent: Callable[..., Agent], name: str, change: Callable[[Tensor], Tensor] | None, message: str
+) -> None:
+    other = formula_agent(_fails_on())
+    other.run(6)
+    state = other.state()
+    if change is None:
+        del state[name]
+    else:
+        state[name] = change(state[name])
+    runs = formula_agent(_fails_on())
+    before = runs.state()
+    with pytest.raises(ValueError, match=message):
+        runs.restore(state)
+    _bits(runs.state(), before)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from gradinversion.agents import Agent, AgentsConfig, Candidate, Target
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.coordinator import (
     AttackConfig,
+    Coordinator,
     CoordinatorConfig,
     Listener,
     Order,
+    Reconstruction,
     StateFile,
     Storage,
     StorageError,
@@ -36,6 +41,7 @@ class SerialGroup:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
         self.here = set(range(len(self.seeds)))
         self.agents: dict[int, Agent] = {}
+        self.candidates: dict[int, Candidate] = {}
         self.rounds: list[dict[int, Order]] = []
         self.storage = storage
         self.closed = False
@@ -61,9 +67,10 @@ class SerialGroup:
     ) -> tuple[dict[int, Candidate], frozenset[int]]:
         self.rounds.append(dict(orders))
         gone = frozenset(position for position in orders if position not in self.here and give_up(float("inf"), 1))
-        self.candidates = {position: self.run(position, orders[position]) for position in orders.keys() - gone}
+        found = {position: self.run(position, orders[position]) for position in sorted(orders.keys() - gone)}
+        self.candidates |= found
         self.listener.idle()
-        return dict(sorted(self.candidates.items())), gone
+        return found, gone
 
     def run(self, position: int, order: Order) -> Candidate:
         if self._stints.get(position) != order.origin.stint:
@@ -106,10 +113,74 @@ class SerialGroup:
         return [self.candidates[position] for position in positions]
 
     def settle(self, seconds: float) -> None:
-        return
+        # States were told as soon as they were written: what is missing now will never come.
+        saving = self.listener._saving  # type: ignore[attr-defined]
+        assert saving._round is None or saving._round.written is not None, "the coordinator waits for ever"
+        if saving._round is not None:
+            wait([saving._round.written])
 
     def close(self) -> None:
         self.closed = True
+
+
+class Run:
+    """A coordinator over a serial group; ``before[n]`` happens before round n, and ``rounds`` says who made which."""
+
+    def __init__(
+        self,
+        serial: Any,
+        update: CapturedUpdate,
+        model: nn.Module,
+        config: AttackConfig,
+        out: Path | None = None,
+        before: dict[int, Callable[[], object]] | None = None,
+        **more: Any,
+    ) -> None:
+        storage = Storage(out) if out is not None else None
+        self.group = serial(config, storage)
+        self.coordinator = Coordinator(update, model, config, self.group, storage, **more)
+        self.before = before or {}
+        run_round, present = self.group.run_round, self.group.present
+
+        def watched(*arguments: Any) -> Any:
+            self.before.pop(len(self.group.rounds), lambda: None)()
+            return run_round(*arguments)
+
+        def settled() -> Any:
+            # A round is saved before the next one begins: which rounds have a checkpoint is no chance.
+            self.group.settle(0.0)
+            self.coordinator.idle()
+            return present()
+
+        self.group.run_round, self.group.present = watched, settled
+
+    def __call__(self) -> Reconstruction:
+        return self.coordinator.run()
+
+    @property
+    def members(self) -> list[list[int]]:
+        """Positions in each round."""
+        return [sorted(orders) for orders in self.group.rounds]
+
+    def saved_seeds(self) -> set[int]:
+        """Seeds in the newest checkpoint."""
+        assert self.coordinator._store is not None
+        checkpoint, messages = self.coordinator._store.latest()
+        assert checkpoint is not None
+        assert messages == ()
+        return set(checkpoint.states)
+
+    def at_presence(self, change: Callable[[int], object]) -> None:
+        """Have something happen whenever the coordinator looks who is there, counted from 0."""
+        present, looks = self.group.present, []
+
+        def looked() -> frozenset[int]:
+            change(len(looks))
+            looks.append(None)
+            found: frozenset[int] = present()
+            return found
+
+        self.group.present = looked
 
 
 @pytest.fixture
@@ -139,3 +210,13 @@ def config() -> AttackConfig:
         agents=AgentsConfig(count=3, iterations=40, warmup=4),
         coordinator=CoordinatorConfig(period=10, start=0.5),
     )
+
+
+@pytest.fixture(autouse=True)
+def _nobody_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradinversion.coordinator.coordinator._POLL_SECONDS", 0.0)
+
+
+@pytest.fixture
+def run(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Callable[..., Run]:
+    return lambda config=config, **more: Run(serial, update, model, config, **more)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
-from gradinversion.agents import Candidate, Outcome
+from gradinversion.agents import AgentsConfig, Candidate, Outcome
 from gradinversion.coordinator import CoordinatorConfig
-from gradinversion.coordinator.policy import fresh, plan_rounds, usable
+from gradinversion.coordinator.policy import Go, Wait, decide_members, enough_done, fresh, give_up, plan_rounds, usable
 
 
 def candidate(step: int, outcome: Outcome = Outcome.RUNNING) -> Candidate:
@@ -43,3 +46,71 @@ def test_stale_candidates_are_left_out() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         CoordinatorConfig(**wrong)  # type: ignore[arg-type]
+
+
+def agents(**more: Any) -> AgentsConfig:
+    return AgentsConfig(**({"count": 4, "minimum": 2, "patience": 60.0} | more))
+
+
+@pytest.mark.parametrize(
+    ("present", "room", "waited", "expected"),
+    [
+        ({0, 1, 2, 3}, 4, 0.0, Go((0, 1, 2, 3))),
+        ({3, 0, 1, 2}, 9, 0.0, Go((0, 1, 2, 3))),
+        ({1, 3}, 2, 0.0, Go((1, 3))),  # nobody else has room
+        ({1, 3}, 4, 60.0, Go((1, 3))),  # patience is over
+        ({1, 3}, 4, math.inf, Go((1, 3))),  # a run under way waits for nobody
+        ({0, 1, 2}, 2, 0.0, Go((0, 1, 2))),  # more than fit now: a node has just been lost
+    ],
+)
+def test_a_round_begins(present: set[int], room: int, waited: float, expected: Go) -> None:
+    assert decide_members(present, room, waited, agents()) == expected
+
+
+@pytest.mark.parametrize(
+    ("present", "room", "waited", "paused", "reason"),
+    [
+        ({1, 3}, 4, 59.9, False, "waiting for agents: 2 of 4 have a process"),
+        (set(), 4, 0.0, False, "waiting for agents: 0 of 4 have a process"),
+        ({1, 3}, 3, 0.0, False, "waiting for agents: 2 of 3 have a process"),
+        ({1}, 4, 60.0, True, "paused: 1 of at least 2 agents is present, waiting for nodes"),
+        ({1}, 1, 0.0, True, "paused: 1 of at least 2 agents is present, waiting for nodes"),
+        (set(), 0, math.inf, True, "paused: 0 of at least 2 agents are present, waiting for nodes"),
+    ],
+)
+def test_a_round_waits_and_says_for_what(
+    present: set[int], room: int, waited: float, paused: bool, reason: str
+) -> None:
+    assert decide_members(present, room, waited, agents()) == Wait(reason, paused)
+
+
+@pytest.mark.parametrize(
+    ("lost", "others", "expected"),
+    [(59.9, 3, False), (60.0, 3, True), (60.0, 2, True), (60.0, 1, False), (math.inf, 0, False)],
+)
+def test_a_lost_agent_is_given_up_only_after_a_while_and_by_enough_others(
+    lost: float, others: int, expected: bool
+) -> None:
+    assert give_up(lost, others, agents()) is expected
+
+
+@pytest.mark.parametrize(
+    ("done", "members", "last_round", "waits_for_all", "expected"),
+    [
+        (3, 4, False, True, False),
+        (4, 4, False, True, True),
+        (3, 4, True, False, False),
+        (4, 4, True, False, True),
+        (2, 4, False, False, False),
+        (3, 4, False, False, True),
+        (1, 3, False, False, False),
+        (2, 3, False, False, True),
+        (0, 1, False, False, False),
+        (1, 1, False, False, True),
+        (0, 0, False, True, True),  # all left
+    ],
+)
+def test_a_round_ends_with_all_or_with_the_middle_one(
+    done: int, members: int, last_round: bool, waits_for_all: bool, expected: bool
+) -> None:
+    assert enough_done(done, members, last_round, waits_for_all) is expected

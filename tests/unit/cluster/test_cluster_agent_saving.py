@@ -1,0 +1,220 @@
+"""The loop of an agent without Ray: what it saves, and how it descends by itself in async mode."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import Outcome
+from gradinversion.coordinator import Order, Storage, StorageError, read_tensors
+from torch import Tensor
+
+# Saving.
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+def test_a_state_is_written_once_under_the_name_of_round_seed_and_process(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order]
+) -> None:
+    one, other = process(), process()
+    assert one.loop.token != other.loop.token
+    state = one.save_round(1)
+    assert state.name.startswith(f"checkpoints/round-000001/seed-7.{one.loop.token}-")
+    assert state.step == 20
+    one.reply(order(1, save=1))
+    one.reply(order(1))
+    assert one.loop.saved(1) == state
+    assert files(tmp_path) == [state.name]
+    agent = one.make(one._target)
+    agent.restore(read_tensors(Storage(tmp_path), state))
+    assert torch.equal(agent.candidate().images, one.reply(order(1)).candidate.images)
+
+
+def test_a_round_that_was_made_without_saving_is_saved_when_it_is_asked_for_again(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order]
+) -> None:
+    one = process()
+    one.reply(order(0))
+    assert files(tmp_path) == []
+    one.reply(order(0, save=0))
+    assert one.loop.saved(0).step == 10
+    assert one.steps == list(range(10))
+
+
+def test_a_state_that_could_not_be_written_is_written_when_it_is_asked_for_again(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order]
+) -> None:
+    one = process()
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    one.reply(order(0, save=0))
+    with pytest.raises(StorageError, match="cannot be written"):
+        one.loop.saved(0)
+    (tmp_path / "checkpoints").unlink()
+    one.reply(order(0, save=0))
+    state = one.loop.saved(0)
+    assert files(tmp_path) == [state.name]
+
+
+def test_a_new_coordinator_s_round_is_written_anew(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order]
+) -> None:
+    one = process()
+    old = one.save_round(0)
+    (tmp_path / old.name).unlink()  # the run began anew in the same folder
+    one.reply(order(0, epoch=2, stint=(2, 1), save=0))
+    new = one.loop.saved(0)
+    assert files(tmp_path) == [new.name]
+    assert new.name != old.name  # a late write of the old one would not harm it
+
+
+class _SlowStorage(Storage):
+    """Writes nothing before it may."""
+
+    def __init__(self, url: Path) -> None:
+        super().__init__(url)
+        self.may = threading.Event()
+
+    def write_file(self, name: str, save: Callable[[Path], object]) -> None:
+        self.may.wait()
+        super().write_file(name, save)
+
+
+def test_the_descent_goes_on_while_the_state_is_written(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order]
+) -> None:
+    storage = _SlowStorage(tmp_path)
+    one = process(storage=storage)
+    images = one.reply(order(0, save=0)).candidate.images
+    one.reply(order(1))
+    storage.may.set()
+    state = one.loop.saved(0)
+    assert state.step == 10
+    assert torch.equal(read_tensors(storage, state)["images"], images)
+
+
+def test_what_this_process_was_not_asked_to_save_is_refused_in_words(process: Callable[..., Any]) -> None:
+    with pytest.raises(StorageError, match="the process that was to write the state of seed 7 was lost"):
+        process().loop.saved(3)
+
+
+def test_without_a_storage_nothing_is_left_behind(process: Callable[..., Any], order: Callable[..., Order]) -> None:
+    one = process(storage=None)
+    one.loop.leave()
+    with pytest.raises(StorageError, match="keeps no checkpoints"):
+        one.reply(order(0))
+    assert torch.equal(process(storage=None).reply(order(0)).candidate.images, process().naive()[0].images)
+
+
+# Async.
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10])
+def test_in_async_mode_it_descends_on_by_itself(
+    process: Callable[..., Any], chunk: int, order: Callable[..., Order]
+) -> None:
+    one = process(chunk=chunk)
+    at_the_end = threading.Event()
+    one.hooks[39] = at_the_end.set
+    first = one.reply(order(0))
+    assert first.candidate.step >= 10
+    at_the_end.wait()
+    # The order comes late: everything since the last answer is told, and nothing twice.
+    second = one.reply(order(1))
+    assert (second.candidate.step, second.candidate.outcome) == (40, Outcome.FINISHED)
+    assert one.steps == list(range(40))
+    rows = [row["step"] for reply in (first, second) for row in reply.candidate.trace]
+    assert rows == [float(step) for step in range(1, 41)]
+    last = one.reply(order(2))
+    assert last.candidate.trace == ()
+    assert second.candidate.losses == {
+        name: value for name, value in second.candidate.trace[-1].items() if name != "step"
+    }
+
+
+def test_in_async_mode_an_order_brings_the_newest_consensus(
+    process: Callable[..., Any], shared: dict[str, Tensor], order: Callable[..., Order]
+) -> None:
+    one = process(chunk=5)
+    stands_still, goes_on = threading.Event(), threading.Event()
+    one.hooks[21] = lambda: (stands_still.set(), goes_on.wait())
+    one.reply(order(0))
+    stands_still.wait()
+    answer = one.submit(order(2))
+    goes_on.set()
+    assert answer.result().candidate.step >= 30
+    assert all(seen is None for step, seen in zip(one.steps, one.seen, strict=False) if step < 25)
+    told = [seen for step, seen in zip(one.steps, one.seen, strict=False) if 25 <= step < 30]
+    assert all(seen is not None and torch.equal(seen, shared["consensus 2"][[1, 0]]) for seen in told)
+
+
+def test_in_async_mode_nothing_large_is_kept_while_nobody_asks(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process(chunk=1)
+    at_the_end = threading.Event()
+    one.hooks[39] = at_the_end.set
+    one.reply(order(0))
+    at_the_end.wait()
+    assert len(one.loop._unseen) > 0
+    assert all(candidate.images.numel() == 0 for candidate in one.loop._unseen)
+
+
+def test_in_async_mode_an_error_between_two_orders_is_told_with_the_next(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process(chunk=5)
+    failing = threading.Event()
+
+    def fail() -> None:
+        failing.set()
+        raise RuntimeError("the device is gone")
+
+    one.hooks[30] = fail
+    one.reply(order(0))
+    failing.wait()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        one.reply(order(1))
+    assert one.reply(order(1)).candidate.step >= 20  # from the origin again
+
+
+def test_in_async_mode_a_process_that_leaves_stands_still(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process(chunk=5)
+    one.hooks[17] = one.loop.leave
+    one.reply(order(0))
+    left = one.reply(order(3)).left
+    assert left is not None
+    assert left.step == 18
+    assert one.steps == list(range(18))
+    elsewhere = process(chunk=5)
+    assert elsewhere.reply(order(3, step=18, state=left)).candidate.step == 40
+    assert elsewhere.steps == list(range(18, 40))
+
+
+def test_in_async_mode_a_newer_coordinator_s_order_begins_at_its_origin(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process(chunk=5)
+    one.reply(order(0, save=0))
+    state = one.loop.saved(0)
+    one.reply(order(2))
+    reply = one.reply(order(1, since=1, epoch=2, stint=(2, 1), step=state.step, state=state))
+    assert 20 <= reply.candidate.step <= 40
+    began = [index for index, step in enumerate(one.steps) if step == state.step][-1]
+    assert one.steps[began:] == list(range(state.step, one.steps[-1] + 1))
+
+
+def test_notes_about_the_objective_are_told_once(process: Callable[..., Any], order: Callable[..., Order]) -> None:
+    one = process()
+    one.reply(order(0))
+    one.loop._agent._objective.messages.append("a term is skipped")  # type: ignore[union-attr]
+    assert one.reply(order(1)).notes == ()
+    assert one.reply(order(1, stint=(1, 2))).notes == ("a term is skipped",)

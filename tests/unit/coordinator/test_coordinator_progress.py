@@ -1,0 +1,124 @@
+"""What the rounds have produced, and its way through a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import Candidate, Outcome
+from gradinversion.coordinator.progress import Progress, steps_per_second
+from gradinversion.registration import Consensus
+
+
+def candidate(
+    seed: int = 3, outcome: Outcome = Outcome.RUNNING, messages: tuple[str, ...] = (), seconds: float = 2.0
+) -> Candidate:
+    trace = ({"step": 10.0, "total": 0.5}, {"step": 20.0, "total": math.nan})
+    return Candidate(torch.zeros(1, 1, 8, 8), seed, 1, 20, {"total": 0.25}, outcome, seconds, messages, trace)
+
+
+def consensus(left_out: tuple[str, ...] = ()) -> Consensus:
+    rejected = torch.tensor([[True, False], [False, False]])
+    return Consensus(torch.rand(2, 3, 8, 8), torch.tensor([0.5, 1.0]), (0, 3), 4, None, rejected, left_out)
+
+
+@pytest.fixture
+def progress() -> Progress:
+    progress = Progress(next_round=5, seconds=12.5, deaths={0: 2, 11: 1})
+    progress.record(4, candidate(messages=("Seed 3 failed at step 7: odd; restart 1 of 2.",)))
+    progress.agree(consensus(left_out=("Seed 1 is not finite.",)), torch.tensor([[0, 1], [1, 0]]), 20)
+    return progress
+
+
+def through_json(progress: Progress) -> Progress:
+    """As a new coordinator reads it, which has said something already."""
+    found = Progress()
+    found.events.note("note", "Continued.")
+    facts: dict[str, Any] = json.loads(json.dumps(progress.facts()))
+    found.restore(progress.next_round - 1, facts, progress.tensors())
+    return found
+
+
+def test_it_comes_back_as_it_was(progress: Progress) -> None:
+    found = through_json(progress)
+    assert (found.next_round, found.seconds, found.deaths) == (5, 12.5, {0: 2, 11: 1})
+    assert repr(found.history) == repr(progress.history)  # not a number is not equal to itself
+    assert found.registration == progress.registration
+    assert found.events.messages() == (*progress.events.messages(), "Continued.")
+    assert found.orders is not None
+    assert torch.equal(found.orders, torch.tensor([[0, 1], [1, 0]]))
+    before, after = progress.consensus, found.consensus
+    assert before is not None
+    assert after is not None
+    assert (after.seeds, after.round) == ((0, 3), 4)
+    for name in ("images", "agreement", "rejected"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+        assert getattr(before, name).dtype == getattr(after, name).dtype
+
+
+def test_twice_there_and_back_is_once(progress: Progress) -> None:
+    once = through_json(progress)
+    again = Progress()
+    again.restore(4, json.loads(json.dumps(once.facts())), once.tensors())
+    assert repr(again.facts()) == repr(once.facts())
+    assert again.tensors().keys() == once.tensors().keys()
+
+
+def test_before_there_is_a_consensus_there_are_no_tensors() -> None:
+    progress = Progress(next_round=1)
+    assert progress.tensors() == {}
+    found = through_json(progress)
+    assert (found.consensus, found.orders, found.next_round) == (None, None, 1)
+
+
+def test_what_a_checkpoint_got_does_not_change_afterwards(progress: Progress) -> None:
+    facts, tensors = progress.facts(), progress.tensors()
+    kept = copy.deepcopy((facts, tensors))
+    progress.record(5, candidate(seed=4, messages=("Seed 4 failed.",)))
+    progress.deaths[0] = 9
+    assert progress.orders is not None
+    progress.orders[1] = torch.tensor([0, 1])  # a seed that came back
+    progress.agree(consensus(), torch.tensor([[0, 1], [0, 1]]), 30)
+    assert repr(facts) == repr(kept[0])
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, kept[1][name]), name
+
+
+def test_each_row_of_a_curve_says_whose_it_is(progress: Progress) -> None:
+    first = progress.history[0]
+    assert first == {
+        "round": 4,
+        "seed": 3,
+        "incarnation": 1,
+        "step": 10.0,
+        "total": 0.5,
+        "steps_per_second": 5.0,
+    }
+
+
+def test_the_registration_of_a_round_in_numbers(progress: Progress) -> None:
+    assert progress.registration == [{"round": 4, "step": 20, "seeds": 2, "rejected": 0.25, "agreement": 0.75}]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kinds"),
+    [
+        (Outcome.RUNNING, ["seed_diverged", "seed_diverged"]),
+        (Outcome.DROPPED, ["seed_diverged", "seed_dropped"]),
+    ],
+)
+def test_only_the_last_message_of_a_dropped_seed_says_that_it_was_dropped(outcome: Outcome, kinds: list[str]) -> None:
+    progress = Progress()
+    progress.record(0, candidate(outcome=outcome, messages=("Seed 3 failed once.", "Seed 3 failed again.")))
+    assert [event.kind for event in progress.events.events()] == kinds
+    assert all(event.seeds == (3,) and event.round == 0 for event in progress.events.events())
+
+
+def test_a_seed_that_did_not_compute_has_no_speed() -> None:
+    assert steps_per_second(candidate()) == 5.0
+    assert steps_per_second(candidate(seconds=0.0)) == 0.0
+    assert steps_per_second(Candidate(torch.zeros(1), 0, 0, 0, {}, Outcome.RUNNING, 1.0)) == 0.0
