@@ -18,8 +18,7 @@ from gradinversion.capture import (
     load_model,
     simulate_client,
 )
-from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, stop
-from gradinversion.cluster.launch import require_no_run
+from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.config import (
     ConfigError,
     RunConfig,

@@ -1,7 +1,18 @@
 """The attack on Ray: actors, resources, launch. The only folder that imports ray."""
 
-from .launch import ClusterError, DetachedError, attend, reconstruct, stop
+from .connection import ClusterError
+from .launch import DetachedError, attend, reconstruct, require_no_run, stop
 from .resources import Share, share
 from .view import ProgressView
 
-__all__ = ["ClusterError", "DetachedError", "ProgressView", "Share", "attend", "reconstruct", "share", "stop"]
+__all__ = [
+    "ClusterError",
+    "DetachedError",
+    "ProgressView",
+    "Share",
+    "attend",
+    "reconstruct",
+    "require_no_run",
+    "share",
+    "stop",
+]

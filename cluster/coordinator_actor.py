@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,14 +66,20 @@ class CoordinatorProcess:
         # Whatever it was, it is told to whoever watches.
         except BaseException as error:
             self._end = error
+            self._tell_failure(error)
         fenced = isinstance(self._end, FencedError)
         if self._group is not None and not fenced:
             self._group.close()
         self._ended.set()
         if self._spec.detached:
             self._taken.wait(_LINGER_SECONDS)
-            self._ended.wait(1.0)
+            time.sleep(_LOOK_SECONDS)  # the result is on its way
             ray.kill(ray.get_runtime_context().current_actor)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        """For who looks later, in the log of this process."""
+        text = f"The run ended: {str(error).strip() or type(error).__name__}"
+        logging.getLogger("gradinversion").error("%s", text, exc_info=error)
 
     def _run(self) -> Reconstruction:
         spec = self._spec

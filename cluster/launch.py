@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import math
 import os
-import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.services import find_bootstrap_address
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
-from ..coordinator import AttackConfig, Reconstruction, Status, Storage, read_result
+from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
+from .connection import ClusterError, connected
 from .coordinator_actor import CoordinatorActor, RunSpec
 from .inputs import store_inputs
 from .ray_group import NAMESPACE
 from .resources import share
 
 _LOOK_SECONDS = 0.5
-_OBJECT_STORE_BYTES = 200 * 2**20
+_HEAD = "node:__internal_head__"
 # A storage that fails for a while is tried again for so long before a round is given up.
 _STORAGE_PATIENCE_SECONDS = 60.0
 
 Watch = Callable[[Status], None]
-
-
-class ClusterError(RuntimeError):
-    """Ray cannot run the attack, or lost a part of it."""
 
 
 class DetachedError(KeyboardInterrupt):
@@ -76,7 +69,7 @@ def reconstruct(
     """
     config = config or AttackConfig()
     storage = Storage(out, patience=_STORAGE_PATIENCE_SECONDS) if out is not None else None
-    with _ray() as joined:
+    with connected(_store_bytes(update, config)) as joined:
         detached = joined and storage is not None
         name = run_name(storage) if storage is not None and detached else f"run-{uuid.uuid4().hex[:12]}"
         coordinator = _find(name) if detached else None
@@ -97,7 +90,7 @@ def attend(out: str | Path, watch: Watch | None = None) -> Reconstruction:
         DetachedError: Interrupted; the run goes on.
     """
     storage = Storage(out)
-    with _ray(only_join=True) as joined:
+    with connected(only_join=True) as joined:
         coordinator = _find(run_name(storage)) if joined else None
         if coordinator is None:
             return _from_storage(storage)
@@ -111,7 +104,7 @@ def stop(out: str | Path) -> None:
         ClusterError: No such run is under way.
     """
     storage = Storage(out)
-    with _ray(only_join=True) as joined:
+    with connected(only_join=True) as joined:
         coordinator = _find(run_name(storage)) if joined else None
         if coordinator is None:
             raise ClusterError(f"No run is under way in {out}.")
@@ -124,7 +117,7 @@ def require_no_run(out: str | Path) -> None:
     Raises:
         ClusterError: Its run is under way.
     """
-    with _ray(only_join=True) as joined:
+    with connected(only_join=True) as joined:
         if joined and _find(run_name(Storage(out))) is not None:
             raise _under_way(out)
 
@@ -164,15 +157,14 @@ def _begin(
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}
     if detached:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
-        options["scheduling_strategy"] = _beside_the_head()
+        options["resources"] = _beside_the_head()
     return CoordinatorActor.options(**options).remote(spec, inputs)
 
 
-def _beside_the_head() -> Any:
-    """The head outlives spot machines; where it is gone, any place will do."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    heads = [node["NodeID"] for node in nodes if node["Alive"] and "node:__internal_head__" in node["Resources"]]
-    return NodeAffinitySchedulingStrategy(heads[0], soft=True) if heads else "DEFAULT"
+def _beside_the_head() -> dict[str, float]:
+    """A trace of the resource that only the head has: it outlives spot machines, and without it there is no Ray."""
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {_HEAD: 0.001} if _HEAD in available else {}
 
 
 def _find(name: str) -> Any:
@@ -266,47 +258,7 @@ def _cause(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, Exception) else error
 
 
-@contextmanager
-def _ray(only_join: bool = False) -> Iterator[bool]:
-    """A connection to Ray; whether to a cluster that was there before, and stays."""
-    if ray.is_initialized():
-        yield True
-        return
-    # Without it Ray 2.x warns in every process that a future release leaves CUDA_VISIBLE_DEVICES alone.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local = quiet | {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    address = _cluster_address()
-    joined = address is not None
-    try:
-        if joined:
-            ray.init(**quiet, address=address)
-    except ConnectionError as error:
-        # Never quietly on this machine alone what was meant for a cluster.
-        if os.environ.get("RAY_ADDRESS") or _answers(str(address)):
-            raise ClusterError(
-                f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}): is it up, and does it "
-                "ask for a token (RAY_AUTH_MODE=token and the token's file)?"
-            ) from None
-        joined = False  # the address of a cluster that is gone
-    if not joined and not only_join:
-        ray.init(**local)
-    try:
-        yield joined
-    finally:
-        ray.shutdown()
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def _cluster_address() -> str | None:
-    """``RAY_ADDRESS``, or where ``ray start`` on this machine said the cluster is; None for a cluster of our own."""
-    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
-    return None if address in (None, "local") else str(address)
+def _store_bytes(update: CapturedUpdate, config: AttackConfig) -> int:
+    """For the object store of a Ray of our own: two rounds of candidates, and the consensuses that legs hold on to."""
+    batch = 4 * update.image_count * math.prod(update.image_shape)
+    return (2 * config.agents.count + MOST_LEGS + 2) * batch

@@ -223,7 +223,7 @@ class RayGroup:
         position = self._roster.take(reference)
         if position is None or self._absent.pop(position, None) is None:
             return
-        self._listener.note("agent_back", "{seed} has a process again and goes on.", seeds=(self.seeds[position],))
+        self._listener.note("agent_back", "{seed} got a process again and went on.", seeds=(self.seeds[position],))
         self._send(position)
 
     # Faults.

@@ -7,7 +7,7 @@ from .coordinator import Coordinator
 from .events import EventLog, log_as_json
 from .group import AgentGroup, CandidatesLostError, Listener
 from .ordering import arrange, common_order
-from .orders import Itinerary, Leg, Order, Origin
+from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
 from .policy import too_few
 from .reconstruction import Reconstruction
 from .result_file import read_result
@@ -18,6 +18,7 @@ from .storage import Storage, StorageError
 from .tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 
 __all__ = [
+    "MOST_LEGS",
     "AgentGroup",
     "AllSeedsFailedError",
     "AttackConfig",

@@ -143,7 +143,13 @@ class CheckpointStore:
         messages: list[str] = []
         unreadable: StorageError | None = None
         for index in self._rounds():
+            manifest = f"{_folder(index)}/{_MANIFEST}"
             try:
+                if not self._storage.exists(manifest):
+                    messages.append(
+                        f"Passed over an unfinished checkpoint: there is no {self._storage.locate(manifest)}"
+                    )
+                    continue
                 return self._open_round(index), tuple(messages)
             except TornError as error:
                 messages.append(f"Skipped a torn checkpoint: {error}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..agents import Candidate, Outcome
 from ..capture import CapturedUpdate
-from .checkpoints import Checkpoint, CheckpointStore
+from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
@@ -29,6 +29,8 @@ from .storage import Storage, StorageError
 from .tensor_file import StateFile
 
 _POLL_SECONDS = 0.05
+# With hundreds of seeds, telling where each of them is costs more than hearing of them.
+_TELL_SECONDS = 0.25
 
 
 class Coordinator:
@@ -65,6 +67,7 @@ class Coordinator:
         self._saving = Saving(self._store, storage, group.seeds, self.note)
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
+        self._told = 0.0
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
         self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
@@ -83,6 +86,7 @@ class Coordinator:
             result = read_result(self._storage)
             if result is not None and result.outcome is Outcome.FINISHED:
                 return result
+            remove_result(self._storage)  # of a run that was stopped, and now goes on
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
         self._tell(phase="reading labels and peeling layers")
@@ -106,6 +110,12 @@ class Coordinator:
             self._tell(phase="choosing images")
             result = self._conclude(rounds, prepared)
             self._keep(result)
+        except FencedError:
+            raise
+        except Exception as error:
+            self.note("failed", f"The run ended: {error}", level="error")
+            self._saving.write_curves(self._progress, wait=True)
+            raise
         finally:
             self._saving.close()
         return result
@@ -142,7 +152,10 @@ class Coordinator:
         """While a round runs: complete checkpoints, tell where the run is."""
         for position, state in self._saving.poll().items():
             self._itinerary.moved(position, state)
-        self._tell()
+        now = time.monotonic()
+        if now - self._told >= _TELL_SECONDS:
+            self._told = now
+            self._tell()
 
     # Rounds.
 
@@ -262,6 +275,7 @@ class Coordinator:
         while not self._saving.free:
             self._group.settle(_POLL_SECONDS)
             self.idle()
+        self._tell()
 
     # What a person sees.
 

@@ -8,7 +8,7 @@ from typing import Any
 from .tensor_file import StateFile
 
 # Rounds that are kept for a seed whose state cannot be saved; beyond, the oldest consensus is forgotten.
-_MOST_LEGS = 32
+MOST_LEGS = 32
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Itinerary:
     def order(self, position: int, leg: Leg, save: int | None = None) -> Order:
         """The order for a seed's next round."""
         legs = [known for known in self._legs[position] if known.until_step < leg.until_step]
-        self._legs[position] = (*legs[-_MOST_LEGS + 1 :], leg)
+        self._legs[position] = (*legs[-MOST_LEGS + 1 :], leg)
         return self.again(position, save)
 
     def again(self, position: int, save: int | None = None) -> Order:

@@ -136,6 +136,8 @@ class Saving:
         return current.states
 
     def _failed(self, index: int, reason: str) -> None:
+        if self._failing:
+            return  # told once; the reason names another file each time
         self._failing = True
         text = f"A round was not saved: {reason}; the last good checkpoint stays, and the run goes on."
         self._note("checkpoint_failed", text, level="warning", round=index)

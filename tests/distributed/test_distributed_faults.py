@@ -90,13 +90,14 @@ class WriteHunter:
         self._thread.join()
 
     def _hunt(self) -> None:
-        while self.torn is None and not self._end.is_set():
+        # A write takes some milliseconds; a hunter that never rests would take a core from the agents.
+        while self.torn is None and not self._end.wait(0.0002):
             # Not before there is a checkpoint to go back to.
             if not list(self._checkpoints.glob("round-*/manifest.json")):
                 continue
             for partial in self._checkpoints.glob("round-*/.seed-*.partial"):
                 if self._tear(partial):
-                    break
+                    return
 
     def _tear(self, partial: Path) -> bool:
         process = int(partial.name.split(".")[-2].split("-")[0])
@@ -112,8 +113,8 @@ class WriteHunter:
 def test_an_agent_killed_while_its_state_is_written(
     update: CapturedUpdate, model: nn.Module, undisturbed: Undisturbed, processes: Any, tmp_path: Path
 ) -> None:
-    # Many short rounds, so that there are many writes to be hit.
-    config = replace(CONFIG, coordinator=replace(CONFIG.coordinator, period=40))
+    # Short rounds, so that there are many writes to be hit.
+    config = replace(CONFIG, coordinator=replace(CONFIG.coordinator, period=100))
     whole = undisturbed(config)
     with WriteHunter(processes, tmp_path / "checkpoints") as hunter:
         healed = reconstruct(update, model, config, out=tmp_path)

@@ -71,8 +71,9 @@ class Aside:
         self._node = NodeAffinitySchedulingStrategy(node, soft=True)
 
     def options(self, **options: Any) -> Any:
-        # Ray places an actor that asks for nothing anywhere.
-        return CoordinatorActor.options(**options | {"memory": 1, "scheduling_strategy": self._node})
+        # A byte of memory: Ray places an actor that asks for nothing anywhere, whatever its strategy.
+        place = {"memory": 1, "resources": {}, "scheduling_strategy": self._node}
+        return CoordinatorActor.options(**options | place)
 
 
 def assert_equal(healed: Reconstruction, whole: Reconstruction) -> None:

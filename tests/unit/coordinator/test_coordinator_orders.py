@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from gradinversion.coordinator import Itinerary, Leg, StateFile
-from gradinversion.coordinator.orders import _MOST_LEGS
+from gradinversion.coordinator.orders import MOST_LEGS
 
 
 def leg(index: int) -> Leg:
@@ -134,12 +134,12 @@ def test_a_state_from_before_a_seed_left_is_not_where_it_goes_on(itinerary: Itin
 
 
 def test_without_states_only_so_many_rounds_are_kept(itinerary: Itinerary) -> None:
-    for index in range(_MOST_LEGS):
+    for index in range(MOST_LEGS):
         itinerary.order(0, leg(index))
-    assert rounds(itinerary) == list(range(_MOST_LEGS))
-    for index in range(_MOST_LEGS, _MOST_LEGS + 8):
+    assert rounds(itinerary) == list(range(MOST_LEGS))
+    for index in range(MOST_LEGS, MOST_LEGS + 8):
         itinerary.order(0, leg(index))
-    assert rounds(itinerary) == list(range(8, _MOST_LEGS + 8))
+    assert rounds(itinerary) == list(range(8, MOST_LEGS + 8))
     assert itinerary.again(0).origin.step == 0
 
 
