@@ -37,18 +37,9 @@ def connected(store_bytes: int = 0, only_join: bool = False) -> Iterator[bool]:
     if store_bytes <= _OBJECT_STORE_BYTES:
         local["object_store_memory"] = _OBJECT_STORE_BYTES  # else Ray's own choice: 30 % of the memory
     address = _cluster_address()
+    if address is not None:
+        _join(address, quiet)
     joined = address is not None
-    try:
-        if joined:
-            ray.init(**quiet, address=address)
-    except ConnectionError as error:
-        # Never quietly on this machine alone what was meant for a cluster.
-        if os.environ.get("RAY_ADDRESS") or _answers(str(address)):
-            raise ClusterError(
-                f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}): is it up, and does it "
-                "ask for a token (RAY_AUTH_MODE=token and the token's file)?"
-            ) from None
-        joined = False  # the address of a cluster that is gone
     if not joined and not only_join:
         ray.init(**local)
     try:
@@ -57,16 +48,41 @@ def connected(store_bytes: int = 0, only_join: bool = False) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a cluster.
+
+    Raises:
+        ClusterError: It is not there or refuses. Never quietly on this machine alone what was meant for a cluster.
+    """
+    # Ray itself takes minutes to find that nobody is there.
+    if not _answers(address):
+        raise ClusterError(f"No Ray cluster answers at {address}: start it, or give another RAY_ADDRESS.")
     try:
-        with socket.create_connection((host, int(port)), timeout=2):
+        ray.init(**options, address=address)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}); if it asks for a token, set "
+            "RAY_AUTH_MODE=token and have its file here."
+        ) from None
+
+
+def _answers(address: str) -> bool:
+    """Whether there is a listener; True where the address names none that can be tried."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
             return True
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 
 def _cluster_address() -> str | None:
     """``RAY_ADDRESS``, or where ``ray start`` on this machine said the cluster is; None for a cluster of our own."""
-    address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
-    return None if address in (None, "local") else str(address)
+    given = os.environ.get("RAY_ADDRESS")
+    if given:
+        return None if given == "local" else given
+    found = find_bootstrap_address(None)
+    # What a cluster that is gone left behind is not meant.
+    return str(found) if found is not None and _answers(str(found)) else None

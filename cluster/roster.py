@@ -35,6 +35,8 @@ class Roster:
         self._pings: dict[Any, int] = {}
         self._pinged: dict[int, float] = {}
         self._leaving: set[str] = set()
+        self._ended: dict[int, str] = {}
+        """The last process of a position that was ended here: it may still answer before it is gone."""
         self._looked = 0.0
         for position in self.actors:
             self.ping(position)
@@ -61,12 +63,15 @@ class Roster:
         """The position whose sign of life this is; None where it was the lack of one."""
         position = self._pings.pop(reference)
         try:
-            self.here[position] = ray.get(reference)
+            presence: Presence = ray.get(reference)
         except RayActorError as error:
             if isinstance(error, ActorDiedError):
                 # Ray will not make it again (it was ended on purpose, or this was its node's end): we do, or find it.
                 self.actors[position] = self._make(position)
             return None
+        if presence.token == self._ended.get(position):
+            return None
+        self.here[position] = presence
         return position
 
     def lost(self, position: int) -> None:
@@ -76,6 +81,8 @@ class Roster:
 
     def restart(self, position: int) -> None:
         """End the process, so that Ray makes it again, possibly elsewhere."""
+        if position in self.here:
+            self._ended[position] = self.here[position].token
         ray.kill(self.actors[position], no_restart=False)
         self.lost(position)
 
