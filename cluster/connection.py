@@ -61,8 +61,8 @@ def _join(address: str, options: dict[str, Any]) -> None:
         ray.init(**options, address=address)
     except ConnectionError as error:
         raise ClusterError(
-            f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}); if it asks for a token, set "
-            "RAY_AUTH_MODE=token and have its file here."
+            f"The Ray cluster at {address} did not let us in ({str(error).splitlines()[0]}): if it asks for a token, "
+            "set RAY_AUTH_MODE=token and have its file here."
         ) from None
 
 
