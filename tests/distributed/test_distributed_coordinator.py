@@ -17,7 +17,7 @@ from torch import nn
 
 CONFIG = AttackConfig(
     labels="0,3",
-    agents=AgentsConfig(count=2, iterations=1200, warmup=4, patience=600),
+    agents=AgentsConfig(count=2, iterations=3000, warmup=4, patience=600),
     coordinator=CoordinatorConfig(period=200, start=0.3),
 )
 Undisturbed = Callable[[AttackConfig], Reconstruction]
@@ -66,8 +66,8 @@ def test_a_killed_coordinator_goes_on_from_its_checkpoint_with_the_agents_that_i
     healed = reconstruct(update, model, CONFIG, out=tmp_path, watch=killer)
     assert len(killer.killed) == 1 + agent_too
     (continued,) = [message for message in healed.messages if "Continued after round" in message]
-    # The round before the current one may still have been on its way to the storage.
-    assert any(f"after round {done} of" in continued for done in (killer.round, killer.round - 1)), continued
+    # The round before the current one may still have been on its way to the storage, and one more skipped meanwhile.
+    assert any(f"after round {killer.round - lost} of" in continued for lost in range(3)), continued
     spared = [agent for agent in killer.agents_before if agent not in killer.killed]
     assert set(spared) <= set(killer.agents_after), "agents that lived were made again instead of found"
     assert_bit_equal(healed, whole)
