@@ -71,7 +71,8 @@ class CoordinatorProcess:
         if self._group is not None and not fenced:
             self._group.close()
         self._ended.set()
-        if self._spec.detached:
+        # A coordinator that was replaced shares its name with its successor: ending the actor would end that one.
+        if self._spec.detached and not fenced:
             self._taken.wait(_LINGER_SECONDS)
             time.sleep(_LOOK_SECONDS)  # the result is on its way
             ray.kill(ray.get_runtime_context().current_actor)

@@ -23,7 +23,7 @@ from gradinversion.coordinator import Reconstruction, Storage, read_result
 from .nodes import OBJECT_STORE_BYTES, descendants, tell, wait_until
 
 ATTACK = ("client.batch_size=2", "agents.count=2", "agents.cpus=1", "agents.gpus=0", "agents.threads=1")
-ATTACK += ("agents.iterations=3000", "agents.patience=100000", "coordinator.period=250", "coordinator.start=0.3")
+ATTACK += ("agents.iterations=1200", "agents.patience=100000", "coordinator.period=100", "coordinator.start=0.3")
 ATTACK += ("audit.controls=constant_image", "peeling.enabled=false")
 # A busy machine may take a while to start a head.
 SLOW_SECONDS = 600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -93,14 +94,21 @@ def test_out_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path
     assert "out=file" in refused(capsys, "out=file")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
-def test_a_full_disk_keeps_what_was_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_was_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "report.json").write_text("the old report")
-    (out / "config.yaml").symlink_to("/dev/full")
+    for name in ("report.json", "config.yaml"):
+        (out / name).write_text(f"the old {name}")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     assert "No space left" in refused(capsys, f"out={out}")
-    assert (out / "report.json").read_text() == "the old report"
+    for name in ("report.json", "config.yaml"):
+        assert (out / name).read_text() == f"the old {name}"
 
 
 def test_labels_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
