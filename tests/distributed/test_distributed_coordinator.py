@@ -40,7 +40,9 @@ class CoordinatorKiller:
 
     def __call__(self, status: Status) -> None:
         if self.killed:
-            self.agents_after = self._processes.agents() or self.agents_after
+            # While they are at work: at the end, agents are ended one after another.
+            if status.phase == "optimising" and self.round < status.round < status.rounds - 1:
+                self.agents_after = self._processes.agents()
         elif self._after_round <= status.round < status.rounds - 1:
             self.round = status.round
             self.agents_before = self._processes.agents()
