@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..coordinator import arrange, common_order, join_parts
-from ..registration import Consensus, RegistrationConfig, register
+from ..coordinator import form_consensus, join_parts
+from ..registration import Consensus, RegistrationConfig
 from .transport import tensor
 
 # Candidates of all seeds beyond this are registered in parts: they would otherwise all pass through the coordinator.
@@ -55,9 +55,7 @@ def register_part(
         config: How to register.
     """
     candidates = torch.stack([tensor(array) for array in ray.get(list(images))])
-    orders = common_order(candidates, labels)
-    arranged = arrange(candidates, orders).to(device)
-    found = register(arranged, seeds=list(seeds), round=round, config=config)
+    found, orders = form_consensus(candidates, seeds, labels, round, config, device)
     rest = replace(
         found,
         images=torch.empty(0),

@@ -18,6 +18,7 @@ def form_consensus(
     labels: Int[Tensor, " batch"],
     round: int,
     config: RegistrationConfig,
+    device: str = "cpu",
 ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
     """Bring the candidates into one order (images of one label may be exchanged), then register them.
 
@@ -27,12 +28,14 @@ def form_consensus(
         labels: The batch's labels, the same for every seed.
         round: Index, kept in the consensus.
         config: How to register.
+        device: Where to register; the consensus stays there.
 
     Returns:
         The consensus in the order of the first seed, and for each seed which of its images stands at each place.
     """
     orders = common_order(images, labels)
-    return register(arrange(images, orders), seeds=list(seeds), round=round, config=config), orders
+    arranged = arrange(images, orders).to(device)
+    return register(arranged, seeds=list(seeds), round=round, config=config), orders
 
 
 def parts_by_label(labels: Int[Tensor, " batch"], most: int) -> list[tuple[int, ...]]:
