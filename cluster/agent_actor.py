@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 
 from ..agents import Agent, AgentsConfig, ObjectiveConfig, Target
 from ..coordinator import Order, StateFile, Storage
-from .agent_loop import AgentLoop, Reply
-from .transport import empty_images, tensor
+from .agent_loop import AgentLoop, Reply, give_way
+from .transport import empty_images, rows, tensor
 
+# Between two looks whether the first step is made.
+_LOOK_SECONDS = 0.2
 # How often per period an agent in async mode looks for an order.
 _LOOKS_PER_PERIOD = 4
 
@@ -46,6 +50,7 @@ class AgentProcess:
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         chunk = None if spec.period is None else max(1, spec.period // _LOOKS_PER_PERIOD)
         self._loop = AgentLoop(spec.seed, self._make, _fetch, spec.storage, chunk, spec.threads)
+        self._is_warm = spec.period is not None  # in async mode agents do not register
 
     def _make(self, target: Target) -> Agent:
         return Agent(target, self._spec.objective, self._spec.config, self._spec.seed, self._device)
@@ -62,10 +67,24 @@ class AgentProcess:
             target: A list of the reference to the `Target`, which is fetched only by a process that needs it.
             parts: Places of the batch that travel together.
         """
+        if len(parts) > 1 and not self._is_warm:
+            self._is_warm = True
+            threading.Thread(target=self._warm_up, daemon=True, name="warm up").start()
         reply: Reply = self._loop.submit(order, target[0]).result()
         images = reply.candidate.images
         rest = replace(reply, candidate=empty_images(reply.candidate))
-        return rest, *(images[list(part)].numpy() for part in parts)
+        return rest, *(rows(images, part).numpy() for part in parts)
+
+    def _warm_up(self) -> None:
+        """Have what `register` imports ready before the first round ends, but not before the first step is made."""
+        give_way()
+        began = self._loop.step
+        while self._loop.step == began:
+            time.sleep(_LOOK_SECONDS)
+        from .registering import warm_up
+
+        torch.set_num_threads(self._spec.threads)
+        warm_up(self._device)
 
     def saved(self, round: int) -> StateFile:
         """The file with the state of a round, once it is written."""

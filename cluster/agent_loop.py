@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -15,6 +18,9 @@ from torch import Tensor
 
 from ..agents import Agent, Candidate, Target
 from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
+
+# Niceness of what goes on beside the steps (0: as everything, 19: last).
+_BESIDE = 10
 
 
 class StaleOrderError(RuntimeError):
@@ -180,9 +186,8 @@ class AgentLoop:
                     self._unseen.clear()  # the process that made this round first has told of it
 
     def _descend(self, until_step: int, consensus: Tensor | None) -> None:
-        candidate = self._running.run(until_step, consensus, self._urgent.is_set)
         # Without the images: an agent in async mode that nobody asks for hours would keep hundreds of batches.
-        self._unseen.append(replace(candidate, images=torch.empty(0)))
+        self._unseen.append(self._running.run(until_step, consensus, self._urgent.is_set, with_images=False))
 
     def _is_done(self, order: Order) -> bool:
         """Whether this order was answered before, so that it is only answered again."""
@@ -206,7 +211,9 @@ class AgentLoop:
 
     def _consensus_of(self, leg: Leg) -> Tensor | None:
         if self._consensus[0] != leg.round:
-            images = None if leg.consensus is None else self._fetch(leg.consensus)[list(leg.order)]
+            images = None if leg.consensus is None else self._fetch(leg.consensus)
+            if images is not None and leg.order != tuple(range(len(leg.order))):
+                images = images[list(leg.order)]
             self._consensus = (leg.round, images)
         return self._consensus[1]
 
@@ -225,16 +232,22 @@ class AgentLoop:
             if not done and not self._leaving.is_set():
                 return
             notes = agent.messages if self._last is None else ()
-            left = None if done else self._write(leg.round).result()
+            left = None if done else self._write(leg.round, Future()).result()
             reply = Reply(leg.round, self._newest(agent), notes, left)
             if done:
                 self._last = reply
         else:
             reply = self._last
-        if task.order.save is not None and reply.left is None and not self._is_saved(task.order.save):
-            self._writes = {task.order.save: self._write(task.order.save)}
+        save = task.order.save
+        written: Future[StateFile] | None = None
+        if save is not None and reply.left is None and not self._is_saved(save):
+            written = Future()
+            self._writes = {save: written}
         self._task = None
         task.answer.set_result(reply)
+        # Last: others wait for the answer, and nobody for the state.
+        if save is not None and written is not None:
+            self._write(save, written)
 
     def _newest(self, agent: Agent) -> Candidate:
         """The candidate as it stands, with everything recorded since the last answer."""
@@ -256,16 +269,20 @@ class AgentLoop:
         write = self._writes.get(round)
         return write is not None and not (write.done() and write.exception() is not None)
 
-    def _write(self, round: int) -> Future[StateFile]:
+    def _write(self, round: int, written: Future[StateFile]) -> Future[StateFile]:
         """Begin to write the state; the agent may move on meanwhile, since a state is a copy."""
         agent = self._running
-        written: Future[StateFile] = Future()
         # A name of its own for each file: a write that the storage kept waiting must not replace a later one.
         self._files += 1
         name = state_name(round, self._seed, f"{self.token}-{self._files}")
-        state, step = agent.state(), agent.step
+        try:
+            state, step = agent.state(), agent.step
+        except BaseException as error:
+            written.set_exception(error)
+            raise
 
         def write() -> None:
+            give_way()
             try:
                 if self._storage is None:
                     raise StorageError("this run keeps no checkpoints")
@@ -275,3 +292,10 @@ class AgentLoop:
 
         threading.Thread(target=write, daemon=True, name=f"state of seed {self._seed}").start()
         return written
+
+
+def give_way() -> None:
+    """Let this thread run when no other one wants to."""
+    if sys.platform == "linux":  # elsewhere priorities belong to processes
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BESIDE)

@@ -159,6 +159,15 @@ class RayGroup:
             self._newest[position] = replace(candidate, trace=(), messages=(), seconds=0.0)
         return {position: found[position] for position in found if position not in gone}, frozenset(gone)
 
+    def renew(self, position: int, order: Order) -> None:
+        """See `AgentGroup`."""
+        known = self._orders.get(position)
+        if known is None or known.origin.stint != order.origin.stint or known.current.round != order.current.round:
+            return
+        # An agent that left in the middle of a round is further than any checkpoint.
+        if known.origin.step < order.origin.step:
+            self._orders[position] = replace(order, save=known.save)
+
     def _done(self, orders: Mapping[int, Order], gone: set[int]) -> int:
         at_work = {call.position for call in self._calls.values()} | set(self._absent)
         return sum(position not in at_work for position in orders if position not in gone)

@@ -54,7 +54,7 @@ def register_part(
         round: Index.
         config: How to register.
     """
-    candidates = torch.stack([tensor(array) for array in ray.get(list(images))])
+    candidates = torch.from_numpy(np.stack(ray.get(list(images))))
     found, orders = form_consensus(candidates, seeds, labels, round, config, device)
     rest = replace(
         found,
@@ -64,6 +64,12 @@ def register_part(
         displacement=None,
     )
     return found.images.cpu().numpy(), rest, orders
+
+
+def warm_up(device: str) -> None:
+    """Register something small, so that the first time it matters nothing is left to import or to compile."""
+    images = torch.linspace(-1, 1, 2 * 2 * 3 * 32 * 32).view(2, 2, 3, 32, 32)
+    form_consensus(images, [0, 1], torch.arange(2), 0, RegistrationConfig(), device)
 
 
 # A task of its own where no agent is free (`async`), or the one that was asked is lost.

@@ -17,6 +17,12 @@ def empty_images(candidate: Candidate) -> Candidate:
     return replace(candidate, images=torch.empty(0))
 
 
+def rows(images: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Some images of a batch in ascending order; not a copy where they are neighbours."""
+    first, last = places[0], places[-1]
+    return images[first : last + 1] if last - first == len(places) - 1 else images[list(places)]
+
+
 def tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """A tensor that may be written to."""
     return torch.from_numpy(array.copy())

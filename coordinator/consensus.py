@@ -52,8 +52,16 @@ def parts_by_label(labels: Int[Tensor, " batch"], most: int) -> list[tuple[int, 
     for place, label in enumerate(labels.tolist()):
         groups.setdefault(label, []).append(place)
     parts: list[list[int]] = [[] for _ in range(max(1, min(most, len(groups))))]
-    for places in sorted(groups.values(), key=len, reverse=True):
+    several = [places for places in groups.values() if len(places) > 1]
+    for places in sorted(several, key=len, reverse=True):
         min(parts, key=len).extend(places)
+    # Neighbours travel together as they lie in memory, without being brought together first.
+    singles = [places[0] for places in groups.values() if len(places) == 1]
+    for index, part in enumerate(parts):
+        left = len(singles) + sum(map(len, parts[index:]))
+        wanted = max(0, -(-left // (len(parts) - index)) - len(part))
+        part.extend(singles[:wanted])
+        del singles[:wanted]
     return [tuple(sorted(part)) for part in parts]
 
 

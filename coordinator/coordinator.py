@@ -150,8 +150,10 @@ class Coordinator:
 
     def idle(self) -> None:
         """While a round runs: complete checkpoints, tell where the run is."""
-        for position, state in self._saving.poll().items():
-            self._itinerary.moved(position, state)
+        round, states = self._saving.poll()
+        for position, state in states.items():
+            if self._itinerary.moved(position, round, state):
+                self._group.renew(position, self._itinerary.again(position))
         now = time.monotonic()
         if now - self._told >= _TELL_SECONDS:
             self._told = now
@@ -272,7 +274,7 @@ class Coordinator:
         self._saving.write_curves(self._progress, wait=True)
 
     def _settle(self) -> None:
-        while not self._saving.free:
+        while not self._saving.settled:
             self._group.settle(_POLL_SECONDS)
             self.idle()
         self._tell()

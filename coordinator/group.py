@@ -71,6 +71,9 @@ class AgentGroup(Protocol):
             take part no more.
         """
 
+    def renew(self, position: int, order: Order) -> None:
+        """An order that begins later, since a state was saved meanwhile: for a process that is lost on its way."""
+
     def form_consensus(
         self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig
     ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:

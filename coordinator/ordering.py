@@ -38,7 +38,9 @@ def common_order(
 def arrange(
     images: Float[Tensor, "seed batch channel height width"], orders: Int[Tensor, "seed batch"]
 ) -> Float[Tensor, "seed batch channel height width"]:
-    """Each seed's images in the common order."""
+    """Each seed's images in the common order; the same tensor where no image has to move."""
+    if bool((orders == torch.arange(orders.shape[1])).all()):
+        return images
     return torch.stack([batch[order] for batch, order in zip(images, orders, strict=True)])
 
 

@@ -66,8 +66,8 @@ class Itinerary:
         self._epoch = epoch
         self._origins: dict[int, Origin] = {}
         self._legs: dict[int, tuple[Leg, ...]] = {}
-        self._saving: set[int] = set()
-        """Positions that were asked to save since they entered."""
+        self._saves: dict[int, set[int]] = {}
+        """By position, the rounds that a seed was asked to save since it entered."""
         self._stints = 0
 
     @property
@@ -78,7 +78,7 @@ class Itinerary:
     def enter(self, position: int, step: int, start: Any = None, state: StateFile | None = None) -> None:
         """A seed takes part from here on: from a saved state, near shared images, or from noise."""
         self._stints += 1
-        self._saving.discard(position)
+        self._saves[position] = set()
         self._origins[position] = Origin((self._epoch, self._stints), step, state, start)
         self._legs[position] = ()
 
@@ -86,7 +86,7 @@ class Itinerary:
         """A seed takes no part any more; what it did counts no longer when it comes back."""
         self._origins.pop(position, None)
         self._legs.pop(position, None)
-        self._saving.discard(position)
+        self._saves.pop(position, None)
 
     def order(self, position: int, leg: Leg, save: int | None = None) -> Order:
         """The order for a seed's next round."""
@@ -97,15 +97,22 @@ class Itinerary:
     def again(self, position: int, save: int | None = None) -> Order:
         """The order for a seed's last round once more."""
         if save is not None:
-            self._saving.add(position)
+            self._saves[position].add(save)
         return Order(self._epoch, self._origins[position], self._legs[position], save)
 
-    def moved(self, position: int, state: StateFile) -> None:
-        """A seed's state was saved while it was on its way: a new process begins there instead."""
+    def moved(self, position: int, round: int, state: StateFile) -> bool:
+        """A seed's state of a round was saved while it was on its way: a new process begins there instead.
+
+        Returns:
+            False where the seed has left since; its orders are what they were.
+        """
         # A seed that came back meanwhile goes its own way: what was saved before it left is not where it stands.
-        if position not in self._saving:
-            return
+        saves = self._saves.get(position, set())
+        if round not in saves:
+            return False
+        self._saves[position] = {later for later in saves if later > round}
         self._origins[position] = replace(self._origins[position], step=state.step, state=state, start=None)
         # The last leg stays, also where it lies behind: an order is about it.
         *before, last = self._legs[position]
         self._legs[position] = (*(leg for leg in before if leg.until_step > state.step), last)
+        return True

@@ -1,4 +1,4 @@
-"""Checkpoints on the way: each is completed while the next round runs, one at a time."""
+"""Checkpoints on the way: each is completed while the next round runs, one after the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ class _Round:
     states: dict[int, StateFile] = field(default_factory=dict)
     facts: Mapping[str, Any] | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    written: Future[None] | None = None
 
     @property
     def complete(self) -> bool:
@@ -41,8 +40,8 @@ class _Round:
 class Saving:
     """Brings rounds into the storage without keeping the rounds waiting.
 
-    A round is skipped while the one before it is still being written: a slow storage makes checkpoints rarer, never
-    the attack slower. What fails is said, and tried again with the next round.
+    A round is skipped while the states of the one before are still being written: a slow storage makes checkpoints
+    rarer, never the attack slower. What fails is said, and tried again with the next round.
 
     Args:
         store: Where checkpoints go, or None to keep none.
@@ -56,6 +55,9 @@ class Saving:
     ) -> None:
         self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
         self._round: _Round | None = None
+        """Parts of it are still awaited, or the one before it is still on its way."""
+        self._written: tuple[_Round, Future[None]] | None = None
+        """Whole, and on its way."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._failing = False
         self._curves: Future[None] | None = None
@@ -66,6 +68,11 @@ class Saving:
     def free(self) -> bool:
         """Whether the next round can be saved."""
         return self._store is not None and self._round is None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is on its way."""
+        return self._round is None and self._written is None
 
     def begin(self, index: int, positions: Iterable[int]) -> None:
         """A round whose seeds at these positions save their states."""
@@ -83,8 +90,8 @@ class Saving:
         current = self._round
         if current is None or current.index != index or position not in current.wanted:
             return
-        if current.written is not None:
-            return  # told twice: the round is on its way with what was told first
+        if current.complete:
+            return  # told twice: the round goes on its way with what was told first
         if isinstance(state, str):
             self._failed(index, state)
             self._round = None
@@ -94,7 +101,7 @@ class Saving:
 
     def lost(self, position: int) -> None:
         """A seed that takes part no more: its state is not waited for, and the round is whole without it."""
-        if self._round is None or self._round.written is not None:
+        if self._round is None or self._round.complete:
             return
         self._round.wanted -= {position}
         self._round.states.pop(position, None)
@@ -105,35 +112,39 @@ class Saving:
 
     def _write_when_complete(self) -> None:
         current, store = self._round, self._store
-        if current is None or store is None or current.written is not None or not current.complete:
+        # One at a time: states of the round before are removed with the next one, and until this one is known to be
+        # whole, a process that is lost begins from them.
+        if current is None or store is None or self._written is not None or not current.complete:
             return
         states = {self._seeds[position]: state for position, state in current.states.items()}
         facts, tensors = current.facts, current.tensors
         assert facts is not None
-        current.written = self._writer.submit(store.commit, current.index, states, facts, tensors)
+        self._written = current, self._writer.submit(store.commit, current.index, states, facts, tensors)
+        self._round = None
 
-    def poll(self, wait: bool = False) -> dict[int, StateFile]:
-        """The states of a round that became whole since the last call, by position; empty when none did.
+    def poll(self, wait: bool = False) -> tuple[int, dict[int, StateFile]]:
+        """A round that became whole since the last call and its states by position; no states when none did.
 
         Raises:
             FencedError: Another coordinator owns the run.
         """
-        current = self._round
-        if current is None or current.written is None or not (wait or current.written.done()):
-            return {}
-        self._round = None
+        if self._written is None or not (wait or self._written[1].done()):
+            return -1, {}
+        (current, written), self._written = self._written, None
         try:
-            current.written.result()
+            written.result()
         except FencedError:
             raise
         except (CheckpointError, StorageError) as error:
             self._failed(current.index, str(error))
-            return {}
-        self.newest = current.index
-        if self._failing:
-            self._failing = False
-            self._note("checkpoint_saved_again", "Checkpoints are saved again.", round=current.index)
-        return current.states
+            current.states.clear()
+        else:
+            self.newest = current.index
+            if self._failing:
+                self._failing = False
+                self._note("checkpoint_saved_again", "Checkpoints are saved again.", round=current.index)
+        self._write_when_complete()
+        return current.index, current.states
 
     def _failed(self, index: int, reason: str) -> None:
         if self._failing:
@@ -160,7 +171,7 @@ class Saving:
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
         """Wait for what is being written, at most for so long: a storage that hangs keeps no run from ending."""
-        written = self._round.written if self._round is not None else None
+        written = self._written[1] if self._written is not None else None
         _, late = wait([write for write in (written, self._curves) if write is not None], seconds)
         if late:
             text = f"The storage did not answer within {seconds:g} s at the end; what was being written may be missing."

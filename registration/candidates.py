@@ -35,7 +35,9 @@ def check(candidates: Tensor, seeds: Sequence[int] | None, weights: Tensor | Non
     images = _as_images(candidates)
     names = _as_seeds(seeds, images.shape[0])
     share = _as_weights(weights, images)
-    usable = (images.abs() <= _LARGEST_PIXEL).flatten(1).all(1).tolist()
+    # The least and the largest pixel, not a mask of all: candidates are large, and NaN is in both.
+    least, largest = images.flatten(1).aminmax(dim=1)
+    usable = ((least >= -_LARGEST_PIXEL) & (largest <= _LARGEST_PIXEL)).tolist()
     reasons: list[str] = []
     kept: list[int] = []
     for position, (finite, weight) in enumerate(zip(usable, share.tolist(), strict=True)):

@@ -115,9 +115,12 @@ class SerialGroup:
     def settle(self, seconds: float) -> None:
         # States were told as soon as they were written: what is missing now will never come.
         saving = self.listener._saving  # type: ignore[attr-defined]
-        assert saving._round is None or saving._round.written is not None, "the coordinator waits for ever"
-        if saving._round is not None:
-            wait([saving._round.written])
+        assert saving._round is None, "the coordinator waits for ever"
+        if saving._written is not None:
+            wait([saving._written[1]])
+
+    def renew(self, position: int, order: Order) -> None:
+        pass  # nobody is lost on the way
 
     def close(self) -> None:
         self.closed = True

@@ -77,7 +77,7 @@ def test_what_lies_before_a_saved_state_is_forgotten(itinerary: Itinerary) -> No
     itinerary.order(0, leg(0), save=0)
     before = itinerary.order(0, leg(1)).origin
     itinerary.order(0, leg(2))
-    itinerary.moved(0, state(10))
+    itinerary.moved(0, 0, state(10))
     order = itinerary.again(0)
     assert [known.round for known in order.legs] == [1, 2]
     assert (order.origin.step, order.origin.state) == (10, state(10))
@@ -89,7 +89,7 @@ def test_images_to_begin_near_give_way_to_a_saved_state() -> None:
     itinerary = Itinerary(epoch=1)
     itinerary.enter(0, 10, start="images")
     itinerary.order(0, leg(1), save=1)
-    itinerary.moved(0, state(20))
+    itinerary.moved(0, 1, state(20))
     assert itinerary.again(0).origin.start is None
 
 
@@ -97,7 +97,7 @@ def test_images_to_begin_near_give_way_to_a_saved_state() -> None:
 def test_the_last_round_stays_also_where_it_lies_behind(itinerary: Itinerary, step: int) -> None:
     for index in range(3):
         itinerary.order(0, leg(index), save=index)
-    itinerary.moved(0, state(step))
+    itinerary.moved(0, 2, state(step))
     assert rounds(itinerary) == [2]
     itinerary.order(0, leg(3))
     assert rounds(itinerary) == [2, 3]  # a process skips what lies behind it
@@ -106,14 +106,14 @@ def test_the_last_round_stays_also_where_it_lies_behind(itinerary: Itinerary, st
 def test_a_state_in_the_middle_of_a_round_keeps_that_round(itinerary: Itinerary) -> None:
     for index in range(4):
         itinerary.order(0, leg(index), save=index)
-    itinerary.moved(0, state(14))  # async: a state is of any step
+    itinerary.moved(0, 3, state(14))  # async: a state is of any step
     assert rounds(itinerary) == [1, 2, 3]
 
 
 def test_a_state_of_a_seed_that_left_is_passed_over(itinerary: Itinerary) -> None:
     itinerary.order(0, leg(0), save=0)
     itinerary.leave(0)
-    itinerary.moved(0, state(10))
+    itinerary.moved(0, 0, state(10))
     assert itinerary.members == ()
 
 
@@ -123,14 +123,40 @@ def test_a_state_from_before_a_seed_left_is_not_where_it_goes_on(itinerary: Itin
     if leaves:
         itinerary.leave(0)
     itinerary.enter(0, 20, start="images")
-    itinerary.moved(0, state(10))  # also before its first order
+    itinerary.moved(0, 0, state(10))  # also before its first order
     itinerary.order(0, leg(2))
-    itinerary.moved(0, state(10))
+    itinerary.moved(0, 0, state(10))
     order = itinerary.again(0)
     assert (order.origin.step, order.origin.start, order.origin.state) == (20, "images", None)
     itinerary.again(0, save=2)
-    itinerary.moved(0, state(30))
+    itinerary.moved(0, 2, state(30))
     assert itinerary.again(0).origin.state == state(30)
+
+
+def test_a_state_that_became_whole_late_counts_while_the_next_one_is_on_its_way(itinerary: Itinerary) -> None:
+    itinerary.order(0, leg(0), save=0)
+    itinerary.order(0, leg(1), save=1)
+    assert itinerary.moved(0, 0, state(10))
+    assert itinerary.again(0).origin.state == state(10)
+    assert itinerary.moved(0, 1, state(20))
+    assert itinerary.again(0).origin.state == state(20)
+
+
+def test_an_older_state_does_not_count_after_a_newer_one(itinerary: Itinerary) -> None:
+    for index in range(2):
+        itinerary.order(0, leg(index), save=index)
+    assert itinerary.moved(0, 1, state(20))
+    assert not itinerary.moved(0, 0, state(10))
+    assert itinerary.again(0).origin.state == state(20)
+
+
+def test_what_was_saved_before_a_seed_came_back_does_not_count_though_it_saves_again(itinerary: Itinerary) -> None:
+    itinerary.order(0, leg(0), save=0)
+    itinerary.leave(0)
+    itinerary.enter(0, 20, start="images")
+    itinerary.order(0, leg(2), save=2)
+    assert not itinerary.moved(0, 0, state(10))
+    assert itinerary.again(0).origin.start == "images"
 
 
 def test_without_states_only_so_many_rounds_are_kept(itinerary: Itinerary) -> None:
@@ -146,5 +172,5 @@ def test_without_states_only_so_many_rounds_are_kept(itinerary: Itinerary) -> No
 def test_an_order_does_not_change_when_others_follow(itinerary: Itinerary) -> None:
     first = itinerary.order(0, leg(0), save=0)
     itinerary.order(0, leg(1))
-    itinerary.moved(0, state(10))
+    itinerary.moved(0, 0, state(10))
     assert (first.legs, first.origin.state) == ((leg(0),), None)

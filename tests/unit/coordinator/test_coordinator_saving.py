@@ -1,4 +1,4 @@
-"""Rounds on their way into the storage, one at a time, beside the rounds that go on."""
+"""Rounds on their way into the storage, one after the other, beside the rounds that go on."""
 
 from __future__ import annotations
 
@@ -65,9 +65,8 @@ def complete(saving: Saving, index: int, positions: tuple[int, ...] = (0, 1)) ->
 
 def arrived(saving: Saving) -> None:
     """Wait until the storage has answered, without taking the answer."""
-    assert saving._round is not None
-    assert saving._round.written is not None
-    wait([saving._round.written])
+    assert saving._written is not None
+    wait([saving._written[1]])
 
 
 @pytest.mark.parametrize("last", ["progress", "state"])
@@ -79,28 +78,47 @@ def test_a_round_is_written_when_its_last_part_comes(saving: Saving, store: Stor
     saving.add_state(4, 2, state(4, 2))
     saving.add_state(4, 0, state(4, 0))
     if last == "progress":
-        assert saving.poll(wait=True) == {}
+        assert saving.poll(wait=True)[1] == {}
         saving.add_progress(4, Progress(seconds=3.0))
     # By seed in the storage, by position for the coordinator.
-    assert saving.poll(wait=True) == {0: state(4, 0), 2: state(4, 2)}
+    assert saving.poll(wait=True) == (4, {0: state(4, 0), 2: state(4, 2)})
     ((index, files, facts),) = store.rounds
     assert (index, files, facts["seconds"]) == (4, {10: state(4, 0), 12: state(4, 2)}, 3.0)
     assert saving.newest == 4
     assert saving.free
-    assert saving.poll() == {}
+    assert saving.poll()[1] == {}
 
 
-def test_the_next_round_waits_until_this_one_is_written(saving: Saving, store: Store) -> None:
+def test_the_next_round_begins_while_this_one_is_written_and_no_third(saving: Saving, store: Store) -> None:
     store.open.clear()
     complete(saving, 0)
-    assert saving.poll() == {}
+    assert saving.free
+    assert not saving.settled
+    complete(saving, 1)
     assert not saving.free
+    assert saving.poll()[1] == {}
     assert saving.newest == -1
     store.open.set()
     arrived(saving)
-    assert saving.poll() != {}
-    assert saving.free
-    assert saving.newest == 0
+    # The second one is not written before the first is told: until then, lost processes begin from older states.
+    assert len(store.rounds) == 1
+    assert saving.poll() == (0, {0: state(0, 0), 1: state(0, 1)})
+    assert (saving.newest, saving.free, saving.settled) == (0, True, False)
+    assert saving.poll(wait=True) == (1, {0: state(1, 0), 1: state(1, 1)})
+    assert saving.settled
+
+
+def test_a_round_that_failed_does_not_hold_up_the_next_one(saving: Saving, store: Store) -> None:
+    store.open.clear()
+    store.error = StorageError("no connection")
+    complete(saving, 0)
+    complete(saving, 1)
+    store.open.set()
+    arrived(saving)
+    store.error = None
+    assert saving.poll(wait=True) == (0, {})
+    assert saving.poll(wait=True)[0] == 1
+    assert saving.newest == 1
 
 
 def test_what_progress_became_since_is_not_written(saving: Saving, store: Store) -> None:
@@ -128,7 +146,7 @@ def test_what_is_not_of_this_round_is_passed_over(saving: Saving, store: Store) 
     saving.add_state(1, 1, state(1, 1))
     assert store.rounds == []
     saving.add_progress(1, Progress())
-    assert saving.poll(wait=True) == {0: state(1, 0), 1: state(1, 1)}
+    assert saving.poll(wait=True) == (1, {0: state(1, 0), 1: state(1, 1)})
 
 
 def test_a_state_that_is_missing_gives_the_round_up_and_the_next_one_is_saved(
@@ -155,12 +173,12 @@ def test_a_manifest_that_cannot_be_written_is_said_and_tried_with_the_next_round
 ) -> None:
     store.error = StorageError("no connection")
     complete(saving, 0)
-    assert saving.poll(wait=True) == {}
+    assert saving.poll(wait=True)[1] == {}
     assert saving.newest == -1
     assert "no connection" in notes[0][1]
     store.error = None
     complete(saving, 1)
-    assert saving.poll(wait=True) != {}
+    assert saving.poll(wait=True)[1] != {}
     assert [kind for kind, _ in notes] == ["checkpoint_failed", "checkpoint_saved_again"]
 
 
@@ -172,10 +190,10 @@ def test_a_round_on_its_way_is_not_changed_any_more(
     complete(saving, 0)
     saving.add_state(0, 1, told)
     saving.lost(1)
-    assert not saving.free  # or two commits would be under way
+    assert not saving.settled
     store.open.set()
     # What the coordinator goes on from is what the manifest says.
-    assert saving.poll(wait=True) == {0: state(0, 0), 1: state(0, 1)}
+    assert saving.poll(wait=True) == (0, {0: state(0, 0), 1: state(0, 1)})
     assert store.rounds[0][1] == {10: state(0, 0), 11: state(0, 1)}
     assert notes == []
 
@@ -203,7 +221,7 @@ def test_a_seed_that_left_is_not_waited_for(saving: Saving, store: Store, had_sa
     saving.add_state(0, 1, "lost while it wrote")
     assert not saving.free
     saving.add_state(0, 0, state(0, 0))
-    assert saving.poll(wait=True) == {0: state(0, 0)}
+    assert saving.poll(wait=True) == (0, {0: state(0, 0)})
     assert store.rounds[0][1] == {10: state(0, 0)}
 
 
@@ -212,7 +230,7 @@ def test_the_last_missing_seed_s_leaving_makes_the_round_whole(saving: Saving) -
     saving.add_progress(0, Progress())
     saving.add_state(0, 0, state(0, 0))
     saving.lost(1)
-    assert saving.poll(wait=True) == {0: state(0, 0)}
+    assert saving.poll(wait=True) == (0, {0: state(0, 0)})
 
 
 def test_a_round_that_everybody_left_is_forgotten(saving: Saving, store: Store) -> None:
@@ -222,14 +240,14 @@ def test_a_round_that_everybody_left_is_forgotten(saving: Saving, store: Store) 
     saving.lost(1)
     saving.lost(1)
     assert saving.free  # else the run would wait for it at its end, for ever
-    assert saving.poll(wait=True) == {}
+    assert saving.poll(wait=True)[1] == {}
     assert store.rounds == []
 
 
 def test_without_a_store_nothing_is_ever_free() -> None:
     saving = Saving(None, None, SEEDS, lambda *arguments, **more: None)
     assert not saving.free
-    assert saving.poll(wait=True) == {}
+    assert saving.poll(wait=True)[1] == {}
     saving.write_curves(Progress(), wait=True)
     saving.close()
 
