@@ -31,5 +31,5 @@ class Adam:
         self.first_moment.lerp_(derivative, 1 - _DECAYS[0])
         self.second_moment.mul_(_DECAYS[1]).addcmul_(derivative, derivative, value=1 - _DECAYS[1])
         size = learning_rate / (1 - _DECAYS[0] ** self.steps)
-        scale = (self.second_moment.sqrt() / (1 - _DECAYS[1] ** self.steps) ** 0.5).add_(_EPSILON)
+        scale = self.second_moment.sqrt().div_((1 - _DECAYS[1] ** self.steps) ** 0.5).add_(_EPSILON)
         images.addcdiv_(self.first_moment, scale, value=-size)

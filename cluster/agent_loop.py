@@ -19,6 +19,10 @@ from torch import Tensor
 from ..agents import Agent, Candidate, Target
 from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
 
+# At most so long does the state of a round wait for the next round to begin.
+_BETWEEN_ROUNDS_SECONDS = 10.0
+# States on their way, or told of: those of two rounds are awaited at once (`Saving`).
+_MOST_WRITES = 3
 # Niceness of what goes on beside the steps (0: as everything, 19: last).
 _BESIDE = 10
 
@@ -85,6 +89,8 @@ class AgentLoop:
         self._error: BaseException | None = None
         self._consensus: tuple[int, Tensor | None] = (-1, None)
         self._urgent, self._leaving = threading.Event(), threading.Event()
+        self._moving = threading.Event()
+        """Not set between two rounds, while others work on the consensus."""
         self._writes: dict[int, Future[StateFile]] = {}
         self._files = 0
         threading.Thread(target=self._serve, daemon=True, name=f"seed {seed}").start()
@@ -113,6 +119,7 @@ class AgentLoop:
         """Save the state as soon as possible and answer the order with it."""
         self._leaving.set()
         self._urgent.set()
+        self._moving.set()
 
     def saved(self, round: int) -> StateFile:
         """The state of a round, once it is written.
@@ -186,6 +193,7 @@ class AgentLoop:
                     self._unseen.clear()  # the process that made this round first has told of it
 
     def _descend(self, until_step: int, consensus: Tensor | None) -> None:
+        self._moving.set()
         # Without the images: an agent in async mode that nobody asks for hours would keep hundreds of batches.
         self._unseen.append(self._running.run(until_step, consensus, self._urgent.is_set, with_images=False))
 
@@ -227,7 +235,8 @@ class AgentLoop:
         if task is None:
             return
         leg = task.order.current
-        if self._last is None or not self._is_done(task.order):
+        answered = self._is_done(task.order)
+        if not answered:
             done = agent.step >= leg.until_step
             if not done and not self._leaving.is_set():
                 return
@@ -237,12 +246,16 @@ class AgentLoop:
             if done:
                 self._last = reply
         else:
+            assert self._last is not None
             reply = self._last
         save = task.order.save
         written: Future[StateFile] | None = None
         if save is not None and reply.left is None and not self._is_saved(save):
             written = Future()
-            self._writes = {save: written}
+            older = list(self._writes.items())[1 - _MOST_WRITES :]
+            self._writes = {**dict(older), save: written}
+        between_rounds = self._chunk is None and not answered and not agent.finished and not self._leaving.is_set()
+        (self._moving.clear if between_rounds else self._moving.set)()
         self._task = None
         task.answer.set_result(reply)
         # Last: others wait for the answer, and nobody for the state.
@@ -283,6 +296,8 @@ class AgentLoop:
 
         def write() -> None:
             give_way()
+            # What happens between two rounds keeps all agents waiting, and may need every processor.
+            self._moving.wait(_BETWEEN_ROUNDS_SECONDS)
             try:
                 if self._storage is None:
                     raise StorageError("this run keeps no checkpoints")

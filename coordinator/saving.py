@@ -18,6 +18,8 @@ from .tensor_file import CheckpointError, StateFile
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+# Rounds whose states are awaited: those of one are written while the next one runs, at whose end its own are due.
+_MOST_AWAITED = 2
 # A storage that fails is tried again for less; this is for one that does not answer at all.
 _CLOSE_SECONDS = 180.0
 
@@ -40,7 +42,7 @@ class _Round:
 class Saving:
     """Brings rounds into the storage without keeping the rounds waiting.
 
-    A round is skipped while the states of the one before are still being written: a slow storage makes checkpoints
+    A round is skipped while the states of two before it are still being written: a slow storage makes checkpoints
     rarer, never the attack slower. What fails is said, and tried again with the next round.
 
     Args:
@@ -54,8 +56,8 @@ class Saving:
         self, store: CheckpointStore | None, storage: Storage | None, seeds: tuple[int, ...], note: Callable[..., None]
     ) -> None:
         self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
-        self._round: _Round | None = None
-        """Parts of it are still awaited, or the one before it is still on its way."""
+        self._rounds: list[_Round] = []
+        """Those of which parts are still awaited, or the one before is; the oldest first."""
         self._written: tuple[_Round, Future[None]] | None = None
         """Whole, and on its way."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -67,51 +69,53 @@ class Saving:
     @property
     def free(self) -> bool:
         """Whether the next round can be saved."""
-        return self._store is not None and self._round is None
+        return self._store is not None and len(self._rounds) < _MOST_AWAITED
 
     @property
     def settled(self) -> bool:
         """Whether nothing is on its way."""
-        return self._round is None and self._written is None
+        return not self._rounds and self._written is None
 
     def begin(self, index: int, positions: Iterable[int]) -> None:
         """A round whose seeds at these positions save their states."""
         assert self.free
-        self._round = _Round(index, frozenset(positions))
+        self._rounds.append(_Round(index, frozenset(positions)))
+
+    def _awaited(self, index: int) -> _Round | None:
+        return next((round for round in self._rounds if round.index == index), None)
 
     def add_progress(self, index: int, progress: Progress) -> None:
         """The coordinator's own part of the round that was begun."""
-        if self._round is not None and self._round.index == index:
-            self._round.facts, self._round.tensors = progress.facts(), progress.tensors()
+        current = self._awaited(index)
+        if current is not None:
+            current.facts, current.tensors = progress.facts(), progress.tensors()
             self._write_when_complete()
 
     def add_state(self, index: int, position: int, state: StateFile | str) -> None:
         """One seed's part, or why there is none: the round is then given up."""
-        current = self._round
-        if current is None or current.index != index or position not in current.wanted:
+        current = self._awaited(index)
+        if current is None or position not in current.wanted:
             return
         if current.complete:
             return  # told twice: the round goes on its way with what was told first
         if isinstance(state, str):
             self._failed(index, state)
-            self._round = None
-            return
-        current.states[position] = state
+            self._rounds.remove(current)
+        else:
+            current.states[position] = state
         self._write_when_complete()
 
     def lost(self, position: int) -> None:
-        """A seed that takes part no more: its state is not waited for, and the round is whole without it."""
-        if self._round is None or self._round.complete:
-            return
-        self._round.wanted -= {position}
-        self._round.states.pop(position, None)
-        if self._round.wanted:
-            self._write_when_complete()
-        else:
-            self._round = None  # nobody is left who could make it whole
+        """A seed that takes part no more: its states are not waited for, and the rounds are whole without it."""
+        for current in [round for round in self._rounds if not round.complete]:
+            current.wanted -= {position}
+            current.states.pop(position, None)
+            if not current.wanted:
+                self._rounds.remove(current)  # nobody is left who could make it whole
+        self._write_when_complete()
 
     def _write_when_complete(self) -> None:
-        current, store = self._round, self._store
+        current, store = self._rounds[0] if self._rounds else None, self._store
         # One at a time: states of the round before are removed with the next one, and until this one is known to be
         # whole, a process that is lost begins from them.
         if current is None or store is None or self._written is not None or not current.complete:
@@ -120,7 +124,7 @@ class Saving:
         facts, tensors = current.facts, current.tensors
         assert facts is not None
         self._written = current, self._writer.submit(store.commit, current.index, states, facts, tensors)
-        self._round = None
+        self._rounds.remove(current)
 
     def poll(self, wait: bool = False) -> tuple[int, dict[int, StateFile]]:
         """A round that became whole since the last call and its states by position; no states when none did.

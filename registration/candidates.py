@@ -35,9 +35,10 @@ def check(candidates: Tensor, seeds: Sequence[int] | None, weights: Tensor | Non
     images = _as_images(candidates)
     names = _as_seeds(seeds, images.shape[0])
     share = _as_weights(weights, images)
-    # The least and the largest pixel, not a mask of all: candidates are large, and NaN is in both.
-    least, largest = images.flatten(1).aminmax(dim=1)
-    usable = ((least >= -_LARGEST_PIXEL) & (largest <= _LARGEST_PIXEL)).tolist()
+    # The least and the largest pixel, not a mask of all: candidates are large, and NaN is in both. One candidate after
+    # the other, since torch is several times slower along a dimension.
+    extremes = torch.stack([torch.stack(candidate.aminmax()) for candidate in images])
+    usable = (extremes.abs() <= _LARGEST_PIXEL).all(1).tolist()
     reasons: list[str] = []
     kept: list[int] = []
     for position, (finite, weight) in enumerate(zip(usable, share.tolist(), strict=True)):

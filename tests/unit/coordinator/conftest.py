@@ -115,7 +115,7 @@ class SerialGroup:
     def settle(self, seconds: float) -> None:
         # States were told as soon as they were written: what is missing now will never come.
         saving = self.listener._saving  # type: ignore[attr-defined]
-        assert saving._round is None, "the coordinator waits for ever"
+        assert not saving._rounds, "the coordinator waits for ever"
         if saving._written is not None:
             wait([saving._written[1]])
 

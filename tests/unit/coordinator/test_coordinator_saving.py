@@ -72,7 +72,7 @@ def arrived(saving: Saving) -> None:
 @pytest.mark.parametrize("last", ["progress", "state"])
 def test_a_round_is_written_when_its_last_part_comes(saving: Saving, store: Store, last: str) -> None:
     saving.begin(4, (0, 2))
-    assert not saving.free
+    assert not saving.settled
     if last == "state":
         saving.add_progress(4, Progress(seconds=3.0))
     saving.add_state(4, 2, state(4, 2))
@@ -89,12 +89,14 @@ def test_a_round_is_written_when_its_last_part_comes(saving: Saving, store: Stor
     assert saving.poll()[1] == {}
 
 
-def test_the_next_round_begins_while_this_one_is_written_and_no_third(saving: Saving, store: Store) -> None:
+def test_rounds_follow_each_other_into_the_storage_and_no_more_than_two_are_awaited(
+    saving: Saving, store: Store
+) -> None:
     store.open.clear()
     complete(saving, 0)
-    assert saving.free
-    assert not saving.settled
     complete(saving, 1)
+    assert saving.free
+    saving.begin(2, (0, 1))
     assert not saving.free
     assert saving.poll()[1] == {}
     assert saving.newest == -1
@@ -105,7 +107,44 @@ def test_the_next_round_begins_while_this_one_is_written_and_no_third(saving: Sa
     assert saving.poll() == (0, {0: state(0, 0), 1: state(0, 1)})
     assert (saving.newest, saving.free, saving.settled) == (0, True, False)
     assert saving.poll(wait=True) == (1, {0: state(1, 0), 1: state(1, 1)})
+    assert not saving.settled
+    saving.add_progress(2, Progress())
+    saving.add_state(2, 0, state(2, 0))
+    saving.add_state(2, 1, "the disk is full")
     assert saving.settled
+
+
+def test_a_later_round_waits_for_the_states_of_the_one_before(saving: Saving, store: Store) -> None:
+    saving.begin(0, (0, 1))
+    saving.add_progress(0, Progress())
+    complete(saving, 1)
+    assert saving.poll(wait=True)[1] == {}
+    saving.add_state(0, 1, state(0, 1))
+    saving.add_state(0, 0, state(0, 0))
+    assert saving.poll(wait=True)[0] == 0
+    assert saving.poll(wait=True)[0] == 1
+    assert [index for index, _, _ in store.rounds] == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["failed", "left"])
+def test_a_round_that_is_given_up_lets_the_next_one_pass(saving: Saving, store: Store, how: str) -> None:
+    saving.begin(0, (2,))
+    complete(saving, 1)
+    if how == "failed":
+        saving.add_state(0, 2, "the disk is full")
+    else:
+        saving.lost(2)
+    assert saving.poll(wait=True)[0] == 1
+
+
+def test_a_seed_that_left_is_waited_for_in_no_round(saving: Saving, store: Store) -> None:
+    for index in (0, 1):
+        saving.begin(index, (0, 1))
+        saving.add_progress(index, Progress())
+        saving.add_state(index, 0, state(index, 0))
+    saving.lost(1)
+    assert saving.poll(wait=True) == (0, {0: state(0, 0)})
+    assert saving.poll(wait=True) == (1, {0: state(1, 0)})
 
 
 def test_a_round_that_failed_does_not_hold_up_the_next_one(saving: Saving, store: Store) -> None:
@@ -219,7 +258,7 @@ def test_a_seed_that_left_is_not_waited_for(saving: Saving, store: Store, had_sa
     saving.lost(2)  # had no part
     saving.add_progress(0, Progress())
     saving.add_state(0, 1, "lost while it wrote")
-    assert not saving.free
+    assert not saving.settled
     saving.add_state(0, 0, state(0, 0))
     assert saving.poll(wait=True) == (0, {0: state(0, 0)})
     assert store.rounds[0][1] == {10: state(0, 0)}
@@ -239,7 +278,7 @@ def test_a_round_that_everybody_left_is_forgotten(saving: Saving, store: Store) 
     saving.lost(0)
     saving.lost(1)
     saving.lost(1)
-    assert saving.free  # else the run would wait for it at its end, for ever
+    assert saving.settled  # else the run would wait for it at its end, for ever
     assert saving.poll(wait=True)[1] == {}
     assert store.rounds == []
 
