@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,8 @@ class AgentProcess:
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         chunk = None if spec.period is None else max(1, spec.period // _LOOKS_PER_PERIOD)
         self._loop = AgentLoop(spec.seed, self._make, _fetch, spec.storage, chunk, spec.threads)
+        # Always the same one, which has its memory already: a fresh batch of pages costs more than the work on it.
+        self._registration = ThreadPoolExecutor(1, "registration", torch.set_num_threads, (spec.threads,))
         self._is_warm = spec.period is not None  # in async mode agents do not register
 
     def _make(self, target: Target) -> Agent:
@@ -83,8 +86,7 @@ class AgentProcess:
             time.sleep(_LOOK_SECONDS)
         from .registering import warm_up
 
-        torch.set_num_threads(self._spec.threads)
-        warm_up(self._device)
+        self._registration.submit(warm_up, self._device)
 
     def saved(self, round: int) -> StateFile:
         """The file with the state of a round, once it is written."""
@@ -102,8 +104,7 @@ class AgentProcess:
         """Form a part of the consensus on this agent's device, which has nothing else to do between two rounds."""
         from .registering import register_part
 
-        torch.set_num_threads(self._spec.threads)
-        return register_part(self._device, *arguments)
+        return self._registration.submit(register_part, self._device, *arguments).result()
 
 
 def _fetch(shared: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..agents import Agent, Candidate, Target
 from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
 
-# At most so long does the state of a round wait for the next round to begin.
+# At most so long does the file of a state wait for the next round to begin.
 _BETWEEN_ROUNDS_SECONDS = 10.0
 # States on their way, or told of: those of two rounds are awaited at once (`Saving`).
 _MOST_WRITES = 3
@@ -90,7 +90,7 @@ class AgentLoop:
         self._consensus: tuple[int, Tensor | None] = (-1, None)
         self._urgent, self._leaving = threading.Event(), threading.Event()
         self._moving = threading.Event()
-        """Not set between two rounds, while others work on the consensus."""
+        """Not set from the end of a round until the first step of the next: others work on the consensus."""
         self._writes: dict[int, Future[StateFile]] = {}
         self._files = 0
         threading.Thread(target=self._serve, daemon=True, name=f"seed {seed}").start()
@@ -193,9 +193,16 @@ class AgentLoop:
                     self._unseen.clear()  # the process that made this round first has told of it
 
     def _descend(self, until_step: int, consensus: Tensor | None) -> None:
-        self._moving.set()
+        agent, began = self._running, self._running.step
+
+        def interrupted() -> bool:
+            if agent.step > began:
+                self._moving.set()
+            return self._urgent.is_set()
+
         # Without the images: an agent in async mode that nobody asks for hours would keep hundreds of batches.
-        self._unseen.append(self._running.run(until_step, consensus, self._urgent.is_set, with_images=False))
+        self._unseen.append(agent.run(until_step, consensus, interrupted, with_images=False))
+        self._moving.set()
 
     def _is_done(self, order: Order) -> bool:
         """Whether this order was answered before, so that it is only answered again."""

@@ -74,6 +74,33 @@ def test_a_new_coordinator_s_round_is_written_anew(
     assert new.name != old.name  # a late write of the old one would not harm it
 
 
+def test_a_state_is_written_after_the_first_step_of_the_next_round(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradinversion.cluster.agent_loop._BETWEEN_ROUNDS_SECONDS", 600.0)
+    one = process()
+    one.reply(order(0, save=0))
+    there: list[list[str]] = []
+    one.hooks[10] = lambda: there.append(files(tmp_path))
+    one.hooks[11] = lambda: there.append([one.loop.saved(0).name])
+    one.reply(order(1, save=1))
+    assert there == [[], files(tmp_path)]
+    # Asked again, nobody waits for a consensus; nor does anybody after the last step.
+    one.reply(order(1, save=1))
+    assert one.loop.saved(1).step == 20
+    one.reply(order(3, save=3))
+    assert one.loop.saved(3).step == 40
+
+
+def test_the_states_of_two_rounds_can_be_asked_for_at_once(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process()
+    first, second = one.save_round(0), one.save_round(1)
+    assert one.loop.saved(0) == first
+    assert one.loop.saved(1) == second
+
+
 class _SlowStorage(Storage):
     """Writes nothing before it may."""
 
