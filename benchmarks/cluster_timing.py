@@ -19,6 +19,8 @@ from .cluster_attack import Size, make_attack, step_times
 from .cluster_machine import load, local_ray, memory, ours, rounded
 
 _METHODS = ("none", "coarse_to_fine")
+# In these, processes touch the memory of their first candidates and import what they register with.
+_WARM_ROUNDS = 2
 
 
 def checkpoints(size: Size, rounds: int = 3, agents: int = 2, pairs: int = 2) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def checkpoints(size: Size, rounds: int = 3, agents: int = 2, pairs: int = 2) ->
     }
 
 
-def coordination(size: Size, rounds: int = 3, agents: int = 8, methods: Sequence[str] = _METHODS) -> dict[str, Any]:
+def coordination(size: Size, rounds: int = 8, agents: int = 8, methods: Sequence[str] = _METHODS) -> dict[str, Any]:
     """Share of the time that agents compute, by mode and kind of registration; with checkpoints."""
     runs = [
         _run(size, rounds, agents, mode, method, saves=True) | {"mode": mode.value, "registration": method}
@@ -77,11 +79,17 @@ def _run(size: Size, rounds: int, agents: int, mode: Mode, method: str, saves: b
         steps = step_times(traces)
     assert {len(times) for times in steps.values()} == {rounds * size.period}, "a step was made twice or not at all"
     period = size.period if mode is Mode.SYNC else 1
-    shares = [computing_share(times, period) for times in steps.values()]
+
+    def share(period: int, skipped_rounds: int = 0) -> float:
+        later = [times[skipped_rounds * size.period :] for times in steps.values()]
+        return rounded(statistics.mean(computing_share(times, period) for times in later))
+
     return {
         "stepping_seconds": rounded(statistics.median(times[-1] - times[0] for times in steps.values())),
         "step_seconds": rounded(statistics.median(_median_step(times) for times in steps.values())),
-        "computing": rounded(statistics.mean(shares)),
+        "computing": share(period),
+        "computing_all_steps": share(1),
+        "computing_all_steps_later": share(1, min(_WARM_ROUNDS, rounds - 2)),
         "computing_as_the_status_says": [rounded(status.computing) for status in watcher.rounds.values()],
         "end_seconds": rounded(ended - max(times[-1] for times in steps.values())),
         "agent_mb": round(watcher.agent_bytes / 1e6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,12 @@ def warm_up(device: str) -> None:
     form_consensus(images, [0, 1], torch.arange(2), 0, RegistrationConfig(), device)
 
 
-# A task of its own where no agent is free (`async`), or the one that was asked is lost.
-_register_part_task: Any = ray.remote(num_cpus=0, max_retries=2)(register_part)
+def _register_parts(parts: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [register_part("cpu", *arguments) for arguments in parts]
+
+
+# Tasks of their own where no agent is free (`async`), or the one that was asked is lost.
+_register_parts_task: Any = ray.remote(num_cpus=0, max_retries=2)(_register_parts)
 
 
 def form_in_parts(
@@ -99,15 +104,20 @@ def form_in_parts(
     Raises:
         RayError: A candidate, or whoever worked on it, was lost.
     """
-    calls = []
-    for index, part in enumerate(parts):
-        arguments = ([row[index] for row in images], list(seeds), labels[list(part)], round, config)
-        if workers:
-            calls.append(workers[index % len(workers)].register.remote(*arguments))
-        else:
-            calls.append(_register_part_task.remote("cpu", *arguments))
-    found = [
-        (part, replace(rest, images=tensor(array)), orders)
-        for part, (array, rest, orders) in zip(parts, ray.get(calls), strict=True)
+    arguments = [
+        ([row[index] for row in images], list(seeds), labels[list(part)], round, config)
+        for index, part in enumerate(parts)
     ]
-    return join_parts(found, len(labels))
+    if workers:
+        found = ray.get([workers[index % len(workers)].register.remote(*one) for index, one in enumerate(arguments)])
+    else:
+        # No more processes than processors: each one imports torch, while agents compute on the same ones.
+        processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        size = -(-len(parts) // max(1, processors))
+        shares = [arguments[first : first + size] for first in range(0, len(parts), size)]
+        found = list(chain.from_iterable(ray.get([_register_parts_task.remote(share) for share in shares])))
+    joined = [
+        (part, replace(rest, images=tensor(array)), orders)
+        for part, (array, rest, orders) in zip(parts, found, strict=True)
+    ]
+    return join_parts(joined, len(labels))

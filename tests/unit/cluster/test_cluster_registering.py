@@ -63,8 +63,10 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registering.ray, "get", lambda references: references)
-        monkeypatch.setattr(registering, "_register_part_task", SimpleNamespace(remote=self.task))
+        monkeypatch.setattr(registering.ray, "cluster_resources", lambda: {"CPU": self.processors})
+        monkeypatch.setattr(registering, "_register_parts_task", SimpleNamespace(remote=self.task))
         self.asked: list[str] = []
+        self.processors = 8.0
 
     def worker(self, name: str) -> Any:
         def register(*arguments: Any) -> Any:
@@ -73,9 +75,9 @@ class Cluster:
 
         return SimpleNamespace(register=SimpleNamespace(remote=register))
 
-    def task(self, device: str, *arguments: Any) -> Any:
-        self.asked.append("task")
-        return register_part(device, *arguments)
+    def task(self, parts: list[Any]) -> Any:
+        self.asked.append(f"task of {len(parts)}")
+        return registering._register_parts(parts)
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_the_parts_are_the_whole(cluster: Cluster, images: Tensor, most: int, co
 
 @pytest.mark.parametrize(
     ("workers", "asked"),
-    [([], ["task"] * 4), (["a"], ["a"] * 4), (["a", "b"], ["a", "b", "a", "b"]), (list("abcdef"), list("abcd"))],
+    [([], ["task of 1"] * 4), (["a"], ["a"] * 4), (["a", "b"], ["a", "b", "a", "b"]), (list("abcdef"), list("abcd"))],
 )
 def test_parts_are_spread_over_who_has_nothing_else_to_do(
     cluster: Cluster, images: Tensor, workers: list[str], asked: list[str]
@@ -121,6 +123,19 @@ def test_parts_are_spread_over_who_has_nothing_else_to_do(
     config = RegistrationConfig(method="none")
     form_in_parts(parts, shared(images, parts), list(map(cluster.worker, workers)), SEEDS, LABELS, 0, config)
     assert cluster.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("processors", "asked"),
+    [(0.5, ["task of 4"]), (1, ["task of 4"]), (2, ["task of 2"] * 2), (3, ["task of 2"] * 2), (64, ["task of 1"] * 4)],
+)
+def test_no_more_tasks_than_processors(cluster: Cluster, images: Tensor, processors: float, asked: list[str]) -> None:
+    cluster.processors = processors
+    parts = parts_by_label(LABELS, 4)
+    config = RegistrationConfig(method="none")
+    found, _ = form_in_parts(parts, shared(images, parts), [], SEEDS, LABELS, 0, config)
+    assert cluster.asked == asked
+    assert torch.equal(found.images, form_consensus(images, SEEDS, LABELS, 0, config)[0].images)
 
 
 def test_a_part_travels_without_what_is_large(cluster: Cluster, images: Tensor) -> None:

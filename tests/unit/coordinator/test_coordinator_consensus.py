@@ -39,6 +39,22 @@ def test_parts_are_of_about_equal_size() -> None:
     assert sorted(map(len, parts_by_label(LABELS, 3))) == [2, 3, 3]
 
 
+@pytest.mark.parametrize("most", [2, 3, 5, 7, 16])
+def test_images_with_labels_of_their_own_travel_with_their_neighbours(most: int) -> None:
+    parts = parts_by_label(torch.arange(16), most)
+    assert sum(parts, ()) == tuple(range(16))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 2], [0, 0, 0, 1, 2, 2], [1, 0, 0, 2, 0, 0, 3, 3], [5, 5, 5, 5, 5, 1, 2]])
+def test_no_part_is_empty(labels: list[int]) -> None:
+    for most in range(1, 8):
+        parts = parts_by_label(torch.tensor(labels), most)
+        assert len(parts) == min(most, len(set(labels)))
+        assert all(parts)
+        assert sorted(sum(parts, ())) == list(range(len(labels)))
+
+
 @pytest.mark.parametrize("labels", [[7], [7, 7, 7]])
 def test_a_single_label_is_a_single_part(labels: list[int]) -> None:
     assert parts_by_label(torch.tensor(labels), 8) == [tuple(range(len(labels)))]
