@@ -57,12 +57,23 @@ def _checkpoints(part: _Results) -> str:
 
 def _coordination(part: _Results) -> str:
     return _table(
-        ("mode", "registration", "agents compute", "memory of an agent", "of the coordinator", "load"),
+        (
+            "mode",
+            "registration",
+            "agents compute",
+            "all slow steps counted",
+            "and without two rounds of warming up",
+            "memory of an agent",
+            "of the coordinator",
+            "load",
+        ),
         [
             (
                 run["mode"],
                 run["registration"],
                 f"**{run['computing']:.1%}**",
+                f"{run['computing_all_steps']:.1%}",
+                f"{run['computing_all_steps_later']:.1%}",
                 f"{run['agent_mb']} MB",
                 f"{run['coordinator_mb']} MB",
                 run["load"],
