@@ -16,6 +16,7 @@ import torch
 from gradinversion.agents import Candidate, Outcome, Target
 from gradinversion.cluster.agent_actor import Presence
 from gradinversion.cluster.agent_loop import Reply
+from gradinversion.cluster.candidates import Candidates
 from gradinversion.cluster.ray_group import RayGroup
 from gradinversion.cluster.registering import register_part
 from gradinversion.cluster.resources import Share
@@ -121,7 +122,7 @@ class SimulatedGroup(RayGroup):
     def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
         super().open(target, listener)
-        self._parts = parts_by_label(target.labels, self._wished_parts)
+        self._candidates = Candidates(self.seeds, parts_by_label(target.labels, self._wished_parts))
 
     def _make(self, position: int) -> Any:
         return _Handle(self._hosts[position % _HOSTS], self.seeds[position])
@@ -139,7 +140,7 @@ class SimulatedGroup(RayGroup):
         began = time.perf_counter()
         consensus, orders = super().form_consensus(positions, labels, round, config)
         self.costs.consensus.append(time.perf_counter() - began)
-        whole = len(self._parts) == 1
+        whole = len(self._candidates.parts) == 1
         self.costs.received.append(consensus.images.nbytes * (len(positions) if whole else 1))
         return consensus, orders
 

@@ -17,23 +17,21 @@ from torch import Tensor
 from ..agents import Candidate, Target
 from ..coordinator import (
     AttackConfig,
-    CandidatesLostError,
     FencedError,
     Listener,
     Mode,
     Order,
     Storage,
-    form_consensus,
     parts_by_label,
     too_few,
 )
 from ..registration import Consensus, RegistrationConfig
 from .agent_actor import AgentActor, AgentSpec
 from .agent_loop import Reply, StaleOrderError
-from .registering import count_parts, form_in_parts
+from .candidates import Candidates, after
+from .registering import count_parts
 from .resources import Share
 from .roster import Roster, end_actors
-from .transport import tensor
 
 NAMESPACE = "gradinversion"
 # One call descends; the others answer about progress, saved states and places.
@@ -72,7 +70,6 @@ class RayGroup:
         self._config, self._share, self._storage = config, share, storage
         self._name, self._detached, self._fresh = name, detached, fresh
         self._target: list[Any] = []
-        self._parts: list[tuple[int, ...]] = []
         self._calls: dict[Any, _Call] = {}
         self._writes: dict[Any, tuple[int, int]] = {}
         self._orders: dict[int, Order] = {}
@@ -82,8 +79,6 @@ class RayGroup:
         self._barred: set[int] = set()
         self._paused = False
         self._begun: dict[int, Reply] = {}
-        self._newest: dict[int, Candidate] = {}
-        self._images: dict[int, list[Any]] = {}
 
     # Placing.
 
@@ -92,7 +87,8 @@ class RayGroup:
         self._listener = listener
         self._target = [ray.put(target)]
         batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
-        self._parts = parts_by_label(target.labels, count_parts(len(self.seeds), batch_bytes))
+        parts = parts_by_label(target.labels, count_parts(len(self.seeds), batch_bytes))
+        self._candidates = Candidates(self.seeds, parts)
         if self._fresh and self._detached:
             end_actors([self._name_of(position) for position in range(len(self.seeds))], NAMESPACE)
         self._roster = Roster(len(self.seeds), self._make)
@@ -154,10 +150,7 @@ class RayGroup:
             gone |= self._give_up(set(orders) - gone, give_up)
             self._tell_to_leave()
             self._listener.idle()
-        found = {position: self._newest[position] for position in orders if position in self._newest}
-        for position, candidate in found.items():
-            self._newest[position] = replace(candidate, trace=(), messages=(), seconds=0.0)
-        return {position: found[position] for position in found if position not in gone}, frozenset(gone)
+        return self._candidates.tell(position for position in orders if position not in gone), frozenset(gone)
 
     def renew(self, position: int, order: Order) -> None:
         """See `AgentGroup`."""
@@ -174,8 +167,9 @@ class RayGroup:
 
     def _send(self, position: int) -> None:
         order = self._orders[position]
-        method = self._roster.actors[position].run_round.options(num_returns=1 + len(self._parts))
-        reply, *images = method.remote(order, self._target, self._parts)
+        parts = self._candidates.parts
+        method = self._roster.actors[position].run_round.options(num_returns=1 + len(parts))
+        reply, *images = method.remote(order, self._target, parts)
         self._calls[reply] = _Call(position, order.current.round, images)
 
     def _hear(self, seconds: float) -> None:
@@ -210,9 +204,7 @@ class RayGroup:
         if reply.left is not None:
             self._move_away(position, reply)
             return
-        before = self._newest.get(position)
-        self._newest[position] = _after(before, reply.candidate) if before is not None else reply.candidate
-        self._images[position] = call.images
+        self._candidates.take(position, reply.candidate, call.images)
         if order.save is not None and reply.round == order.current.round:
             write = self._roster.actors[position].saved.remote(order.save)
             self._writes[write] = (position, order.save)
@@ -270,7 +262,7 @@ class RayGroup:
             waited = now - self._absent[position]
             if position in self._barred or give_up(waited, others):
                 del self._absent[position]
-                self._newest.pop(position, None)
+                self._candidates.drop(position)
                 self._begun.pop(position, None)
                 gone.add(position)
                 if position not in self._barred:
@@ -313,36 +305,14 @@ class RayGroup:
         self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig
     ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
         """See `AgentGroup`."""
-        seeds = [self.seeds[position] for position in positions]
-        if len(self._parts) == 1:
-            images = torch.stack([candidate.images for candidate in self.fetch(positions)])
-            return form_consensus(images, seeds, labels, round, config)
         # In async mode the agents have better things to do.
         here = self._roster.here if self._config.coordinator.mode is Mode.SYNC else {}
-        workers = [self._roster.actors[position] for position in positions if position in here]
-        shared = [self._images[position] for position in positions]
-        try:
-            return form_in_parts(self._parts, shared, workers, seeds, labels, round, config)
-        except RayError:
-            self.fetch(positions)  # says which candidates are gone, if any
-            return form_in_parts(self._parts, shared, [], seeds, labels, round, config)
+        workers = {position: self._roster.actors[position] for position in here}
+        return self._candidates.form_consensus(positions, workers, labels, round, config)
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
         """See `AgentGroup`."""
-        found, lost = [], []
-        for position in positions:
-            try:
-                arrays = ray.get(self._images[position])
-            except RayError:
-                lost.append(position)
-                continue
-            images = torch.empty(sum(map(len, self._parts)), *arrays[0].shape[1:])
-            for part, array in zip(self._parts, arrays, strict=True):
-                images[list(part)] = tensor(array)
-            found.append(replace(self._newest[position], images=images))
-        if lost:
-            raise CandidatesLostError(lost)
-        return found
+        return self._candidates.fetch(positions)
 
     # Looking on.
 
@@ -371,18 +341,7 @@ class RayGroup:
 
 def _joined(begun: Reply, rest: Reply) -> Reply:
     """One reply of a round that was made in two parts."""
-    return replace(rest, candidate=_after(begun.candidate, rest.candidate))
-
-
-def _after(before: Candidate, now: Candidate) -> Candidate:
-    """The newer candidate, with what was recorded on the way to both."""
-    return replace(
-        now,
-        trace=(*before.trace, *now.trace),
-        messages=(*before.messages, *now.messages),
-        seconds=before.seconds + now.seconds,
-        losses=now.losses or before.losses,
-    )
+    return replace(rest, candidate=after(begun.candidate, rest.candidate))
 
 
 def _cause(error: BaseException) -> BaseException:
