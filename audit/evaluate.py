@@ -55,6 +55,7 @@ def evaluate(
         for index, position in enumerate(matching.order)
     )
     results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
+    results = _add_plain_mean(results, reconstruction, consensus_order, true)
     if no_gradient is not None:
         results = _add_control(results, no_gradient, true)
     return AuditReport(
@@ -84,10 +85,32 @@ def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batc
     return reconstruction.candidate_images.detach().cpu()
 
 
+def plain_mean(reconstruction: Reconstruction) -> Float[Tensor, "batch channel height width"] | None:
+    """The mean of the candidates as they stand, in [0, 1], in the order of the consensus; None for fewer than two."""
+    candidates = candidate_images(reconstruction)
+    return candidates.mean(0) if len(candidates) > 1 else None
+
+
+def _add_plain_mean(
+    results: tuple[ImageResult, ...], reconstruction: Reconstruction, order: tuple[int, ...], true: Tensor | None
+) -> tuple[ImageResult, ...]:
+    mean = plain_mean(reconstruction)
+    if mean is None:
+        return results
+    mean, consensus = mean[list(order)], reconstruction.consensus.detach().cpu()[list(order)]
+    changes = (consensus - mean).square().flatten(1).mean(1).sqrt().tolist()
+    values: list[float | None] = [None] * len(results) if true is None else psnr(mean, true).tolist()
+    return tuple(
+        replace(row, plain_mean_psnr=value, registration_change=change)
+        for row, value, change in zip(results, values, changes, strict=True)
+    )
+
+
 def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str, ...]) -> AuditReport:
     order = tuple(range(len(reconstruction.images)))
+    rows = tuple(_row(reconstruction, i, i, f"image {i + 1}", None) for i in order)
     return AuditReport(
-        images=tuple(_row(reconstruction, i, i, f"image {i + 1}", None) for i in order),
+        images=_add_plain_mean(rows, reconstruction, order, None),
         agents=_agents(reconstruction, None, None),
         verdict=_verdict(reconstruction, None),
         matching=None,

@@ -16,8 +16,8 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .assumptions import as_sentence, counted, flatten
 from .charts import COLOURS, Chart, Series, draw_chart, draw_ruler, group_history
-from .evaluate import candidate_images
-from .pictures import data_uri
+from .evaluate import candidate_images, plain_mean
+from .pictures import data_uri, difference
 from .results import AuditReport
 from .verdict import MARGIN_DB, RULE, Leak, decibels
 
@@ -72,6 +72,7 @@ def render_page(report: AuditReport, reconstruction: Reconstruction, private: Pr
         quiet=max(0, len(seeds) - COLOURS),
         charts=_loss_charts(reconstruction, seeds),
         registration_chart=_registration_chart(reconstruction),
+        registration_panel=_registration_panel(report, reconstruction, private),
         registration_columns=_keys(reconstruction.registration),
         loss_columns=_keys([agent.losses for agent in report.agents]),
         duration=_duration(reconstruction.seconds),
@@ -181,6 +182,33 @@ def _registration_chart(reconstruction: Reconstruction) -> Chart | None:
     lines = [(key, group_history(rows, key, [0])[0].points) for key in ("agreement", "rejected")]
     series = [Series(name, points, colour) for colour, (name, points) in enumerate(lines) if points]
     return draw_chart(series, "Agreement and rejected warps", "share", shares=True)
+
+
+def _registration_panel(
+    report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None
+) -> dict[str, Any] | None:
+    """What registration changed: the plain mean of the candidates beside the consensus, most changed images first.
+
+    None where nothing was registered: a single candidate, no consensus, or ``registration.method=none``.
+    """
+    mean = plain_mean(reconstruction)
+    method = dict(flatten(reconstruction.config)).get("registration.method")
+    if mean is None or method == "none" or not reconstruction.registration:
+        return None
+    consensus = reconstruction.consensus.detach().cpu()
+    gain, pictures = difference(consensus, mean)
+    most_changed = sorted(report.images, key=lambda image: -(image.registration_change or 0.0))
+    rows = []
+    for image in most_changed[:SHOWN_ROWS]:
+        place = report.consensus_order[image.index]
+        original = [] if private is None else [_cell("original", private.images[image.index], None, _SMALL)]
+        before = _cell("plain mean", mean[place], image.plain_mean_psnr, _SMALL)
+        after = _cell("consensus", consensus[place], image.consensus_psnr, _SMALL)
+        between = _cell("difference", pictures[place], None, _SMALL)
+        between["caption"] = f"RMS {image.registration_change:.3f}"
+        gained = image.registration_gain
+        rows.append({"image": image, "cells": [*original, before, after, between], "gained": gained})
+    return {"rows": rows, "gain": gain, "method": method, "total": len(report.images)}
 
 
 def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:

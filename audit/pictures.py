@@ -32,6 +32,18 @@ class GridRow:
     captions: Sequence[str]
 
 
+def difference(
+    images: Float[Tensor, "batch channel height width"], others: Float[Tensor, "batch channel height width"]
+) -> tuple[float, Float[Tensor, "batch channel height width"]]:
+    """``images - others`` around mid-grey, and how many times enlarged: so that the largest step fills the range.
+
+    One factor for all images, between 1 and 50, so that they can be compared.
+    """
+    steps = torch.nan_to_num(images - others)
+    gain = float((0.5 / steps.abs().amax().clamp_min(1e-6)).clamp(1, 50))
+    return gain, 0.5 + gain * steps
+
+
 def encode_png(image: Float[Tensor, "channel height width"]) -> bytes:
     """The image as a PNG at its own size: RGB for three channels, else the mean as grey. Not-a-number is mid-grey."""
     return _png(Image.fromarray(_bytes(image)))

@@ -64,6 +64,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "constant_image_psnr": report.constant_image_psnr,
         "no_gradient_psnr": report.no_gradient_psnr,
         "consensus_psnr": report.consensus_psnr,
+        "plain_mean_psnr": report.plain_mean_psnr,
         "agents_psnr": [agent.psnr_mean for agent in report.agents],
         "agents_psnr_mean": report.agents_psnr_mean,
         "leak": report.verdict.leak,
@@ -96,7 +97,13 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
 
 def _image(image: ImageResult) -> dict[str, Any]:
     fields = asdict(image)
-    return {**fields, "gain": image.gain, "leak": image.verdict.leak, "verdict": image.verdict.headline}
+    return {
+        **fields,
+        "gain": image.gain,
+        "registration_gain": image.registration_gain,
+        "leak": image.verdict.leak,
+        "verdict": image.verdict.headline,
+    }
 
 
 def _plain(value: object) -> Any:

@@ -35,6 +35,10 @@ class ImageResult:
     fft2d: float | None = None
     lpips: float | None = None
     consensus_psnr: float | None = None
+    plain_mean_psnr: float | None = None
+    """Of the mean of the agents' candidates as they stand, in dB: what the consensus would be without registration."""
+    registration_change: float | None = None
+    """Root mean square of the consensus minus that mean, pixels in [0, 1]; None with fewer than two candidates."""
     no_gradient_psnr: float | None = None
     """Of the control that never saw the gradient; None when it was not run."""
     verdict: Verdict = UNJUDGED
@@ -47,6 +51,14 @@ class ImageResult:
         if math.isnan(self.psnr) or math.isinf(self.constant_image_psnr):
             return None
         return self.psnr - self.constant_image_psnr
+
+    @property
+    def registration_gain(self) -> float | None:
+        """PSNR of the consensus above that of the plain mean, in dB; None where there is no such difference."""
+        if self.consensus_psnr is None or self.plain_mean_psnr is None:
+            return None
+        gained = self.consensus_psnr - self.plain_mean_psnr
+        return gained if math.isfinite(gained) else None
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class AuditReport:
     def consensus_psnr(self) -> float | None:
         """Mean PSNR of the consensus in dB; None without ground truth."""
         return _mean(image.consensus_psnr for image in self.images)
+
+    @property
+    def plain_mean_psnr(self) -> float | None:
+        """Mean PSNR in dB of the plain mean of the candidates; None without ground truth or with a single candidate."""
+        return _mean(image.plain_mean_psnr for image in self.images)
 
     @property
     def no_gradient_psnr(self) -> float | None:

@@ -35,6 +35,34 @@ def test_metrics_and_means(attack: Attack) -> None:
     assert report.verdict.headline == "All 3 images leaked"
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_consensus_is_held_against_the_plain_mean_of_the_candidates(attack: Attack, known: bool) -> None:
+    reconstruction, private = attack(batch=3, seeds=4)
+    mean = reconstruction.candidate_images.mean(0)
+    report = evaluate(reconstruction, private if known else None)
+    change = (reconstruction.consensus - mean).square().flatten(1).mean(1).sqrt()
+    assert [image.registration_change for image in report.images] == pytest.approx(change.tolist())
+    if known:
+        direct = psnr(mean, private.images)
+        assert report.plain_mean_psnr == pytest.approx(float(direct.mean()))
+        gained = psnr(reconstruction.consensus, private.images) - direct
+        assert [image.registration_gain for image in report.images] == pytest.approx(gained.tolist(), abs=1e-4)
+    else:
+        assert report.plain_mean_psnr is None
+        assert report.images[0].registration_gain is None
+
+
+def test_a_single_candidate_has_no_plain_mean(attack: Attack) -> None:
+    report = evaluate(*attack(seeds=1))
+    assert (report.plain_mean_psnr, report.images[0].registration_change) == (None, None)
+
+
+def test_no_gain_is_told_where_an_image_is_perfect(attack: Attack) -> None:
+    reconstruction, private = attack(seeds=2)
+    report = evaluate(dataclasses.replace(reconstruction, consensus=private.images), private)
+    assert report.images[0].registration_gain is None
+
+
 def test_the_floor_is_each_images_own_mean_colour(attack: Attack) -> None:
     reconstruction, private = attack()
     mean_colour = private.images.mean((2, 3), keepdim=True) + torch.zeros_like(private.images)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from gradinversion.agents import Outcome
 from gradinversion.audit import ReportError, evaluate, write_report
-from gradinversion.audit.pictures import GridRow, draw_grid, encode_png
+from gradinversion.audit.pictures import GridRow, difference, draw_grid, encode_png
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
 from gradinversion.coordinator.storage import Storage, StorageError
@@ -124,7 +124,8 @@ def test_numbers_that_json_lacks_become_null(attack: Attack, tmp_path: Path) -> 
 def test_the_page_fetches_nothing(attack: Attack, tmp_path: Path, known: bool) -> None:
     reconstruction, private = attack()
     _, page = _write(tmp_path, reconstruction, private if known else None)
-    assert len(page.references) == 4 * (6 if known else 5)
+    # The pictures of the result, then those of what registration changed.
+    assert len(page.references) == 4 * (6 + 4 if known else 5 + 3)
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -150,6 +151,50 @@ def test_the_page_says_what_leaked(attack: Attack, tmp_path: Path) -> None:
     ):
         assert words in page.text, words
     assert page.tags.count("path") == 2 * 3 + 2
+
+
+def test_the_page_shows_what_registration_changed(attack: Attack, tmp_path: Path) -> None:
+    reconstruction, private = attack(batch=4, seeds=3)
+    blurred = reconstruction.consensus.clone()
+    blurred[2] = 0.5 * blurred[2] + 0.25
+    values, page = _write(tmp_path, dataclasses.replace(reconstruction, consensus=blurred), private)
+    shown = page.text[page.text.index("What it changed") :]
+    # The image that changed most comes first.
+    names = [name for _, name in sorted((shown.index(name), name) for name in private.names)]
+    changes = [image["registration_change"] for image in values["images"]]
+    assert names[0] == "photo2.png"
+    assert changes[2] == max(changes)
+    assert f"registration: {values['images'][2]['registration_gain']:+.1f} dB" in shown
+    assert f"{values['plain_mean_psnr']:.1f} dB before, {values['consensus_psnr']:.1f} dB after" in shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": 1}, {"registration": ()}, {"config": {"registration": {"method": "none"}}}],
+    ids=["one agent", "no consensus", "no registration"],
+)
+def test_a_run_without_registration_shows_no_change(attack: Attack, tmp_path: Path, changes: dict[str, Any]) -> None:
+    _, page = _write(tmp_path, *attack(batch=4, **changes))
+    assert "What it changed" not in page.text
+
+
+def test_of_many_images_those_that_changed_most_are_shown(attack: Attack, tmp_path: Path) -> None:
+    _, page = _write(tmp_path, *attack(batch=20, seeds=2))
+    assert "The 12 images of 20 that changed most" in page.text
+
+
+def test_a_difference_is_enlarged_by_one_factor_and_grey_where_there_is_none() -> None:
+    before = torch.full((2, 3, 4, 4), 0.4)
+    after = before.clone()
+    after[0, :, 0, 0] += 0.1
+    after[1, :, 1, 1] -= 0.05
+    gain, pictures = difference(after, before)
+    assert gain == pytest.approx(5)
+    assert pictures[0, 0, 0, 0].item() == pytest.approx(1.0)
+    assert pictures[1, 0, 1, 1].item() == pytest.approx(0.25)
+    assert torch.all(pictures[0, :, 1:] == 0.5)
+    assert difference(before, before)[0] == 50
+    assert torch.isfinite(difference(before / 0, before)[1]).all()
 
 
 def test_the_page_calls_a_failure_a_failure(attack: Attack, tmp_path: Path) -> None:
