@@ -265,13 +265,13 @@ def test_hostile_text_stays_text(attack: Attack, tmp_path: Path) -> None:
         labels=labels,
         candidates=(candidate, *reconstruction.candidates[1:]),
         sources=(HOSTILE, HOSTILE),
-        config={HOSTILE: HOSTILE},
+        config={HOSTILE: HOSTILE, "registration": {"method": HOSTILE}},
         registration=({HOSTILE: 1.0, "step": 5},),
     )
     private = dataclasses.replace(private, names=(HOSTILE, HOSTILE))
     _, page = _write(tmp_path, reconstruction, private)
     assert "script" not in page.tags
-    assert page.tags.count("img") == 2 * 6
+    assert page.tags.count("img") == 2 * (6 + 4)
     assert page.text.count(HOSTILE) >= 9
 
 
