@@ -205,8 +205,8 @@ def _registration_panel(
         before = _cell("plain mean", mean[place], image.plain_mean_psnr, _SMALL)
         after = _cell("consensus", consensus[place], image.consensus_psnr, _SMALL)
         between = _cell("difference", pictures[place], None, _SMALL)
-        between["caption"] = f"RMS {image.registration_change:.3f}"
-        gained = image.registration_gain
+        between["caption"] = f"RMS {image.registration_change:.4f}"
+        gained = None if image.registration_gain is None else round(image.registration_gain, 1) + 0.0
         rows.append({"image": image, "cells": [*original, before, after, between], "gained": gained})
     return {"rows": rows, "gain": gain, "method": method, "total": len(report.images)}
 
