@@ -248,6 +248,8 @@ class AgentLoop:
             if not done and not self._leaving.is_set():
                 return
             notes = agent.messages if self._last is None else ()
+            if not done:
+                self._moving.set()  # it leaves: nothing else is worth waiting for
             left = None if done else self._write(leg.round, Future()).result()
             reply = Reply(leg.round, self._newest(agent), notes, left)
             if done:

@@ -264,8 +264,12 @@ class Coordinator:
         """Bring the last round into the storage too, which was skipped if another one was still being written."""
         if self._store is None:
             return
-        self._settle()
         last, members = self._progress.next_round - 1, self._itinerary.members
+        if members and not self._saving.settled and self._progress.next_round < len(self._plan):
+            # Agents hold their states back until the next round begins, and none does: asked again, they write.
+            rounds.again(members)
+        self._settle()
+        members = self._itinerary.members
         if members and self._saving.newest < last:
             self._saving.begin(last, members)
             self._saving.add_progress(last, self._progress)
