@@ -17,6 +17,8 @@ from gradinversion.cluster import reconstruct
 from gradinversion.coordinator import AttackConfig, Reconstruction
 from torch import nn
 
+from .nodes import Begin, Nodes, Run
+
 # A condition is looked at so often before it is taken never to come true: some minutes.
 TRIES = 12_000
 _LOOK_SECONDS = 0.02
@@ -161,6 +163,20 @@ class CheckpointSwitch:
         link = self._link.with_name("link")
         link.symlink_to(place)
         os.replace(link, self._link)
+
+
+@pytest.fixture
+def begin(nodes: Nodes, update: CapturedUpdate, model: nn.Module, tmp_path: Path) -> Iterator[Begin]:
+    """Begins runs on the module's ``nodes``; those that are still under way at the end of a test are ended."""
+    runs: list[Run] = []
+
+    def begin(config: AttackConfig) -> Run:
+        runs.append(Run(update, model, config, tmp_path))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.abandon()
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 from gradinversion.agents import AgentsConfig, Outcome
-from gradinversion.capture import CapturedUpdate
 from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Mode, Status
-from torch import nn
 
 from .nodes import Begin, Nodes, Run
 
@@ -30,19 +28,6 @@ def local_ray() -> Iterator[Nodes]:
     nodes = Nodes()
     yield nodes
     nodes.close()
-
-
-@pytest.fixture
-def begin(nodes: Nodes, update: CapturedUpdate, model: nn.Module, tmp_path: Path) -> Iterator[Begin]:
-    runs: list[Run] = []
-
-    def begin(config: AttackConfig) -> Run:
-        runs.append(Run(update, model, config, tmp_path))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.abandon()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file
 from torch import nn
 
-from .nodes import Begin, Nodes, Run, descendants, wait_until
+from .nodes import Begin, Nodes, descendants, wait_until
 
 CONFIG = AttackConfig(
     labels="0,3",
@@ -36,19 +36,6 @@ def local_ray() -> Iterator[Nodes]:
     nodes = Nodes()
     yield nodes
     nodes.close()
-
-
-@pytest.fixture
-def begin(nodes: Nodes, update: CapturedUpdate, model: nn.Module, tmp_path: Path) -> Iterator[Begin]:
-    runs: list[Run] = []
-
-    def begin(config: AttackConfig) -> Run:
-        runs.append(Run(update, model, config, tmp_path))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.abandon()
 
 
 @pytest.fixture
