@@ -1,6 +1,6 @@
 """What a long attack on a cluster costs beside its optimisation, and how it grows.
 
-    python -m benchmarks.cluster                        # every part, about 30 minutes on a quiet machine of 2 cores
+    python -m benchmarks.cluster                        # every part, about 35 minutes on a quiet machine of 2 cores
     python -m benchmarks.cluster recovery growth        # some parts; the others keep their numbers in the file
     python -m benchmarks.cluster --tiny --out tiny.json # does everything run? The figures mean nothing
 
