@@ -14,7 +14,8 @@ the same trial with its 95 % bootstrap interval, and milliseconds of processor t
 The peers (`registration_peers.py`) need OpenCV. Methods named in `ONCE` run on the first seed alone, those in
 `SLOW` at 5 % jitter alone. Constants of the
 registration were chosen on the `tune` photos; the table is for the `report` photos. Results go to
-`benchmarks/results/registration.json`, with the bars; with `--only` the other cells keep what they had there.
+`benchmarks/results/registration.json`, with the bars; with `--only` the other cells, and with `--methods` the other
+methods of a cell, keep what they had there. Speed is timed again only where the default is among the methods.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 
-from .registration_bars import BAR_CELLS, judge, speeds
+from .registration_bars import BAR_CELLS, DEFAULT, judge, speeds
 from .registration_measures import Method, endpoint_errors, measure, summarise
 from .registration_page import write_page
 from .registration_peers import methods
@@ -66,12 +67,22 @@ def run_cell(
     return summarise({"size": size, "jitter": jitter, "severity": level}, rows)
 
 
-def kept_lines(out: Path | None, chosen: list[tuple[int, float, int]]) -> list[dict[str, Any]]:
-    """Lines of an earlier run for cells that are not run now."""
+def earlier(out: Path | None) -> dict[str, Any]:
+    """What an earlier run left in the file."""
     if out is None or not out.is_file():
-        return []
-    earlier: list[dict[str, Any]] = json.loads(out.read_text())["lines"]
-    return [line for line in earlier if (line["size"], line["jitter"], line["severity"]) not in chosen]
+        return {"lines": [], "speed": []}
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def merged(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of an earlier run, with those of the cells and methods that were run now in their place."""
+    now = {_key(line): line for line in found}
+    return [now.pop(_key(line), line) for line in before] + list(now.values())
+
+
+def _key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[part] for part in ("size", "jitter", "severity", "method"))
 
 
 def show(line: dict[str, Any]) -> None:
@@ -123,17 +134,18 @@ def main() -> None:
     out = options.out or (None if options.quick else RESULTS)
     print(f"{options.photos} photos: {', '.join(names)}; {seeds} seeds; {options.candidates} candidates")
     print("size  % sev method    trials  error share fail%   psnr  gain [95 % interval] worst  ssim  ms/candidate")
-    lines = kept_lines(out, chosen)
+    before = earlier(out)
+    lines: list[dict[str, Any]] = before["lines"]
     facts: dict[str, Any] = {"severities": [asdict(severity) for severity in SEVERITIES], "photos": names}
     for cell in chosen:
         found = run_cell(cell, names, seeds, options.candidates, running)
         for line in found:
             show(line)
-        lines += found
+        lines = merged(lines, found)
         if out:  # after each cell, so that a run that is cut short leaves what it has
             out.parent.mkdir(exist_ok=True)
-            out.write_text(json.dumps(facts | {"lines": lines}, indent=1) + "\n")
-    timings = speeds(running)
+            out.write_text(json.dumps(before | facts | {"lines": lines}, indent=1) + "\n")
+    timings = speeds(running) if DEFAULT in running else before["speed"]
     verdicts = judge(lines, timings)
     for verdict in verdicts:
         print(f"{'met   ' if verdict['met'] else 'MISSED'} {verdict['bar']}: {verdict['found']}")
