@@ -13,6 +13,7 @@ from .defences import apply_defence
 from .final_layer import LabelError
 from .images import ImageError, load_images
 from .labels import RecoveredLabels, recover_labels
+from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
 from .update import (
     IMAGENET,
@@ -23,6 +24,7 @@ from .update import (
     UpdateKind,
     weight_hash,
 )
+from .weight_delta import capture_weight_delta
 
 __all__ = [
     "IMAGENET",
@@ -33,6 +35,7 @@ __all__ = [
     "ClientError",
     "ImageError",
     "LabelError",
+    "LocalTraining",
     "ModelError",
     "ModelSource",
     "Normalisation",
@@ -45,6 +48,7 @@ __all__ = [
     "batch_norm_layers",
     "batch_norm_targets",
     "capture_gradient",
+    "capture_weight_delta",
     "client_mode",
     "load_images",
     "load_model",

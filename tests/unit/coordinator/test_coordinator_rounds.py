@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Outcome
-from gradinversion.capture import CapturedUpdate, LabelError, UpdateError, UpdateKind
+from gradinversion.capture import CapturedUpdate, LabelError, LocalTraining, UpdateError, UpdateKind
 from gradinversion.coordinator import (
     AllSeedsFailedError,
     AttackConfig,
@@ -197,7 +197,7 @@ def test_a_weight_delta_is_refused_in_words(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
 ) -> None:
     with pytest.raises(UpdateError, match="only the gradient of one step"):
-        attack(serial, replace(update, kind=UpdateKind.WEIGHT_DELTA), model, config)
+        attack(serial, replace(update, kind=UpdateKind.WEIGHT_DELTA, local=LocalTraining(0.1)), model, config)
 
 
 def test_status_tells_round_phase_and_losses(
