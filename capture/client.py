@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class ClientConfig:
     """The simulated client."""
 
     model: str = "convnet"
-    """The bundled "convnet", a torchvision classification model by name, or "module:callable"."""
+    """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
     weights: str | None = None
     """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
     classes: int = 10
@@ -90,11 +91,7 @@ class ClientConfig:
         problem = defence_problem(self.defence, self.defence_strength)
         if problem:
             found.append(problem)
-        if self.local_epochs or self.local_batch_size:
-            try:
-                self.local_training()
-            except UpdateError as error:
-                found.append(f"client.local_epochs={self.local_epochs}: {error}")
+        found += self._local_problems()
         if not found:
             try:
                 parse_labels(self.labels, self.batch_size, self.classes)
@@ -102,13 +99,39 @@ class ClientConfig:
                 found.append(str(error))
         return found
 
+    def _local_problems(self) -> list[str]:
+        found = []
+        if self.local_epochs < 0:
+            found.append(f"client.local_epochs is {self.local_epochs}; it must be at least 1, or 0 to send a gradient")
+        if not 0 <= self.local_batch_size <= self.batch_size:
+            found.append(
+                f"client.local_batch_size is {self.local_batch_size}; it must be between 1 and "
+                f"client.batch_size={self.batch_size}, or 0 for all images in one batch"
+            )
+        elif self.local_batch_size and not self.local_epochs:
+            found.append(
+                f"client.local_batch_size={self.local_batch_size} is of local training alone; give client.local_epochs "
+                "of at least 1 too"
+            )
+        for key, value, most in (("momentum", self.momentum, 1.0), ("weight_decay", self.weight_decay, math.inf)):
+            if not 0 <= value < most:
+                found.append(f"client.{key} is {value}; it must be at least 0 and below {most:g}")
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"client.learning_rate is {self.learning_rate}; it must be a finite number above 0")
+        if not found and self.local_epochs and self.batch_size > 0:
+            try:
+                self.local_training()
+            except UpdateError as error:
+                found.append(f"client.local_epochs={self.local_epochs}: {error}")
+        return found
+
     def local_training(self) -> LocalTraining | None:
         """The client's local steps with their learning rate; None when it sends a gradient.
 
         Raises:
-            UpdateError: Settings with which nothing is trained.
+            UpdateError: There are more steps than can be retraced.
         """
-        if not self.local_epochs and not self.local_batch_size:
+        if not self.local_epochs:
             return None
         local = LocalTraining(
             self.learning_rate,

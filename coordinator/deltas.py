@@ -32,12 +32,19 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     """
     if update.local is None:
         return Attackable(update)
-    if update.local.learning_rate is not None:
-        return Attackable(as_gradient(update, model) if is_one_step(update) else update)
-    rate = estimate_learning_rate(update, model)
-    guessed = with_rate(update, rate)
-    message = f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}."
-    return Attackable(as_gradient(guessed, model) if is_one_step(update) else guessed, False, (message,))
+    messages = []
+    known = update.local.learning_rate is not None
+    if not known:
+        rate = estimate_learning_rate(update, model)
+        update = with_rate(update, rate)
+        messages.append(f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}.")
+    if is_one_step(update):
+        return Attackable(as_gradient(update, model), known, tuple(messages))
+    messages.append(
+        f"Every step of the attack retraces the client's {update.local.steps(update.image_count)} local steps, and "
+        "takes as many times the time and the memory of a single gradient."
+    )
+    return Attackable(update, known, tuple(messages))
 
 
 def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Attackable:

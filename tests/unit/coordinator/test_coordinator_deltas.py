@@ -113,6 +113,7 @@ def test_several_steps_are_retraced_and_the_result_says_so(
     group = serial(quick, storage)
     found = Coordinator(update, model, quick, group, storage).run()
     assert any("Layer peeling needs a gradient" in line for line in found.messages)
+    assert any("retraces the client's 4 local steps" in line for line in found.messages)
     assert any("approximation" in line for line in found.messages)
     for words in ("4 steps of SGD (2 epochs x 2 batches)", "learning rate 0.2, known", "in order of their labels"):
         assert words in found.training
