@@ -18,6 +18,7 @@ from gradinversion.capture import (
     load_model,
     simulate_client,
 )
+from gradinversion.capture.models import TIMM_PREFIX
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.config import (
     ConfigError,
@@ -214,7 +215,9 @@ def _require_same_run(config: RunConfig, storage: Storage) -> None:
 def _trained(config: RunConfig) -> bool | None:
     if config.client.weights is not None:
         return True
-    return False if ":" not in config.client.model else None
+    # Models by name have random weights unless a file gives them; a model of the user's own may bring its own.
+    named = ":" not in config.client.model or config.client.model.lower().startswith(TIMM_PREFIX)
+    return False if named else None
 
 
 def _left_behind(words: list[str]) -> str:

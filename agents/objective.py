@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, batch_norm_layers, batch_norm_targets, client_mode
+from ..capture import CapturedUpdate, batch_norm_layers, batch_norm_targets, client_mode, mean_gradients
 from ..peeling import Anchor
 from ..priors import (
     InputStatistics,
@@ -28,6 +28,7 @@ from ..priors import (
 )
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
+from .local_steps import LocalSteps, fit_scale, step_groups
 
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
 _FLOOR = 1e-7
@@ -48,6 +49,13 @@ class Target:
     model: nn.Module
     labels: Int[Tensor, " batch"]
     anchor: Anchor | None = None
+    scale_known: bool = True
+    """False: the client's learning rate is estimated, so that the gradient is matched up to one common factor."""
+
+    @property
+    def interchangeable(self) -> Int[Tensor, " batch"]:
+        """One number per image; images with the same number may change places without changing what is matched."""
+        return self.labels if self.update.local is None else step_groups(self.labels, self.update)
 
 
 class Objective:
@@ -76,11 +84,15 @@ class Objective:
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
         explained = set(self._anchor.explained) if self._anchor is not None else set()
-        self._all = [parameters[name] for name in update.gradients]
-        self._all_targets = [gradient.to(self.device) for gradient in update.gradients.values()]
-        open_names = [name for name in update.gradients if name not in explained]
+        gradients = mean_gradients(update)
+        local = update.local is not None
+        self._steps = LocalSteps(self._model, list(gradients), self._labels, update) if local else None
+        self._all = [parameters[name] for name in gradients]
+        self._all_targets = [gradient.to(self.device) for gradient in gradients.values()]
+        open_names = [name for name in gradients if name not in explained]
         self._open = [parameters[name] for name in open_names]
-        self._open_targets = [update.gradients[name].to(self.device) for name in open_names]
+        self._open_targets = [gradients[name].to(self.device) for name in open_names]
+        self._scale_known = target.scale_known
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
@@ -136,11 +148,15 @@ class Objective:
             return terms
         images = images.to(self._dtype)
         with InputStatistics(self._statistics_layers) as statistics, client_mode(self._model, self.update.batch_norm):
-            if self._anchor is None or config.gradient_weight == 0:
+            if self._steps is not None:
+                found = self._steps.run(images, create_graph=True, statistics=statistics)
+                if config.gradient_weight > 0:
+                    terms["gradient"] = self._distance(found, self._all_targets)
+            elif self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
                     found = _derivatives(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
-                    terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](found, self._all_targets)
+                    terms["gradient"] = self._distance(found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)
         if self._statistics_targets:
@@ -158,8 +174,13 @@ class Objective:
         terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
-            terms["gradient"] = GRADIENT_LOSSES[self.config.gradient_loss](found, self._open_targets)
+            terms["gradient"] = self._distance(found, self._open_targets)
         return terms
+
+    def _distance(self, found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        if not self._scale_known:
+            found = fit_scale(found, targets)
+        return GRADIENT_LOSSES[self.config.gradient_loss](found, targets)
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -217,13 +238,19 @@ class Objective:
         )
 
     def gradient_loss(self, images: Float[Tensor, "batch channel height width"]) -> float:
-        """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode.
+        """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode;
+        for a weight delta, of the delta that the batch gives in the client's local steps.
 
         Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates.
         """
+        images = images.to(self.device, self._dtype)
         with client_mode(self._model, self.update.batch_norm):
-            loss = F.cross_entropy(self._model(images.to(self.device, self._dtype)), self._labels)
-            found = _derivatives(loss, self._all)
+            if self._steps is not None:
+                found = self._steps.run(images, create_graph=False)
+            else:
+                found = _derivatives(F.cross_entropy(self._model(images), self._labels), self._all)
+        if not self._scale_known:
+            found = fit_scale(found, self._all_targets)
         return float(relative_l2(found, self._all_targets))
 
 

@@ -32,6 +32,7 @@ def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None
         f"{_BATCH_NORM.get(reconstruction.batch_norm, f'Batch norm: {reconstruction.batch_norm}')}.",
         f"Batch: {counted(len(reconstruction.images), 'image')} of {channels} x {height} x {width} pixels; the server "
         "knows how many, their size and their normalisation.",
+        *([f"Local training: {reconstruction.training}"] if reconstruction.training else []),
         f"Labels: inferred from the update by the rule “{labels.method}”. {as_sentence(labels.assumption)}",
         f"Defence, as told by the client and not checked: {reconstruction.defence}.",
         f"Priors and weights of the objective: {_weights(reconstruction.config)}.",

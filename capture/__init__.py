@@ -7,13 +7,18 @@ from .batch_norm import (
     batch_norm_targets,
     client_mode,
     recover_batch_statistics,
+    step_shares,
 )
 from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, simulate_client
 from .defences import apply_defence
-from .final_layer import LabelError
+from .final_layer import LabelError, find_final_layer
 from .images import ImageError, load_images
 from .labels import RecoveredLabels, recover_labels
+from .learning_rate import estimate_learning_rate
+from .local_client import train_locally
+from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
+from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
 from .update import (
     IMAGENET,
     BatchNormMode,
@@ -23,6 +28,7 @@ from .update import (
     UpdateKind,
     weight_hash,
 )
+from .weight_delta import capture_weight_delta
 
 __all__ = [
     "IMAGENET",
@@ -33,6 +39,7 @@ __all__ = [
     "ClientError",
     "ImageError",
     "LabelError",
+    "LocalTraining",
     "ModelError",
     "ModelSource",
     "Normalisation",
@@ -42,14 +49,23 @@ __all__ = [
     "UpdateError",
     "UpdateKind",
     "apply_defence",
+    "as_gradient",
     "batch_norm_layers",
     "batch_norm_targets",
     "capture_gradient",
+    "capture_weight_delta",
     "client_mode",
+    "estimate_learning_rate",
+    "find_final_layer",
+    "gradient_shares",
+    "is_one_step",
     "load_images",
     "load_model",
+    "mean_gradients",
     "recover_batch_statistics",
     "recover_labels",
     "simulate_client",
+    "step_shares",
+    "train_locally",
     "weight_hash",
 ]

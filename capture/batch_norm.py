@@ -173,11 +173,27 @@ def values_per_feature(model: nn.Module, images: Float[Tensor, "batch channel he
     return counts
 
 
+def require_batch_statistics(model: nn.Module, inputs: Float[Tensor, "batch channel height width"]) -> None:
+    """Return quietly when each batch-norm layer sees enough values to normalise such a batch by its own statistics.
+
+    Raises:
+        UpdateError: A layer sees a single value per feature.
+    """
+    starved = [name for name, calls in values_per_feature(model, inputs).items() if calls and min(calls) < 2]
+    if starved:
+        raise UpdateError(
+            f"batch norm in train mode needs at least 2 values per feature, and layer {starved[0]!r} sees 1 at "
+            f"{inputs.shape[0]} image(s) of {inputs.shape[2]}x{inputs.shape[3]} pixels; "
+            "use a larger batch or image, or batch norm in eval mode"
+        )
+
+
 def batch_norm_targets(update: CapturedUpdate, model: nn.Module) -> dict[str, BatchNormStatistics]:
     """What the attacker knows about the input statistics of each batch-norm layer, by module name.
 
-    ``train_shared``: the private batch's own statistics, recovered from what was shared. Otherwise, and for a layer
-    that is used more or less than once per pass or never updates its statistics: the server's running statistics.
+    ``train_shared``: the private batch's own statistics, recovered from what was shared; after several local steps
+    their average as ``step_shares`` weighs them. Otherwise, and for a layer that is used more or less than once per
+    pass or never updates its statistics: the server's running statistics.
 
     Args:
         update: Must fit the model (``update.require_match``).
@@ -187,22 +203,69 @@ def batch_norm_targets(update: CapturedUpdate, model: nn.Module) -> dict[str, Ba
         An empty dict for a model without batch norm.
     """
     layers = batch_norm_layers(model)
-    if not layers:
-        return {}
-    counts: dict[str, list[int]] = {}
-    if update.buffers is not None:
-        parameter = next(model.parameters())
-        counts = values_per_feature(model, parameter.new_zeros((update.image_count, *update.image_shape)))
+    counts = _values_per_step(update, model)
+    steps = 1 if update.local is None else update.local.steps(update.image_count)
     targets: dict[str, BatchNormStatistics] = {}
     for name, layer in layers.items():
         before = _statistics(running_buffers(layer), "")
-        recoverable = update.buffers is not None and len(counts[name]) == 1 and layer.momentum != 0
-        if recoverable and update.buffers is not None:
+        if name in counts and update.buffers is not None:
             after = _statistics(update.buffers, name)
-            targets[name] = recover_batch_statistics(before, after, layer.momentum, counts[name][0])
+            momentum = layer.momentum if steps == 1 else _momentum_of_steps(layer.momentum, before, after, steps)
+            targets[name] = recover_batch_statistics(before, after, momentum, counts[name][0])
         else:
             targets[name] = BatchNormStatistics(before.mean, before.var, exact=False)
     return targets
+
+
+def step_shares(update: CapturedUpdate, model: nn.Module) -> dict[str, list[tuple[float, float]]]:
+    """How the statistics of each local step enter ``batch_norm_targets``, for the layers whose statistics were shared.
+
+    With momentum m, running buffers after T steps are ``(1-m)^T before + sum_t m (1-m)^(T-1-t) batch_t``, of means and
+    of *unbiased* variances.
+
+    Returns:
+        By module name, for each step the weight of its mean and the weight of its *biased* variance.
+    """
+    layers, found = batch_norm_layers(model), {}
+    for name, counts in _values_per_step(update, model).items():
+        momentum = layers[name].momentum
+        # The cumulative average (momentum None) weighs all steps alike.
+        raw = [1.0 if momentum is None else (1 - momentum) ** later for later in reversed(range(len(counts)))]
+        biased = (counts[0] - 1) / counts[0]
+        found[name] = [
+            (share / sum(raw), share / sum(raw) * count / (count - 1) * biased)
+            for share, count in zip(raw, counts, strict=True)
+        ]
+    return found
+
+
+def _values_per_step(update: CapturedUpdate, model: nn.Module) -> dict[str, list[int]]:
+    """Values per feature in each step, for the layers whose batch statistics can be recovered from shared buffers."""
+    layers = batch_norm_layers(model)
+    if update.buffers is None or not layers:
+        return {}
+    sizes = [update.image_count]
+    if update.local is not None:
+        sizes = [len(batch) for batch in update.local.batches(update.image_count)] * update.local.epochs
+    parameter = next(model.parameters())
+    calls = {
+        size: values_per_feature(model, parameter.new_zeros((size, *update.image_shape))) for size in sorted(set(sizes))
+    }
+    return {
+        name: [calls[size][name][0] for size in sizes]
+        for name, layer in layers.items()
+        if len(calls[sizes[0]][name]) == 1 and layer.momentum != 0
+    }
+
+
+def _momentum_of_steps(
+    momentum: float | None, before: RunningStatistics, after: RunningStatistics, steps: int
+) -> float:
+    """The one momentum that moves buffers as far as so many steps do."""
+    if momentum is not None:
+        return 1 - (1 - momentum) ** steps
+    batches = after.batches if after.batches is not None else (before.batches or 0) + steps
+    return steps / max(batches, steps)
 
 
 def _statistics(buffers: dict[str, Tensor], layer: str) -> RunningStatistics:

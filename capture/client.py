@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .batch_norm import client_mode, recording_mode, running_buffers, values_per_feature
+from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .defences import apply_defence, defence_problem
 from .images import load_images
+from .local_client import require_batch, train_locally
+from .local_training import LocalTraining
 from .models import load_model
 from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateError, weight_hash
 
@@ -38,7 +41,7 @@ class ClientConfig:
     """The simulated client."""
 
     model: str = "convnet"
-    """The bundled "convnet", a torchvision classification model by name, or "module:callable"."""
+    """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
     weights: str | None = None
     """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
     classes: int = 10
@@ -53,6 +56,20 @@ class ClientConfig:
     """"unique" for 0, 1, 2, ..., or one label per image separated by commas, such as 0,0,3,7."""
     bn: str = "eval"
     """Batch norm in the client: "eval", "train_shared" (statistics sent along) or "train_private" (kept)."""
+    local_epochs: int = 0
+    """Epochs that the client trains before it sends its weight delta; 0: it sends the gradient of one batch instead."""
+    local_batch_size: int = 0
+    """Images in each of its local steps; 0: all of client.batch_size."""
+    learning_rate: float = 0.01
+    """Of its local steps (plain SGD)."""
+    learning_rate_known: bool = True
+    """Whether the server knows that learning rate; false: the attack has to estimate it."""
+    momentum: float = 0.0
+    """Of its local steps."""
+    weight_decay: float = 0.0
+    """Of its local steps."""
+    shuffled: bool = False
+    """Whether each local epoch has an order of its own, which the server does not know."""
     defence: str = "none"
     """What the client does to the gradient before sending it: "none", "noise", "clip", "prune" or "quantise"."""
     defence_strength: float = 0.0
@@ -74,12 +91,58 @@ class ClientConfig:
         problem = defence_problem(self.defence, self.defence_strength)
         if problem:
             found.append(problem)
+        found += self._local_problems()
         if not found:
             try:
                 parse_labels(self.labels, self.batch_size, self.classes)
             except ClientError as error:
                 found.append(str(error))
         return found
+
+    def _local_problems(self) -> list[str]:
+        found = []
+        if self.local_epochs < 0:
+            found.append(f"client.local_epochs is {self.local_epochs}; it must be at least 1, or 0 to send a gradient")
+        if not 0 <= self.local_batch_size <= self.batch_size:
+            found.append(
+                f"client.local_batch_size is {self.local_batch_size}; it must be between 1 and "
+                f"client.batch_size={self.batch_size}, or 0 for all images in one batch"
+            )
+        elif self.local_batch_size and not self.local_epochs:
+            found.append(
+                f"client.local_batch_size={self.local_batch_size} is of local training alone; give client.local_epochs "
+                "of at least 1 too"
+            )
+        for key, value, most in (("momentum", self.momentum, 1.0), ("weight_decay", self.weight_decay, math.inf)):
+            if not 0 <= value < most:
+                found.append(f"client.{key} is {value}; it must be at least 0 and below {most:g}")
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"client.learning_rate is {self.learning_rate}; it must be a finite number above 0")
+        if not found and self.local_epochs and self.batch_size > 0:
+            try:
+                self.local_training()
+            except UpdateError as error:
+                found.append(f"client.local_epochs={self.local_epochs}: {error}")
+        return found
+
+    def local_training(self) -> LocalTraining | None:
+        """The client's local steps with their learning rate; None when it sends a gradient.
+
+        Raises:
+            UpdateError: There are more steps than can be retraced.
+        """
+        if not self.local_epochs:
+            return None
+        local = LocalTraining(
+            self.learning_rate,
+            self.local_epochs,
+            self.local_batch_size or None,
+            self.momentum,
+            self.weight_decay,
+            self.shuffled,
+        )
+        local.require_images(self.batch_size)
+        return local
 
 
 def parse_labels(text: str, batch_size: int, classes: int) -> Int[Tensor, " batch"]:
@@ -147,14 +210,14 @@ def capture_gradient(
     if not isinstance(normalisation, Normalisation):
         mean, std = normalisation
         normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
-    _check_batch(images, labels)
+    require_batch(images, labels)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise UpdateError("the model has no parameter with requires_grad=True, so it has no gradient to capture")
     like = next(iter(parameters.values()))
     inputs = normalisation.apply(images.to(like))
     if mode is not BatchNormMode.EVAL:
-        _check_batch_statistics(model, inputs)
+        require_batch_statistics(model, inputs)
     shared = mode is BatchNormMode.TRAIN_SHARED
     with recording_mode(model) if shared else client_mode(model, mode), torch.enable_grad():
         value = loss(model(inputs), labels.to(like.device))
@@ -188,25 +251,18 @@ def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn
     model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
     images, names = load_images(config.images, config.batch_size, config.image_size)
     labels = parse_labels(config.labels, config.batch_size, config.classes)
-    update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
     generator = torch.Generator().manual_seed(seed)
+    local = config.local_training()
+    if local is None:
+        update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
+    else:
+        # Orders of its own, so that the defence's noise does not depend on the number of epochs.
+        orders = torch.Generator().manual_seed(seed)
+        update = train_locally(
+            model, images, labels, local=local, batch_norm=config.bn, model_id=config.model, generator=orders
+        )
+        if not config.learning_rate_known:
+            update = replace(update, local=replace(local, learning_rate=None))
     defended = apply_defence(update.gradients, config.defence, config.defence_strength, generator)
     said = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
     return replace(update, gradients=defended, defence=said), model, PrivateBatch(images, labels, names)
-
-
-def _check_batch(images: Tensor, labels: Tensor) -> None:
-    if images.ndim != 4 or images.shape[0] < 1:
-        raise UpdateError(f"images have shape {tuple(images.shape)}; give (batch, channel, height, width), batch >= 1")
-    if labels.shape != images.shape[:1]:
-        raise UpdateError(f"labels have shape {tuple(labels.shape)} for {images.shape[0]} images; give one per image")
-
-
-def _check_batch_statistics(model: nn.Module, inputs: Tensor) -> None:
-    starved = [name for name, calls in values_per_feature(model, inputs).items() if calls and min(calls) < 2]
-    if starved:
-        raise UpdateError(
-            f"batch norm in train mode needs at least 2 values per feature, and layer {starved[0]!r} sees 1 at "
-            f"{inputs.shape[0]} image(s) of {inputs.shape[2]}x{inputs.shape[3]} pixels; "
-            "use a larger batch or image, or batch norm in eval mode"
-        )

@@ -64,7 +64,7 @@ def estimate_counts(layer: FinalLayer, image_count: int) -> ClassCounts:
     if best.spread < 0.5 * _UNINFORMED:
         return best
     # Far from whole numbers: perhaps clipping scaled the gradient. For a class without an image dL/db is mean(p).
-    feature = _absent_feature(small, present)
+    feature = absent_feature(small, present)
     if feature is None or small.bias_gradient is None:
         return best
     strongest = float((small.bias_gradient / small.probabilities(feature)).max())
@@ -78,15 +78,20 @@ def estimate_counts(layer: FinalLayer, image_count: int) -> ClassCounts:
 def _best_over_starts(layer: FinalLayer, present: Bool[Tensor, " classes"], image_count: int) -> ClassCounts:
     """The best of the iterations from the prior's mean feature and from the one that absent classes show."""
     starts = [layer.prior_features.mean(dim=0)]
-    absent = _absent_feature(layer, present)
+    absent = absent_feature(layer, present)
     if absent is not None:
         starts.append(absent)
     found = [_iterate(layer, image_count, feature, present.double()) for feature in starts]
     return min(found, key=lambda counts: counts.residual)
 
 
-def _absent_feature(layer: FinalLayer, present: Bool[Tensor, " classes"]) -> Float[Tensor, " features"] | None:
-    """The mean feature read off the rows of classes that no image has; None when no class looks absent."""
+def absent_feature(layer: FinalLayer, present: Bool[Tensor, " classes"]) -> Float[Tensor, " features"] | None:
+    """The mean feature read off the rows of classes that no image has; None when no class looks absent.
+
+    Args:
+        layer: The final layer with its gradient, of any scale.
+        present: Classes that are known to have an image.
+    """
     evidence = layer.bias_gradient
     if evidence is None:
         evidence = layer.weight_gradient @ layer.prior_features.mean(dim=0)

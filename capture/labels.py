@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .label_counts import ClassCounts, estimate_counts
+from .learning_rate import estimate_learning_rate
+from .pseudo_gradient import as_gradient, is_one_step
 from .update import CapturedUpdate, UpdateKind
 
 METHODS = ("auto", "minimum", "counts")
@@ -46,24 +48,42 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     - ``auto``: ``minimum`` where the gradient's signs prove that every label is different, else ``counts``.
 
     Args:
-        update: A gradient; with a defence the result may be wrong, and the confidence says so.
+        update: A gradient; with a defence the result may be wrong, and the confidence says so. A weight delta stands
+            for the mean of its steps' gradients, which is a gradient exactly only for one step.
         model: The model that the update belongs to.
         method: See above.
 
     Raises:
-        LabelError: An unknown method, an update that is no gradient, a model that does not end in a fully connected
-            layer, or more images than classes for ``minimum``.
+        LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
+            end in a fully connected layer, or more images than classes for ``minimum``.
     """
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
-    if update.kind is not UpdateKind.GRADIENT:
-        raise LabelError(f"labels are read off gradients, and this update is a {str(update.kind)!r}")
+    if update.kind is UpdateKind.WEIGHT_DELTA:
+        return _from_weight_delta(update, model, method)
     layer = find_final_layer(update, model)
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
         return _by_minimum(layer, update)
     return _by_counts(layer, update)
+
+
+def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) -> RecoveredLabels:
+    assert update.local is not None
+    warnings = []
+    if update.local.learning_rate is None:
+        rate = estimate_learning_rate(update, model)
+        update = replace(update, local=replace(update.local, learning_rate=rate))
+        warnings.append(f"labels were read with an estimated learning rate of {rate:.3g}")
+    found = recover_labels(as_gradient(update, model), model, method)
+    if not is_one_step(update):
+        assert update.local is not None
+        warnings.append(
+            f"labels were read off the mean gradient of {update.local.steps(update.image_count)} local steps as if it "
+            "were one gradient, which is an approximation"
+        )
+    return replace(found, warnings=(*warnings, *found.warnings))
 
 
 def _by_minimum(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:

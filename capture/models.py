@@ -1,31 +1,25 @@
-"""The server's model: a small bundled network, any torchvision classifier, or the user's own."""
+"""The server's model: a small bundled network, any torchvision or timm classifier, or the user's own."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from .batch_norm import client_mode
 from .update import BatchNormMode
+from .weights import ModelError as ModelError
+from .weights import load_state, read_weights
 
 CONVNET_WIDTH = 32
 CONVNET_STRIDES = (2, 2, 1, 1)
-_MOST_LISTED = 20
-
-
-class ModelError(ValueError):
-    """A model or weights that cannot be loaded."""
+TIMM_PREFIX = "timm:"
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,13 @@ def load_model(
     """A classifier in evaluation mode. The global random state is left as it was.
 
     Args:
-        name: ``convnet`` (bundled), a torchvision classification model, or ``module:callable``, called with
-            ``num_classes=classes`` when it takes that and with nothing otherwise.
+        name: ``convnet`` (bundled), a torchvision classification model, ``timm:NAME`` for one of timm's (such as
+            ``timm:resnet10t``; never downloaded), or ``module:callable``, called with ``num_classes=classes`` when it
+            takes that and with nothing otherwise.
         classes: Number of outputs.
         image_size: Side of the images in pixels; the model must accept it.
-        weights: A .safetensors, .pt or .pth file with the model's state dict; None for random weights.
+        weights: A .safetensors, .pt or .pth file with the model's state dict, see `read_weights`; None for random
+            weights.
         seed: Random weights are a function of it.
 
     Raises:
@@ -60,14 +56,16 @@ def load_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if ":" in name:
+        if name.lower().startswith(TIMM_PREFIX):
+            model = _timm(name, classes, image_size)
+        elif ":" in name:
             model = _own(name, classes)
         elif name.lower() == "convnet":
             model = convnet(classes, image_size)
         else:
             model = _torchvision(name, classes, image_size)
     if weights is not None:
-        _load_weights(model, Path(weights).expanduser())
+        load_state(model, read_weights(weights), repr(weights))
     model.eval()
     _check_output(model, name, classes, image_size)
     return model
@@ -92,7 +90,7 @@ def convnet(classes: int = 10, image_size: int = 32, width: int = CONVNET_WIDTH)
 
 
 def model_names() -> list[str]:
-    """Every name that ``load_model`` knows beside ``module:callable``."""
+    """Every name that ``load_model`` knows beside ``timm:NAME`` and ``module:callable``."""
     import torchvision  # type: ignore[import-untyped,unused-ignore]
 
     return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
@@ -109,7 +107,7 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ModelError(
             f"no model is called {name!r}: use convnet, a torchvision classification model such as resnet18, "
-            f"or module:callable{hint}"
+            f"timm:NAME or module:callable{hint}"
         )
     options: dict[str, Any] = {"num_classes": classes}
     if key.startswith("vit_"):
@@ -124,6 +122,32 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
     except (ValueError, AssertionError, RuntimeError) as error:
         raise ModelError(
             f"torchvision cannot build {key!r} for {classes} classes and {image_size} px images ({error})"
+        ) from error
+    return model
+
+
+def _timm(name: str, classes: int, image_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(
+            f"the model {name!r} needs the package timm ({error}): pip install 'gradinversion[timm]'"
+        ) from None
+    key = name[len(TIMM_PREFIX) :].lower()
+    architecture = key.partition(".")[0]
+    # Only names in timm's own list: others, such as hf-hub:..., make it look on the network.
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(TIMM_PREFIX + other for other in near)}?" if near else ""
+        raise ModelError(f"timm {timm.__version__} has no model {architecture!r}{hint}")
+    settings = timm.get_pretrained_cfg(architecture)
+    # Convolutional networks take images of any size and no such argument.
+    options: dict[str, Any] = {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
+    try:
+        model: nn.Module = timm.create_model(key, pretrained=False, num_classes=classes, **options)
+    except (ValueError, AssertionError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"timm cannot build {key!r} for {classes} classes and {image_size} px images ({error})"
         ) from error
     return model
 
@@ -165,56 +189,6 @@ def _accepts(build: Callable[..., Any], keyword: str) -> bool:
     except (TypeError, ValueError):
         return False
     return any(p.kind is p.VAR_KEYWORD or (p.name == keyword and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Copy the file's tensors into the model, all of them or none."""
-    found = _without_prefix(_read_weights(path))
-    expected = model.state_dict()
-    optional = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}
-    problems = [f"{name!r} is missing" for name in expected if name not in found and name not in optional]
-    problems += [f"{name!r} is not in the model" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        theirs, ours = tuple(found[name].shape), tuple(expected[name].shape)
-        if theirs != ours:
-            problems.append(f"{name!r} has shape {theirs} in the file and {ours} in the model")
-        elif not bool(torch.isfinite(found[name]).all()):
-            problems.append(f"{name!r} holds values that are not finite")
-    if problems:
-        listed = "".join(f"\n  - {line}" for line in sorted(problems)[:_MOST_LISTED])
-        more = f"\n  - and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise ModelError(f"the weights in {str(path)!r} do not fit the model:{listed}{more}")
-    model.load_state_dict(found, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"the weights file {str(path)!r} does not exist")
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ModelError(f"the weights file {str(path)!r} must end in .safetensors, .pt or .pth")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"the weights file {str(path)!r} holds Python objects other than tensors, which are never loaded; "
-            "save model.state_dict() instead"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the weights file {str(path)!r} is damaged or of another format ({error})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"the weights file {str(path)!r} holds no state dict; save model.state_dict()")
-    return {str(key): value for key, value in content.items()}
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as before wrapping in DataParallel, which puts ``module.`` in front of all of them."""
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return state
 
 
 def _check_output(model: nn.Module, name: str, classes: int, image_size: int) -> None:

@@ -13,13 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .errors import UpdateError as UpdateError
+from .local_training import LocalTraining
+
 LARGEST_IMAGE_COUNT = 65_536
 LARGEST_CHANNEL_COUNT = 64
 LARGEST_IMAGE_SIDE = 8_192
-
-
-class UpdateError(ValueError):
-    """An update that cannot be what it claims to be, or that does not belong to the model at hand."""
 
 
 class BatchNormMode(StrEnum):
@@ -39,7 +38,7 @@ class UpdateKind(StrEnum):
     GRADIENT = "gradient"
     """The gradient of the mean loss over the client's batch."""
     WEIGHT_DELTA = "weight_delta"
-    """Weights after local steps minus weights before. It can be stored, not attacked yet."""
+    """Weights after the client's local steps minus weights before; ``CapturedUpdate.local`` tells the steps."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,9 @@ class CapturedUpdate:
     """One client's update as an honest-but-curious server receives it. No private image is reachable from here."""
 
     gradients: dict[str, Tensor]
-    """By parameter name, as in ``model.named_parameters()``."""
+    """By parameter name, as in ``model.named_parameters()``; for a weight delta the differences of the weights."""
     image_count: int
-    """B, the number of images that the gradient was averaged over."""
+    """B, the number of images that the gradient was averaged over, or that the client trained on."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
     normalisation: Normalisation
@@ -101,14 +100,17 @@ class CapturedUpdate:
     """``weight_hash(model)`` of the server's model that the client started from."""
     batch_norm: BatchNormMode
     buffers: dict[str, Tensor] | None
-    """Batch-norm running statistics *after* the client's step, by buffer name; only with ``train_shared``."""
+    """Batch-norm running statistics *after* the client's step(s), by buffer name; only with ``train_shared``."""
     kind: UpdateKind = UpdateKind.GRADIENT
     loss: str = "cross_entropy"
     defence: str = "none"
     """What the client says it did to the update before it was sent. Informational: nothing relies on it."""
+    local: LocalTraining | None = None
+    """The client's local steps; given for a weight delta and for nothing else."""
 
     def __post_init__(self) -> None:
         _check_facts(self)
+        _check_local(self)
         _check_tensors("gradient", self.gradients)
         _check_tensors("buffer", self.buffers or {})
 
@@ -214,6 +216,24 @@ def _check_facts(update: CapturedUpdate) -> None:
     if update.buffers is None and update.batch_norm is BatchNormMode.TRAIN_SHARED:
         raise UpdateError(
             "the update's mode is 'train_shared' but it holds no batch-norm buffers; add them, or use 'train_private'"
+        )
+
+
+def _check_local(update: CapturedUpdate) -> None:
+    """Raise UpdateError where the kind of the update and its local steps contradict each other."""
+    if update.kind is UpdateKind.GRADIENT:
+        if update.local is not None:
+            raise UpdateError("the update is a gradient and names local steps; only a weight delta has them")
+        return
+    if update.local is None:
+        raise UpdateError(
+            "the update is a weight delta and does not tell the client's local steps; give local=LocalTraining(...)"
+        )
+    update.local.require_images(update.image_count)
+    if not any(bool(delta.any()) for delta in update.gradients.values()):
+        raise UpdateError(
+            "the weight delta is zero everywhere, so the client trained nothing (a learning rate of 0 does this, or a "
+            "defence that leaves nothing); there is nothing to attack"
         )
 
 

@@ -8,6 +8,7 @@ that asks for it has been held against the file's size.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .local_training import LocalTraining
 from .update import BatchNormMode, CapturedUpdate, Normalisation, UpdateError, UpdateKind
 
 FORMAT_KEY = "gradinversion"
@@ -106,7 +108,7 @@ def read_update(path: str | os.PathLike[str], largest_bytes: int = LARGEST_FILE_
 
 
 def _facts(update: CapturedUpdate) -> dict[str, Any]:
-    return {
+    facts: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "image_count": update.image_count,
         "image_shape": list(update.image_shape),
@@ -120,6 +122,8 @@ def _facts(update: CapturedUpdate) -> dict[str, Any]:
         "loss": update.loss,
         "defence": update.defence,
     }
+    # Only a weight delta has it, so that the file of a gradient is what it always was.
+    return facts if update.local is None else facts | {"local": dataclasses.asdict(update.local)}
 
 
 def _flush(path: Path) -> None:
@@ -251,7 +255,27 @@ def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> CapturedUpda
         kind=UpdateKind(_choice(facts, "kind", list(UpdateKind))),
         loss=_text(facts, "loss"),
         defence=_text(facts, "defence"),
+        local=_local(facts.get("local")),
     )
+
+
+def _local(value: object) -> LocalTraining | None:
+    """The client's local steps; ``LocalTraining`` checks the ranges, and here the types."""
+    if value is None:
+        return None
+    fields = {field.name for field in dataclasses.fields(LocalTraining)}
+    if not isinstance(value, dict) or value.keys() != fields:
+        _refuse(f"its entry local is {_short(value)}; it must have the entries {', '.join(sorted(fields))}")
+    for name in ("learning_rate", "momentum", "weight_decay"):
+        # Comparing first keeps integers too large for a float away from float().
+        if value[name] is not None and not (type(value[name]) in (int, float) and abs(value[name]) < 1e9):
+            _refuse(f"its local {name} is {_short(value[name])}; it must be a finite number")
+    for name in ("epochs", "batch_size"):
+        if value[name] is not None and not (type(value[name]) is int and abs(value[name]) < 2**31):
+            _refuse(f"its local {name} is {_short(value[name])}; it must be a whole number")
+    if type(value["shuffled"]) is not bool:
+        _refuse(f"its local shuffled is {_short(value['shuffled'])}; it must be true or false")
+    return LocalTraining(**value)
 
 
 def _numbers(facts: dict[str, Any], key: str) -> tuple[float, ...]:

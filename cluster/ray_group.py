@@ -87,7 +87,7 @@ class RayGroup:
         self._listener = listener
         self._target = [ray.put(target)]
         batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
-        parts = parts_by_label(target.labels, count_parts(len(self.seeds), batch_bytes))
+        parts = parts_by_label(target.interchangeable, count_parts(len(self.seeds), batch_bytes))
         self._candidates = Candidates(self.seeds, parts)
         if self._fresh and self._detached:
             end_actors([self._name_of(position) for position in range(len(self.seeds))], NAMESPACE)

@@ -99,7 +99,7 @@ class Coordinator:
         rounds = Rounds(
             self._group,
             self._config,
-            prepared.labels.labels,
+            prepared.target.interchangeable,
             self._progress,
             self._saving,
             self._itinerary,

@@ -91,4 +91,5 @@ def conclude(
         batch_norm=update.batch_norm.value,
         defence=update.defence,
         normalisation=update.normalisation,
+        training=prepared.training,
     )

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..agents import Target
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels
+from ..capture import CapturedUpdate, LabelError, RecoveredLabels, recover_labels
 from ..peeling import peel
 from .config import AttackConfig
+from .deltas import describe, refine, settle
 
 # Settings that say where a run computes, not what.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience")
@@ -28,6 +29,8 @@ class Preparation:
     target: Target
     labels: RecoveredLabels
     messages: tuple[str, ...]
+    training: str = ""
+    """What is taken for granted about the client's local steps; empty for a gradient."""
 
 
 def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Preparation:
@@ -35,29 +38,34 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
 
     Raises:
         UpdateError: The update does not fit the model.
-        LabelError: Labels cannot be recovered, or the given ones do not fit.
+        LabelError: Labels, or a learning rate that is not known, cannot be recovered; or the given labels do not fit.
     """
     update.require_match(model)
-    if update.kind is not UpdateKind.GRADIENT:
-        raise UpdateError(
-            f"the update holds a {update.kind.value}; only the gradient of one step can be attacked: capture that."
-        )
-    labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
-    messages = list(labels.warnings)
+    found = settle(update, model)
+    given = given_labels(config.labels, update)
+    labels = given or recover_labels(found.update, model, config.labels)
+    found = refine(found, update, model, labels.labels)
+    messages = [*found.messages, *labels.warnings]
     anchor = None
     if config.objective.gradient_weight > 0:
-        peeling = peel(update, model, labels.labels, config.peeling)
+        peeling = peel(found.update, model, labels.labels, config.peeling)
         anchor = peeling.anchor
         messages.append(peeling.message)
-    return Preparation(Target(update, model, labels.labels, anchor), labels, tuple(messages))
+    target = Target(found.update, model, labels.labels, anchor, found.scale_known)
+    return Preparation(target, labels, tuple(messages), describe(update, found, given is not None))
 
 
 def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
-    """Labels that the user states, such as ``0,0,3``; None when the text names a rule."""
+    """Labels that the user states, such as ``0,0,3``; None when the text names a rule.
+
+    They are sorted, except where their order says which image was in which local step.
+    """
     words = text.split(",")
     if not all(word.strip().isdigit() for word in words):
         return None
-    values = sorted(int(word) for word in words)
+    values = [int(word) for word in words]
+    if update.local is None or len(update.local.batches(update.image_count)) == 1 or update.local.shuffled:
+        values.sort()
     if len(values) != update.image_count:
         raise LabelError(f"labels={text}: {len(values)} labels were given for {update.image_count} images.")
     return RecoveredLabels(
@@ -77,6 +85,8 @@ def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
     for name, gradient in update.gradients.items():
         digest.update(name.encode())
         digest.update(gradient.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    if update.local is not None:
+        flat |= {f"local.{name}": value for name, value in dataclasses.asdict(update.local).items()}
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}
 
 

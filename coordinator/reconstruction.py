@@ -45,6 +45,8 @@ class Reconstruction:
     batch_norm: str
     defence: str
     normalisation: Normalisation
+    training: str = ""
+    """What was taken for granted about the client's local steps; empty for a gradient."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

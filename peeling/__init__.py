@@ -2,5 +2,6 @@
 
 from .anchor import Anchor, Peeling, peel
 from .config import PeelingConfig
+from .scale import find_scale
 
-__all__ = ["Anchor", "Peeling", "PeelingConfig", "peel"]
+__all__ = ["Anchor", "Peeling", "PeelingConfig", "find_scale", "peel"]

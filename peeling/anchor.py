@@ -86,6 +86,11 @@ def peel(
     config = config or PeelingConfig()
     if not config.enabled:
         return Peeling(None, "Layer peeling is switched off.")
+    if update.local is not None:
+        steps = update.local.steps(update.image_count)
+        return Peeling(
+            None, f"Layer peeling needs a gradient, and the update is the weight delta of {steps} local step(s)."
+        )
     mode = update.batch_norm
     chain = confirm_chain(trace_chain(model, update.image_shape, mode), model, update.image_shape, mode)
     if not chain:

@@ -25,7 +25,12 @@ ALLOWED = {
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "agents", "coordinator", "cluster"}
 PRIVATE_NAMES = {"PrivateBatch", "simulate_client", "ClientConfig", "load_images"}
-PRIVATE_MODULES = {"gradinversion.capture.client", "gradinversion.capture.images", "gradinversion.audit"}
+PRIVATE_MODULES = {
+    "gradinversion.capture.client",
+    "gradinversion.capture.local_client",
+    "gradinversion.capture.images",
+    "gradinversion.audit",
+}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST_FILE = 400
 

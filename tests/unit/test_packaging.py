@@ -20,8 +20,14 @@ def project() -> dict[str, Any]:
 
 
 def folders() -> list[Path]:
-    """The folders of the package, found in the checkout."""
+    """The folders of the package that lie in its root, found in the checkout."""
     return sorted(path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in NOT_SHIPPED)
+
+
+def packages() -> set[str]:
+    """Every package below the root, by its dotted name."""
+    inits = [path for folder in folders() for path in folder.rglob("__init__.py")]
+    return {".".join(["gradinversion", *path.parent.relative_to(ROOT).parts]) for path in inits}
 
 
 def shipped_files() -> set[str]:
@@ -52,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_every_folder_with_code_is_a_listed_package() -> None:
     listed = set(project()["tool"]["setuptools"]["packages"])
-    assert listed == {"gradinversion", *(f"gradinversion.{folder.name}" for folder in folders())}
+    assert listed == {"gradinversion", *packages()}
 
 
 def test_every_folder_with_code_has_an_init() -> None:
@@ -60,9 +66,9 @@ def test_every_folder_with_code_has_an_init() -> None:
     assert {path.name for path in with_code} - NOT_SHIPPED == {path.name for path in folders()}
 
 
-def test_no_folder_lies_deeper_than_the_list_of_packages() -> None:
-    nested = [path for folder in folders() for path in folder.rglob("*.py") if path.parent != folder]
-    assert nested == []
+def test_every_folder_below_with_code_has_an_init_too() -> None:
+    nested = {path.parent for folder in folders() for path in folder.rglob("*.py")}
+    assert [path for path in nested if not (path / "__init__.py").is_file()] == []
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -92,6 +98,12 @@ def test_requirements_are_ranges_and_never_pins() -> None:
     extras = declared["optional-dependencies"].values()
     pinned = [text for text in sum(extras, declared["dependencies"]) if "==" in text or "<" in text]
     assert pinned == []
+
+
+def test_what_the_adapters_need_is_an_extra_and_is_there_to_be_tested() -> None:
+    extras = project()["project"]["optional-dependencies"]
+    for name in ("flower", "opacus", "timm"):
+        assert set(extras[name]) <= set(extras["dev"])
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -154,6 +154,9 @@ def test_assumptions_name_what_a_reader_must_know(attack: Attack) -> None:
     ):
         assert words in text
     assert "total variation 0.05" in text
+    assert "Local training" not in text
+    told = dataclasses.replace(reconstruction, training="The client made 4 steps.")
+    assert "Local training: The client made 4 steps." in evaluate(told, None).assumptions
 
 
 def test_provenance_has_versions_and_date(attack: Attack) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Outcome
-from gradinversion.capture import CapturedUpdate, LabelError, UpdateError, UpdateKind
+from gradinversion.capture import CapturedUpdate, LabelError
 from gradinversion.coordinator import (
     AllSeedsFailedError,
     AttackConfig,
@@ -191,13 +191,6 @@ def test_given_labels_of_the_wrong_number_are_refused(
 ) -> None:
     with pytest.raises(LabelError, match="2 labels were given for 3 images"):
         attack(serial, update, model, replace(config, labels="0,1"))
-
-
-def test_a_weight_delta_is_refused_in_words(
-    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
-) -> None:
-    with pytest.raises(UpdateError, match="only the gradient of one step"):
-        attack(serial, replace(update, kind=UpdateKind.WEIGHT_DELTA), model, config)
 
 
 def test_status_tells_round_phase_and_losses(

@@ -1,0 +1,203 @@
+"""Opacus: what a DP-SGD client sends, as `CapturedUpdate`. It needs ``pip install 'gradinversion[opacus]'``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..batch_norm import batch_norm_layers
+from ..errors import UpdateError
+from ..update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, weight_hash
+
+
+@dataclass
+class PrivateSteps:
+    """The steps that were taken while `record_private_steps` looked on."""
+
+    updates: list[CapturedUpdate] = field(default_factory=list)
+    """One per recorded step: the clipped, noisy, averaged gradient, as the optimiser was about to apply it."""
+    servers: list[dict[str, Tensor]] = field(default_factory=list)
+    """The plain model's state dict before each of them, to which the update belongs."""
+    problems: list[str] = field(default_factory=list)
+    """Why a step could not be recorded, one sentence each; the training went on."""
+
+    @property
+    def update(self) -> CapturedUpdate:
+        """The last one.
+
+        Raises:
+            UpdateError: No step was recorded, and why.
+        """
+        if not self.updates:
+            why = self.problems[-1] if self.problems else "call optimizer.step() after backward() while recording"
+            raise UpdateError(f"no private step was recorded: {why}")
+        return self.updates[-1]
+
+
+@contextmanager
+def record_private_steps(
+    model: nn.Module,
+    optimizer: Any,
+    engine: Any = None,
+    *,
+    image_shape: tuple[int, int, int],
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    delta: float = 1e-5,
+    image_count: int | None = None,
+    most_steps: int = 1,
+    model_id: str | None = None,
+) -> Iterator[PrivateSteps]:
+    """Record real steps of a private training: ``with record_private_steps(...) as steps: ... optimizer.step()``.
+
+    The training itself is not changed: Opacus clips each image's gradient, adds its noise and accounts for it, and the
+    optimiser steps, as without this. What is recorded is the sum of the clipped gradients with the noise, divided by
+    the expected batch size, as Opacus does it.
+
+    Args:
+        model: As ``PrivacyEngine.make_private`` returned it.
+        optimizer: As it returned it.
+        engine: The privacy engine, for epsilon; None when its accountant is out of reach.
+        image_shape: Channels, height, width.
+        normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
+        delta: At which epsilon is told.
+        image_count: How many images a step used; None to count the gradients per image, which is possible unless the
+            batch was split (``BatchMemoryManager``) or ghost clipping is used.
+        most_steps: Later ones are not recorded.
+        model_id: What ``load_model`` takes to build the plain model; by default its class.
+
+    Raises:
+        UpdateError: The optimiser is not private. A step that cannot be recorded (an empty batch, an unknown number of
+            images) is a sentence in ``problems``.
+    """
+    _require_private(optimizer)
+    if not isinstance(normalisation, Normalisation):
+        mean, std = normalisation
+        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    plain = _plain(model)
+    accounting = optimizer.step_hook
+    recorded = PrivateSteps()
+
+    def hook(stepping: Any) -> None:
+        if accounting is not None:
+            accounting(stepping)
+        if len(recorded.updates) >= most_steps:
+            return
+        try:
+            count = _images(stepping) if image_count is None else image_count
+            update = CapturedUpdate(
+                gradients=_gradients(plain, stepping, count),
+                image_count=count,
+                image_shape=image_shape,
+                normalisation=normalisation,
+                model_id=model_id or type(plain).__name__,
+                weight_hash=weight_hash(plain),
+                batch_norm=_batch_norm(plain),
+                buffers=None,
+                defence=_describe(stepping, engine, delta, count),
+            )
+        except UpdateError as error:
+            recorded.problems.append(str(error))
+            return
+        recorded.updates.append(update)
+        recorded.servers.append({name: value.detach().cpu().clone() for name, value in plain.state_dict().items()})
+
+    optimizer.attach_step_hook(hook)
+    try:
+        yield recorded
+    finally:
+        optimizer.step_hook = accounting
+
+
+def _require_private(optimizer: Any) -> None:
+    try:
+        from opacus.optimizers import DPOptimizer
+    except ImportError as error:
+        raise UpdateError(
+            f"recording a private step needs the package opacus ({error}): pip install 'gradinversion[opacus]'"
+        ) from None
+    if not isinstance(optimizer, DPOptimizer):
+        raise UpdateError(
+            f"the optimiser is a {type(optimizer).__name__}; give the one that PrivacyEngine.make_private returned"
+        )
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of Opacus and DataParallel: its names carry no ``_module.``."""
+    from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
+    from opacus.grad_sample import AbstractGradSampleModule
+
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel, DifferentiallyPrivateDistributedDataParallel)
+    while isinstance(model, (AbstractGradSampleModule, *parallel)):
+        inner: nn.Module = model._module if isinstance(model, AbstractGradSampleModule) else model.module
+        model = inner
+    return model
+
+
+def _images(optimizer: Any) -> int:
+    """How many images went into this step."""
+    if getattr(optimizer, "_is_last_step_skipped", False):
+        raise UpdateError("the batch of the step was split, so its images cannot be counted; give image_count")
+    try:
+        count = len(optimizer.grad_samples[0])
+    except (ValueError, AttributeError, IndexError, TypeError):
+        raise UpdateError("the step keeps no gradient per image to count; give image_count") from None
+    if count == 0:
+        raise UpdateError("the batch of the step is empty, as Poisson sampling allows; take another step")
+    return count
+
+
+def _gradients(plain: nn.Module, optimizer: Any, count: int) -> dict[str, Tensor]:
+    trained = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+    lacking = [name for name, p in trained.items() if p.grad is None]
+    if lacking:
+        raise UpdateError(f"the private step has no gradient for {lacking[0]!r}; give the optimiser all parameters")
+    # With reduction "sum" Opacus does not divide; an update holds an average.
+    divisor = 1 if optimizer.loss_reduction == "mean" else count
+    return {name: (p.grad.detach() / divisor).cpu().clone() for name, p in trained.items() if p.grad is not None}
+
+
+def _batch_norm(plain: nn.Module) -> BatchNormMode:
+    """Opacus refuses batch norm in training mode, since it mixes images; what is left runs on running statistics."""
+    if any(layer.training for layer in batch_norm_layers(plain).values()):
+        raise UpdateError(
+            "the private model has batch norm in training mode, which has no gradient per image; replace it "
+            "(opacus.validators.ModuleValidator.fix) or run it in evaluation mode"
+        )
+    return BatchNormMode.EVAL
+
+
+def _describe(optimizer: Any, engine: Any, delta: float, count: int) -> str:
+    import opacus
+
+    norm = optimizer.max_grad_norm
+    clipped = f"{norm:g}" if isinstance(norm, int | float) else "per layer " + ", ".join(f"{one:g}" for one in norm)
+    said = (
+        f"DP-SGD by Opacus {opacus.__version__}: max_grad_norm {clipped[:200]}, "
+        f"noise_multiplier {optimizer.noise_multiplier:g}, {count} image{'s' * (count != 1)}"
+    )
+    if optimizer.expected_batch_size is not None:
+        said += f" (expected batch {optimizer.expected_batch_size})"
+    if engine is None:
+        return f"{said}, epsilon not known"
+    steps = sum(history[-1] for history in engine.accountant.history)
+    return f"{said}, epsilon {_epsilon(engine, delta)} at delta {delta:g} after {steps} step{'s' * (steps != 1)}"
+
+
+def _epsilon(engine: Any, delta: float) -> str:
+    # Without noise there is no privacy, and accountants divide by it.
+    if any(history[0] == 0 for history in engine.accountant.history):
+        return "infinite"
+    with warnings.catch_warnings():
+        # It suggests other orders of the Renyi divergence; the bound that it gives is valid.
+        warnings.simplefilter("ignore")
+        try:
+            epsilon = float(engine.accountant.get_epsilon(delta=delta))
+        except (ValueError, RuntimeError, ArithmeticError):
+            return "not known (the accountant refuses these settings)"
+    return f"{epsilon:.3g}" if math.isfinite(epsilon) else "infinite"

@@ -1,0 +1,91 @@
+"""Plain PyTorch: the update between two state dicts, from checkpoints or from any framework that sends weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..batch_norm import batch_norm_layers, running_buffers
+from ..local_training import LocalTraining
+from ..update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation
+from ..weight_delta import capture_weight_delta
+from ..weights import fit_names, load_state, read_weights
+
+State = Mapping[str, Tensor] | str | os.PathLike[str]
+"""Weights by name, or a .safetensors, .pt or .pth file of them."""
+
+
+def capture_state_dicts(
+    model: nn.Module,
+    before: State,
+    after: State,
+    *,
+    image_count: int,
+    image_shape: tuple[int, int, int],
+    local: LocalTraining,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    batch_norm: BatchNormMode | str | None = None,
+    model_id: str | None = None,
+) -> CapturedUpdate:
+    """The weight delta of a client, from the weights that it was sent and those that it sent back.
+
+    Args:
+        model: The architecture; its weights do not matter, and are left as they are.
+        before: The server's weights and running statistics, whole.
+        after: The client's; batch-norm buffers may be missing.
+        image_count: How many images the client trained on.
+        image_shape: Channels, height, width.
+        local: The client's local steps.
+        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``.
+        batch_norm: How the client ran batch norm; None to infer it, see `infer_batch_norm`.
+        model_id: What ``load_model`` takes to build the model; by default its class.
+
+    Raises:
+        ModelError: A file cannot be read, or ``before`` does not fit the model.
+        UpdateError: ``after`` does not fit the model, or the facts contradict each other.
+    """
+    server = copy.deepcopy(model).cpu()
+    load_state(server, _state(before), _source(before, "the state before training"))
+    sent = fit_names(_state(after), server.state_dict())
+    return capture_weight_delta(
+        server,
+        sent,
+        image_count=image_count,
+        image_shape=image_shape,
+        local=local,
+        normalisation=normalisation,
+        batch_norm=infer_batch_norm(server, sent) if batch_norm is None else batch_norm,
+        model_id=model_id or type(model).__name__,
+    )
+
+
+def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> BatchNormMode:
+    """How the client must have run batch norm, by the running statistics that it sent back.
+
+    They moved: ``train_shared``. They are the server's to the bit: ``eval``. They are missing: ``train_private``, since
+    a client in training mode is the rule. Without batch-norm layers: ``eval``.
+
+    Args:
+        before: The server's model, with the statistics that the client was sent.
+        after: What the client sent, by the model's names.
+    """
+    layers = batch_norm_layers(before)
+    if not layers:
+        return BatchNormMode.EVAL
+    own = {name: b for name, b in running_buffers(before).items() if not name.endswith("num_batches_tracked")}
+    if any(name not in after for name in own):
+        return BatchNormMode.TRAIN_PRIVATE
+    same = all(torch.equal(after[name].cpu().to(buffer.dtype), buffer.cpu()) for name, buffer in own.items())
+    return BatchNormMode.EVAL if same else BatchNormMode.TRAIN_SHARED
+
+
+def _state(given: State) -> Mapping[str, Tensor]:
+    return given if isinstance(given, Mapping) else read_weights(given)
+
+
+def _source(given: State, otherwise: str) -> str:
+    return otherwise if isinstance(given, Mapping) else repr(os.fspath(given))

@@ -1,0 +1,106 @@
+"""A client that trains before it sends: local epochs of SGD, as in federated averaging."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
+from .errors import UpdateError
+from .local_training import LocalTraining
+from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation
+from .weight_delta import capture_weight_delta
+
+
+def train_locally(
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    *,
+    local: LocalTraining,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    batch_norm: BatchNormMode | str = BatchNormMode.EVAL,
+    model_id: str | None = None,
+    generator: torch.Generator | None = None,
+) -> CapturedUpdate:
+    """What a client sends after its local epochs: the weight delta, and what it shares of batch norm.
+
+    A copy of the model is trained with ``torch.optim.SGD``; the server's model stays as it was.
+
+    Args:
+        model: The server's model.
+        images: Pixels in [0, 1], in the order in which the client trains on them.
+        labels: One class index per image.
+        local: Epochs, batch size and optimiser; the learning rate must be a number.
+        loss: ``loss(logits, labels)``, a mean over the batch.
+        normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
+        batch_norm: How the client runs its batch-norm layers, and whether it shares their statistics after training.
+        model_id: A name for the model in files and reports; by default its class.
+        generator: Draws each epoch's order when ``local.shuffled``, on the CPU.
+
+    Raises:
+        UpdateError: The batches cannot be run in this mode, or the weights do not stay finite.
+    """
+    mode = BatchNormMode(batch_norm)
+    if not isinstance(normalisation, Normalisation):
+        mean, std = normalisation
+        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    if local.learning_rate is None:
+        raise UpdateError("a client cannot train without a learning rate; give one")
+    require_batch(images, labels)
+    local.require_images(len(images))
+    after = copy.deepcopy(model)
+    trained = [parameter for parameter in after.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UpdateError("the model has no parameter with requires_grad=True, so the client has nothing to train")
+    inputs, targets = normalisation.apply(images.to(trained[0])), labels.to(trained[0].device)
+    if mode is not BatchNormMode.EVAL:
+        require_batch_statistics(model, inputs[: min(map(len, local.batches(len(images))))])
+    optimiser = torch.optim.SGD(
+        trained, lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay
+    )
+    shared = mode is BatchNormMode.TRAIN_SHARED
+    with recording_mode(after) if shared else client_mode(after, mode), torch.enable_grad():
+        for order in _orders(local, len(images), generator):
+            for batch in local.batches(len(images)):
+                chosen = order[batch.start : batch.stop]
+                optimiser.zero_grad()
+                torch.autograd.backward(loss(after(inputs[chosen]), targets[chosen]))
+                optimiser.step()
+        state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
+        state |= running_buffers(after) if shared else {}
+    return capture_weight_delta(
+        model,
+        state,
+        image_count=len(images),
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        local=local,
+        normalisation=normalisation,
+        batch_norm=mode,
+        model_id=model_id or type(model).__name__,
+        loss=getattr(loss, "__name__", type(loss).__name__),
+    )
+
+
+def require_batch(images: Tensor, labels: Tensor) -> None:
+    """Return quietly when these are images with one label each.
+
+    Raises:
+        UpdateError: They are not.
+    """
+    if images.ndim != 4 or images.shape[0] < 1:
+        raise UpdateError(f"images have shape {tuple(images.shape)}; give (batch, channel, height, width), batch >= 1")
+    if labels.shape != images.shape[:1]:
+        raise UpdateError(f"labels have shape {tuple(labels.shape)} for {images.shape[0]} images; give one per image")
+
+
+def _orders(local: LocalTraining, count: int, generator: torch.Generator | None) -> list[Int[Tensor, " batch"]]:
+    if local.shuffled:
+        return [torch.randperm(count, generator=generator) for _ in range(local.epochs)]
+    return [torch.arange(count)] * local.epochs

@@ -1,0 +1,72 @@
+"""A weight delta in the units of a gradient, and the gradient itself where the client made a single step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from .errors import UpdateError
+from .local_training import LocalTraining
+from .update import CapturedUpdate, UpdateKind
+
+
+def gradient_shares(local: LocalTraining, image_count: int) -> list[float]:
+    """How much of each step's gradient the weights have moved by in the end, in learning rates.
+
+    With momentum m the gradient of step t of T works on in all later steps: ``1 + m + ... + m^(T-1-t)``; without, 1.
+
+    Args:
+        local: The client's local steps.
+        image_count: Images of the client.
+    """
+    shares: list[float] = []
+    for _ in range(local.steps(image_count)):
+        shares.append(1 + local.momentum * (shares[-1] if shares else 0.0))
+    return shares[::-1]
+
+
+def mean_gradients(update: CapturedUpdate) -> dict[str, Tensor]:
+    """What the update says of the gradient: itself, or a weight delta as the mean of its steps' gradients.
+
+    ``-delta / (lr sum_t c_t)`` with the ``gradient_shares`` c_t, weight decay included: for one step without weight
+    decay the gradient, for more an average of gradients at weights that drift away from the server's.
+
+    Raises:
+        UpdateError: The client's learning rate is not known.
+    """
+    local = update.local
+    if local is None:
+        return update.gradients
+    if local.learning_rate is None:
+        raise UpdateError("the client's learning rate is not known; estimate it first (estimate_learning_rate)")
+    length = -local.learning_rate * sum(gradient_shares(local, update.image_count))
+    return {name: delta / length for name, delta in update.gradients.items()}
+
+
+def as_gradient(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
+    """The update as a gradient at the server's weights: ``-delta / lr - weight_decay w``.
+
+    Exact for a single step, up to rounding: the client's weights are rounded to their type after the step, so that an
+    entry of the gradient is off by up to ``eps |w| / lr``. For more steps it is the mean of the steps' gradients, which
+    is a gradient at no weights at all.
+
+    Args:
+        update: A gradient (returned as it is) or a weight delta with a learning rate.
+        model: The server's model.
+
+    Raises:
+        UpdateError: The client's learning rate is not known.
+    """
+    if update.local is None:
+        return update
+    gradients, decay = mean_gradients(update), update.local.weight_decay
+    if decay:
+        weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+        gradients = {name: g - decay * weights[name].to(g) for name, g in gradients.items()}
+    return replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, local=None)
+
+
+def is_one_step(update: CapturedUpdate) -> bool:
+    """Whether the update is, or is as good as, one gradient."""
+    return update.local is None or update.local.steps(update.image_count) == 1

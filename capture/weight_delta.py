@@ -1,0 +1,99 @@
+"""A weight delta: what a client of federated averaging sends after its local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .batch_norm import running_buffers
+from .errors import UpdateError
+from .local_training import LocalTraining
+from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateKind, weight_hash
+
+_MOST_LISTED = 5
+
+
+def capture_weight_delta(
+    before: nn.Module,
+    after: Mapping[str, Tensor] | nn.Module,
+    *,
+    image_count: int,
+    image_shape: tuple[int, int, int],
+    local: LocalTraining,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    batch_norm: BatchNormMode | str = BatchNormMode.EVAL,
+    model_id: str | None = None,
+    loss: str = "cross_entropy",
+) -> CapturedUpdate:
+    """The update of a client that trained: its weights after its local steps minus those it started from.
+
+    Args:
+        before: The server's model, with the weights and running statistics that the client started from.
+        after: The client's model or state dict. Tensors of the state dict beyond the model's parameters and batch-norm
+            buffers are not looked at.
+        image_count: How many images the client trained on.
+        image_shape: Channels, height, width.
+        local: The client's local steps.
+        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``.
+        batch_norm: How the client ran its batch-norm layers, and whether it shares their statistics: with
+            ``train_shared`` the running buffers in ``after`` become part of the update.
+        model_id: What ``load_model`` takes to build the model; by default its class.
+        loss: Name of the loss that the client minimised, a mean over each batch.
+
+    Returns:
+        The update, on the CPU. Parameters with ``requires_grad=False`` are not part of it.
+
+    Raises:
+        UpdateError: Tensors are missing or of another shape, nothing was trained, or the facts contradict each other.
+    """
+    mode = BatchNormMode(batch_norm)
+    if not isinstance(normalisation, Normalisation):
+        mean, std = normalisation
+        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    state = after.state_dict() if isinstance(after, nn.Module) else after
+    parameters = {name: p.detach() for name, p in before.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise UpdateError("the model has no parameter with requires_grad=True, so the client had nothing to train")
+    _require_tensors("parameter", state, parameters)
+    buffers = None
+    if mode is BatchNormMode.TRAIN_SHARED:
+        running = running_buffers(before)
+        _require_tensors("batch-norm buffer", state, running)
+        buffers = {name: state[name].detach().cpu().clone() for name in running}
+    return CapturedUpdate(
+        gradients={name: _difference(state[name], weight) for name, weight in parameters.items()},
+        image_count=image_count,
+        image_shape=image_shape,
+        normalisation=normalisation,
+        model_id=model_id or type(before).__name__,
+        weight_hash=weight_hash(before),
+        batch_norm=mode,
+        buffers=buffers,
+        kind=UpdateKind.WEIGHT_DELTA,
+        loss=loss,
+        local=local,
+    )
+
+
+def _difference(after: Tensor, before: Tensor) -> Tensor:
+    old = before.cpu()
+    return (after.detach().cpu().to(torch.float64) - old.to(torch.float64)).to(old.dtype)
+
+
+def _require_tensors(kind: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    found = [f"{kind} {name!r} is missing" for name in expected if name not in state]
+    found += [
+        f"{kind} {name!r} has shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if found:
+        raise UpdateError(f"the client's weights are not those of the given model: {_listed(found)}")
+
+
+def _listed(lines: Iterable[str]) -> str:
+    lines = list(lines)
+    more = f"; and {len(lines) - _MOST_LISTED} more" if len(lines) > _MOST_LISTED else ""
+    return "; ".join(lines[:_MOST_LISTED]) + more

@@ -1,0 +1,110 @@
+"""Before the attack on a weight delta: its learning rate, and the gradient in its place where it is of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, as_gradient, estimate_learning_rate, is_one_step
+from ..peeling import find_scale
+
+_ROUNDS_OF_DECAY = 3
+
+
+@dataclass(frozen=True)
+class Attackable:
+    """What is attacked in place of the captured update."""
+
+    update: CapturedUpdate
+    """A gradient, or the delta of several steps with a number for the learning rate."""
+    scale_known: bool = True
+    """False: the learning rate is an estimate."""
+    messages: tuple[str, ...] = ()
+
+
+def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
+    """The update with an estimate where the learning rate is not known, as a gradient where it is of one step.
+
+    Raises:
+        LabelError: The learning rate is not known and cannot be estimated.
+    """
+    if update.local is None:
+        return Attackable(update)
+    messages = []
+    known = update.local.learning_rate is not None
+    if not known:
+        rate = estimate_learning_rate(update, model)
+        update = with_rate(update, rate)
+        messages.append(f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}.")
+    if is_one_step(update):
+        return Attackable(as_gradient(update, model), known, tuple(messages))
+    messages.append(
+        f"Every step of the attack retraces the client's {update.local.steps(update.image_count)} local steps, and "
+        "takes as many times the time and the memory of a single gradient."
+    )
+    return Attackable(update, known, tuple(messages))
+
+
+def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Attackable:
+    """The exact learning rate of a single step, where the final layer and the labels determine it (``find_scale``).
+
+    Args:
+        found: From ``settle``.
+        update: As it was captured.
+        model: The server's model.
+        labels: The batch's labels.
+    """
+    if found.scale_known or update.local is None or not is_one_step(update):
+        return found
+    rate = estimate_learning_rate(update, model)
+    # Weight decay is not scaled along, so that its share of the step changes with the rate.
+    for _ in range(_ROUNDS_OF_DECAY if update.local.weight_decay else 1):
+        factor = find_scale(as_gradient(with_rate(update, rate), model), model, labels)
+        if factor is None:
+            return found
+        rate /= factor
+    message = f"The features behind the final layer fit together at a learning rate of {rate:.6g} alone."
+    return Attackable(as_gradient(with_rate(update, rate), model), True, (*found.messages, message))
+
+
+def with_rate(update: CapturedUpdate, rate: float) -> CapturedUpdate:
+    """The weight delta with this learning rate."""
+    assert update.local is not None
+    return replace(update, local=replace(update.local, learning_rate=rate))
+
+
+def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> str:
+    """What is taken for granted about the client's local steps, in sentences; empty for a gradient.
+
+    Args:
+        update: As it was captured.
+        found: What is attacked in its place.
+        labels_given: Whether the server was told the labels, image by image.
+    """
+    local = update.local
+    if local is None:
+        return ""
+    known = "known to the server" if local.learning_rate is not None else "estimated by the server"
+    if is_one_step(update):
+        return (
+            f"The client sent the weight delta of one step of SGD, learning rate {known}: the gradient, but for the "
+            "rounding of the weights."
+        )
+    rate = found.update.local.learning_rate if found.update.local is not None else None
+    batches = local.batches(update.image_count)
+    epochs = "1 epoch" if local.epochs == 1 else f"{local.epochs} epochs"
+    steps = f"{local.steps(update.image_count)} steps of SGD ({epochs} x {len(batches)} batches)"
+    if len(batches) == 1:
+        order = "all images are in every step, so that their order does not matter"
+    elif local.shuffled:
+        order = "which image is in which step is not known, and each step is taken for one over all images"
+    elif labels_given:
+        order = "which image is in which step is taken for known, from the order of the labels that were given"
+    else:
+        order = "which image is in which step is taken for known, as if images came in order of their labels"
+    return (
+        f"The client sent the weight delta of {steps}, learning rate {rate:.3g}, {known}, momentum "
+        f"{local.momentum:g} and weight decay {local.weight_decay:g}, known to the server; {order}."
+    )

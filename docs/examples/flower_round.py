@@ -1,0 +1,88 @@
+"""Record what one client sends in a real Flower simulation of three clients, and read it again.
+
+    pip install 'gradinversion[flower]'
+    python docs/examples/flower_round.py captured
+
+Then attack it: `python run.py update=captured/round-0002-client-ID.safetensors client.model=convnet
+client.weights=captured/round-0002-server.safetensors out=audit`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Ray would join a cluster that RAY_ADDRESS names; the simulation is to start one of its own.
+os.environ["RAY_ADDRESS"] = "local"
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+from gradinversion.capture import IMAGENET, CapturedUpdate, load_model
+from gradinversion.capture.adapters.flower import FlowerRecorder
+from torch.nn.functional import cross_entropy
+
+client_app, server_app = ClientApp(), ServerApp()
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "captured")
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Two passes over the client's own eight images, in batches of four."""
+    # Flower runs its clients in processes of their own, with threads of their own.
+    torch.set_num_threads(1)
+    partition = int(context.node_config["partition-id"])
+    settings = message.content["config"]
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(partition))
+    labels = torch.arange(8)
+    model = load_model("convnet")
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(settings["lr"]))
+    for _ in range(int(settings["local-epochs"])):
+        for part in torch.arange(8).split(int(settings["batch-size"])):
+            optimizer.zero_grad()
+            cross_entropy(model(IMAGENET.apply(images[part])), labels[part]).backward()
+            optimizer.step()
+    reply = {
+        "arrays": ArrayRecord(model.state_dict()),
+        "metrics": MetricRecord({"num-examples": 8, "partition-id": partition}),
+    }
+    return Message(content=RecordDict(reply), reply_to=message)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Federated averaging as ever; the recorder is the one line more."""
+    model = load_model("convnet")
+    recorder = FlowerRecorder(
+        model, folder, image_shape=(3, 32, 32), client={"partition-id": 1}, rounds={2}, model_id="convnet"
+    )
+    strategy = recorder.wrap(FedAvg(fraction_evaluate=0.0, min_available_nodes=3))
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(model.state_dict()),
+        num_rounds=2,
+        train_config=ConfigRecord({"lr": 0.01, "local-epochs": 2, "batch-size": 4}),
+    )
+    for problem in recorder.problems:
+        print(f"Not recorded: {problem}")
+    for path in recorder.files:
+        update = CapturedUpdate.load(path)
+        update.require_match(load_model("convnet", weights=str(folder / "round-0002-server.safetensors")))
+        print(f"Captured update: {path}")
+        print(f"{update.kind}, {update.image_count} images, {update.local}, batch norm {update.batch_norm}")
+
+
+if __name__ == "__main__":
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=3,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": 1, "object_store_memory": 2**27, "log_to_driver": False},
+        },
+    )

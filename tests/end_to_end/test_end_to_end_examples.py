@@ -1,0 +1,67 @@
+"""The examples of the documentation, run as they stand."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gradinversion.capture import CapturedUpdate, LocalTraining, UpdateKind
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+NEEDS = {"flower_round": ("flwr", "flower"), "opacus_step": ("opacus", "opacus"), "timm_model": ("timm", "timm")}
+
+
+def run(name: str, out: Path) -> str:
+    module, extra = NEEDS.get(name, (None, None))
+    if module is not None and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install 'gradinversion[{extra}]'")
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    shown = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), str(out)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def test_every_example_is_run_here_and_is_told_of() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {*NEEDS, "weight_delta"}
+    page = (EXAMPLES.parent / "frameworks.md").read_text(encoding="utf-8")
+    assert all(f"examples/{name}.py" in page for name in names)
+
+
+def test_a_round_of_a_flower_simulation(tmp_path: Path) -> None:
+    shown = run("flower_round", tmp_path / "captured")
+    assert "Not recorded" not in shown
+    (path,) = (tmp_path / "captured").glob("round-0002-client-*.safetensors")
+    update = CapturedUpdate.load(path)
+    assert update.kind is UpdateKind.WEIGHT_DELTA
+    assert update.local == LocalTraining(0.01, epochs=2, batch_size=4)
+    assert update.image_count == 8
+
+
+def test_a_step_of_opacus(tmp_path: Path) -> None:
+    assert "epsilon" in run("opacus_step", tmp_path / "private.safetensors")
+    update = CapturedUpdate.load(tmp_path / "private.safetensors")
+    assert update.kind is UpdateKind.GRADIENT
+    assert "noise_multiplier 1.1" in update.defence
+
+
+def test_a_weight_delta_of_plain_pytorch(tmp_path: Path) -> None:
+    run("weight_delta", tmp_path / "delta.safetensors")
+    update = CapturedUpdate.load(tmp_path / "delta.safetensors")
+    assert update.local == LocalTraining(0.01, epochs=3, momentum=0.9)
+
+
+def test_a_timm_model_from_a_checkpoint(tmp_path: Path) -> None:
+    run("timm_model", tmp_path / "gradient.safetensors")
+    assert CapturedUpdate.load(tmp_path / "gradient.safetensors").model_id == "timm:resnet10t"

@@ -1,0 +1,197 @@
+"""Weight deltas: the facts about the client's local steps, their file, and the capture of before and after."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    LocalTraining,
+    UpdateError,
+    UpdateKind,
+    capture_weight_delta,
+)
+from torch import Tensor, nn
+
+TRAINING = LocalTraining(0.1, epochs=2, batch_size=2, momentum=0.9, weight_decay=1e-4, shuffled=True)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    after = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*after.parameters(), after[1].running_mean, after[1].running_var):  # type: ignore[index]
+            tensor.add_(0.25)
+    return after
+
+
+def delta(**changes: Any) -> CapturedUpdate:
+    model = network()
+    facts: dict[str, Any] = {"image_count": 3, "image_shape": (3, 8, 8), "local": TRAINING} | changes
+    return capture_weight_delta(model, trained(model), **facts)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    facts = json.loads(header["__metadata__"]["gradinversion"]) | changes
+    header["__metadata__"]["gradinversion"] = json.dumps(facts)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def test_delta_is_after_minus_before_and_fits_the_model() -> None:
+    model = network()
+    update = delta(model_id="net")
+    assert update.kind is UpdateKind.WEIGHT_DELTA
+    assert update.local == TRAINING
+    assert update.buffers is None
+    assert update.gradients.keys() == dict(model.named_parameters()).keys()
+    for tensor in update.gradients.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 0.25))
+    update.require_match(model)
+    assert update.model_id == "net"
+
+
+def test_a_state_dict_and_a_module_give_the_same() -> None:
+    model = network()
+    facts: dict[str, Any] = {"image_count": 3, "image_shape": (3, 8, 8), "local": TRAINING}
+    one = capture_weight_delta(model, trained(model), **facts)
+    other = capture_weight_delta(model, trained(model).state_dict(), **facts)
+    assert all(torch.equal(one.gradients[name], other.gradients[name]) for name in one.gradients)
+
+
+def test_running_statistics_are_sent_in_train_shared_mode_alone() -> None:
+    model = network()
+    shared = delta(batch_norm="train_shared")
+    assert shared.buffers is not None
+    assert torch.equal(shared.buffers["1.running_mean"], model[1].running_mean + 0.25)
+    assert delta(batch_norm=BatchNormMode.TRAIN_PRIVATE).buffers is None
+    shared.require_match(model)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    update = capture_weight_delta(model, trained(model), image_count=1, image_shape=(3, 8, 8), local=LocalTraining(0.1))
+    assert "0.weight" not in update.gradients
+    update.require_match(model)
+
+
+@pytest.mark.parametrize("local", [TRAINING, LocalTraining(None), LocalTraining(1, epochs=3)])
+def test_file_gives_back_the_local_steps(local: LocalTraining, tmp_path: Path) -> None:
+    delta(local=local).save(tmp_path / "u.safetensors")
+    after = CapturedUpdate.load(tmp_path / "u.safetensors")
+    assert after.local == local
+    assert after.kind is UpdateKind.WEIGHT_DELTA
+
+
+def test_file_of_a_gradient_has_no_entry_for_local_steps(tmp_path: Path) -> None:
+    path = tmp_path / "u.safetensors"
+    replace(delta(), kind=UpdateKind.GRADIENT, local=None).save(path)
+    assert b"local" not in path.read_bytes()
+    assert CapturedUpdate.load(path).local is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (None, "does not tell the client's local steps"),
+        (3, "its entry local is 3"),
+        ({"learning_rate": 0.1}, "must have the entries batch_size, epochs"),
+        ({"learning_rate": "0.1"}, "local learning_rate is '0.1'"),
+        ({"learning_rate": 0}, "learning rate is 0"),
+        ({"learning_rate": float("nan")}, "local learning_rate is nan"),
+        ({"learning_rate": 10**400}, "local learning_rate is a huge number"),
+        ({"epochs": None}, "epochs are None"),
+        ({"epochs": 1.5}, "local epochs is 1.5"),
+        ({"epochs": 10**6}, "at most 10,000 can be retraced"),
+        ({"batch_size": 4}, "local batch size is 4 and it has 3 images"),
+        ({"batch_size": True}, "local batch_size is True"),
+        ({"momentum": None}, "momentum is None"),
+        ({"weight_decay": -1}, "weight decay is -1"),
+        ({"shuffled": 1}, "local shuffled is 1"),
+    ],
+)
+def test_a_file_with_bad_local_steps_is_refused_in_a_sentence(entry: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "u.safetensors"
+    delta().save(path)
+    whole = {
+        "learning_rate": 0.1,
+        "epochs": 1,
+        "batch_size": None,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "shuffled": False,
+    }
+    merged = whole | entry if isinstance(entry, dict) and len(entry) == 1 and message[:4] != "must" else entry
+    rewrite(path, local=merged)
+    with pytest.raises(UpdateError, match="the update file") as raised:
+        CapturedUpdate.load(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning rate is 0.0"),
+        ({"learning_rate": -0.1}, "learning rate is -0.1"),
+        ({"learning_rate": float("nan")}, "learning rate is nan"),
+        ({"learning_rate": float("inf")}, "learning rate is inf"),
+        ({"epochs": 0}, "epochs are 0"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"weight_decay": float("nan")}, "weight decay is nan"),
+    ],
+)
+def test_local_steps_that_train_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UpdateError, match=message):
+        LocalTraining(**{"learning_rate": 0.1} | settings)
+
+
+def test_kind_and_local_steps_must_agree() -> None:
+    with pytest.raises(UpdateError, match="only a weight delta has them"):
+        replace(delta(), kind=UpdateKind.GRADIENT)
+    with pytest.raises(UpdateError, match="does not tell the client's local steps"):
+        replace(delta(), local=None)
+    with pytest.raises(UpdateError, match="local batch size is 2 and it has 1 images"):
+        replace(delta(), image_count=1)
+
+
+def test_a_delta_of_zeros_is_refused() -> None:
+    model = network()
+    with pytest.raises(UpdateError, match="zero everywhere"):
+        capture_weight_delta(model, model, image_count=3, image_shape=(3, 8, 8), local=TRAINING)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    state: dict[str, Tensor] = dict(network().state_dict())
+    facts: dict[str, Any] = {"image_count": 3, "image_shape": (3, 8, 8), "local": TRAINING}
+    state["4.bias"] = torch.zeros(6)
+    with pytest.raises(UpdateError, match=r"'4\.bias' has shape \(6,\) instead of \(5,\)"):
+        capture_weight_delta(network(), state, **facts)
+    with pytest.raises(UpdateError, match=r"parameter '0\.weight' is missing"):
+        capture_weight_delta(network(), {}, **facts)
+    state = {name: t + 1 for name, t in network().state_dict().items() if "running_var" not in name}
+    with pytest.raises(UpdateError, match=r"batch-norm buffer '1\.running_var' is missing"):
+        capture_weight_delta(network(), state, batch_norm="train_shared", **facts)
+
+
+def test_steps_and_batches() -> None:
+    assert LocalTraining(0.1).steps(7) == 1
+    assert TRAINING.batches(5) == (range(2), range(2, 4), range(4, 5))
+    assert TRAINING.steps(5) == 6

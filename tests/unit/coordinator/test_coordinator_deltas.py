@@ -1,0 +1,171 @@
+"""Attacks on weight deltas: one step is the gradient, several are retraced, and the learning rate may be unknown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import AgentsConfig, ObjectiveConfig
+from gradinversion.capture import CapturedUpdate, LabelError, LocalTraining, UpdateKind, capture_gradient, train_locally
+from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction, Storage, read_result
+from gradinversion.coordinator.preparation import identity, prepare
+from gradinversion.peeling import PeelingConfig
+from torch import Tensor, nn
+
+LABELS = torch.tensor([0, 1, 3])
+NORMALISATION = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 6)
+        ).eval()
+
+
+@pytest.fixture
+def quick(config: AttackConfig) -> AttackConfig:
+    return replace(config, labels="auto", agents=AgentsConfig(count=2, iterations=20, warmup=4))
+
+
+def sent(model: nn.Module, images: Tensor, local: LocalTraining, **facts: Any) -> CapturedUpdate:
+    return train_locally(model, images, LABELS, local=local, normalisation=NORMALISATION, **facts)
+
+
+def hidden(update: CapturedUpdate) -> CapturedUpdate:
+    assert update.local is not None
+    return replace(update, local=replace(update.local, learning_rate=None))
+
+
+def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Reconstruction:
+    return Coordinator(update, model, config, serial(config)).run()
+
+
+def as_delta(update: CapturedUpdate, rate: float) -> CapturedUpdate:
+    gradients = {name: -rate * gradient for name, gradient in update.gradients.items()}
+    return replace(update, gradients=gradients, kind=UpdateKind.WEIGHT_DELTA, local=LocalTraining(rate))
+
+
+@pytest.mark.parametrize("peeling", [True, False])
+def test_delta_of_one_step_gives_the_images_of_the_gradient_bit_for_bit(
+    serial: Any, model: nn.Module, quick: AttackConfig, peeling: bool, images: Tensor
+) -> None:
+    update = capture_gradient(model, images, LABELS, normalisation=NORMALISATION)
+    quick = replace(quick, peeling=PeelingConfig(enabled=peeling))
+    # A power of two: the division by it rounds nothing.
+    one, other = (attack(serial, held, model, quick) for held in (update, as_delta(update, 2.0**-6)))
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.labels.labels, other.labels.labels)
+    assert one.gradient_loss == other.gradient_loss
+    assert "one step of SGD" in other.training
+    assert one.training == ""
+
+
+def test_trained_step_is_as_good_as_the_gradient_but_for_the_rounding_of_the_weights(
+    model: nn.Module, images: Tensor, quick: AttackConfig
+) -> None:
+    prepared = prepare(sent(model, images, LocalTraining(0.5)), model, quick)
+    assert prepared.target.anchor is not None
+    assert prepared.target.update.kind is UpdateKind.GRADIENT
+    assert torch.equal(prepared.labels.labels, LABELS)
+    assert prepared.labels.warnings == ()
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train_shared", "train_private"])
+def test_learning_rate_of_one_step_is_found_exactly_where_features_determine_it(
+    model: nn.Module, images: Tensor, quick: AttackConfig, batch_norm: str
+) -> None:
+    update = hidden(sent(model, images, LocalTraining(0.4, weight_decay=0.01), batch_norm=batch_norm))
+    prepared = prepare(update, model, quick)
+    assert prepared.target.scale_known
+    assert prepared.target.anchor is not None
+    (line,) = [line for line in prepared.messages if "alone" in line]
+    assert float(line.split("rate of ")[1].split()[0]) == pytest.approx(0.4, rel=1e-4)
+    assert "estimated by the server" in prepared.training
+
+
+def test_estimate_stands_where_the_features_do_not_determine_the_rate(
+    model: nn.Module, images: Tensor, quick: AttackConfig
+) -> None:
+    repeated = train_locally(
+        model, images, torch.tensor([1, 1, 4]), local=LocalTraining(0.01), normalisation=NORMALISATION
+    )
+    prepared = prepare(hidden(repeated), model, replace(quick, labels="1,1,4"))
+    assert not prepared.target.scale_known
+    assert any("estimated at 0.0" in line for line in prepared.messages)
+
+
+def test_several_steps_are_retraced_and_the_result_says_so(
+    serial: Any, model: nn.Module, images: Tensor, quick: AttackConfig, tmp_path: Path
+) -> None:
+    update = sent(model, images, LocalTraining(0.2, epochs=2, batch_size=2), batch_norm="train_shared")
+    storage = Storage(str(tmp_path))
+    group = serial(quick, storage)
+    found = Coordinator(update, model, quick, group, storage).run()
+    assert any("Layer peeling needs a gradient" in line for line in found.messages)
+    assert any("retraces the client's 4 local steps" in line for line in found.messages)
+    assert any("approximation" in line for line in found.messages)
+    for words in ("4 steps of SGD (2 epochs x 2 batches)", "learning rate 0.2, known", "in order of their labels"):
+        assert words in found.training
+    again = read_result(storage)
+    assert again is not None
+    assert again.training == found.training
+    assert group.target.update.kind is UpdateKind.WEIGHT_DELTA
+
+
+def test_several_steps_with_a_rate_that_is_not_known(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
+    update = hidden(sent(model, images, LocalTraining(0.05, epochs=2, batch_size=2, shuffled=True)))
+    prepared = prepare(update, model, quick)
+    assert prepared.target.update.local is not None
+    assert prepared.target.update.local.learning_rate == pytest.approx(0.05, rel=0.2)
+    assert not prepared.target.scale_known
+    assert "is not known, and each step is taken for one over all images" in prepared.training
+
+
+def test_given_labels_keep_their_order_where_it_says_who_was_in_which_step(
+    model: nn.Module, images: Tensor, quick: AttackConfig
+) -> None:
+    told = replace(quick, labels="3,0,1")
+    for local, labels in (
+        (LocalTraining(0.2, epochs=2, batch_size=2), [3, 0, 1]),
+        (LocalTraining(0.2, epochs=2, batch_size=2, shuffled=True), [0, 1, 3]),
+        (LocalTraining(0.2, epochs=2), [0, 1, 3]),
+        (LocalTraining(0.2), [0, 1, 3]),
+    ):
+        prepared = prepare(sent(model, images, local), model, told)
+        assert prepared.labels.labels.tolist() == labels
+    ordered = prepare(sent(model, images, LocalTraining(0.2, batch_size=2)), model, told)
+    assert "from the order of the labels that were given" in ordered.training
+
+
+def test_the_control_without_the_gradient_runs_on_a_delta(
+    serial: Any, model: nn.Module, images: Tensor, quick: AttackConfig
+) -> None:
+    update = sent(model, images, LocalTraining(0.2, epochs=2), batch_norm="train_shared")
+    control = replace(quick, objective=ObjectiveConfig(gradient_weight=0.0), peeling=PeelingConfig(enabled=False))
+    found = attack(serial, update, model, control)
+    assert "batch_norm" in found.history[-1]
+    assert "gradient" not in found.history[-1]
+
+
+def test_a_rate_that_cannot_be_estimated_is_asked_for(images: Tensor, quick: AttackConfig) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6, bias=False))
+    with pytest.raises(LabelError, match="without a bias in the final layer it cannot be estimated; give it"):
+        prepare(hidden(sent(model, images, LocalTraining(0.1))), model, quick)
+
+
+def test_a_run_is_another_one_with_other_local_steps(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
+    update = sent(model, images, LocalTraining(0.1))
+    other = replace(update, local=LocalTraining(0.1, epochs=2))
+    assert identity(quick, update) != identity(quick, other)
+    assert identity(quick, update)["local.learning_rate"] == 0.1
