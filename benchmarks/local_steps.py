@@ -18,10 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import nn
-
 from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import (
@@ -32,6 +28,9 @@ from gradinversion.capture import (
     recover_labels,
     simulate_client,
 )
+from rich.console import Console
+from rich.table import Table
+from torch import nn
 
 RATE = 0.05
 
@@ -75,8 +74,8 @@ def variant(way: str, update: CapturedUpdate, model: nn.Module) -> tuple[Capture
     return update, True
 
 
-def rows(cell: Cell, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
-    """One row per way and seed."""
+def rows(cell: Cell, seeds: int, steps: int, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
+    """One row per way and seed that is not done."""
     settings = {"local_epochs": cell.epochs, "local_batch_size": cell.batch, "shuffled": cell.shuffled}
     update, model, private = simulate_client(ClientConfig(learning_rate=RATE, **settings), 0)  # type: ignore[arg-type]
     assert update.local is not None
@@ -92,6 +91,8 @@ def rows(cell: Cell, seeds: int, steps: int) -> Iterator[dict[str, Any]]:
         attacked, scale_known = variant(way, update, model)
         objective = Objective(Target(attacked, model, private.labels, None, scale_known), ObjectiveConfig())
         for seed in range(seeds):
+            if (cell.name, way, seed) in done:
+                continue
             candidate = Inverter(objective, AgentsConfig(iterations=steps), seed).run(steps, None)
             images = update.normalisation.invert(candidate.images).clamp(0, 1)
             yield shared | {
@@ -135,19 +136,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of the attack's one agent")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of rows, from 0")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the json file has")
     parser.add_argument("--out", default="local_steps", help="name of the json file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
-    for cell in CELLS if options.only is None else [CELLS[index] for index in options.only]:
-        for row in rows(cell, options.seeds, options.steps):
-            print(f"{row['client']}, {row['way']}, seed {row['seed']}: {row['psnr']:.1f} dB", flush=True)
-            found.append(row)
-    show(found)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    facts = {"learning_rate": RATE, "steps": options.steps, "torch": torch.__version__, "rows": found}
-    (results / f"{options.out}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    path = results / f"{options.out}.json"
+    facts: dict[str, Any] = {"learning_rate": RATE, "steps": options.steps, "torch": torch.__version__}
+    found: list[dict[str, Any]] = []
+    if options.resume and path.exists():
+        kept = json.loads(path.read_text())
+        found = kept["rows"] if {**kept, "rows": None} == facts | {"rows": None} else []
+    done = {(row["client"], row["way"], row["seed"]) for row in found}
+    for cell in CELLS if options.only is None else [CELLS[index] for index in options.only]:
+        for row in rows(cell, options.seeds, options.steps, done):
+            print(f"{row['client']}, {row['way']}, seed {row['seed']}: {row['psnr']:.1f} dB", flush=True)
+            found.append(row)
+            path.write_text(json.dumps(facts | {"rows": found}, indent=2) + "\n")
+    show(found)
 
 
 if __name__ == "__main__":

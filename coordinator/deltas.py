@@ -30,10 +30,11 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     Raises:
         LabelError: The learning rate is not known and cannot be estimated.
     """
-    if update.local is None:
+    local = update.local
+    if local is None:
         return Attackable(update)
     messages = []
-    known = update.local.learning_rate is not None
+    known = local.learning_rate is not None
     if not known:
         rate = estimate_learning_rate(update, model)
         update = with_rate(update, rate)
@@ -41,7 +42,7 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     if is_one_step(update):
         return Attackable(as_gradient(update, model), known, tuple(messages))
     messages.append(
-        f"Every step of the attack retraces the client's {update.local.steps(update.image_count)} local steps, and "
+        f"Every step of the attack retraces the client's {local.steps(update.image_count)} local steps, and "
         "takes as many times the time and the memory of a single gradient."
     )
     return Attackable(update, known, tuple(messages))

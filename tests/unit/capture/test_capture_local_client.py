@@ -126,12 +126,18 @@ def test_repeated_labels_are_read_off_a_delta_with_a_learning_rate_that_is_not_k
     assert any("estimated learning rate" in line for line in found.warnings)
 
 
-@pytest.mark.parametrize(("epochs", "momentum"), [(1, 0.0), (4, 0.0), (4, 0.9)])
-def test_learning_rate_is_estimated_where_the_steps_are_small(
-    model: nn.Module, images: Tensor, epochs: int, momentum: float
+@pytest.mark.parametrize("rate", [0.003, 0.1])
+@pytest.mark.parametrize(("epochs", "momentum"), [(1, 0.0), (4, 0.0), (4, 0.5)])
+def test_learning_rate_is_estimated_on_an_untrained_model(
+    model: nn.Module, images: Tensor, rate: float, epochs: int, momentum: float
 ) -> None:
-    sent = delta(model, images, LocalTraining(0.003, epochs=epochs, momentum=momentum))
-    assert estimate_learning_rate(sent, model) == pytest.approx(0.003, rel=0.05)
+    sent = delta(model, images, LocalTraining(rate, epochs=epochs, momentum=momentum))
+    assert estimate_learning_rate(sent, model) == pytest.approx(rate, rel=0.01)
+
+
+def test_learning_rate_is_estimated_by_its_order_alone_where_features_move(model: nn.Module, images: Tensor) -> None:
+    sent = delta(model, images, LocalTraining(0.01, epochs=4), batch_norm="train_private")
+    assert 0.005 < estimate_learning_rate(sent, model) < 0.02
 
 
 def test_without_an_absent_class_the_learning_rate_is_asked_for(images: Tensor) -> None:

@@ -33,7 +33,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
 
 
-def private(model: nn.Module, noise: float, norm: float, **options: Any) -> tuple[Any, Any, Any, Any]:
+def private(model: nn.Module, noise: float, norm: float, **options: Any) -> tuple[Any, ...]:
     """The engine, and what it made of the model, an optimiser and a loader of one whole batch."""
     engine = opacus.PrivacyEngine(accountant="rdp")
     settings = {"poisson_sampling": False} | options
@@ -166,6 +166,24 @@ def test_a_split_batch_needs_its_count() -> None:
                 _ = recorded.update
         else:
             assert recorded.update.image_count == 8
+
+
+@pytest.mark.parametrize("count", [None, 8])
+def test_ghost_clipping_needs_its_count(count: int | None) -> None:
+    criterion = torch.nn.CrossEntropyLoss()
+    engine, model, optimizer, private_loss, _ = private(
+        network(), 0.0, 1e6, grad_sample_mode="ghost", criterion=criterion
+    )
+    with record_private_steps(model, optimizer, engine, image_shape=(3, 8, 8), image_count=count) as recorded:
+        images, labels = batch()
+        optimizer.zero_grad()
+        private_loss(model(IMAGENET.apply(images)), labels).backward()
+        optimizer.step()
+    if count is None:
+        assert recorded.problems == ["the step keeps no gradient per image to count; give image_count"]
+    else:
+        for name, value in capture_gradient(network(), images, labels).gradients.items():
+            torch.testing.assert_close(recorded.update.gradients[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_without_an_engine_epsilon_is_not_known() -> None:
