@@ -48,6 +48,8 @@ class Target:
     model: nn.Module
     labels: Int[Tensor, " batch"]
     anchor: Anchor | None = None
+    generator: nn.Module | None = None
+    """Within whose range the images are looked for; see `load_generator`."""
 
 
 class Objective:
@@ -72,6 +74,7 @@ class Objective:
         self.messages: list[str] = []
         self._model = copy.deepcopy(target.model).to(self.device)
         self._labels = target.labels.to(self.device)
+        self.generator = copy.deepcopy(target.generator).to(self.device) if target.generator is not None else None
         parameters = dict(self._model.named_parameters())
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
@@ -84,13 +87,21 @@ class Objective:
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
-        if not (
-            config.gradient_weight or config.total_variation_weight or config.l2_weight or self._statistics_targets
+        if (
+            not (
+                config.gradient_weight or config.total_variation_weight or config.l2_weight or self._statistics_targets
+            )
+            and self.generator is None
         ):
             raise ValueError(
                 "the objective has no term that a batch can be scored by: give gradient_weight, "
                 "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
             )
+
+    @property
+    def labels(self) -> Int[Tensor, " batch"]:
+        """Of the batch, on the device."""
+        return self._labels
 
     def _known_statistics(self, model: nn.Module) -> dict[str, Statistics]:
         if self.config.batch_norm_weight == 0:

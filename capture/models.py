@@ -61,13 +61,13 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if ":" in name:
-            model = _own(name, classes)
+            model = build_own(name, num_classes=classes)
         elif name.lower() == "convnet":
             model = convnet(classes, image_size)
         else:
             model = _torchvision(name, classes, image_size)
     if weights is not None:
-        _load_weights(model, Path(weights).expanduser())
+        load_weights(model, Path(weights).expanduser())
     model.eval()
     _check_output(model, name, classes, image_size)
     return model
@@ -128,26 +128,35 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
     return model
 
 
-def _own(name: str, classes: int) -> nn.Module:
+def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
+    """What the user's own ``module:callable`` builds.
+
+    Args:
+        name: ``module:callable``; the module is imported and the callable called, so it is code that is trusted.
+        what: For errors: what is built.
+        offered: Arguments, of which the callable is given those that it takes.
+
+    Raises:
+        ModelError: It cannot be found, fails, or builds no ``torch.nn.Module``.
+    """
     module_name, _, attribute = name.partition(":")
-    build = _find(name, module_name, attribute)
+    build = _find(name, module_name, attribute, what)
     try:
-        takes_classes = _accepts(build, "num_classes")
-        model = build(num_classes=classes) if takes_classes else build()
+        model = build(**{keyword: value for keyword, value in offered.items() if accepts(build, keyword)})
     # The user's own code may raise anything.
     except Exception as error:
-        raise ModelError(f"building the model {name!r} failed with {type(error).__name__}: {error}") from error
+        raise ModelError(f"building the {what} {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
 
 
-def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
+def _find(name: str, module_name: str, attribute: str, what: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"the model {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable, with the "
+            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable, with the "
             "module's folder on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None) if attribute else None
@@ -159,7 +168,8 @@ def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
     return build
 
 
-def _accepts(build: Callable[..., Any], keyword: str) -> bool:
+def accepts(build: Callable[..., Any], keyword: str) -> bool:
+    """Whether a callable takes an argument of this name."""
     try:
         parameters = inspect.signature(build).parameters.values()
     except (TypeError, ValueError):
@@ -167,23 +177,27 @@ def _accepts(build: Callable[..., Any], keyword: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD or (p.name == keyword and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Copy the file's tensors into the model, all of them or none."""
+def load_weights(model: nn.Module, path: Path, what: str = "model") -> None:
+    """Copy the tensors of a .safetensors, .pt or .pth file into a module, all of them or none; nothing is unpickled.
+
+    Raises:
+        ModelError: The file cannot be read, or does not fit; all wrong weights at once. ``what`` names the module.
+    """
     found = _without_prefix(_read_weights(path))
     expected = model.state_dict()
     optional = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}
     problems = [f"{name!r} is missing" for name in expected if name not in found and name not in optional]
-    problems += [f"{name!r} is not in the model" for name in found if name not in expected]
+    problems += [f"{name!r} is not in the {what}" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
         theirs, ours = tuple(found[name].shape), tuple(expected[name].shape)
         if theirs != ours:
-            problems.append(f"{name!r} has shape {theirs} in the file and {ours} in the model")
+            problems.append(f"{name!r} has shape {theirs} in the file and {ours} in the {what}")
         elif not bool(torch.isfinite(found[name]).all()):
             problems.append(f"{name!r} holds values that are not finite")
     if problems:
         listed = "".join(f"\n  - {line}" for line in sorted(problems)[:_MOST_LISTED])
         more = f"\n  - and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise ModelError(f"the weights in {str(path)!r} do not fit the model:{listed}{more}")
+        raise ModelError(f"the weights in {str(path)!r} do not fit the {what}:{listed}{more}")
     model.load_state_dict(found, strict=False)
 
 

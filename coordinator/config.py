@@ -59,6 +59,8 @@ class AttackConfig:
     """When seeds meet."""
 
     def __post_init__(self) -> None:
+        if self.objective.empty and self.agents.generator is None:
+            raise ValueError("every weight of the objective is 0: give at least one of them a positive number.")
         if self.registration.mirror:
             raise ValueError(
                 "registration.mirror=true: agents cannot take a mirrored consensus yet; leave it false in an attack."

@@ -69,7 +69,7 @@ def conclude(
     objective = Objective(prepared.target, config.objective)
     choice = choose(own, progress.consensus.images, objective.evidence)
     names = [*(f"seed {candidate.seed}" for candidate in candidates), "consensus"]
-    facts: dict[str, Any] = identity(config, update)
+    facts: dict[str, Any] = identity(config, update, prepared.target.generator)
     return Reconstruction(
         images=update.normalisation.invert(choice.images).clamp(0, 1),
         labels=prepared.labels,

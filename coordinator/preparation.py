@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..agents import Target
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels
+from ..agents import Target, load_generator
+from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels, weight_hash
 from ..peeling import peel
 from .config import AttackConfig
 
-# Settings that say where a run computes, not what.
-_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience")
+# Settings that say where a run computes, or where a file lies whose content is compared instead.
+_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Preparation:
     messages: tuple[str, ...]
 
 
-def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Preparation:
+def prepare(
+    update: CapturedUpdate, model: nn.Module, config: AttackConfig, generator: nn.Module | None = None
+) -> Preparation:
     """Recover (or take) the labels, then peel layers where the update allows it.
 
     Raises:
@@ -49,7 +51,19 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         peeling = peel(update, model, labels.labels, config.peeling)
         anchor = peeling.anchor
         messages.append(peeling.message)
-    return Preparation(Target(update, model, labels.labels, anchor), labels, tuple(messages))
+    return Preparation(Target(update, model, labels.labels, anchor, generator), labels, tuple(messages))
+
+
+def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:
+    """The user's generator, if the attack has one.
+
+    Raises:
+        ModelError: It cannot be loaded; see `load_generator`.
+    """
+    if config.agents.generator is None:
+        return None
+    weights = config.agents.generator_weights
+    return load_generator(config.agents.generator, weights, update.image_count, update.image_shape)
 
 
 def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
@@ -69,7 +83,7 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
     )
 
 
-def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
+def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module | None = None) -> dict[str, Any]:
     """All that decides the numbers of a run, flat and plain: a checkpoint is continued only where this is equal."""
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(AttackConfig)}
     flat = {name: value for name, value in _flat(settings).items() if name not in _PLACEMENT}
@@ -77,6 +91,8 @@ def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
     for name, gradient in update.gradients.items():
         digest.update(name.encode())
         digest.update(gradient.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    if generator is not None:
+        flat["generator"] = weight_hash(generator)
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}
 
 
