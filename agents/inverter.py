@@ -78,6 +78,13 @@ class Inverter:
         with torch.no_grad():
             return self._parametrisation.images(self._variables).detach().cpu().clone()
 
+    @property
+    def labels(self) -> Float[Tensor, "batch classes"] | None:
+        """The probability of each class, on the CPU; None where the labels are known."""
+        with torch.no_grad():
+            labels = self._parametrisation.labels(self._variables)
+        return None if labels is None else labels.cpu().clone()
+
     def run(
         self,
         until_step: int,
@@ -116,12 +123,14 @@ class Inverter:
             losses={name: value for name, value in trace[-1].items() if name != "step"} if trace else {},
             outcome=outcome,
             seconds=time.perf_counter() - began,
+            labels=self.labels,
             trace=tuple(trace),
         )
 
     def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
         config = self._config
-        terms = self._objective.terms(self._parametrisation.images(self._variables), consensus)
+        images, labels = self._parametrisation.images(self._variables), self._parametrisation.labels(self._variables)
+        terms = self._objective.terms(images, consensus, *([] if labels is None else [labels]))
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.

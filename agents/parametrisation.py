@@ -1,7 +1,8 @@
-"""What an agent descends on: the pixels of its batch, or the latents of a generator."""
+"""What an agent descends on: the pixels of its batch, with or without its labels, or the latents of a generator."""
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -35,6 +36,9 @@ class Parametrisation(Protocol):
     def images(self, variables: Tensor) -> Float[Tensor, "batch channel height width"]:
         """Normalised images, differentiable by the variables."""
 
+    def labels(self, variables: Tensor) -> Float[Tensor, "batch classes"] | None:
+        """The probability of each class, differentiable; None where the labels are known."""
+
     def confine(self, variables: Tensor) -> None:
         """Bring the images back into [0, 1], in place."""
 
@@ -59,8 +63,39 @@ class Pixels:
     def images(self, variables: Tensor) -> Tensor:
         return variables
 
+    def labels(self, variables: Tensor) -> Tensor | None:
+        return None
+
     def confine(self, variables: Tensor) -> None:
         variables.copy_(torch.maximum(torch.minimum(variables, self._high), self._low))
+
+
+class PixelsAndLabels:
+    """The variables are the normalised pixels of each image and, behind them, a logit for each class: the joint
+    optimisation of Zhu, Liu & Han 2019 (DLG), algorithm 1. All begin at ``N(0, 1)``, the logits also beside a given
+    start, which says nothing of labels.
+    """
+
+    name = "images_and_labels"
+
+    def __init__(self, objective: Objective) -> None:
+        self._pixels = Pixels(objective)
+        self._shape, self._classes = objective.update.image_shape, objective.classes
+        self._size = math.prod(self._shape)
+
+    def begin(self, random: torch.Generator, start: Tensor | None, spread: float) -> Tensor:
+        images = self._pixels.begin(random, start, spread)
+        logits = torch.randn(len(images), self._classes, generator=random)
+        return torch.cat([images.flatten(1), logits.to(images.device)], dim=1)
+
+    def images(self, variables: Tensor) -> Tensor:
+        return variables[:, : self._size].view(-1, *self._shape)
+
+    def labels(self, variables: Tensor) -> Tensor | None:
+        return variables[:, self._size :].softmax(1)
+
+    def confine(self, variables: Tensor) -> None:
+        self._pixels.confine(self.images(variables))
 
 
 class Latents:
@@ -88,6 +123,9 @@ class Latents:
     def images(self, variables: Tensor) -> Tensor:
         return self._normalisation.apply(generate(self._generator, variables, self._labels))
 
+    def labels(self, variables: Tensor) -> Tensor | None:
+        return None
+
     def confine(self, variables: Tensor) -> None:
         """The generator's pixels are in [0, 1] already."""
 
@@ -102,5 +140,7 @@ class Latents:
 
 
 def parametrisation_of(objective: Objective) -> Parametrisation:
-    """Latents where the attack has a generator, else pixels."""
-    return Pixels(objective) if objective.generator is None else Latents(objective)
+    """Latents where the attack has a generator, else pixels, with the labels where these are not known."""
+    if objective.generator is not None:
+        return Latents(objective)
+    return PixelsAndLabels(objective) if objective.joint_labels else Pixels(objective)

@@ -1,11 +1,11 @@
-"""Every preset on the same captured updates, at equal compute: the table of docs/attacks.md.
+"""Every preset on the same captured updates with equal steps: the table of docs/attacks.md.
 
-    python -m benchmarks.attacks                 # all cells, two photo sets; json in benchmarks/results/
-    python -m benchmarks.attacks --cells C4 --sets 1 --steps 200
+    python -m benchmarks.attacks                 # all cells, one photo set; json in benchmarks/results/
+    python -m benchmarks.attacks --cells C4 --sets 3 --steps 1000
 
-Each attack has the same number of steps in all (one step: one derivative of the whole batch); those with four seeds
-give each seed a quarter. A preset is as it ships but for the number of seeds and steps, and consensuses come every
-tenth of the steps. In this process, without Ray; what runs is what an agent and the coordinator run. Cells: C4 and C8
+Each seed of each attack makes the same number of steps (one step: one derivative of the whole batch); attacks with
+four seeds cost four times as much, and have a line with one seed too. A preset is as it ships but for the number of
+seeds and steps, and consensuses come every tenth of the steps. In this process, without Ray; what runs is what an agent and the coordinator run. Cells: C4 and C8
 (ConvNet-32, random weights, batches of 4 and 8) and `trained` (the same network, trained to tell crops of the photos
 apart, batch 4). The photo sets begin at 1: set 0 is the one that weights were tuned on. The generator of latent
 projection (`generator.py`) never saw the attacked photos.
@@ -31,6 +31,7 @@ from gradinversion.audit import constant_images, match, psnr, ssim
 from gradinversion.audit.metrics import label_accuracy
 from gradinversion.config import RunConfig, load_config
 from gradinversion.coordinator.consensus import form_consensus
+from gradinversion.coordinator.finishing import with_found_labels
 from gradinversion.coordinator.policy import plan_rounds, usable
 from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.coordinator.selection import choose
@@ -41,7 +42,7 @@ from .generator import train
 from .group import Case, make_case
 
 SEEDS = 4
-CELLS = ("C4", "C8", "trained")
+CELLS = ("C4", "trained", "C8")
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 _GENERATOR = "agents.generator=benchmarks.generator:build"
 ATTACKS: dict[str, tuple[str, ...]] = {
@@ -52,27 +53,24 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "inverting_gradients": ("preset=inverting_gradients",),
     "latent_projection": ("preset=latent_projection", _GENERATOR),
     "latent_projection, no gradient": ("preset=latent_projection", _GENERATOR),
-    "gradinversion_paper": ("preset=gradinversion_paper", f"agents.count={SEEDS}"),
     "gradinversion, no peeling, one seed": ("peeling.enabled=false", "agents.count=1"),
     "gradinversion_lazy, no peeling": ("preset=gradinversion_lazy", "peeling.enabled=false", f"agents.count={SEEDS}"),
     "gradinversion, no peeling": ("peeling.enabled=false", f"agents.count={SEEDS}"),
-    "gradinversion_lazy": ("preset=gradinversion_lazy", f"agents.count={SEEDS}"),
+    "gradinversion_paper": ("preset=gradinversion_paper", f"agents.count={SEEDS}"),
+    "gradinversion, one seed": ("agents.count=1",),
     "gradinversion": (f"agents.count={SEEDS}",),
 }
 
 
 def configuration(name: str, steps: int, seed: int) -> RunConfig:
-    """Of an attack, with its share of the steps for each seed."""
-    words = ATTACKS[name]
-    config = load_config(words)
-    each = max(1, steps // config.agents.count)
-    given = (f"agents.iterations={each}", f"coordinator.period={max(1, each // 10)}", f"seed={SEEDS * seed}")
-    config = load_config([*words, *given])
+    """Of an attack, with so many steps for each seed."""
+    given = (f"agents.iterations={steps}", f"coordinator.period={max(1, steps // 10)}", f"seed={SEEDS * seed}")
+    config = load_config([*ATTACKS[name], *given])
     return without_gradient(config) if name.endswith("no gradient") else config
 
 
-def reconstruct(prepared: Preparation, config: RunConfig) -> Tensor | None:
-    """The answer of an attack, normalised; None when every seed failed."""
+def reconstruct(prepared: Preparation, config: RunConfig) -> tuple[Tensor | None, Tensor]:
+    """The answer of an attack, normalised, and its labels; no answer when every seed failed."""
     seeds = [config.seed + k for k in range(config.agents.count)]
     agents = [Agent(prepared.target, config.objective, config.agents, seed) for seed in seeds]
     labels = prepared.labels.labels
@@ -82,7 +80,7 @@ def reconstruct(prepared: Preparation, config: RunConfig) -> Tensor | None:
         candidates = [agent.run(current.until_step, target) for agent in agents]
         left = usable(candidates)
         if not left:
-            return None
+            return None, labels
         if current.forms_consensus:
             # Labels are unique here or wrong: seeds keep their order.
             images = torch.stack([candidates[position].images for position in left])
@@ -90,7 +88,9 @@ def reconstruct(prepared: Preparation, config: RunConfig) -> Tensor | None:
             consensus, orders = form_consensus(images, names, labels, current.index, config.registration)
             images = torch.stack([batch[order] for batch, order in zip(images, orders, strict=True)])
     assert consensus is not None
-    return choose(images, consensus.images, Objective(prepared.target, config.objective).evidence).images
+    prepared = with_found_labels(prepared, candidates)
+    objective = Objective(prepared.target, config.objective)
+    return choose(images, consensus.images, objective.evidence).images, prepared.labels.labels
 
 
 def one_attack(name: str, case: Case, steps: int, seed: int, generator: nn.Module) -> dict[str, Any]:
@@ -99,18 +99,18 @@ def one_attack(name: str, case: Case, steps: int, seed: int, generator: nn.Modul
     known = case.target
     began = time.process_time()
     prepared = prepare(known.update, known.model, config, generator if config.agents.generator is not None else None)
-    images = reconstruct(prepared, config)
+    images, labels = reconstruct(prepared, config)
     found: dict[str, Any] = {
         "attack": name,
         "seeds": config.agents.count,
         "steps": config.agents.iterations,
         "seconds": time.process_time() - began,
-        "labels": label_accuracy(prepared.labels.labels, known.labels),
+        "labels": label_accuracy(labels, known.labels),
     }
     if images is None:
         return found | {"psnr": None, "ssim": None}
     shown = known.update.normalisation.invert(images).clamp(0, 1)
-    order = match(shown, prepared.labels.labels, case.truth, known.labels).order
+    order = match(shown, labels, case.truth, known.labels).order
     return found | scores(shown[list(order)], case.truth)
 
 
@@ -140,8 +140,8 @@ def main() -> None:
     """Print the table and write its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--sets", type=int, default=2, help="photo sets, from set 1 on")
-    parser.add_argument("--steps", type=int, default=800, help="of each attack, over all its seeds")
+    parser.add_argument("--sets", type=int, default=1, help="photo sets, from set 1 on")
+    parser.add_argument("--steps", type=int, default=300, help="of each seed of each attack")
     parser.add_argument("--attacks", nargs="+", choices=tuple(ATTACKS), default=list(ATTACKS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

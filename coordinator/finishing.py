@@ -14,7 +14,7 @@ from ..agents import Candidate, Objective, Outcome
 from ..capture import CapturedUpdate
 from .config import AttackConfig
 from .ordering import arrange
-from .preparation import Preparation, identity
+from .preparation import Preparation, identity, joint_labels
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .selection import choose
@@ -64,6 +64,7 @@ def conclude(
         finished: False when the run was stopped early.
     """
     assert progress.consensus is not None
+    prepared = with_found_labels(prepared, candidates)
     own = arrange(torch.stack([c.images for c in candidates]), orders)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     objective = Objective(prepared.target, config.objective)
@@ -92,3 +93,12 @@ def conclude(
         defence=update.defence,
         normalisation=update.normalisation,
     )
+
+
+def with_found_labels(prepared: Preparation, candidates: Sequence[Candidate]) -> Preparation:
+    """Where labels are optimised with the images, with those that the only seed found: as if they had been known."""
+    found = candidates[0].labels
+    if found is None:
+        return prepared
+    labels = joint_labels(found)
+    return replace(prepared, labels=labels, target=replace(prepared.target, labels=labels.labels, joint_labels=False))

@@ -10,12 +10,13 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..agents import Target, load_generator
 from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels, weight_hash
 from ..peeling import peel
-from .config import AttackConfig
+from .config import JOINT, AttackConfig
 
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
@@ -44,6 +45,9 @@ def prepare(
         raise UpdateError(
             f"the update holds a {update.kind.value}; only the gradient of one step can be attacked: capture that."
         )
+    if config.labels == JOINT:
+        unknown = joint_labels(torch.zeros(update.image_count, 1))
+        return Preparation(Target(update, model, unknown.labels, joint_labels=True), unknown, ())
     labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
     messages = list(labels.warnings)
     anchor = None
@@ -64,6 +68,18 @@ def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | 
         return None
     weights = config.agents.generator_weights
     return load_generator(config.agents.generator, weights, update.image_count, update.image_shape)
+
+
+def joint_labels(probabilities: Float[Tensor, "batch classes"]) -> RecoveredLabels:
+    """The likeliest class of each image, where labels were optimised with the images."""
+    confidence, labels = probabilities.max(1)
+    return RecoveredLabels(
+        labels=labels,
+        confidence=confidence,
+        method=JOINT,
+        assumption="Labels were optimised together with the images, so that each of them holds for its image only.",
+        warnings=(),
+    )
 
 
 def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:

@@ -268,6 +268,15 @@ def test_the_first_attacks_descend_as_published(name: str) -> None:
     assert config.objective.total_variation_weight == config.objective.l2_weight == 0
 
 
+def test_labels_are_found_with_the_images_by_one_agent_alone() -> None:
+    assert load_config(["preset=dlg"]).labels == "joint"
+    for word in ("agents.count=2", "peeling.enabled=true", "agents.generator=my.module:build"):
+        (problem,) = problems("preset=dlg", word)
+        assert "labels=joint" in problem
+    (problem,) = problems("labels=joint")
+    assert "agents.count=1" in problem
+
+
 def test_latent_projection_needs_a_generator() -> None:
     (problem,) = problems("preset=latent_projection")
     assert "agents.generator is missing" in problem

@@ -69,8 +69,7 @@ def test_a_resumed_run_gives_the_same_images(run: Callable[..., Any], tmp_path: 
     again = run(out=tmp_path / "out", resume=True)()
     assert torch.equal(again.images, whole.images)
     assert all(
-        torch.equal(one.images, other.images)
-        for one, other in zip(again.candidates, whole.candidates, strict=True)
+        torch.equal(one.images, other.images) for one, other in zip(again.candidates, whole.candidates, strict=True)
     )
 
 
