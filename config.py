@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
 )
 
-_LABEL_RULES = ("auto", "minimum", "counts")
+_LABEL_RULES = ("auto", "minimum", "counts", "joint")
 
 
 class ConfigError(ValueError):
@@ -194,16 +194,16 @@ def _assign(tree: DictConfig, key: Key, value: Any) -> str | None:
 def _refused(tree: DictConfig) -> list[str]:
     """What the checks of the run and of each component say against its values."""
     problems = []
-    scalars = {}
+    given: dict[str, Any] = {}
     for name in map(str, tree):
         if isinstance(tree[name], DictConfig):
-            problems += [
-                problem if f"{name}." in problem else f"{name}: {problem}"
-                for problem in _problems_of(_objects, tree[name])
-            ]
+            found = _problems_of(_objects, tree[name])
+            problems += [problem if f"{name}." in problem else f"{name}: {problem}" for problem in found]
+            if not found:
+                given[name] = _objects(tree[name])
         else:
-            scalars[name] = _plain(tree[name])
-    return _problems_of(lambda given: RunConfig(**given), scalars) + problems
+            given[name] = _plain(tree[name])
+    return _problems_of(lambda given: RunConfig(**given), given) + problems
 
 
 def _problems_of(make: Callable[[Any], object], given: Any) -> list[str]:

@@ -86,6 +86,8 @@ def attack(config: RunConfig, console: Console) -> int:
     if not config.resume:
         # Its settings are in the folder: they must still be there for whoever watches it.
         require_no_run(config.out)
+    if "no_gradient" in config.audit.controls:
+        without_gradient(config)  # what is refused is refused before hours of work
     _open_folder(config)
     update, model, private = obtain(config)
     client = config.client
@@ -161,10 +163,24 @@ def capture(config: RunConfig, console: Console) -> int:
 
 
 def without_gradient(config: RunConfig) -> RunConfig:
-    """The no-gradient control: everything as it is, but the gradient counts for nothing."""
+    """The no-gradient control: everything as it is, but the gradient counts for nothing.
+
+    With a generator and no other prior, what remains are random images of the generator.
+
+    Raises:
+        ConfigError: Nothing remains.
+    """
+    objective = replace(config.objective, gradient_weight=0.0)
+    if objective.empty and config.agents.generator is None:
+        raise ConfigError(
+            [
+                f"audit.controls=no_gradient: preset={config.preset} has no term beside the gradient; leave this "
+                "control out, or give a prior a weight, such as objective.total_variation_weight=0.1."
+            ]
+        )
     return replace(
         config,
-        objective=replace(config.objective, gradient_weight=0.0),
+        objective=objective,
         peeling=replace(config.peeling, enabled=False),
     )
 

@@ -2,7 +2,8 @@
 
 from .agent import Agent
 from .candidate import Candidate
-from .config import AgentsConfig, Form, GradientLoss, GradientScale, ObjectiveConfig, TotalVariation
+from .config import AgentsConfig, Form, GradientLoss, GradientScale, ObjectiveConfig, OptimiserName, TotalVariation
+from .generator import load_generator
 from .inverter import Inverter
 from .objective import Objective, Target
 from .outcome import Outcome
@@ -18,8 +19,10 @@ __all__ = [
     "Inverter",
     "Objective",
     "ObjectiveConfig",
+    "OptimiserName",
     "Outcome",
     "Target",
     "TotalVariation",
     "learning_rate",
+    "load_generator",
 ]

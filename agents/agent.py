@@ -118,7 +118,7 @@ class Agent:
         finished = inverter.step >= self._config.iterations
         outcome = Outcome.DROPPED if self._dropped else Outcome.FINISHED if finished else Outcome.RUNNING
         images = inverter.images if with_images else torch.empty(0)
-        return Candidate(images, self.seed, inverter.incarnation, inverter.step, {}, outcome)
+        return Candidate(images, self.seed, inverter.incarnation, inverter.step, {}, outcome, labels=inverter.labels)
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next round depends on, as tensors."""

@@ -36,6 +36,13 @@ class TotalVariation(StrEnum):
     ANISOTROPIC = "anisotropic"
 
 
+class OptimiserName(StrEnum):
+    """``adam``; ``lbfgs``: quasi-Newton steps of constant length, as in Deep Leakage from Gradients."""
+
+    ADAM = "adam"
+    LBFGS = "lbfgs"
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What a candidate batch is scored by. Weights are non-negative; 0 switches a term off."""
@@ -84,8 +91,15 @@ class ObjectiveConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"objective.{name}={value}: give a finite number that is not negative.")
-        if self.gradient_weight == self.total_variation_weight == self.l2_weight == self.batch_norm_weight == 0:
-            raise ValueError("every weight of the objective is 0: give at least one of them a positive number.")
+
+    @property
+    def empty(self) -> bool:
+        """Whether no weight is left by which a single seed is scored."""
+        return self.gradient_weight == self.total_variation_weight == self.l2_weight == self.batch_norm_weight == 0
+
+
+# Stands in a preset for a generator that the user must name.
+REQUIRED = "?"
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,22 @@ class AgentsConfig:
     """CPUs reserved for each agent; 0 shares the machine's CPUs evenly."""
     threads: int = 0
     """Compute threads of each agent; 0 takes its share of the CPUs. Bit-equal runs need the same number."""
+    generator: str | None = None
+    """Your own image generator, module:callable: its latents are descended instead of pixels; see docs/attacks.md."""
+    generator_weights: str | None = None
+    """File of the generator's weights (.safetensors, .pt); none: the callable sees to them itself."""
+    optimiser: OptimiserName = OptimiserName.ADAM
+    """adam, or lbfgs (then sign, box and noise must be off)."""
     learning_rate: float = 0.1
-    """Adam's step size after warm-up, in normalised pixels."""
+    """Adam's step size after warm-up, in normalised pixels (or latents); with lbfgs the share of each full step."""
     warmup: int = 50
     """Steps over which the learning rate rises linearly to its full value."""
     sign: bool = True
     """Descend along the sign of the derivative instead of the derivative."""
     box: bool = True
-    """Keep pixels within [0, 1] after each step."""
+    """Keep pixels within [0, 1] after each step (those of a generator are there anyway)."""
     noise: float = 0.0
-    """Pixel noise after each step, as a multiple of the current learning rate (the paper: 0.2)."""
+    """Noise on the pixels (or latents) after each step, as a multiple of the current learning rate (the paper: 0.2)."""
     restarts: int = 2
     """How often one seed may start again after it diverged, before it is dropped."""
 
@@ -132,3 +152,29 @@ class AgentsConfig:
                 raise ValueError(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"agents.learning_rate={self.learning_rate}: give a number above 0.")
+        self._check_optimiser()
+        self._check_generator()
+
+    def _check_optimiser(self) -> None:
+        if self.optimiser not in list(OptimiserName):
+            raise ValueError(f"agents.optimiser={self.optimiser}: give one of {', '.join(OptimiserName)}.")
+        object.__setattr__(self, "optimiser", OptimiserName(self.optimiser))
+        if self.optimiser is OptimiserName.LBFGS and (self.sign or self.box or self.noise):
+            raise ValueError(
+                "agents.optimiser=lbfgs learns from how the derivative changes from step to step: give "
+                "agents.sign=false agents.box=false agents.noise=0 with it."
+            )
+
+    def _check_generator(self) -> None:
+        if self.generator == REQUIRED:
+            raise ValueError(
+                "agents.generator is missing: this preset projects onto a generator of yours, so name what builds it, "
+                "agents.generator=module:callable (docs/attacks.md tells what it must do)."
+            )
+        if self.generator is not None and not all(self.generator.partition(":")):
+            raise ValueError(f"agents.generator={self.generator}: give module:callable.")
+        if self.generator_weights is not None and self.generator is None:
+            raise ValueError(
+                f"agents.generator_weights={self.generator_weights} are the weights of no generator: give "
+                "agents.generator=module:callable too."
+            )

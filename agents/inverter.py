@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -12,17 +12,20 @@ from torch import Tensor
 
 from .adam import Adam
 from .candidate import Candidate
-from .config import AgentsConfig
+from .config import AgentsConfig, OptimiserName
+from .lbfgs import Lbfgs
 from .objective import Objective
+from .optimiser import Optimiser, require_shape
 from .outcome import Outcome
+from .parametrisation import parametrisation_of
 from .schedule import learning_rate
 
 # About so many points of each loss curve are kept over a run.
 _TRACE_POINTS = 200
 # A gradient loss so far above the best one seen, and above where it began, is not coming back.
 _DIVERGED = 20.0
-# What a state holds.
-_STATE = {"images", "first_moment", "second_moment", "generator", "counters", "losses"}
+# What a state holds beside the variables and what the optimiser knows; "generator" is that of the random numbers.
+_STATE = {"generator", "counters", "losses"}
 
 
 def never() -> bool:
@@ -31,7 +34,7 @@ def never() -> bool:
 
 
 class Inverter:
-    """Adam on the pixels of one candidate batch.
+    """Descends the pixels of one candidate batch, or the latents that a generator makes it of.
 
     Args:
         objective: What to descend.
@@ -39,7 +42,7 @@ class Inverter:
         seed: Of this agent.
         incarnation: How often this seed was restarted; each has other random numbers and half the learning rate.
         step: Where in the schedule to begin; a restarted seed joins the others' step.
-        start: Normalised pixels to begin near (a consensus), or None to begin at ``x ~ N(0, 1)``.
+        start: Normalised pixels to begin near (a consensus), or None to begin at random; see `parametrisation`.
     """
 
     def __init__(
@@ -56,21 +59,31 @@ class Inverter:
         # Drawn on the CPU, so that a seed means the same batch on every device.
         self._generator = torch.Generator().manual_seed((seed * 1_000_003 + incarnation) % 2**63)
         shape = (objective.update.image_count, *objective.update.image_shape)
-        images = torch.randn(shape, generator=self._generator)
         if start is not None:
-            _require_shape("the start", start, shape)
-            images = start.cpu() + config.learning_rate * images
-        low, high = objective.update.normalisation.bounds()
-        self._low, self._high = low.to(objective.device), high.to(objective.device)
-        self._images = images.to(objective.device).requires_grad_()
-        self._adam = Adam(self._images.detach())
+            require_shape("the start", start, shape)
+        self._parametrisation = parametrisation_of(objective)
+        begin = self._parametrisation.begin(self._generator, start, config.learning_rate)
+        self._variables = begin.requires_grad_()
+        kinds: dict[OptimiserName, Callable[[Tensor], Optimiser]] = {
+            OptimiserName.ADAM: Adam,
+            OptimiserName.LBFGS: Lbfgs,
+        }
+        self._optimiser = kinds[config.optimiser](self._variables.detach())
         self._peak = config.learning_rate * 0.5**incarnation
         self._first_loss = self._best_loss = math.inf
 
     @property
     def images(self) -> Float[Tensor, "batch channel height width"]:
         """The candidate as it stands, normalised, on the CPU."""
-        return self._images.detach().cpu().clone()
+        with torch.no_grad():
+            return self._parametrisation.images(self._variables).detach().cpu().clone()
+
+    @property
+    def labels(self) -> Float[Tensor, "batch classes"] | None:
+        """The probability of each class, on the CPU; None where the labels are known."""
+        with torch.no_grad():
+            labels = self._parametrisation.labels(self._variables)
+        return None if labels is None else labels.cpu().clone()
 
     def run(
         self,
@@ -110,27 +123,41 @@ class Inverter:
             losses={name: value for name, value in trace[-1].items() if name != "step"} if trace else {},
             outcome=outcome,
             seconds=time.perf_counter() - began,
+            labels=self.labels,
             trace=tuple(trace),
         )
 
     def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
         config = self._config
-        rate = learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
-        terms = self._objective.terms(self._images, consensus)
-        (gradient,) = torch.autograd.grad(terms["total"], self._images)
+        images, labels = self._parametrisation.images(self._variables), self._parametrisation.labels(self._variables)
+        terms = self._objective.terms(images, consensus, *([] if labels is None else [labels]))
+        derivative = self._derivative(terms["total"])
+        rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.
-        self._adam.step(self._images, gradient.sign() + 0 * gradient if config.sign else gradient, rate)
+        step = derivative.sign() + 0 * derivative if config.sign else derivative
+        self._optimiser.step(self._variables, step, rate)
         with torch.no_grad():
             if config.noise > 0:
-                noise = torch.randn(self._images.shape, generator=self._generator)
-                self._images += rate * config.noise * noise.to(self._images.device)
+                noise = torch.randn(self._variables.shape, generator=self._generator)
+                self._variables += rate * config.noise * noise.to(self._variables.device)
             if config.box:
-                self._images.copy_(torch.maximum(torch.minimum(self._images, self._high), self._low))
+                self._parametrisation.confine(self._variables)
         self.step += 1
         return {name: value.detach() for name, value in terms.items()}
 
+    def _derivative(self, total: Tensor) -> Tensor:
+        if not total.requires_grad:  # no term at all: the control of a generator, whose random images stay
+            return torch.zeros_like(self._variables)
+        return torch.autograd.grad(total, self._variables)[0]
+
+    def _rate(self) -> float:
+        config = self._config
+        if config.optimiser is OptimiserName.LBFGS:
+            return self._peak
+        return learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
+
     def _judge(self, losses: dict[str, float]) -> Outcome:
-        if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._images).all()):
+        if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._variables).all()):
             return Outcome.NOT_FINITE
         loss = losses.get("gradient", losses.get("activation"))
         if loss is None:
@@ -144,11 +171,10 @@ class Inverter:
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as tensors (the content of a checkpoint)."""
         return {
-            "images": self.images,
-            "first_moment": self._adam.first_moment.cpu().clone(),
-            "second_moment": self._adam.second_moment.cpu().clone(),
+            self._parametrisation.name: self._variables.detach().cpu().clone(),
+            **self._optimiser.state(),
             "generator": self._generator.get_state(),
-            "counters": torch.tensor([self.seed, self.incarnation, self.step, self._adam.steps], dtype=torch.int64),
+            "counters": torch.tensor([self.seed, self.incarnation, self.step, self._optimiser.steps]),
             "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
         }
 
@@ -158,13 +184,14 @@ class Inverter:
         Raises:
             ValueError: It is the state of another seed, or of other images; nothing has changed then.
         """
-        missing = _STATE - state.keys()
+        name = self._parametrisation.name
+        missing = (_STATE | self._optimiser.names | {name}) - state.keys()
         if missing:
             raise ValueError(f"this is no state of a seed: it has no {', '.join(sorted(missing))}.")
-        for name in ("images", "first_moment", "second_moment"):
-            _require_shape(f"this state's {name}", state[name], self._images.shape)
-        _require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
-        seed, incarnation, step, adam_steps = (int(value) for value in state["counters"])
+        require_shape(f"this state's {name}", state[name], self._variables.shape)
+        self._optimiser.require_fit(state)
+        require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
+        seed, incarnation, step, steps = (int(value) for value in state["counters"])
         if seed != self.seed:
             raise ValueError(f"this state belongs to seed {seed}, not to seed {self.seed}.")
         first_loss, best_loss = (float(value) for value in state["losses"])
@@ -173,13 +200,5 @@ class Inverter:
         self.incarnation, self.step = incarnation, step
         self._peak = self._config.learning_rate * 0.5**incarnation
         with torch.no_grad():
-            self._images.copy_(state["images"])
-            self._adam.first_moment.copy_(state["first_moment"])
-            self._adam.second_moment.copy_(state["second_moment"])
-        self._adam.steps = adam_steps
-
-
-def _require_shape(what: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    # Torch would repeat one image for the whole batch without a word.
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {tuple(shape)} is wanted.")
+            self._variables.copy_(state[name])
+        self._optimiser.restore(state, steps)

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, batch_norm_layers, batch_norm_targets, client_mode, mean_gradients
+from ..capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    batch_norm_layers,
+    batch_norm_targets,
+    client_mode,
+    mean_gradients,
+)
 from ..peeling import Anchor
 from ..priors import (
     InputStatistics,
@@ -51,6 +58,10 @@ class Target:
     anchor: Anchor | None = None
     scale_known: bool = True
     """False: the client's learning rate is estimated, so that the gradient is matched up to one common factor."""
+    generator: nn.Module | None = None
+    """Within whose range the images are looked for; see `load_generator`."""
+    joint_labels: bool = False
+    """Whether labels are not known but optimised with the images; ``labels`` then only tells how many there are."""
 
     @property
     def interchangeable(self) -> Int[Tensor, " batch"]:
@@ -80,6 +91,8 @@ class Objective:
         self.messages: list[str] = []
         self._model = copy.deepcopy(target.model).to(self.device)
         self._labels = target.labels.to(self.device)
+        self.joint_labels = target.joint_labels
+        self.generator = copy.deepcopy(target.generator).to(self.device) if target.generator is not None else None
         parameters = dict(self._model.named_parameters())
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
@@ -96,13 +109,28 @@ class Objective:
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
-        if not (
-            config.gradient_weight or config.total_variation_weight or config.l2_weight or self._statistics_targets
+        if (
+            not (
+                config.gradient_weight or config.total_variation_weight or config.l2_weight or self._statistics_targets
+            )
+            and self.generator is None
         ):
             raise ValueError(
                 "the objective has no term that a batch can be scored by: give gradient_weight, "
                 "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
             )
+
+    @property
+    def labels(self) -> Int[Tensor, " batch"]:
+        """Of the batch, on the device."""
+        return self._labels
+
+    @property
+    def classes(self) -> int:
+        """Of the model."""
+        with torch.no_grad(), client_mode(self._model, BatchNormMode.EVAL):
+            shape = (1, *self.update.image_shape)
+            return int(self._model(torch.zeros(shape, dtype=self._dtype, device=self.device)).shape[1])
 
     def _known_statistics(self, model: nn.Module) -> dict[str, Statistics]:
         if self.config.batch_norm_weight == 0:
@@ -125,15 +153,17 @@ class Objective:
         self,
         images: Float[Tensor, "batch channel height width"],
         consensus: Float[Tensor, "batch channel height width"] | None = None,
+        labels: Float[Tensor, "batch classes"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Each term before its weight, and ``total``. Terms whose weight is 0 are left out.
 
         Args:
             images: Normalised pixels; the derivative of ``total`` by them can be taken.
             consensus: Target of group consistency, normalised pixels, or None before there is one.
+            labels: The probability of each class where labels are optimised with the images, else None.
         """
         config = self.config
-        terms = self._evidence(images)
+        terms = self._evidence(images, self._labels if labels is None else labels)
         terms |= self._priors(images)
         if config.group_weight > 0 and consensus is not None:
             group = group_distance if config.form is Form.PAPER else relative_group_distance
@@ -141,7 +171,7 @@ class Objective:
         terms["total"] = self._total(terms)
         return terms
 
-    def _evidence(self, images: Tensor) -> dict[str, Tensor]:
+    def _evidence(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         config = self.config
         terms: dict[str, Tensor] = {}
         if config.gradient_weight == 0 and not self._statistics_layers:
@@ -155,7 +185,7 @@ class Objective:
             elif self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = _derivatives(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
+                    found = _derivatives(F.cross_entropy(logits, labels), self._all, create_graph=True)
                     terms["gradient"] = self._distance(found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)

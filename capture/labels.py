@@ -30,7 +30,7 @@ class RecoveredLabels:
     """What the attacker believes the batch's labels are."""
 
     labels: Int[Tensor, " batch"]
-    """Sorted, one entry per image; repeats appear as often as they occur."""
+    """One entry per image, sorted (but for ``joint``); repeats appear as often as they occur."""
     confidence: Float[Tensor, " batch"]
     """In [0, 1], for the entry at the same place in ``labels``."""
     method: str

@@ -59,7 +59,7 @@ def load_model(
         if name.lower().startswith(TIMM_PREFIX):
             model = _timm(name, classes, image_size)
         elif ":" in name:
-            model = _own(name, classes)
+            model = build_own(name, num_classes=classes)
         elif name.lower() == "convnet":
             model = convnet(classes, image_size)
         else:
@@ -152,26 +152,35 @@ def _timm(name: str, classes: int, image_size: int) -> nn.Module:
     return model
 
 
-def _own(name: str, classes: int) -> nn.Module:
+def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
+    """What the user's own ``module:callable`` builds.
+
+    Args:
+        name: ``module:callable``; the module is imported and the callable called, so it is code that is trusted.
+        what: For errors: what is built.
+        offered: Arguments, of which the callable is given those that it takes.
+
+    Raises:
+        ModelError: It cannot be found, fails, or builds no ``torch.nn.Module``.
+    """
     module_name, _, attribute = name.partition(":")
-    build = _find(name, module_name, attribute)
+    build = _find(name, module_name, attribute, what)
     try:
-        takes_classes = _accepts(build, "num_classes")
-        model = build(num_classes=classes) if takes_classes else build()
+        model = build(**{keyword: value for keyword, value in offered.items() if accepts(build, keyword)})
     # The user's own code may raise anything.
     except Exception as error:
-        raise ModelError(f"building the model {name!r} failed with {type(error).__name__}: {error}") from error
+        raise ModelError(f"building the {what} {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model
 
 
-def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
+def _find(name: str, module_name: str, attribute: str, what: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"the model {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable, with the "
+            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable, with the "
             "module's folder on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None) if attribute else None
@@ -183,7 +192,8 @@ def _find(name: str, module_name: str, attribute: str) -> Callable[..., Any]:
     return build
 
 
-def _accepts(build: Callable[..., Any], keyword: str) -> bool:
+def accepts(build: Callable[..., Any], keyword: str) -> bool:
+    """Whether a callable takes an argument of this name."""
     try:
         parameters = inspect.signature(build).parameters.values()
     except (TypeError, ValueError):

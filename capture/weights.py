@@ -79,13 +79,13 @@ def fit_names(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str,
     return dict(state)
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str = "model") -> None:
     """Copy the tensors into the model, all of them or none.
 
     Args:
         model: Its parameters and buffers must all be in the state, but for ``num_batches_tracked``.
         state: By the model's names, or by those of a wrapper around it.
-        source: What holds the state, for the message.
+        source: What holds the state, and ``what`` the model is, for the message.
 
     Raises:
         ModelError: All wrong tensors at once.
@@ -94,20 +94,22 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     found = fit_names(state, expected)
     optional = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}
     problems = [f"{name!r} is missing" for name in expected if name not in found and name not in optional]
-    problems += [f"{name!r} is not in the model" for name in found if name not in expected]
+    problems += [f"{name!r} is not in the {what}" for name in found if name not in expected]
     problems += [
-        problem for name in expected.keys() & found.keys() if (problem := _problem(name, found[name], expected[name]))
+        problem
+        for name in expected.keys() & found.keys()
+        if (problem := _problem(name, found[name], expected[name], what))
     ]
     if problems:
         listed = "".join(f"\n  - {line}" for line in sorted(problems)[:_MOST_LISTED])
         more = f"\n  - and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise ModelError(f"the weights in {source} do not fit the model:{listed}{more}")
+        raise ModelError(f"the weights in {source} do not fit the {what}:{listed}{more}")
     model.load_state_dict(found, strict=False)
 
 
-def _problem(name: str, theirs: Tensor, ours: Tensor) -> str | None:
+def _problem(name: str, theirs: Tensor, ours: Tensor, what: str) -> str | None:
     if theirs.shape != ours.shape:
-        return f"{name!r} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the model"
+        return f"{name!r} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the {what}"
     if theirs.is_meta or theirs.layout is not torch.strided or theirs.is_quantized or theirs.is_complex():
         return f"{name!r} is not a plain tensor of real numbers"
     if not bool(torch.isfinite(theirs).all()):

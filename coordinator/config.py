@@ -39,6 +39,10 @@ class CoordinatorConfig:
             raise ValueError(f"coordinator.staleness={self.staleness}: give a whole number of at least 1.")
 
 
+# Labels that are optimised with the images.
+JOINT = "joint"
+
+
 @dataclass(frozen=True)
 class AttackConfig:
     """One attack: all that ``reconstruct`` needs beside the update and the model."""
@@ -46,7 +50,8 @@ class AttackConfig:
     seed: int = 0
     """Base of every random number; agent k uses seed + k."""
     labels: str = "auto"
-    """auto, minimum (the paper's rule), counts (handles repeats), or the labels themselves: 0,1,2,3."""
+    """auto, minimum (the paper's rule), counts (handles repeats), joint (optimised with the images, as in DLG; for one
+    agent without peeling), or the labels themselves: 0,1,2,3."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What a candidate is scored by."""
     peeling: PeelingConfig = field(default_factory=PeelingConfig)
@@ -59,6 +64,15 @@ class AttackConfig:
     """When seeds meet."""
 
     def __post_init__(self) -> None:
+        if self.objective.empty and self.agents.generator is None:
+            raise ValueError("every weight of the objective is 0: give at least one of them a positive number.")
+        if self.labels == JOINT and (
+            self.agents.count > 1 or self.peeling.enabled or self.agents.generator is not None
+        ):
+            raise ValueError(
+                "labels=joint finds labels together with pixels, in an order of each seed's own: give agents.count=1 "
+                "peeling.enabled=false with it, and no agents.generator."
+            )
         if self.registration.mirror:
             raise ValueError(
                 "registration.mirror=true: agents cannot take a mirrored consensus yet; leave it false in an attack."

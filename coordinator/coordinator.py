@@ -18,7 +18,7 @@ from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
 from .orders import Itinerary
 from .policy import Go, decide_members, plan_rounds
-from .preparation import Preparation, identity, prepare
+from .preparation import Preparation, find_generator, identity, prepare
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .result_file import read_result, remove_result, write_result
@@ -44,6 +44,9 @@ class Coordinator:
         storage: For ``checkpoints/``, ``metrics.jsonl`` and ``events.jsonl``, or None to keep nothing.
         resume: Continue from the newest checkpoint in the storage.
         notes: What is known before the run and belongs among its messages.
+
+    Raises:
+        ModelError: The generator that the configuration names cannot be loaded.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Coordinator:
     ) -> None:
         self._update, self._model, self._config, self._group = update, model, config, group
         self._storage = storage
-        self._store = CheckpointStore(storage, identity(config, update)) if storage else None
+        self._generator = find_generator(config, update)
+        self._store = CheckpointStore(storage, identity(config, update, self._generator)) if storage else None
         self._resume = resume
         self._plan = plan_rounds(config.agents.iterations, config.coordinator)
         self._progress = Progress()
@@ -90,7 +94,7 @@ class Coordinator:
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
         self._tell(phase="reading labels and peeling layers")
-        prepared = prepare(self._update, self._model, self._config)
+        prepared = prepare(self._update, self._model, self._config, self._generator)
         for text in prepared.messages:
             self.note("note", text)
         if checkpoint is not None:

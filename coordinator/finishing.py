@@ -14,7 +14,7 @@ from ..agents import Candidate, Objective, Outcome
 from ..capture import CapturedUpdate
 from .config import AttackConfig
 from .ordering import arrange
-from .preparation import Preparation, identity
+from .preparation import Preparation, identity, joint_labels
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .selection import choose
@@ -64,12 +64,13 @@ def conclude(
         finished: False when the run was stopped early.
     """
     assert progress.consensus is not None
+    prepared = with_found_labels(prepared, candidates)
     own = arrange(torch.stack([c.images for c in candidates]), orders)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     objective = Objective(prepared.target, config.objective)
     choice = choose(own, progress.consensus.images, objective.evidence)
     names = [*(f"seed {candidate.seed}" for candidate in candidates), "consensus"]
-    facts: dict[str, Any] = identity(config, update)
+    facts: dict[str, Any] = identity(config, update, prepared.target.generator)
     return Reconstruction(
         images=update.normalisation.invert(choice.images).clamp(0, 1),
         labels=prepared.labels,
@@ -93,3 +94,12 @@ def conclude(
         normalisation=update.normalisation,
         training=prepared.training,
     )
+
+
+def with_found_labels(prepared: Preparation, candidates: Sequence[Candidate]) -> Preparation:
+    """Where labels are optimised with the images, with those that the only seed found: as if they had been known."""
+    found = candidates[0].labels
+    if found is None:
+        return prepared
+    labels = joint_labels(found)
+    return replace(prepared, labels=labels, target=replace(prepared.target, labels=labels.labels, joint_labels=False))

@@ -10,16 +10,17 @@ from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from ..agents import Target
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, recover_labels
+from ..agents import Target, load_generator
+from ..capture import CapturedUpdate, LabelError, RecoveredLabels, recover_labels, weight_hash
 from ..peeling import peel
-from .config import AttackConfig
+from .config import JOINT, AttackConfig
 from .deltas import describe, refine, settle
 
-# Settings that say where a run computes, not what.
-_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience")
+# Settings that say where a run computes, or where a file lies whose content is compared instead.
+_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Preparation:
     """What is taken for granted about the client's local steps; empty for a gradient."""
 
 
-def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Preparation:
+def prepare(
+    update: CapturedUpdate, model: nn.Module, config: AttackConfig, generator: nn.Module | None = None
+) -> Preparation:
     """Recover (or take) the labels, then peel layers where the update allows it.
 
     Raises:
@@ -42,6 +45,15 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
     """
     update.require_match(model)
     found = settle(update, model)
+    if config.labels == JOINT:
+        if found.update.local is not None:
+            raise LabelError(
+                "labels=joint optimises labels with the images of one step, and this update is the weight delta of "
+                "several; give labels=counts, or the labels themselves."
+            )
+        unknown = joint_labels(torch.zeros(update.image_count, 1))
+        target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
+        return Preparation(target, unknown, found.messages, describe(update, found, False))
     given = given_labels(config.labels, update)
     labels = given or recover_labels(found.update, model, config.labels)
     found = refine(found, update, model, labels.labels)
@@ -51,8 +63,32 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         peeling = peel(found.update, model, labels.labels, config.peeling)
         anchor = peeling.anchor
         messages.append(peeling.message)
-    target = Target(found.update, model, labels.labels, anchor, found.scale_known)
+    target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
     return Preparation(target, labels, tuple(messages), describe(update, found, given is not None))
+
+
+def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:
+    """The user's generator, if the attack has one.
+
+    Raises:
+        ModelError: It cannot be loaded; see `load_generator`.
+    """
+    if config.agents.generator is None:
+        return None
+    weights = config.agents.generator_weights
+    return load_generator(config.agents.generator, weights, update.image_count, update.image_shape)
+
+
+def joint_labels(probabilities: Float[Tensor, "batch classes"]) -> RecoveredLabels:
+    """The likeliest class of each image, where labels were optimised with the images."""
+    confidence, labels = probabilities.max(1)
+    return RecoveredLabels(
+        labels=labels,
+        confidence=confidence,
+        method=JOINT,
+        assumption="Labels were optimised together with the images, so that each of them holds for its image only.",
+        warnings=(),
+    )
 
 
 def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
@@ -77,7 +113,7 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
     )
 
 
-def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
+def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module | None = None) -> dict[str, Any]:
     """All that decides the numbers of a run, flat and plain: a checkpoint is continued only where this is equal."""
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(AttackConfig)}
     flat = {name: value for name, value in _flat(settings).items() if name not in _PLACEMENT}
@@ -87,6 +123,8 @@ def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
         digest.update(gradient.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     if update.local is not None:
         flat |= {f"local.{name}": value for name, value in dataclasses.asdict(update.local).items()}
+    if generator is not None:
+        flat["generator"] = weight_hash(generator)
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}
 
 

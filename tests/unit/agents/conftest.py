@@ -51,6 +51,8 @@ class FormulaObjective:
         self.device = torch.device("cpu")
         self.messages: list[str] = []
         self.calls = 0
+        self.generator = None
+        self.joint_labels = False
         self._formula = formula
 
     def terms(self, images: Tensor, consensus: Tensor | None = None) -> dict[str, Tensor]:

@@ -1,0 +1,62 @@
+"""Runs that find the labels together with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import AgentsConfig, ObjectiveConfig
+from gradinversion.coordinator import AttackConfig, Storage, read_result
+from gradinversion.peeling import PeelingConfig
+
+
+@pytest.fixture
+def config(config: AttackConfig) -> AttackConfig:
+    return replace(
+        config,
+        labels="joint",
+        peeling=PeelingConfig(enabled=False),
+        objective=ObjectiveConfig(total_variation_weight=0.0),
+        agents=AgentsConfig(count=1, iterations=40, warmup=0, patience=0.0),
+    )
+
+
+class _Killed(KeyboardInterrupt):
+    pass
+
+
+def kill() -> None:
+    raise _Killed
+
+
+def test_the_result_has_the_labels_of_its_images(run: Callable[..., Any], tmp_path: Path) -> None:
+    result = run(out=tmp_path)()
+    (candidate,) = result.candidates
+    assert candidate.labels is not None
+    assert candidate.labels.shape == (3, 4)
+    assert torch.equal(result.labels.labels, candidate.labels.argmax(1))
+    assert torch.equal(result.labels.confidence, candidate.labels.amax(1))
+    assert result.labels.method == "joint"
+    assert result.gradient_loss < 1.0
+    kept = read_result(Storage(tmp_path))
+    assert kept is not None
+    assert torch.equal(kept.labels.labels, result.labels.labels)
+
+
+def test_a_resumed_run_gives_the_same_images_and_labels(run: Callable[..., Any], tmp_path: Path) -> None:
+    whole = run()()
+    with pytest.raises(_Killed):
+        run(out=tmp_path, before={2: kill})()
+    again = run(out=tmp_path, resume=True)()
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.labels.labels, whole.labels.labels)
+
+
+@pytest.mark.parametrize("change", [{"agents": AgentsConfig(count=2)}, {"peeling": PeelingConfig()}])
+def test_several_seeds_or_peeling_are_refused(config: AttackConfig, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"labels=joint .* give agents\.count=1 peeling\.enabled=false"):
+        replace(config, **change)
