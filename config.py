@@ -24,7 +24,7 @@ DEFAULT_PRESET = "gradinversion"
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
 WITHOUT_EFFECT = frozenset(
-    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights"}
+    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights", "audit.pool"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
 )
 

@@ -8,10 +8,10 @@ from .batch_norm import (
     client_mode,
     recover_batch_statistics,
 )
-from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, simulate_client
+from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, load_batch, simulate_client
 from .defences import apply_defence
 from .final_layer import LabelError
-from .images import ImageError, load_images
+from .images import ImageError, count_images, load_images
 from .labels import RecoveredLabels, recover_labels
 from .models import ModelError, ModelSource, load_model
 from .update import (
@@ -46,6 +46,8 @@ __all__ = [
     "batch_norm_targets",
     "capture_gradient",
     "client_mode",
+    "count_images",
+    "load_batch",
     "load_images",
     "load_model",
     "recover_batch_statistics",
