@@ -1,34 +1,50 @@
 """What leaked: metrics, matching, verdicts and the report. Only this folder may look at the private images."""
 
 from .config import AuditConfig
+from .controls import Attack, Control, run_controls
 from .evaluate import evaluate
+from .exposure import Exposure, measure_exposure
 from .files import ReportError
+from .identification import Embedding, identify, make_embedding
 from .lpips import Lpips, LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
+from .pool import Pool, load_pool
 from .report import write_report
-from .results import AgentResult, AuditReport, ImageResult
+from .results import AgentResult, AuditReport, ControlResult, ControlScore, ImageResult
 from .verdict import Leak, Verdict
 
 __all__ = [
     "AgentResult",
+    "Attack",
     "AuditConfig",
     "AuditReport",
+    "Control",
+    "ControlResult",
+    "ControlScore",
+    "Embedding",
+    "Exposure",
     "ImageResult",
     "Leak",
     "Lpips",
     "LpipsError",
     "Matching",
+    "Pool",
     "ReportError",
     "Verdict",
     "assign",
     "constant_images",
     "evaluate",
     "fft2d",
+    "identify",
     "label_accuracy",
     "load_lpips",
+    "load_pool",
+    "make_embedding",
     "match",
+    "measure_exposure",
     "psnr",
+    "run_controls",
     "ssim",
     "write_report",
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import ImageError, PrivateBatch, count_images, load_images
+from ..capture.images import PHOTOS
 
 LARGEST_POOL = 1024
 """Further images of a folder are left out, and the report says so."""
@@ -75,7 +75,7 @@ def draw_batch(pool: Pool, private: PrivateBatch) -> PrivateBatch:
     return PrivateBatch(pool.images[:count], private.labels, pool.names[:count])
 
 
-def gallery(pool: Pool | None, private: PrivateBatch) -> Float[Tensor, "gallery channel height width"]:
-    """The private images, in their order, then those of the pool."""
-    images = private.images.detach().cpu()
-    return images if pool is None else torch.cat([images, pool.images.to(images)])
+def describe(pool: Pool) -> str:
+    """Where the pool comes from, how large it is, and what was left out of it."""
+    source = "the photos that ship with scikit-image" if pool.source == PHOTOS else pool.source
+    return f"{len(pool):,} other images of {source}" + (f" ({pool.note})" if pool.note else "")
