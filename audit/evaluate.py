@@ -15,7 +15,7 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .assumptions import state_assumptions, state_provenance
 from .comparison import deciding_means, hold_against_controls, outcome
-from .controls import Control
+from .controls import TITLES, Control
 from .exposure import Exposure
 from .identification import Embedding, make_embedding
 from .lpips import LpipsError, load_lpips
@@ -78,7 +78,7 @@ def evaluate(
     return AuditReport(
         images=results,
         agents=agents,
-        verdict=_verdict(reconstruction, results, strict),
+        verdict=_tell_controls(_verdict(reconstruction, results, strict), controls),
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=label_accuracy(labels, true_labels),
@@ -226,6 +226,16 @@ def _verdict(
     floors = [image.constant_image_psnr for image in results if image.constant_image_psnr is not None]
     values = [image.psnr for image in results if image.psnr is not None]
     return judge_batch([image.verdict for image in results], fmean(values), fmean(floors), controls)
+
+
+def _tell_controls(verdict: Verdict, controls: Sequence[Control]) -> Verdict:
+    """The verdict with the names of the controls behind it: without them it means little."""
+    run = [TITLES[control.name] for control in controls if not outcome(control).problem]
+    failed = [TITLES[control.name] for control in controls if outcome(control).problem]
+    detail = f"{verdict.detail} Controls run: {', '.join(['constant image', *run])}."
+    if failed:
+        detail += f" Could not be run: {', '.join(failed)}."
+    return replace(verdict, detail=detail)
 
 
 def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[list[float | None], str]:

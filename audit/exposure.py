@@ -33,10 +33,6 @@ class Exposure:
         total = sum(self.norms)
         return tuple(norm / total if total > 0 else 1 / len(self.norms) for norm in self.norms)
 
-    def is_dominant(self, index: int) -> bool:
-        """Whether an image makes far more than its equal share of the gradient norm."""
-        return self.shares[index] >= DOMINANT / len(self.norms)
-
 
 def measure_exposure(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) -> Exposure:
     """Loss and gradient norm of each private image, with batch norm as the client ran it.
