@@ -170,7 +170,7 @@ def load_accuracy(storage: Storage, name: str, identity: dict[str, object]) -> A
         facts = json.loads(storage.read(_file(name), _LARGEST_FILE))
         found = Accuracy(**facts["accuracy"] | {"values": tuple(facts["accuracy"]["values"])})
         fits = facts["identity"] == identity and all(math.isfinite(value) for value in found.values)
-    except (StorageError, ValueError, TypeError, KeyError):
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if fits else None
 

@@ -41,7 +41,7 @@ class PlanStore:
             plan = facts["plan"]
             plan |= {"kept": tuple(plan["kept"]), "notes": tuple(plan["notes"])}
             return Plan(**plan), int(facts["threads"])
-        except (StorageError, ValueError, TypeError, KeyError):
+        except (StorageError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def save(self, plan: Plan, threads: int) -> None:

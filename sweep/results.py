@@ -87,7 +87,7 @@ def load_result(storage: Storage) -> CellResult | None:
         worst = facts.get("worst")
         changes = {"state": State(facts["state"]), "problems": tuple(facts["problems"])}
         return CellResult(**facts | changes | {"worst": None if worst is None else Worst(**worst)})
-    except (StorageError, ValueError, TypeError, KeyError):
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
