@@ -27,7 +27,7 @@ from ..cluster import reconstruct
 from ..config import ConfigError, RunConfig, config_yaml, differences, parse_config, to_plain
 from ..coordinator import AttackConfig, Reconstruction, Status, Storage
 from .results import CellResult, State, forget_result, load_result, save_result
-from .worst import find_worst, finite, strongest
+from .worst import find_risk, find_worst, finite, strongest
 
 _CONFIG = "config.yaml"
 _CONTROLS = "controls"
@@ -213,6 +213,8 @@ def _summarise(
         iterations=found.iterations,
         problems=problems,
         worst=find_worst(audit, found, controls, private),
+        risks=tuple(find_risk(image) for image in audit.images),
+        embedding=audit.embedding,
         versions=audit.provenance,
     )
 

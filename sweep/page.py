@@ -75,11 +75,14 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         cells=cells,
         pictured=pictured,
         shown_pictures=SHOWN_PICTURES,
-        unfinished=[cell for cell in cells if cell["result"].state is not State.DONE],
+        embeddings=sorted({cell["result"].embedding for cell in cells} - {""}),
+        risks=_risks(facts),
+        unfinished=_by_reason(cells),
         problems=[cell for cell in cells if cell["result"].problems],
         changes=verdict.changes,
         shown_changes=SHOWN_CHANGES,
         effects=_EFFECTS,
+        levels={"weak": "weakly visible", "none": "not shown", "unknown": "cannot be told"},
         accuracies=_accuracies(facts),
         accuracy_problems=facts.accuracy_problems,
         trained=facts.accuracies.get(UNDEFENDED) or next(iter(facts.accuracies.values()), None),
@@ -107,6 +110,31 @@ def _cell(facts: AuditFacts, position: int) -> dict[str, Any]:
 
 def _link(name: str) -> str:
     return quote(f"{CELLS}/{name}/report.html")
+
+
+def _by_reason(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells without a result, those with the same reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        result = cell["result"]
+        if result.state is not State.DONE:
+            found.setdefault((str(result.state), result.sentence), []).append(cell["title"])
+    return [{"state": state, "sentence": sentence, "titles": titles} for (state, sentence), titles in found.items()]
+
+
+def _risks(facts: AuditFacts) -> dict[str, Any] | None:
+    """Each private image at the user's settings, at each model state; None where no such cell has a result."""
+    grid = facts.grid
+    cells = {cell.levels: facts.results[cell.name] for cell in grid.cells if not grid.changes(cell.levels)}
+    state = next(position for position, axis in enumerate(grid.axes) if axis.kind is Kind.STATE)
+    known = [(levels, result) for levels, result in cells.items() if result.state is State.DONE and result.risks]
+    if not known:
+        return None
+    known.sort(key=lambda pair: pair[0][state])
+    names = list(dict.fromkeys(risk.name for _, result in known for risk in result.risks))
+    columns = [grid.axes[state].levels[levels[state]].name for levels, _ in known]
+    by_name = [{risk.name: risk for risk in result.risks} for _, result in known]
+    return {"columns": columns, "rows": [{"name": name, "risks": [one.get(name) for one in by_name]} for name in names]}
 
 
 def _exposure(cell: dict[str, Any]) -> tuple[float, float]:

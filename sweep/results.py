@@ -38,6 +38,21 @@ class Worst:
 
 
 @dataclass(frozen=True)
+class Risk:
+    """How one private image fared, and what it weighed in the gradient."""
+
+    name: str
+    level: str
+    """``leaked``, ``weak``, ``none``, ``unknown`` or ``failed``."""
+    lead: float | None
+    """PSNR above the strongest control, in dB."""
+    loss: float | None
+    """At the weights that the client started from, in nats."""
+    share: float | None
+    """Of the sum of all images' gradient norms."""
+
+
+@dataclass(frozen=True)
 class CellResult:
     """The outcome of one cell. Numbers that a cell does not have are None."""
 
@@ -66,6 +81,10 @@ class CellResult:
     problems: tuple[str, ...] = ()
     """What a reader should know, such as a control that could not be run."""
     worst: Worst | None = None
+    risks: tuple[Risk, ...] = ()
+    """In the order of the private batch."""
+    embedding: str = ""
+    """Which features IIP compares."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -85,8 +104,13 @@ def load_result(storage: Storage) -> CellResult | None:
     try:
         facts: dict[str, Any] = json.loads(storage.read(_FILE, _LARGEST))
         worst = facts.get("worst")
-        changes = {"state": State(facts["state"]), "problems": tuple(facts["problems"])}
-        return CellResult(**facts | changes | {"worst": None if worst is None else Worst(**worst)})
+        changes: dict[str, Any] = {
+            "state": State(facts["state"]),
+            "problems": tuple(facts["problems"]),
+            "worst": None if worst is None else Worst(**worst),
+            "risks": tuple(Risk(**risk) for risk in facts["risks"]),
+        }
+        return CellResult(**facts | changes)
     except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

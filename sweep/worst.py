@@ -1,4 +1,4 @@
-"""The image of a cell that leaked most, beside what the strongest control made of it."""
+"""Each private image of a cell against its strongest control, and pictures of the one that leaked most."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..audit.controls import NULL_CONTROLS, TITLES
 from ..audit.pictures import data_uri
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
-from .results import Worst
+from .results import Risk, Worst
 
 _LARGEST_PICTURE = 128
 
@@ -46,6 +46,18 @@ def find_worst(
         control=None if picture is None else data_uri(picture, _LARGEST_PICTURE),
         control_name=TITLES[name],
         control_psnr=value,
+    )
+
+
+def find_risk(image: ImageResult) -> Risk:
+    """How a private image fared."""
+    margin = _margin(image)
+    return Risk(
+        image.name,
+        image.verdict.leak.value,
+        finite(margin),
+        finite(image.loss),
+        finite(image.gradient_share),
     )
 
 

@@ -13,7 +13,7 @@ from gradinversion.audit.pictures import data_uri
 from gradinversion.config import RunConfig, load_config
 from gradinversion.sweep.grid import Grid, make_grid
 from gradinversion.sweep.report import AuditFacts
-from gradinversion.sweep.results import CellResult, State, Worst
+from gradinversion.sweep.results import CellResult, Risk, State, Worst
 
 Settings = Callable[..., RunConfig]
 Facts = Callable[..., AuditFacts]
@@ -44,6 +44,8 @@ def done(leaked: int = 0, images: int = 4, **changes: Any) -> CellResult:
         "agents": 2,
         "iterations": 200,
         "worst": worst(),
+        "risks": (Risk("cat", "leaked", 8.4, 2.31, 0.4), Risk("dog", "none", -0.5, 2.1, None)),
+        "embedding": "thumbnails",
     }
     return CellResult(State.DONE, images=images, leaked=leaked, **facts | changes)
 

@@ -83,7 +83,8 @@ def test_links_lead_to_the_cells_and_nothing_is_fetched(facts: Facts) -> None:
 
 def test_a_cell_that_failed_is_told_with_its_reason_and_has_no_number(facts: Facts) -> None:
     reader, text = read(facts(leaked=lambda words: None if words["client.batch_size"] == "8" else 1))
-    assert text.count("holds 2 images and the batch needs 8") == 3
+    assert text.count("holds 2 images and the batch needs 8") == 1
+    assert "3 cells (failed): The image folder" in text
     assert "3 of 6" in text
     assert reader.classes.count("missing") == 3 * 3
     assert not any("batch-8" in link for link in reader.links)
@@ -113,6 +114,16 @@ def test_the_cost_in_accuracy(facts: Facts) -> None:
     assert "noise 0.1 65.0 % 60.0 – 70.0 % 20.0" in text
     assert "the folder is gone" in text
     assert "trained for 300 steps of batch 4 on 160 images" in text
+
+
+def test_which_images_are_at_risk_and_from_which_stage_on(facts: Facts) -> None:
+    found = facts("sweep.states=untrained,late.pt")
+    late = next(cell for cell in found.grid.cells if cell.title == "batch 4, no defence, eval BN, late")
+    risks = tuple(replace(risk, level="weak", lead=1.5) for risk in found.results[late.name].risks)
+    changed = {**found.results, late.name: replace(found.results[late.name], risks=risks)}
+    _, text = read(replace(found, results=changed))
+    assert "cat leaked +8.4 dB 2.31 40% weakly visible +1.5 dB 2.31 40%" in text
+    assert "dog not shown -0.5 dB 2.10 – weakly visible +1.5 dB 2.10 –" in text
 
 
 def test_hostile_names_stay_text(facts: Facts) -> None:
