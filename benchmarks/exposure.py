@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 RESULTS = Path(__file__).parent / "results" / "exposure.json"
 CENTRED = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STAGES = (0, 20, 200, 1000)
+"""Training steps; the network tells the photos apart at the last two."""
 ATTACKS = {"default": PeelingConfig(), "no peeling": PeelingConfig(enabled=False)}
 CLASSES, SIZE, BATCH = 10, 32, 4
 SEEN = (0, 1, 2, 3, 4, 6, 7, 9, 10, 11)
@@ -189,11 +189,10 @@ def summarise(rows: Rows) -> Rows:
     return lines
 
 
-def show(lines: Rows, heading: bool = True) -> None:
+def show(lines: Rows) -> None:
     """The table of docs/audit.md."""
-    if heading:
-        names = ["steps (accuracy)", "attack", "loss", "gain in dB", "leaked", "Spearman: loss", "share"]
-        print("| " + " | ".join([*names, "share within batch", "wrong - right, dB"]) + " |\n" + "|---" * 9 + "|")
+    names = ["steps (accuracy)", "attack", "loss", "gain in dB", "leaked", "Spearman: loss", "share"]
+    print("| " + " | ".join([*names, "share within batch", "wrong - right, dB"]) + " |\n" + "|---" * 9 + "|")
     for line in lines:
         kinds = [line[kind] for kind in ("right", "wrong", "unseen")]
         cells = [f"{line['stage']} ({line['accuracy']:.0%})", line["attack"]]
@@ -204,32 +203,41 @@ def show(lines: Rows, heading: bool = True) -> None:
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
+def read_rows(path: Path, steps: int, batches: int) -> Rows:
+    """What an earlier run with the same settings has measured."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    return list(found["rows"]) if (found["steps"], found["batches"]) == (steps, batches) else []
+
+
 def main() -> None:
-    """Print the table and write its numbers."""
+    """Print the table and write its numbers; a run that was stopped goes on where it was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=6, help="each comes in two versions")
-    parser.add_argument("--steps", type=int, default=500, help="of the one agent")
+    parser.add_argument("--steps", type=int, default=300, help="of the one agent")
+    parser.add_argument("--stages", type=int, nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.perf_counter()
     photos, _ = load_images("photos", 24, 2 * SIZE)
     stages = make_stages(photos)
     cases = make_cases(photos, options.batches)
-    rows: Rows = []
-    for stage, (state, share) in stages.items():
+    rows = read_rows(options.out, options.steps, options.batches)
+    for stage in options.stages:
+        state, share = stages[stage]
         model = load_model("convnet", CLASSES, SIZE, seed=0)
         model.load_state_dict(state)
         for name, peeling in ATTACKS.items():
+            if any((row["stage"], row["attack"]) == (stage, name) for row in rows):
+                continue
             for number, (batch, case) in enumerate(cases):
                 facts = {"stage": stage, "accuracy": share, "attack": name, "batch": batch, "version": number % 2}
                 rows += [facts | row for row in attack(model, case, peeling, options.steps, seed=batch)]
-            done = [row for row in rows if (row["stage"], row["attack"]) == (stage, name)]
-            show(summarise(done), heading=False)
-    facts = {"steps": options.steps, "batches": options.batches, "seconds": time.perf_counter() - began}
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(facts | {"lines": summarise(rows), "rows": rows}, indent=1) + "\n")
-    print()
+            rows.sort(key=lambda row: (row["stage"], row["attack"], row["batch"], row["version"]))
+            settings = {"steps": options.steps, "batches": options.batches}
+            options.out.parent.mkdir(exist_ok=True)
+            options.out.write_text(json.dumps(settings | {"lines": summarise(rows), "rows": rows}, indent=1) + "\n")
     show(summarise(rows))
 
 
