@@ -5,7 +5,7 @@ from .controls import Attack, Control, run_controls
 from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .files import ReportError
-from .identification import Embedding, identify, make_embedding
+from .identification import Embedding, Gallery, make_embedding
 from .lpips import Lpips, LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
@@ -24,6 +24,7 @@ __all__ = [
     "ControlScore",
     "Embedding",
     "Exposure",
+    "Gallery",
     "ImageResult",
     "Leak",
     "Lpips",
@@ -36,7 +37,6 @@ __all__ = [
     "constant_images",
     "evaluate",
     "fft2d",
-    "identify",
     "label_accuracy",
     "load_lpips",
     "load_pool",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, TITLES, Control
-from .identification import Embedding, identify
+from .identification import Embedding, Gallery
 from .matching import assign
 from .metrics import constant_images, psnr, ssim
 from .pool import Pool
@@ -48,10 +48,12 @@ def hold_against_controls(
         pool: other images among which to recognise the private ones; None leaves identification out.
         embedding: the features to recognise by.
     """
-    gallery = None if pool is None else torch.cat([true, pool.images.to(true)])
-    found = score_controls(controls, true, gallery, embedding)
-    flags = _flags(images, gallery, embedding)
-    own_flags = [_flags(seed, gallery, embedding) for seed in seeds]
+    gallery = None
+    if pool is not None and embedding is not None:
+        gallery = Gallery(torch.cat([true, pool.images.to(true)]), embedding)
+    found = score_controls(controls, true, gallery)
+    flags = _flags(images, gallery)
+    own_flags = [_flags(seed, gallery) for seed in seeds]
     values = [psnr(seed, true).tolist() for seed in seeds]
     control = next((c.reconstruction for c in controls if c.name == "no_gradient" and _has_result(c)), None)
     leakage = [None] * len(results) if control is None else relative_leakage(images, true, control)
@@ -116,8 +118,7 @@ def outcome(control: Control) -> ControlResult:
 def score_controls(
     controls: Sequence[Control],
     true: Float[Tensor, "batch channel height width"],
-    gallery: Float[Tensor, "gallery channel height width"] | None,
-    embedding: Embedding | None,
+    gallery: Gallery | None,
 ) -> list[dict[str, ControlScore]]:
     """The scores of the controls that have a result, by name, one mapping for each private image.
 
@@ -125,7 +126,7 @@ def score_controls(
     it owes nothing to the labels, and what it is granted makes the verdict stricter.
     """
     floors = psnr(constant_images(true), true).tolist()
-    flags = _flags(constant_images(true), gallery, embedding)
+    flags = _flags(constant_images(true), gallery)
     rows = [{"constant_image": ControlScore(floor, identified=flag)} for floor, flag in zip(floors, flags, strict=True)]
     for control in controls:
         found = control.reconstruction
@@ -134,7 +135,7 @@ def score_controls(
         order = assign(found.images.cpu(), true)
         images = found.images.detach().cpu()[list(order)]
         seeds = [_own_favour(candidate, true) for candidate in found.candidate_images.cpu()]
-        flags = _flags(images, gallery, embedding)
+        flags = _flags(images, gallery)
         for row, value in enumerate(psnr(images, true).tolist()):
             scores = tuple(seed[row] for seed in seeds)
             rows[row][control.name] = ControlScore(value, scores, order[row], identified=flags[row])
@@ -230,10 +231,8 @@ def _own_favour(images: Tensor, true: Tensor) -> list[float]:
     return values
 
 
-def _flags(images: Tensor, gallery: Tensor | None, embedding: Embedding | None) -> Sequence[bool | None]:
-    if gallery is None or embedding is None:
-        return [None] * len(images)
-    return identify(torch.nan_to_num(images), gallery, embedding)
+def _flags(images: Tensor, gallery: Gallery | None) -> Sequence[bool | None]:
+    return [None] * len(images) if gallery is None else gallery.identify(images)
 
 
 def _is_of_one_seed(control: Reconstruction | None, position: int | None) -> bool:

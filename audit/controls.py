@@ -112,9 +112,13 @@ def without_statistics(update: CapturedUpdate) -> CapturedUpdate:
 
 
 def alone(config: Config) -> Config:
-    """The settings of one agent that makes the steps of all agents together."""
+    """The settings of one agent that makes the steps of all agents together, with no group to agree with."""
     agents = config.agents
-    return replace(config, agents=replace(agents, count=1, minimum=1, iterations=agents.count * agents.iterations))
+    return replace(
+        config,
+        agents=replace(agents, count=1, minimum=1, iterations=agents.count * agents.iterations),
+        objective=replace(config.objective, group_weight=0.0),
+    )
 
 
 def other_update(client: ClientConfig, seed: int, private: PrivateBatch, pool: Pool | None) -> CapturedUpdate:

@@ -76,31 +76,36 @@ def make_embedding(
     raise ValueError(f"audit.embedding={kind}: choose among {', '.join(EMBEDDINGS)}.")
 
 
-def identify(
-    images: Float[Tensor, "batch channel height width"],
-    gallery: Float[Tensor, "gallery channel height width"],
-    embedding: Embedding,
-) -> tuple[bool, ...]:
-    """Which reconstructions are identified (the IIP of Yin et al., CVPR 2021).
-
-    One is when its own original is its nearest neighbour in the gallery by cosine similarity, nearer than any other;
-    where several reconstructions have the same original as their nearest neighbour, only the most similar one can be.
-    The share of the batch is the Image Identifiability Precision.
+class Gallery:
+    """Images among which reconstructions are recognised; their features are computed once.
 
     Args:
-        images: reconstructions in the order of the private images, in [0, 1].
-        gallery: the private images in the same order, then all others.
+        images: the private images in their order, then all others, in [0, 1].
         embedding: the features.
     """
-    features, others = _features(images, embedding), _features(gallery, embedding)
-    similarity = torch.nan_to_num(features @ others.T, nan=-1.0)
-    best, nearest = similarity.max(1)
-    found = []
-    for index in range(len(images)):
-        tied = int((similarity[index] >= best[index]).sum()) > 1
-        rivals = [k for k in range(len(images)) if k != index and nearest[k] == index and best[k] >= best[index]]
-        found.append(int(nearest[index]) == index and not tied and not rivals and float(best[index]) > 0)
-    return tuple(found)
+
+    def __init__(self, images: Float[Tensor, "gallery channel height width"], embedding: Embedding) -> None:
+        self._embedding = embedding
+        self._features = _features(images, embedding)
+
+    def identify(self, images: Float[Tensor, "batch channel height width"]) -> tuple[bool, ...]:
+        """Which reconstructions are identified (the IIP of Yin et al., CVPR 2021).
+
+        One is when its own original is its nearest neighbour by cosine similarity, nearer than any other; where several
+        reconstructions have the same original as their nearest neighbour, only the most similar one can be. The share
+        of the batch is the Image Identifiability Precision.
+
+        Args:
+            images: reconstructions in the order of the private images, in [0, 1].
+        """
+        similarity = torch.nan_to_num(_features(images, self._embedding) @ self._features.T, nan=-1.0)
+        best, nearest = similarity.max(1)
+        found = []
+        for index in range(len(images)):
+            tied = int((similarity[index] >= best[index]).sum()) > 1
+            rivals = [k for k in range(len(images)) if k != index and nearest[k] == index and best[k] >= best[index]]
+            found.append(int(nearest[index]) == index and not tied and not rivals and float(best[index]) > 0)
+        return tuple(found)
 
 
 def _features(images: Tensor, embedding: Embedding) -> Float[Tensor, "batch feature"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from gradinversion.audit import Embedding, identify, make_embedding
+from gradinversion.audit import Embedding, Gallery, make_embedding
 from gradinversion.capture import IMAGENET, load_images, load_model
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
@@ -119,7 +119,8 @@ def main() -> None:
     spoilt = {name: spoil(crops, torch.Generator().manual_seed(1)) for name, spoil in SPOILT.items()}
     print("| embedding | " + " | ".join(spoilt) + " | mean |\n|---" + "|---" * (len(spoilt) + 1) + "|")
     for name, embedding in make_embeddings(32).items():
-        shares = [sum(identify(images, crops, embedding)) / CROPS for images in spoilt.values()]
+        gallery = Gallery(crops, embedding)
+        shares = [sum(gallery.identify(images)) / CROPS for images in spoilt.values()]
         cells = [f"{share:.0%}" for share in (*shares, sum(shares) / len(shares))]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 

@@ -93,7 +93,7 @@ def test_each_control_is_the_attack_with_one_thing_changed(
     )
     assert same == main
     assert right is update
-    assert (single.agents.count, single.agents.iterations) == (1, 120)
+    assert (single.agents.count, single.agents.iterations, single.objective.group_weight) == (1, 120, 0)
     # The other update is that of the same client on the first images of the pool, under the same labels.
     batch = PrivateBatch(pool.images[:2], private.labels, pool.names[:2])
     expected, _, _ = simulate_client(SMALL, 0, batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gradinversion.audit import LpipsError, Pool, identify, load_pool, make_embedding
+from gradinversion.audit import Embedding, Gallery, LpipsError, Pool, load_pool, make_embedding
 from gradinversion.audit.pool import LARGEST_POOL, describe, draw_batch
 from gradinversion.capture import IMAGENET, ImageError, PrivateBatch, count_images, load_images, load_model
 from PIL import Image
@@ -20,6 +20,10 @@ PIXELS = make_embedding("pixels")
 @pytest.fixture(scope="module")
 def photos() -> Tensor:
     return load_images("photos", 12, 32)[0]
+
+
+def identify(images: Tensor, gallery: Tensor, embedding: Embedding) -> tuple[bool, ...]:
+    return Gallery(gallery, embedding).identify(images)
 
 
 def noisy(images: Tensor, scale: float) -> Tensor:
