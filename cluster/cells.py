@@ -108,7 +108,10 @@ def _end(job: Job, reference: Any) -> Ended:
 
 
 def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    """Errors of this package are sentences already; of others the first line, with their kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and type(error).__module__.partition(".")[0] == __package__.partition(".")[0]:
+        return " ".join(lines)
     return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -45,20 +46,20 @@ class _Audit:
     """With which each cell is run."""
     ratios: list[float] = field(default_factory=list)
     """How many times longer than estimated each cell took."""
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
 
 def run_audit(config: RunConfig, console: Console) -> GridVerdict:
     """Run the grid of a configuration and write its page into ``out``.
 
     A cell that fails is told with its reason and stops no other. With ``resume`` the cells that are finished are kept,
-    and the others go on after their last checkpoint. Interrupted, the page is written with what there is.
+    and the others go on after their last checkpoint. Interrupted, the page is written with the cells that are finished.
 
     Raises:
         ConfigError: The grid cannot be read, or none of its cells can be run.
         StorageError: ``out`` cannot be written.
     """
-    config, notes = _without_idle_axis(config)
+    config, notes = _without_idle_axis(_with_absolute_folder(config))
     grid = make_grid(config)
     storage = Storage(config.out)
     storage.write(_CONFIG, config_yaml(config).encode())
@@ -72,9 +73,12 @@ def run_audit(config: RunConfig, console: Console) -> GridVerdict:
     try:
         with connected(_store_bytes(grid)):
             _run(audit)
-    finally:
-        verdict = _write(audit)
-    return verdict
+    except BaseException:
+        # What has been found so far is not lost, whatever ended the audit.
+        if any(result.state is State.DONE for result in audit.results.values()):
+            _write(audit)
+        raise
+    return _write(audit)
 
 
 def _run(audit: _Audit) -> None:
@@ -234,6 +238,13 @@ def _write(audit: _Audit) -> GridVerdict:
         seconds=time.monotonic() - audit.began,
     )
     return write_audit(facts)
+
+
+def _with_absolute_folder(config: RunConfig) -> RunConfig:
+    folder = config.sweep.train_images
+    if folder is None:
+        return config
+    return replace(config, sweep=replace(config.sweep, train_images=os.path.abspath(os.path.expanduser(folder))))
 
 
 def _without_idle_axis(config: RunConfig) -> tuple[RunConfig, list[str]]:

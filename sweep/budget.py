@@ -133,9 +133,8 @@ def _notes(dropped: int, iterations: int, steps: int, agents: int, count: int) -
     if count < agents:
         found.append(f"{count} agents instead of {agents}.")
     if dropped:
-        found.append(
-            f"{dropped} {'cell was' if dropped == 1 else 'cells were'} left out, those furthest from the base."
-        )
+        which = "1 cell was left out, the one" if dropped == 1 else f"{dropped} cells were left out, those"
+        found.append(f"{which} furthest from your settings.")
     return tuple(found)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 from pathlib import PurePath
+from typing import TypeVar
 
 from ..audit.config import CONTROLS
+from ..capture.images import PHOTOS
 from ..config import ConfigError, RunConfig, settings, with_settings
 from ..config_keys import format_value, keys
 from ..coordinator import Storage
@@ -18,12 +21,11 @@ from .config import SweepConfig
 
 CELLS = "cells"
 """The folder in ``out`` in which each cell has one."""
-POOL = "photos"
-"""Other images for the controls, where the user gave none."""
 UNTRAINED = "untrained"
 _MOST_CELLS = 2000
 _NAME = re.compile(r"[^A-Za-z0-9._=-]+")
 _LONGEST_NAME = 80
+_Path = TypeVar("_Path", str, str | None)
 
 
 class Kind(StrEnum):
@@ -218,12 +220,29 @@ def _cell(config: RunConfig, axes: Sequence[Axis], levels: tuple[int, ...], take
         found = with_settings(_common(config, name), merged)
     except ConfigError as error:
         return Cell(name, levels, title, None, " ".join(error.problems))
-    return Cell(name, levels, title, found)
+    return Cell(name, levels, title, _with_absolute_paths(found))
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A cell's process may have another working folder. What does not exist here may exist there, and stays."""
+    client, audit = config.client, config.audit
+    return replace(
+        config,
+        client=replace(client, images=_absolute(client.images), weights=_absolute(client.weights)),
+        audit=replace(audit, pool=_absolute(audit.pool), lpips_weights=_absolute(audit.lpips_weights)),
+    )
+
+
+def _absolute(path: _Path) -> _Path:
+    if path is None or path == PHOTOS:
+        return path
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if os.path.exists(expanded) else path
 
 
 def _common(config: RunConfig, name: str) -> RunConfig:
     """What every cell has: its own folder, and all controls."""
-    audit = replace(config.audit, controls=CONTROLS, pool=config.audit.pool or POOL)
+    audit = replace(config.audit, controls=CONTROLS, pool=config.audit.pool or PHOTOS)
     out = Storage(config.out).locate(f"{CELLS}/{name}")
     return replace(config, out=out, audit=audit, resume=False, budget=None, sweep=SweepConfig())
 

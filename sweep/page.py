@@ -56,7 +56,9 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(sentence=as_sentence, counted=counted, db=_db, share=_share, duration=_duration)
+    environment.filters.update(
+        sentence=as_sentence, stopped=_stopped, counted=counted, db=_db, share=_share, duration=_duration
+    )
     folder = files(__package__)
     template = environment.from_string((folder / "audit.html.j2").read_text(encoding="utf-8"))
     styles = [(files(_STYLE_OF_RUN) / "report.css"), folder / "audit.css"]
@@ -231,6 +233,11 @@ def _accuracies(facts: AuditFacts) -> list[dict[str, Any]]:
         }
         for name in names
     ]
+
+
+def _stopped(text: str) -> str:
+    """With a full stop; its first word may be a key, and stays as it is."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _db(value: float | None) -> str:

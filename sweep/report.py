@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,13 +48,13 @@ class AuditFacts:
     def command(self, name: str) -> str | None:
         """What runs one cell again by itself, with its controls."""
         config = self.configs.get(name)
-        return None if config is None else " ".join(["python run.py", *command_words(config)])
+        return None if config is None else shlex.join(["python", "run.py", *command_words(config)])
 
     @property
     def whole_command(self) -> str:
         """What runs the audit again."""
         words = [word for word in command_words(self.config) if word != "resume=true"]
-        return " ".join(["python run.py audit", *words])
+        return shlex.join(["python", "run.py", "audit", *words])
 
 
 def write_audit(facts: AuditFacts) -> GridVerdict:

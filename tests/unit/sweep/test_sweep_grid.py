@@ -128,6 +128,19 @@ def test_a_defence_may_set_further_keys(settings: Settings) -> None:
     assert [config.client.classes for config in configs] == [10, 20]
 
 
+def test_files_are_found_from_any_working_folder(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pt").touch()
+    (tmp_path / "photos").mkdir()
+    words = ("sweep.states=net.pt,elsewhere.pt", "sweep.batch_sizes=4", "sweep.defences=none", "audit.pool=photos")
+    configs = [cell.config for cell in make_grid(settings(*words)).cells if cell.config is not None]
+    assert {config.client.weights for config in configs} == {str(tmp_path / "net.pt"), "elsewhere.pt"}
+    # The word for the images that are always there, not a folder.
+    assert {(config.client.images, config.audit.pool) for config in configs} == {("photos", "photos")}
+
+
 def test_a_level_that_is_given_twice_is_one(settings: Settings) -> None:
     assert len(make_grid(settings("sweep.batch_sizes=4,4,8")).cells) == 6
 

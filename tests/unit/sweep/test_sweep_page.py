@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -84,7 +85,7 @@ def test_links_lead_to_the_cells_and_nothing_is_fetched(facts: Facts) -> None:
 def test_a_cell_that_failed_is_told_with_its_reason_and_has_no_number(facts: Facts) -> None:
     reader, text = read(facts(leaked=lambda words: None if words["client.batch_size"] == "8" else 1))
     assert text.count("holds 2 images and the batch needs 8") == 1
-    assert "3 cells (failed): The image folder" in text
+    assert "3 cells (failed): the image folder" in text
     assert "3 of 6" in text
     assert reader.classes.count("missing") == 3 * 3
     assert not any("batch-8" in link for link in reader.links)
@@ -162,13 +163,13 @@ def test_both_files_are_written_and_the_numbers_are_json(facts: Facts, tmp_path:
 
 
 def test_the_commands_give_the_cells_and_the_audit_again(facts: Facts) -> None:
-    found = facts()
+    found = facts("client.images=my photos; $HOME")
     for cell in found.grid.cells:
         command = found.command(cell.name)
         assert command is not None
-        words = command.removeprefix("python run.py ").split()
+        words = shlex.split(command.removeprefix("python run.py "))
         assert load_config(words) == found.configs[cell.name]
-    words = found.whole_command.removeprefix("python run.py audit ").split()
+    words = shlex.split(found.whole_command.removeprefix("python run.py audit "))
     assert load_config(words) == found.config
 
 
