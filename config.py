@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,14 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def command_words(config: RunConfig) -> list[str]:
     """The words that `load_config` needs to give this configuration again: the keys that its preset sets otherwise."""
-    usual = settings(load_config([f"preset={config.preset}"]))
+    usual = _settings_of_preset(config.preset)
     changed = [f"{name}={format_value(value)}" for name, value in settings(config).items() if value != usual[name]]
     return [*([f"preset={config.preset}"] if config.preset != DEFAULT_PRESET else []), *changed]
+
+
+@cache
+def _settings_of_preset(name: str) -> dict[str, Any]:
+    return settings(load_config([f"preset={name}"]))
 
 
 def differences(before: RunConfig, now: RunConfig) -> list[str]:

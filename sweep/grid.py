@@ -22,7 +22,7 @@ from .config import SweepConfig
 CELLS = "cells"
 """The folder in ``out`` in which each cell has one."""
 UNTRAINED = "untrained"
-_MOST_CELLS = 2000
+_MOST_CELLS = 1000
 _NAME = re.compile(r"[^A-Za-z0-9._=-]+")
 _LONGEST_NAME = 80
 _Path = TypeVar("_Path", str, str | None)
