@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,19 @@ from .audit.config import AuditConfig
 from .capture import ClientConfig
 from .config_keys import Key, convert, format_value, keys, unknown, wanted
 from .coordinator import AttackConfig
+from .sweep.config import SweepConfig
 
 DEFAULT_PRESET = "gradinversion"
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
 WITHOUT_EFFECT = frozenset(
-    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights"}
+    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
+    | {"budget"}
+    | keys(SweepConfig, "sweep.").keys()
 )
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 _LABEL_RULES = ("auto", "minimum", "counts", "joint")
 
@@ -55,6 +61,10 @@ class RunConfig(AttackConfig):
     """The simulated client; with update=FILE only client.model, weights and classes are used."""
     audit: AuditConfig = field(default_factory=AuditConfig)
     """What the result is compared with."""
+    budget: str | None = None
+    """Time that `audit` may take, such as 90s, 10m or 2h: the grid is made to fit; none runs all of it."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """The grid of `audit`."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -68,8 +78,16 @@ class RunConfig(AttackConfig):
             problems.append(f"labels={self.labels}: give {', '.join(_LABEL_RULES)}, or the labels such as 0,1,2,3.")
         if not self.out:
             problems.append("out= is empty: give a folder.")
+        if self.budget is not None and not self.budget_seconds:
+            problems.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds; None where there is none, or none that can be read."""
+        found = _BUDGET.fullmatch(self.budget or "")
+        return float(found[1]) * _SECONDS[found[2]] if found else None
 
 
 def preset_names() -> list[str]:
@@ -146,12 +164,38 @@ def config_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
 
 
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Every key with its plain value."""
+    return dict(_flatten(to_plain(config)))
+
+
+def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration with some keys set to other values, plain or as words, and checked as a whole.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    return _resolve(settings(config) | dict(changes), [])
+
+
+def command_words(config: RunConfig) -> list[str]:
+    """The words that `load_config` needs to give this configuration again: the keys that its preset sets otherwise."""
+    usual = _settings_of_preset(config.preset)
+    changed = [f"{name}={format_value(value)}" for name, value in settings(config).items() if value != usual[name]]
+    return [*([f"preset={config.preset}"] if config.preset != DEFAULT_PRESET else []), *changed]
+
+
+@cache
+def _settings_of_preset(name: str) -> dict[str, Any]:
+    return settings(load_config([f"preset={name}"]))
+
+
 def differences(before: RunConfig, now: RunConfig) -> list[str]:
     """The keys in which two configurations differ, with both values; empty when they describe the same attack.
 
     Keys that leave the numbers as they are (`WITHOUT_EFFECT`) do not count.
     """
-    old, new = dict(_flatten(to_plain(before))), dict(_flatten(to_plain(now)))
+    old, new = settings(before), settings(now)
     return [
         f"{name} ({format_value(old[name])} before, {format_value(new[name])} now)"
         for name in old

@@ -13,6 +13,7 @@ from .config_keys import Key, format_value, keys
 
 VERBS = {
     "attack": "reconstruct the images behind one update and write the report (the default)",
+    "audit": "attack a grid of batch sizes, defences, BN modes and model states, and say what stops the leak",
     "capture": "save what the simulated client would send, without attacking it",
     "watch": "look on again at the run in out, on a cluster where it goes on by itself, and write its report",
     "stop": "end the run in out at its next round, with what it has found",
@@ -22,6 +23,7 @@ VERBS = {
 EXAMPLES = (
     ("python run.py", "four agents on a simulated client with the bundled network and photos"),
     ("python run.py client.batch_size=8 client.defence=prune client.defence_strength=0.9", "does pruning stop it?"),
+    ("python run.py audit budget=10m out=runs/audit", "which change of settings stops it? In at most ten minutes"),
     ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
     ("python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer", "another published attack"),
     (

@@ -5,7 +5,24 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from gradinversion.audit import ReportError, evaluate, write_report
+import torch
+from gradinversion.audit import (
+    Control,
+    ControlError,
+    Embedding,
+    LpipsError,
+    Pool,
+    ReportError,
+    evaluate,
+    load_pool,
+    make_embedding,
+    measure_exposure,
+    run_controls,
+    without_gradient,
+    write_report,
+)
+from gradinversion.audit.controls import MEANINGS
+from gradinversion.audit.pool import draw_batch
 from gradinversion.capture import (
     CapturedUpdate,
     ClientError,
@@ -32,12 +49,14 @@ from gradinversion.config import (
 from gradinversion.config_help import help_text
 from gradinversion.coordinator import (
     AllSeedsFailedError,
+    AttackConfig,
     CheckpointError,
     Reconstruction,
     Storage,
     StorageError,
     read_result,
 )
+from gradinversion.sweep.audit import run_audit
 from rich.console import Console
 from torch import nn
 
@@ -49,8 +68,10 @@ _REFUSALS = (
     ClientError,
     ClusterError,
     ConfigError,
+    ControlError,
     ImageError,
     LabelError,
+    LpipsError,
     ModelError,
     ReportError,
     StorageError,
@@ -77,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         errors.print(_left_behind(words), markup=False, highlight=False, soft_wrap=True)
         return 130
     except KeyboardInterrupt:
-        errors.print(_interrupted(words), markup=False, highlight=False, soft_wrap=True)
+        errors.print(_interrupted(verb, words), markup=False, highlight=False, soft_wrap=True)
         return 130
 
 
@@ -90,11 +111,22 @@ def attack(config: RunConfig, console: Console) -> int:
         without_gradient(config)  # what is refused is refused before hours of work
     _open_folder(config)
     update, model, private = obtain(config)
+    # What the audit needs is refused before the attack, not after it.
+    other_images(config, private)
+    embedding_of(config, update, model)
     client = config.client
     source = ModelSource(client.model, client.classes, update.image_shape[-1], config.seed)
     with ProgressView(console) as view:
         found = reconstruct(update, model, config, out=config.out, resume=config.resume, watch=view, source=source)
     return conclude(config, found, update, model, private, console)
+
+
+def audit(config: RunConfig, console: Console) -> int:
+    """Attack a grid of settings side by side, and write the page that says which change stops the leak."""
+    verdict = run_audit(config, console)
+    for text in (f"\n{verdict.headline}. {verdict.advice}", f"Report: {Storage(config.out).locate('audit.html')}"):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def watch(config: RunConfig, console: Console) -> int:
@@ -130,24 +162,73 @@ def conclude(
     console: Console,
 ) -> int:
     """Compare what was recovered with the controls and the truth, and write the report."""
-    control = None
-    if "no_gradient" in config.audit.controls and private is not None:
-        console.print("Control: the same attack without the gradient")
-        with ProgressView(console) as view:
-            control = reconstruct(update, model, without_gradient(config), watch=view)
     # The report tells the whole run, the client's settings too.
     reconstruction = replace(reconstruction, config=to_plain(config))
+    pool = other_images(config, private)
+    controls = _controls(config, update, model, private, pool, console)
     found = evaluate(
         reconstruction,
         private,
         model_trained=_trained(config),
         lpips_weights=config.audit.lpips_weights,
-        no_gradient=control,
+        controls=controls,
+        pool=pool,
+        embedding=embedding_of(config, update, model),
+        exposure=None if private is None else measure_exposure(model, private, update),
     )
-    write_report(found, reconstruction, private, config.out)
+    write_report(found, reconstruction, private, config.out, controls)
     console.print(f"\n{found.verdict.headline}. {found.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: {Storage(config.out).locate('report.html')}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def other_images(config: RunConfig, private: PrivateBatch | None) -> Pool | None:
+    """The pool of the audit, or None where none is wanted or nothing can be compared with it."""
+    if config.audit.pool is None or private is None:
+        return None
+    pool = load_pool(config.audit.pool, private)
+    if "other_images" in config.audit.controls:
+        draw_batch(pool, private)
+    return pool
+
+
+def embedding_of(config: RunConfig, update: CapturedUpdate, model: nn.Module) -> Embedding:
+    """The features of the audit, tried on one image of the batch's size."""
+    embedding = make_embedding(
+        config.audit.embedding,
+        model=model,
+        normalisation=update.normalisation,
+        lpips_weights=config.audit.lpips_weights,
+    )
+    embedding.embed(torch.zeros(1, *update.image_shape))
+    return embedding
+
+
+def _controls(
+    config: RunConfig,
+    update: CapturedUpdate,
+    model: nn.Module,
+    private: PrivateBatch | None,
+    pool: Pool | None,
+    console: Console,
+) -> tuple[Control, ...]:
+    if private is None:
+        return ()
+
+    def attack_alike(update: CapturedUpdate, settings: AttackConfig) -> Reconstruction:
+        with ProgressView(console) as view:
+            return reconstruct(update, model, settings, watch=view)
+
+    return run_controls(
+        config.audit.controls,
+        update,
+        config,
+        attack_alike,
+        private=private,
+        client=config.client,
+        pool=pool,
+        announce=lambda name: console.print(f"Control: {MEANINGS[name]}", markup=False, highlight=False),
+    )
 
 
 def capture(config: RunConfig, console: Console) -> int:
@@ -160,29 +241,6 @@ def capture(config: RunConfig, console: Console) -> int:
     update.save(path)
     console.print(f"Captured update: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def without_gradient(config: RunConfig) -> RunConfig:
-    """The no-gradient control: everything as it is, but the gradient counts for nothing.
-
-    With a generator and no other prior, what remains are random images of the generator.
-
-    Raises:
-        ConfigError: Nothing remains.
-    """
-    objective = replace(config.objective, gradient_weight=0.0)
-    if objective.empty and config.agents.generator is None:
-        raise ConfigError(
-            [
-                f"audit.controls=no_gradient: preset={config.preset} has no term beside the gradient; leave this "
-                "control out, or give a prior a weight, such as objective.total_variation_weight=0.1."
-            ]
-        )
-    return replace(
-        config,
-        objective=objective,
-        peeling=replace(config.peeling, enabled=False),
-    )
 
 
 def obtain(config: RunConfig) -> tuple[CapturedUpdate, nn.Module, PrivateBatch | None]:
@@ -245,12 +303,14 @@ def _left_behind(words: list[str]) -> str:
     )
 
 
-def _interrupted(words: list[str]) -> str:
-    again = " ".join(["python run.py", *(word for word in words if not word.startswith("resume=")), "resume=true"])
+def _interrupted(verb: str, words: list[str]) -> str:
+    again = " ".join(
+        ["python run.py", verb, *(word for word in words if not word.startswith("resume=")), "resume=true"]
+    )
     return f"Interrupted. The rounds finished so far are saved; this continues after the last one:\n  {again}"
 
 
-VERBS = {"attack": attack, "capture": capture, "watch": watch, "stop": end, "report": report}
+VERBS = {"attack": attack, "audit": audit, "capture": capture, "watch": watch, "stop": end, "report": report}
 
 
 if __name__ == "__main__":

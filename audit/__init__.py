@@ -1,24 +1,37 @@
 """What leaked: metrics, matching, verdicts and the report. Only this folder may look at the private images."""
 
 from .config import AuditConfig
+from .controls import Attack, Control, ControlError, run_controls, without_gradient
 from .evaluate import evaluate
+from .exposure import Exposure, measure_exposure
 from .files import ReportError
+from .identification import Embedding, Gallery, make_embedding
 from .lpips import Lpips, LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
+from .pool import Pool, load_pool
 from .report import write_report
-from .results import AgentResult, AuditReport, ImageResult
+from .results import AgentResult, AuditReport, ControlResult, ControlScore, ImageResult
 from .verdict import Leak, Verdict
 
 __all__ = [
     "AgentResult",
+    "Attack",
     "AuditConfig",
     "AuditReport",
+    "Control",
+    "ControlError",
+    "ControlResult",
+    "ControlScore",
+    "Embedding",
+    "Exposure",
+    "Gallery",
     "ImageResult",
     "Leak",
     "Lpips",
     "LpipsError",
     "Matching",
+    "Pool",
     "ReportError",
     "Verdict",
     "assign",
@@ -27,8 +40,13 @@ __all__ = [
     "fft2d",
     "label_accuracy",
     "load_lpips",
+    "load_pool",
+    "make_embedding",
     "match",
+    "measure_exposure",
     "psnr",
+    "run_controls",
     "ssim",
+    "without_gradient",
     "write_report",
 ]

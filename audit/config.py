@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTROLS = ("constant_image", "no_gradient")
+CONTROLS = ("constant_image", "no_gradient", "other_images", "one_agent")
+EMBEDDINGS = ("pixels", "model", "lpips")
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,12 @@ class AuditConfig:
     """What the reconstruction is compared with."""
 
     controls: tuple[str, ...] = ("constant_image",)
-    """constant_image (a flat image of the mean colour) and no_gradient (the same attack with the gradient left out)."""
+    """constant_image (a flat image of the mean colour), no_gradient (the priors alone), other_images (the gradient of
+    images of the pool) and one_agent (with the steps of all)."""
+    pool: str | None = None
+    """Other images, at least as many as the batch: a folder or "photos"; other_images and IIP draw on them."""
+    embedding: str = "pixels"
+    """Features of IIP: "pixels" (8 x 8 places), "model" (the audited one's) or "lpips" (the backbone's)."""
     lpips_weights: str | None = None
     """File with the ImageNet weights of the LPIPS backbone; without it LPIPS is left out, and the report says so."""
 
@@ -20,3 +26,9 @@ class AuditConfig:
         unknown = [name for name in self.controls if name not in CONTROLS]
         if unknown:
             raise ValueError(f"audit.controls={','.join(unknown)}: choose among {', '.join(CONTROLS)}.")
+        if "other_images" in self.controls and self.pool is None:
+            raise ValueError("audit.controls=other_images needs other images: give audit.pool=FOLDER or photos.")
+        if self.embedding not in EMBEDDINGS:
+            raise ValueError(f"audit.embedding={self.embedding}: choose among {', '.join(EMBEDDINGS)}.")
+        if self.embedding == "lpips" and self.lpips_weights is None:
+            raise ValueError("audit.embedding=lpips needs its backbone: give audit.lpips_weights=FILE.")

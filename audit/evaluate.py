@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +14,16 @@ from torch import Tensor
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .assumptions import state_assumptions, state_provenance
+from .comparison import deciding_means, hold_against_controls, outcome
+from .controls import TITLES, Control
+from .exposure import Exposure
+from .identification import Embedding, make_embedding
 from .lpips import LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
+from .pool import Pool, describe
 from .results import AgentResult, AuditReport, ImageResult
-from .verdict import Verdict, judge_batch, judge_image, no_ground_truth, no_reconstruction
+from .verdict import RULE, STRICT_RULE, Verdict, judge_batch, no_ground_truth, no_reconstruction
 
 
 def evaluate(
@@ -26,7 +32,10 @@ def evaluate(
     *,
     model_trained: bool | None = None,
     lpips_weights: str | Path | None = None,
-    no_gradient: Reconstruction | None = None,
+    controls: Sequence[Control] = (),
+    pool: Pool | None = None,
+    embedding: Embedding | None = None,
+    exposure: Exposure | None = None,
 ) -> AuditReport:
     """The audit of a reconstruction against the private batch, or without it.
 
@@ -35,7 +44,10 @@ def evaluate(
         private: the true images in [0, 1] and their labels; None when there is no ground truth, and then no metric.
         model_trained: whether the attacked model had trained weights; None when nobody said.
         lpips_weights: an ImageNet backbone file for LPIPS (see ``load_lpips``). Nothing is downloaded.
-        no_gradient: the same attack without the gradient, as a control: what the priors alone would show.
+        controls: what ``run_controls`` handed back; with one that saw nothing of the images the verdict is strict.
+        pool: other images among which the private ones are to be recognised; without it there is no IIP.
+        embedding: the features to recognise by; ``pixels`` when none is given.
+        exposure: loss and gradient norm of each private image (``measure_exposure``).
 
     Raises:
         ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
@@ -56,26 +68,38 @@ def evaluate(
     )
     results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
     results = _add_plain_mean(results, reconstruction, consensus_order, true)
-    if no_gradient is not None:
-        results = _add_control(results, no_gradient, true)
+    agents = _agents(reconstruction, matching, true)
+    embedding = None if pool is None else embedding or make_embedding("pixels")
+    pairs = zip(candidate_images(reconstruction), agents, strict=True)
+    seeds = [images[list(agent.order)] for images, agent in pairs]
+    results = hold_against_controls(results, images[list(matching.order)], seeds, true, controls, pool, embedding)
+    results = _add_exposure(results, exposure)
+    strict = deciding_means(results)
     return AuditReport(
         images=results,
-        agents=_agents(reconstruction, matching, true),
-        verdict=_verdict(reconstruction, results),
+        agents=agents,
+        verdict=_tell_controls(_verdict(reconstruction, results, strict), controls),
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=label_accuracy(labels, true_labels),
         lpips_note=lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),
+        rule=RULE if strict is None else STRICT_RULE,
+        controls=tuple(outcome(control) for control in controls),
+        embedding="" if embedding is None else embedding.name,
+        gallery_size=None if pool is None else len(true) + len(pool),
+        pool_note="" if pool is None else describe(pool),
     )
 
 
-def _add_control(results: tuple[ImageResult, ...], control: Reconstruction, true: Tensor) -> tuple[ImageResult, ...]:
-    images = _answer(control)
-    # Matched in its own favour: the control owes nothing to the labels.
-    values = psnr(images[list(assign(images, true))], true).tolist()
-    return tuple(replace(row, no_gradient_psnr=value) for row, value in zip(results, values, strict=True))
+def _add_exposure(results: tuple[ImageResult, ...], exposure: Exposure | None) -> tuple[ImageResult, ...]:
+    if exposure is None:
+        return results
+    columns = zip(results, exposure.losses, exposure.norms, exposure.shares, strict=True)
+    return tuple(
+        replace(row, loss=loss, gradient_norm=norm, gradient_share=share) for row, loss, norm, share in columns
+    )
 
 
 def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batch channel height width"]:
@@ -156,7 +180,6 @@ def _score(
             fft2d=spectral[i],
             lpips=perceptual[i],
             consensus_psnr=of_consensus[i],
-            verdict=judge_image(values[i], floors[i]),
         )
         for i, row in enumerate(rows)
     )
@@ -190,7 +213,11 @@ def _order(matching: Matching, images: Tensor, true: Tensor) -> tuple[int, ...]:
     return matching.order if matching.method == "labels" else assign(images, true)
 
 
-def _verdict(reconstruction: Reconstruction, results: tuple[ImageResult, ...] | None) -> Verdict:
+def _verdict(
+    reconstruction: Reconstruction,
+    results: tuple[ImageResult, ...] | None,
+    controls: Mapping[str, float] | None = None,
+) -> Verdict:
     if not reconstruction.candidates:
         return no_reconstruction(reconstruction.outcome.value)
     if results is None:
@@ -198,7 +225,17 @@ def _verdict(reconstruction: Reconstruction, results: tuple[ImageResult, ...] | 
         return no_ground_truth(reconstruction.gradient_loss, fmean(first.values()) if first else None)
     floors = [image.constant_image_psnr for image in results if image.constant_image_psnr is not None]
     values = [image.psnr for image in results if image.psnr is not None]
-    return judge_batch([image.verdict for image in results], fmean(values), fmean(floors))
+    return judge_batch([image.verdict for image in results], fmean(values), fmean(floors), controls)
+
+
+def _tell_controls(verdict: Verdict, controls: Sequence[Control]) -> Verdict:
+    """The verdict with the names of the controls behind it: without them it means little."""
+    run = [TITLES[control.name] for control in controls if not outcome(control).problem]
+    failed = [TITLES[control.name] for control in controls if outcome(control).problem]
+    detail = f"{verdict.detail} Controls run: {', '.join(['constant image', *run])}."
+    if failed:
+        detail += f" Could not be run: {', '.join(failed)}."
+    return replace(verdict, detail=detail)
 
 
 def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[list[float | None], str]:

@@ -16,10 +16,13 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .assumptions import as_sentence, counted, flatten
 from .charts import COLOURS, Chart, Series, draw_chart, draw_ruler, group_history
+from .control_panel import control_panel, exposure_panel
+from .controls import Control
 from .evaluate import candidate_images, plain_mean
 from .pictures import data_uri, difference
 from .results import AuditReport
-from .verdict import MARGIN_DB, RULE, Leak, decibels
+from .risk import risk_sentences
+from .verdict import MARGIN_DB, Leak, decibels
 
 SHOWN_AGENTS = 8
 """Agents that get a column of pictures; the numbers cover all of them."""
@@ -30,19 +33,25 @@ _SMALL, _LARGE = 112, 224
 _SHORT = {
     Leak.LEAKED: "leaked",
     Leak.WEAK: "weak leak",
-    Leak.NONE: "not better than constant",
+    Leak.NONE: "no leak shown",
     Leak.UNKNOWN: "cannot be told",
     Leak.FAILED: "not finite",
 }
 
 
-def render_page(report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None) -> str:
+def render_page(
+    report: AuditReport,
+    reconstruction: Reconstruction,
+    private: PrivateBatch | None,
+    controls: Sequence[Control] = (),
+) -> str:
     """The page as text. It fetches nothing: style, plots and pictures are inside.
 
     Args:
         report: from ``evaluate`` on the same reconstruction.
         reconstruction: the result of the attack.
         private: the originals to show beside it; None when there is no ground truth.
+        controls: those given to ``evaluate``, for their pictures.
     """
     folder = files(__package__)
     environment = jinja2.Environment(
@@ -58,7 +67,10 @@ def render_page(report: AuditReport, reconstruction: Reconstruction, private: Pr
         report=report,
         run=reconstruction,
         known=private is not None,
-        rule=RULE,
+        rule=report.rule,
+        controls=control_panel(report, reconstruction, private, controls),
+        exposure=exposure_panel(report),
+        risk=risk_sentences(report),
         label_sentence=_label_sentence(report),
         unfinished=_unfinished(reconstruction),
         tiles=_tiles(report, reconstruction, len(seeds)),
@@ -112,11 +124,15 @@ def _tiles(report: AuditReport, run: Reconstruction, agents: int) -> list[tuple[
     psnr, floor = report.psnr_mean, report.constant_image_psnr
     comparable = psnr is not None and floor is not None and math.isfinite(floor) and not math.isnan(psnr)
     above = f"{psnr - floor:+.1f} dB" if comparable and psnr is not None and floor is not None else "–"
+    recognised = sum(bool(image.identified) for image in report.images)
+    pool = f"among {report.gallery_size:,} images (IIP {_share(report.iip)})" if report.gallery_size else ""
+    identified = [("Recognised", f"{recognised} of {len(report.images)}", pool)] if pool else []
     return [
         ("Reconstruction", _db(psnr), "mean PSNR"),
         ("Constant image", _db(floor), "mean PSNR: the floor"),
         ("Above the floor", above, f"counts from {MARGIN_DB:+g} dB"),
         ("Labels", f"{right} of {len(report.images)}", "recovered"),
+        *identified,
         ("SSIM", _number(report.ssim_mean), "mean; 1 is equal"),
         loss,
         effort,

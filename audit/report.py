@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,21 @@ from safetensors.torch import save
 
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
+from .controls import NULL_CONTROLS, Control
 from .files import replace_files
 from .page import list_seeds, render_page
 from .pictures import GridRow, draw_grid
-from .results import AuditReport, ImageResult
+from .results import AuditReport, ControlResult, ImageResult
+from .risk import risk_sentences
 from .verdict import decibels
 
 
 def write_report(
-    report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None, out: str | Path
+    report: AuditReport,
+    reconstruction: Reconstruction,
+    private: PrivateBatch | None,
+    out: str | Path,
+    controls: Sequence[Control] = (),
 ) -> Path | str:
     """The path of ``report.html``, or its URL, after all four files were written to ``out`` in one go.
 
@@ -32,6 +38,7 @@ def write_report(
         private: the originals, shown beside the reconstruction; None when there is no ground truth.
         out: folder or URL (``s3://``, ``gs://``, ``file://``), made when it does not exist. On a disk old files stay as
             they were until all new ones are complete.
+        controls: those given to ``evaluate``, for their pictures.
 
     Raises:
         ReportError: the folder cannot be written or the disk is full.
@@ -46,7 +53,7 @@ def write_report(
         "reconstruction.safetensors": save(tensors, metadata={"gradinversion": facts}),
         "reconstruction.png": _draw(report, reconstruction, private),
         "report.json": (json.dumps(to_dict(report, reconstruction), indent=2, allow_nan=False) + "\n").encode(),
-        "report.html": render_page(report, reconstruction, private).encode(),
+        "report.html": render_page(report, reconstruction, private, controls).encode(),
     }
     folder = replace_files(out, contents)
     return folder / "report.html" if isinstance(folder, Path) else f"{folder}/report.html"
@@ -67,6 +74,16 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "plain_mean_psnr": report.plain_mean_psnr,
         "agents_psnr": [agent.psnr_mean for agent in report.agents],
         "agents_psnr_mean": report.agents_psnr_mean,
+        "rdlv_mean": report.rdlv_mean,
+        "rdlv_similarity": "SSIM",
+        "iip": report.iip,
+        "iip_embedding": report.embedding,
+        "iip_gallery": report.gallery_size,
+        "pool": report.pool_note,
+        "controls": [_control(report, control) for control in report.controls],
+        "at_risk": [image.name for image in report.images if image.at_risk],
+        "risk": risk_sentences(report),
+        "rule": report.rule,
         "leak": report.verdict.leak,
         "verdict": f"{report.verdict.headline}. {report.verdict.detail}",
         "images": [_image(image) for image in report.images],
@@ -95,14 +112,26 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
     return plain
 
 
+def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:
+    return {
+        **asdict(control),
+        "psnr_mean": report.control_psnr(control.name),
+        "iip": report.control_iip(control.name),
+        "decides": control.name in NULL_CONTROLS,
+    }
+
+
 def _image(image: ImageResult) -> dict[str, Any]:
     fields = asdict(image)
     return {
         **fields,
         "gain": image.gain,
         "registration_gain": image.registration_gain,
+        "no_gradient_psnr": image.no_gradient_psnr,
+        "at_risk": image.at_risk,
         "leak": image.verdict.leak,
         "verdict": image.verdict.headline,
+        "reason": image.verdict.detail,
     }
 
 

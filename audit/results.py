@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from .matching import Matching
 from .verdict import Leak, Verdict
 
 UNJUDGED = Verdict(Leak.UNKNOWN, "no ground truth")
+
+
+@dataclass(frozen=True)
+class ControlScore:
+    """One control on one private image."""
+
+    psnr: float
+    """Of the control's own answer, in dB."""
+    seeds: tuple[float, ...] = ()
+    """PSNR of each of its seeds' final candidates, in dB; empty for the constant image."""
+    position: int | None = None
+    """Of the image in the control's answer."""
+    low: float | None = None
+    """95 % interval of the reconstruction's PSNR above the control's, in dB; None with a single seed."""
+    high: float | None = None
+    identified: bool | None = None
+    """Whether the control's image is identified in the pool; None without one."""
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """How one control that is an attack ended; its scores are with the images."""
+
+    name: str
+    problem: str = ""
+    """Why there are no scores, in one sentence."""
+    seeds: int = 0
+    iterations: int = 0
+    gradient_loss: float = math.nan
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,9 +69,32 @@ class ImageResult:
     """Of the mean of the agents' candidates as they stand, in dB: what the consensus would be without registration."""
     registration_change: float | None = None
     """Root mean square of the consensus minus that mean, pixels in [0, 1]; None with fewer than two candidates."""
-    no_gradient_psnr: float | None = None
-    """Of the control that never saw the gradient; None when it was not run."""
+    controls: Mapping[str, ControlScore] = field(default_factory=dict)
+    """By the name of the control; those that failed or were not run are missing."""
+    identified: bool | None = None
+    """Whether the reconstruction is identified in the pool; None without one."""
+    identified_seeds: int | None = None
+    """Of how many seeds the own final candidate is identified."""
+    rdlv: float | None = None
+    """Relative data leakage value: (SSIM(x^, x) - SSIM(p, x)) / SSIM(p, x), with p the no-gradient control."""
+    loss: float | None = None
+    """Cross-entropy of the private image at the client's weights, in nats."""
+    gradient_norm: float | None = None
+    """L2 norm of the gradient of its own loss."""
+    gradient_share: float | None = None
+    """That norm over the sum of all images', in [0, 1]."""
     verdict: Verdict = UNJUDGED
+
+    @property
+    def no_gradient_psnr(self) -> float | None:
+        """Of the control that never saw the gradient, in dB; None when it was not run."""
+        score = self.controls.get("no_gradient")
+        return None if score is None else score.psnr
+
+    @property
+    def at_risk(self) -> bool:
+        """Whether this audit made something of the image visible."""
+        return self.verdict.leak in (Leak.LEAKED, Leak.WEAK)
 
     @property
     def gain(self) -> float | None:
@@ -97,6 +150,37 @@ class AuditReport:
     """Which LPIPS this is, or why there is none."""
     assumptions: tuple[str, ...]
     provenance: dict[str, str]
+    rule: str = ""
+    """What the verdicts mean, in words."""
+    controls: tuple[ControlResult, ...] = ()
+    """The controls that are attacks, in the order in which they were run."""
+    embedding: str = ""
+    """Which features IIP compares; empty without a pool."""
+    gallery_size: int | None = None
+    """Private images and pool together; None without a pool."""
+    pool_note: str = ""
+    """Where the pool comes from and what was left out of it, in words; empty without one."""
+
+    @property
+    def iip(self) -> float | None:
+        """Image Identifiability Precision, in [0, 1]: share of the private images identified; None without a pool."""
+        return _mean(None if image.identified is None else float(image.identified) for image in self.images)
+
+    @property
+    def rdlv_mean(self) -> float | None:
+        """Mean relative data leakage value; None where an image has none."""
+        return _mean(image.rdlv for image in self.images)
+
+    def control_psnr(self, name: str) -> float | None:
+        """Mean PSNR in dB of a control's answer; None when it was not run."""
+        scores = [image.controls.get(name) for image in self.images]
+        return _mean(None if score is None else score.psnr for score in scores)
+
+    def control_iip(self, name: str) -> float | None:
+        """Image Identifiability Precision of a control; None when it was not run or there is no pool."""
+        scores = [image.controls.get(name) for image in self.images]
+        flags = [None if score is None else score.identified for score in scores]
+        return _mean(None if flag is None else float(flag) for flag in flags)
 
     @property
     def psnr_mean(self) -> float | None:

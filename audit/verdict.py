@@ -1,21 +1,30 @@
-"""What the numbers mean, in words. The floor is a constant image: each private image's own mean colour."""
+"""What the numbers mean, in words: a reconstruction counts for what it has above the controls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 MARGIN_DB = 1.0
-"""A reconstruction must beat the constant image by this much to count as anything."""
+"""A reconstruction must beat a control by this much to count as anything."""
 
 CLEAR_DB = 3.0
-"""From here on it counts as a leak: the squared error is at most half of the constant image's."""
+"""From here on it counts as a leak: the squared error is at most half of the control's."""
 
 RULE = (
     f"An image counts as leaked from {CLEAR_DB:g} dB above its own constant image (half its squared error), as weakly "
     f"leaked from {MARGIN_DB:g} dB, and as not better than a constant image below that."
+)
+
+STRICT_RULE = (
+    f"An image counts as leaked when its reconstruction is at least {CLEAR_DB:g} dB above every control that saw "
+    f"nothing of it and the 95 % interval of that lead over the seeds stays above {MARGIN_DB:g} dB, or when it is "
+    "recognised in the pool, in the answer and in most seeds, and in no control. It counts as weakly leaked from "
+    f"{MARGIN_DB:g} dB with an interval above 0, or from {CLEAR_DB:g} dB whatever the interval. With a single seed "
+    "there is no interval, and the plain margins decide. One agent at equal compute saw the image's own gradient, so "
+    "it clears nothing: what it alone recovers counts as leaked too."
 )
 
 
@@ -40,6 +49,18 @@ class Verdict:
     """The numbers behind it, and what they do not show."""
 
 
+@dataclass(frozen=True)
+class Lead:
+    """How far a reconstruction is above one control that saw nothing of the image."""
+
+    title: str
+    """The control's name for a reader."""
+    gain: float
+    """Of the answers, in dB."""
+    low: float | None = None
+    """Lower end of the 95 % interval over the seeds, in dB; None with a single seed."""
+
+
 def judge_image(psnr: float, floor: float) -> Verdict:
     """The verdict on one image.
 
@@ -59,19 +80,67 @@ def judge_image(psnr: float, floor: float) -> Verdict:
     return Verdict(Leak.NONE, f"not better than a constant image ({gain:+.1f} dB): no leak shown")
 
 
-def judge_batch(images: Sequence[Verdict], psnr_mean: float, floor_mean: float) -> Verdict:
+def judge_with_controls(
+    psnr: float, floor: float, leads: Sequence[Lead], *, recognised: bool = False, alone: float | None = None
+) -> Verdict:
+    """The verdict on one image against more than the constant image.
+
+    Args:
+        psnr: of the reconstruction, in dB.
+        floor: PSNR of the constant image, in dB (``inf`` when the private image is one flat colour).
+        leads: over every control that saw nothing of the image, at least one.
+        recognised: whether it is identified in the pool, in the answer and in most seeds, and in no control.
+        alone: smallest lead in dB that one agent at equal compute has over the same controls; None when it was not run.
+    """
+    if math.isnan(psnr) or math.isinf(floor):
+        return judge_image(psnr, floor)
+    closest = min(leads, key=lambda lead: lead.gain)
+    bounds = [lead for lead in leads if lead.low is not None]
+    low = min((lead.low for lead in bounds if lead.low is not None), default=None)
+    reason = f"closest control: {closest.title}, {closest.gain:+.1f} dB; " + _scatter_in_words(low)
+    if closest.gain >= CLEAR_DB and (low is None or low >= MARGIN_DB):
+        return Verdict(Leak.LEAKED, f"leaked: {decibels(closest.gain)} above every control", reason)
+    if recognised:
+        return Verdict(Leak.LEAKED, "leaked: recognised in the pool, as no control is", reason)
+    if alone is not None and alone >= CLEAR_DB:
+        found = f"leaked: one agent at equal compute is {decibels(alone)} above every control"
+        return Verdict(Leak.LEAKED, found, reason)
+    if closest.gain >= CLEAR_DB:
+        unsure = f"weak leak: {decibels(closest.gain)} above every control, but the seeds scatter too much"
+        return Verdict(Leak.WEAK, unsure, reason)
+    if closest.gain >= MARGIN_DB and (low is None or low > 0):
+        return Verdict(Leak.WEAK, f"weak leak: {decibels(closest.gain)} above every control", reason)
+    if closest.gain >= MARGIN_DB:
+        within = f"no leak shown: {closest.gain:+.1f} dB against {closest.title}, within the scatter of the seeds"
+        return Verdict(Leak.NONE, within, reason)
+    return Verdict(Leak.NONE, f"no leak shown: {closest.title} does as well ({closest.gain:+.1f} dB)", reason)
+
+
+def _scatter_in_words(low: float | None) -> str:
+    if low is None:
+        return "one seed, so no interval: the plain margin decides"
+    return f"the 95 % interval over the seeds begins at {low:+.1f} dB above the controls"
+
+
+def judge_batch(
+    images: Sequence[Verdict], psnr_mean: float, floor_mean: float, controls: Mapping[str, float] | None = None
+) -> Verdict:
     """The verdict on the batch: how many images leaked, then the mean against the floor.
 
     Args:
         images: the verdict on each image.
         psnr_mean: mean PSNR over the images, in dB.
         floor_mean: mean PSNR of their constant images, in dB.
+        controls: mean PSNR in dB of the further controls that decided, by their name for a reader; None when the
+            constant image alone did.
     """
     leaks = [image.leak for image in images]
     leaked, weak, total = leaks.count(Leak.LEAKED), leaks.count(Leak.WEAK), len(leaks)
     if Leak.LEAKED not in leaks and Leak.WEAK not in leaks and Leak.NONE not in leaks:
         return Verdict(Leak.FAILED, "Nothing could be compared", "No image has a finite PSNR and a finite floor.")
     numbers = _compare_means(psnr_mean, floor_mean, total)
+    if controls:
+        numbers += f" Further controls: {', '.join(f'{name} {decibels(value)}' for name, value in controls.items())}."
     if leaked:
         share = f"All {total}" if leaked == total else f"{leaked} of {total}"
         subject = "The private image" if total == 1 else f"{share} images"
@@ -81,7 +150,8 @@ def judge_batch(images: Sequence[Verdict], psnr_mean: float, floor_mean: float) 
         subject = "Weak leak" if total == 1 else f"Weak leak of {weak} of {total} images"
         return Verdict(Leak.WEAK, subject, numbers)
     caution = " That is what this attack at this effort shows; it does not prove that the update is safe."
-    return Verdict(Leak.NONE, "Not better than a constant image: no image leak shown", numbers + caution)
+    bar = "a constant image" if controls is None else "the controls"
+    return Verdict(Leak.NONE, f"Not better than {bar}: no image leak shown", numbers + caution)
 
 
 def no_ground_truth(gradient_loss: float, first_loss: float | None) -> Verdict:

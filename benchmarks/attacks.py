@@ -7,8 +7,8 @@ Each seed of each attack makes the same number of steps (one step: one derivativ
 four seeds cost four times as much, and have a line with one seed too. A preset is as it ships but for the number of
 seeds and steps, and consensuses come every tenth of the steps. In this process, without Ray; what runs is what an agent
 and the coordinator run. Cells: C4 and C8 (ConvNet-32, random weights, batches of 4 and 8) and `trained` (the same
-network, trained to tell crops of the photos apart, batch 4). The photo sets begin at 1: set 0 is the one that weights were tuned on. The generator of latent
-projection (`generator.py`) never saw the attacked photos.
+network, trained to tell crops of the photos apart, batch 4). The photo sets begin at 1: set 0 is the one that weights
+were tuned on. The generator of latent projection (`generator.py`) never saw the attacked photos.
 
 PSNR and SSIM are means over images and sets. Images are matched by label where labels are unique and all recovered,
 else by the assignment with the least error. Seconds are of processor time, labels and layer peeling included.
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from gradinversion.agents import Agent, Objective
-from gradinversion.audit import constant_images, match, psnr, ssim
+from gradinversion.audit import constant_images, match, psnr, ssim, without_gradient
 from gradinversion.audit.metrics import label_accuracy
 from gradinversion.config import RunConfig, load_config
 from gradinversion.coordinator.consensus import form_consensus
@@ -35,7 +35,6 @@ from gradinversion.coordinator.finishing import with_found_labels
 from gradinversion.coordinator.policy import plan_rounds, usable
 from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.coordinator.selection import choose
-from gradinversion.run import without_gradient
 from torch import Tensor, nn
 
 from .generator import train

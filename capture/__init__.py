@@ -9,10 +9,10 @@ from .batch_norm import (
     recover_batch_statistics,
     step_shares,
 )
-from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, simulate_client
+from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, load_batch, simulate_client
 from .defences import apply_defence
 from .final_layer import LabelError, find_final_layer
-from .images import ImageError, load_images
+from .images import ImageError, count_images, load_images
 from .labels import RecoveredLabels, recover_labels
 from .learning_rate import estimate_learning_rate
 from .local_client import train_locally
@@ -55,10 +55,12 @@ __all__ = [
     "capture_gradient",
     "capture_weight_delta",
     "client_mode",
+    "count_images",
     "estimate_learning_rate",
     "find_final_layer",
     "gradient_shares",
     "is_one_step",
+    "load_batch",
     "load_images",
     "load_model",
     "mean_gradients",

@@ -236,12 +236,15 @@ def capture_gradient(
     )
 
 
-def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn.Module, PrivateBatch]:
+def simulate_client(
+    config: ClientConfig, seed: int, batch: PrivateBatch | None = None
+) -> tuple[CapturedUpdate, nn.Module, PrivateBatch]:
     """One client's update, the server's model that it belongs to, and the truth for the audit.
 
     Args:
         config: The client's settings.
         seed: Random weights (when no file gives them) and the defence's noise are a function of it.
+        batch: What the client trains on in place of the images and labels that its settings name.
 
     Raises:
         ModelError, ImageError, UpdateError: What cannot be loaded or run, in one sentence.
@@ -249,8 +252,8 @@ def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn
     from dataclasses import replace
 
     model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
-    images, names = load_images(config.images, config.batch_size, config.image_size)
-    labels = parse_labels(config.labels, config.batch_size, config.classes)
+    batch = batch or load_batch(config)
+    images, labels = batch.images, batch.labels
     generator = torch.Generator().manual_seed(seed)
     local = config.local_training()
     if local is None:
@@ -265,4 +268,14 @@ def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn
             update = replace(update, local=replace(local, learning_rate=None))
     defended = apply_defence(update.gradients, config.defence, config.defence_strength, generator)
     said = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
-    return replace(update, gradients=defended, defence=said), model, PrivateBatch(images, labels, names)
+    return replace(update, gradients=defended, defence=said), model, batch
+
+
+def load_batch(config: ClientConfig) -> PrivateBatch:
+    """The images and labels that a client's settings name.
+
+    Raises:
+        ImageError, ClientError: What cannot be loaded, in one sentence.
+    """
+    images, names = load_images(config.images, config.batch_size, config.image_size)
+    return PrivateBatch(images, parse_labels(config.labels, config.batch_size, config.classes), names)

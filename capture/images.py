@@ -63,6 +63,15 @@ _PHOTOS = (
 )
 
 
+def count_images(source: str) -> int:
+    """How many images the source of `load_images` holds.
+
+    Raises:
+        ImageError: The folder is missing, unreadable or holds no image.
+    """
+    return len(_PHOTOS) if source == PHOTOS else len(_files(Path(source).expanduser()))
+
+
 def load_images(source: str, count: int, size: int) -> tuple[Float[Tensor, "batch 3 {size} {size}"], tuple[str, ...]]:
     """The first ``count`` images of the source and their names, all different.
 
@@ -114,7 +123,8 @@ def _read_photo(source: str) -> Pixels:
     return np.ascontiguousarray(read()[..., :3])
 
 
-def _folder(folder: Path, count: int) -> tuple[list[Pixels], tuple[str, ...]]:
+def _files(folder: Path) -> list[Path]:
+    """The folder's image files in order of name, at least one."""
     if not folder.is_dir():
         reason = "is a file" if folder.exists() else "does not exist"
         raise ImageError(f"the image folder {str(folder)!r} {reason}; give a folder of images, or the word {PHOTOS!r}")
@@ -128,6 +138,11 @@ def _folder(folder: Path, count: int) -> tuple[list[Pixels], tuple[str, ...]]:
         raise ImageError(f"the image folder {str(folder)!r} cannot be read ({error.strerror})") from error
     if not files:
         raise ImageError(f"the image folder {str(folder)!r} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def _folder(folder: Path, count: int) -> tuple[list[Pixels], tuple[str, ...]]:
+    files = _files(folder)
     if len(files) < count:
         raise ImageError(
             f"the image folder {str(folder)!r} holds {len(files)} images and the batch needs {count}; "

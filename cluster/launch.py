@@ -44,6 +44,7 @@ def reconstruct(
     resume: bool = False,
     watch: Watch | None = None,
     source: ModelSource | None = None,
+    detach: bool = True,
 ) -> Reconstruction:
     """Run the attack: agents and a coordinator as Ray actors, on the cluster that is there or on this machine.
 
@@ -61,6 +62,7 @@ def reconstruct(
         watch: Called about twice a second with the state of the run.
         source: How to build the model again. With it a detached run survives the loss of its coordinator also when this
             process is gone.
+        detach: False: the run ends with this process also on a cluster that was joined.
 
     Raises:
         UpdateError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
@@ -70,7 +72,7 @@ def reconstruct(
     config = config or AttackConfig()
     storage = Storage(out, patience=_STORAGE_PATIENCE_SECONDS) if out is not None else None
     with connected(_store_bytes(update, config)) as joined:
-        detached = joined and storage is not None
+        detached = joined and detach and storage is not None
         name = run_name(storage) if storage is not None and detached else f"run-{uuid.uuid4().hex[:12]}"
         coordinator = _find(name) if detached else None
         # Held until the end: Ray makes a lost coordinator again only while what it was made with is in use.

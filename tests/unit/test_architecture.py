@@ -20,8 +20,11 @@ ALLOWED = {
     "coordinator": {"agents", "capture", "peeling", "priors", "registration"},
     "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration"},
     "audit": {"agents", "capture", "coordinator"},
+    "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "config", "config_keys"},
     "presets": set(),
 }
+# Modules of the root that a folder may build on: they come after the settings of every folder, and before the rest.
+SETTINGS = {"config", "config_keys"}
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "agents", "coordinator", "cluster"}
 PRIVATE_NAMES = {"PrivateBatch", "simulate_client", "ClientConfig", "load_images"}
@@ -151,10 +154,16 @@ def test_a_folder_imports_only_what_lies_before_it(folder: str) -> None:
 
 
 def test_no_folder_lies_before_itself() -> None:
-    placed: set[str] = set()
+    placed = set(SETTINGS)
     while ready := {folder for folder, before in ALLOWED.items() if before <= placed} - placed:
         placed |= ready
-    assert placed == set(ALLOWED)
+    assert placed == set(ALLOWED) | SETTINGS
+
+
+def test_the_settings_of_a_folder_need_no_settings_of_a_run() -> None:
+    # The configuration of a run is made of them: they, and what comes with them, cannot import it.
+    first = [path for path in everything() if path.name in ("__init__.py", "config.py") and path.parent != ROOT]
+    assert {name_of(path) for path in first if {one.folder for one in imports_of(path)} & SETTINGS} <= set()
 
 
 @pytest.mark.parametrize("folder", sorted(ATTACK))

@@ -294,16 +294,6 @@ def test_an_objective_without_any_term_is_refused_unless_a_generator_is_the_prio
     assert load_config([*zero, "agents.generator=my.module:build"]).objective.empty
 
 
-def test_the_control_without_the_gradient_needs_something_that_remains() -> None:
-    from gradinversion import run
-
-    with pytest.raises(ConfigError, match=r"audit\.controls=no_gradient: preset=dlg has no term beside the gradient"):
-        run.without_gradient(load_config(["preset=dlg"]))
-    words = ["preset=latent_projection", *GIVEN["latent_projection"]]
-    assert run.without_gradient(load_config(words)).objective.empty
-    assert run.without_gradient(load_config([])).objective.gradient_weight == 0
-
-
 @pytest.mark.parametrize("name", ["dlg", "idlg", "inverting_gradients"])
 def test_attacks_before_gradinversion_use_one_seed_and_the_gradient_alone(name: str) -> None:
     config = load_config([f"preset={name}"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from gradinversion.agents import Outcome
-from gradinversion.audit import Leak, evaluate, psnr
+from gradinversion.audit import Control, Leak, evaluate, psnr
 from gradinversion.audit.verdict import judge_batch, judge_image
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
@@ -84,7 +84,7 @@ def test_noise_is_called_not_better_than_a_constant_image(attack: Attack) -> Non
 def test_the_no_gradient_control_is_matched_in_its_own_favour(attack: Attack) -> None:
     reconstruction, private = attack()
     turned = dataclasses.replace(reconstruction, images=reconstruction.images.flip(0))
-    report = evaluate(reconstruction, private, no_gradient=turned)
+    report = evaluate(reconstruction, private, controls=(Control("no_gradient", turned),))
     assert report.no_gradient_psnr == pytest.approx(report.psnr_mean)
     assert evaluate(reconstruction, private).no_gradient_psnr is None
 

@@ -1,0 +1,193 @@
+"""What a defence costs: the accuracy of a model that is trained on defended gradients, and of one that is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..capture import IMAGENET, BatchNormMode, ClientConfig, ImageError, apply_defence, client_mode, load_model
+from ..capture.images import count_images, load_images
+from ..config import RunConfig, settings
+from ..coordinator import Storage, StorageError
+from .cell import Progress
+
+_SEEDS = 3
+_LEARNING_RATE, _MOMENTUM = 0.02, 0.9
+_HELD_OUT = 5
+"""Every fifth image of a class is kept for the test."""
+_MOST_IMAGES = 4000
+_TEST_BATCH = 64
+_LARGEST_FILE = 2**20
+_TOLD = 20
+"""Steps between two signs of life."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Of models trained in the same way but for their seed, on the images that were kept for the test."""
+
+    values: tuple[float, ...]
+    """In [0, 1], by seed."""
+    steps: int
+    batch: int
+    train_images: int
+    test_images: int
+    chance: float
+    """Share of the most frequent class: what a model that learned nothing reaches."""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return fmean(self.values)
+
+
+@dataclass(frozen=True)
+class _Data:
+    images: Float[Tensor, "image 3 side side"]
+    labels: Int[Tensor, " image"]
+    held_out: Tensor
+    """One truth value per image."""
+
+
+def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[Progress], None]) -> Accuracy:
+    """Train the client's model with its defence and test it. The work of a job.
+
+    The server takes plain momentum SGD steps along what the client sends, at one learning rate for all defences.
+
+    Args:
+        config: The client's settings, its weights to start from, its defence.
+        folder: With one folder of images per class; the classes are numbered in order of name.
+        steps: Updates that the server takes.
+        tell: Shown the step.
+
+    Raises:
+        ImageError, ModelError: What cannot be used, in one sentence.
+    """
+    client = config.client
+    data = _load(Path(folder).expanduser(), client.classes, client.image_size)
+    values = []
+    for offset in range(_SEEDS):
+        model = load_model(client.model, client.classes, client.image_size, client.weights, config.seed)
+        generator = torch.Generator().manual_seed(config.seed + offset)
+        for step in _train(model, data, config, steps, generator):
+            if step % _TOLD == 0:
+                tell(Progress("training", offset * steps + step, _SEEDS * steps))
+        values.append(_test(model, data, BatchNormMode(client.bn)))
+    counts = torch.bincount(data.labels[data.held_out])
+    tested = int(data.held_out.sum())
+    return Accuracy(
+        tuple(values), steps, client.batch_size, len(data.labels) - tested, tested, int(counts.max()) / tested
+    )
+
+
+def _load(folder: Path, classes: int, size: int) -> _Data:
+    if not folder.is_dir():
+        raise ImageError(f"sweep.train_images={folder} is no folder: give one that holds a folder of images per class.")
+    names = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not 2 <= len(names) <= classes:
+        raise ImageError(
+            f"sweep.train_images={folder} holds {len(names)} class folders; the model tells {classes} classes apart "
+            "(client.classes): give 2 to that many."
+        )
+    counts = [count_images(str(path)) for path in names]
+    if min(counts) < _HELD_OUT:
+        raise ImageError(f"{names[counts.index(min(counts))]} holds {min(counts)} images; give at least {_HELD_OUT}.")
+    most = _MOST_IMAGES // len(names)
+    images, labels, held_out = [], [], []
+    for label, (path, count) in enumerate(zip(names, counts, strict=True)):
+        found, _ = load_images(str(path), min(count, most), size)
+        images.append(found)
+        labels.append(torch.full((len(found),), label))
+        held_out.append(torch.arange(len(found)) % _HELD_OUT == _HELD_OUT - 1)
+    return _Data(torch.cat(images), torch.cat(labels), torch.cat(held_out))
+
+
+def _train(model: nn.Module, data: _Data, config: RunConfig, steps: int, generator: torch.Generator) -> Iterator[int]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(named.values(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
+    places = torch.nonzero(~data.held_out).flatten()
+    for step in range(steps):
+        chosen = places[torch.randint(len(places), (config.client.batch_size,), generator=generator)]
+        sent = _sent(model, data.images[chosen], data.labels[chosen], config.client, generator)
+        for name, parameter in named.items():
+            parameter.grad = sent[name]
+        optimiser.step()
+        yield step
+
+
+def _sent(
+    model: nn.Module, images: Tensor, labels: Tensor, client: ClientConfig, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """What a client with this batch sends to the server: its gradient after the defence."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with client_mode(model, BatchNormMode(client.bn)):
+        loss = F.cross_entropy(model(IMAGENET.apply(images)), labels)
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    gradients = dict(zip(named, found, strict=True))
+    return apply_defence(gradients, client.defence, client.defence_strength, generator)
+
+
+@torch.no_grad()
+def _test(model: nn.Module, data: _Data, mode: BatchNormMode) -> float:
+    inputs = IMAGENET.apply(data.images)
+    tested = copy.deepcopy(model)
+    if mode is not BatchNormMode.EVAL:
+        _measure_statistics(tested, inputs[~data.held_out])
+    tested.eval()
+    right = 0
+    for images, labels in zip(
+        torch.split(inputs[data.held_out], _TEST_BATCH),
+        torch.split(data.labels[data.held_out], _TEST_BATCH),
+        strict=True,
+    ):
+        right += int((tested(images).argmax(1) == labels).sum())
+    return right / int(data.held_out.sum())
+
+
+def _measure_statistics(model: nn.Module, inputs: Tensor) -> None:
+    """Give batch-norm layers that were trained on their batches the statistics of the training images."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+    model.train()
+    for images in torch.split(inputs, _TEST_BATCH):
+        if len(images) > 1:
+            model(images)
+
+
+def accuracy_identity(config: RunConfig, folder: str, steps: int) -> dict[str, object]:
+    """What decides an accuracy: a stored one counts only for the same."""
+    client = {name: value for name, value in settings(config).items() if name.startswith("client.") or name == "seed"}
+    return client | {"folder": folder, "steps": steps}
+
+
+def load_accuracy(storage: Storage, name: str, identity: dict[str, object]) -> Accuracy | None:
+    """A stored accuracy; None where there is none of this identity."""
+    try:
+        facts = json.loads(storage.read(_file(name), _LARGEST_FILE))
+        found = Accuracy(**facts["accuracy"] | {"values": tuple(facts["accuracy"]["values"])})
+        fits = facts["identity"] == identity and all(math.isfinite(value) for value in found.values)
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found if fits else None
+
+
+def save_accuracy(storage: Storage, name: str, identity: dict[str, object], accuracy: Accuracy) -> None:
+    """Keep an accuracy, so that an audit that goes on need not train again."""
+    content = {"identity": identity, "accuracy": asdict(accuracy)}
+    storage.write(_file(name), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _file(name: str) -> str:
+    return f"accuracy/{name.replace(' ', '-').replace('/', '-')}.json"

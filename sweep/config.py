@@ -1,0 +1,36 @@
+"""Settings of the grid that `audit` runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The grid of `audit`; every other key holds in all of its cells."""
+
+    batch_sizes: tuple[int, ...] = (1, 4, 8)
+    """Images that the client averages over."""
+    defences: tuple[str, ...] = ("none", "noise:0.1", "noise:1", "prune:0.9")
+    """Defences as name:strength; further keys of a defence follow a plus sign, as in noise:1+client.bn=eval."""
+    bn: tuple[str, ...] = ("eval", "train_shared", "train_private")
+    """Batch-norm modes of the client."""
+    states: tuple[str, ...] = ()
+    """Weight files of the model, and "untrained" for random weights; with none given the state is client.weights."""
+    axes: tuple[str, ...] = ()
+    """Further keys to vary, each with its values, as in client.image_size:32,64,agents.count:1,4."""
+    side_by_side: int = 0
+    """Cells that run at once; 0: as many as there are CPUs or GPUs for their agents."""
+    train_images: str | None = None
+    """Folder with one folder of images per class; with it the cost of each defence in accuracy is measured."""
+    train_steps: int = 300
+    """Training steps for that."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_sizes", "defences", "bn"):
+            if not getattr(self, name):
+                raise ValueError(f"sweep.{name}= is empty: give at least one value.")
+        if self.side_by_side < 0:
+            raise ValueError(f"sweep.side_by_side={self.side_by_side}: give a whole number, 0 or more.")
+        if self.train_steps < 1:
+            raise ValueError(f"sweep.train_steps={self.train_steps}: give a whole number of at least 1.")

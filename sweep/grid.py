@@ -1,0 +1,255 @@
+"""The cells of an audit: one run for every combination of the settings that are varied."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import product
+from pathlib import PurePath
+from typing import TypeVar
+
+from ..audit.config import CONTROLS
+from ..capture.images import PHOTOS
+from ..config import ConfigError, RunConfig, settings, with_settings
+from ..config_keys import format_value, keys
+from ..coordinator import Storage
+from .config import SweepConfig
+
+CELLS = "cells"
+"""The folder in ``out`` in which each cell has one."""
+UNTRAINED = "untrained"
+_MOST_CELLS = 1000
+_NAME = re.compile(r"[^A-Za-z0-9._=-]+")
+_LONGEST_NAME = 80
+_Path = TypeVar("_Path", str, str | None)
+
+
+class Kind(StrEnum):
+    """What a client would change to move along an axis, cheapest first."""
+
+    BATCH = "batch size"
+    BN = "batch-norm mode"
+    OTHER = "other key"
+    DEFENCE = "defence"
+    STATE = "model state"
+    """No setting: the stage of training at which the update is sent."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One value on an axis."""
+
+    name: str
+    """In words."""
+    settings: dict[str, str]
+    """What it sets, key by key, as words."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Something that is varied."""
+
+    kind: Kind
+    title: str
+    levels: tuple[Level, ...]
+    base: int
+    """The level that the audit's own settings have; the first one where they have none of them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    name: str
+    """Of its folder."""
+    levels: tuple[int, ...]
+    """By axis."""
+    title: str
+    config: RunConfig | None
+    """None where these settings do not go together."""
+    problem: str = ""
+    """Why not, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What an audit compares."""
+
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...]
+    """The most informative first: fewest changes from the base, then in the order in which levels were given."""
+
+    @property
+    def base(self) -> tuple[int, ...]:
+        """The levels of the user's own settings."""
+        return tuple(axis.base for axis in self.axes)
+
+    def changes(self, levels: tuple[int, ...]) -> list[int]:
+        """Positions of the axes on which a combination differs from the base; the model's state is no change."""
+        return [
+            position
+            for position, axis in enumerate(self.axes)
+            if axis.kind is not Kind.STATE and levels[position] != axis.base
+        ]
+
+
+def make_grid(config: RunConfig) -> Grid:
+    """The grid that a configuration asks for.
+
+    Raises:
+        ConfigError: An axis cannot be read, there are too many cells, or not one of them can be run.
+    """
+    if config.update is not None:
+        raise ConfigError([f"update={config.update}: an audit makes its own updates; attack a captured one instead."])
+    axes = _axes(config)
+    count = 1
+    for axis in axes:
+        count *= len(axis.levels)
+    if count > _MOST_CELLS:
+        raise ConfigError([f"The grid has {count:,} cells; at most {_MOST_CELLS:,} are run: shorten its lists."])
+    taken: set[str] = set()
+    cells = [_cell(config, axes, levels, taken) for levels in product(*(range(len(axis.levels)) for axis in axes))]
+    if all(cell.config is None for cell in cells):
+        raise ConfigError(list(dict.fromkeys(cell.problem for cell in cells)))
+    grid = Grid(axes, ())
+    return replace(grid, cells=tuple(sorted(cells, key=lambda cell: len(grid.changes(cell.levels)))))
+
+
+def _axes(config: RunConfig) -> tuple[Axis, ...]:
+    sweep = config.sweep
+    states = sweep.states or (config.client.weights or UNTRAINED,)
+    found = [
+        _axis(config, Kind.STATE, "model", _states(states)),
+        _axis(config, Kind.BN, "batch norm", [Level(f"{mode} BN", {"client.bn": mode}) for mode in sweep.bn]),
+        *(_axis(config, Kind.OTHER, key, levels) for key, levels in _further(sweep)),
+        _axis(config, Kind.DEFENCE, "defence", [_defence(text) for text in sweep.defences]),
+        _axis(config, Kind.BATCH, "batch", [_batch(size) for size in sweep.batch_sizes]),
+    ]
+    keys_twice = [key for key, count in _count(axis.levels[0].settings for axis in found).items() if count > 1]
+    if keys_twice:
+        raise ConfigError([f"{key} is varied on two axes: give it on one." for key in keys_twice])
+    return tuple(found)
+
+
+def _count(groups: Iterable[Iterable[str]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for group in groups:
+        for key in group:
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
+def _axis(config: RunConfig, kind: Kind, title: str, levels: Sequence[Level]) -> Axis:
+    unique = list({tuple(level.settings.items()): level for level in levels}.values())
+    known = settings(config)
+    same = [all(format_value(known[key]) == word for key, word in level.settings.items()) for level in unique]
+    return Axis(kind, title, tuple(unique), same.index(True) if True in same else 0)
+
+
+def _batch(size: int) -> Level:
+    return Level(f"batch {size}", {"client.batch_size": str(size)})
+
+
+def _states(files: Sequence[str]) -> list[Level]:
+    """Named after their files, with the folders where two files have the same name."""
+    stems = _count([PurePath(name).stem] for name in dict.fromkeys(files))
+    found = []
+    for name in files:
+        stem = PurePath(name).stem
+        weights = "none" if name == UNTRAINED else name
+        found.append(Level(stem if stems[stem] == 1 else name, {"client.weights": weights}))
+    return found
+
+
+def _defence(text: str) -> Level:
+    """``name:strength+key=value+…``; the strength may be left out."""
+    first, *others = text.split("+")
+    name, _, strength = first.partition(":")
+    found = {"client.defence": name, "client.defence_strength": _number(strength or "0", text)}
+    for word in others:
+        key, equals, value = word.partition("=")
+        if not equals or key not in keys(RunConfig):
+            raise ConfigError([f"sweep.defences={text}: after a plus sign give a key and its value, as key=value."])
+        found[key] = value
+    words = [name, strength, *others] if strength else [name, *others]
+    return Level("no defence" if name == "none" else " ".join(words), found)
+
+
+def _number(word: str, text: str) -> str:
+    try:
+        return format_value(float(word))
+    except ValueError:
+        raise ConfigError([f"sweep.defences={text}: give each one as name:number, such as noise:0.1."]) from None
+
+
+def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
+    """Axes from words such as ``client.image_size:32``, ``64``: a word that begins with a key begins an axis."""
+    known = keys(RunConfig)
+    found: list[tuple[str, list[Level]]] = []
+    for word in sweep.axes:
+        key, colon, value = word.partition(":")
+        if colon and key in known:
+            found.append((key, []))
+        elif not found:
+            raise ConfigError(
+                [f"sweep.axes={word}: begin with a key, a colon and its values, as client.classes:10,20."]
+            )
+        else:
+            key, value = found[-1][0], word
+        found[-1][1].append(Level(f"{key.rpartition('.')[2]} {value}", {key: value}))
+    refused = [key for key, _ in found if key.startswith(("sweep.", "audit.")) or key in _NOT_VARIED]
+    if refused:
+        raise ConfigError([f"sweep.axes={key}: this key cannot be varied." for key in refused])
+    return found
+
+
+_NOT_VARIED = {"out", "resume", "update", "preset", "budget"}
+
+
+def _cell(config: RunConfig, axes: Sequence[Axis], levels: tuple[int, ...], taken: set[str]) -> Cell:
+    chosen = [axis.levels[level] for axis, level in zip(axes, levels, strict=True)]
+    merged = {key: word for level in chosen for key, word in level.settings.items()}
+    # The names that people look for first come first.
+    title = ", ".join(level.name for level in reversed(chosen))
+    name = _folder_name(title, taken)
+    try:
+        found = with_settings(_common(config, name), merged)
+    except ConfigError as error:
+        return Cell(name, levels, title, None, " ".join(error.problems))
+    return Cell(name, levels, title, _with_absolute_paths(found))
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A cell's process may have another working folder. What does not exist here may exist there, and stays."""
+    client, audit = config.client, config.audit
+    return replace(
+        config,
+        client=replace(client, images=_absolute(client.images), weights=_absolute(client.weights)),
+        audit=replace(audit, pool=_absolute(audit.pool), lpips_weights=_absolute(audit.lpips_weights)),
+    )
+
+
+def _absolute(path: _Path) -> _Path:
+    if path is None or path == PHOTOS:
+        return path
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if os.path.exists(expanded) else path
+
+
+def _common(config: RunConfig, name: str) -> RunConfig:
+    """What every cell has: its own folder, and all controls."""
+    audit = replace(config.audit, controls=CONTROLS, pool=config.audit.pool or PHOTOS)
+    out = Storage(config.out).locate(f"{CELLS}/{name}")
+    return replace(config, out=out, audit=audit, resume=False, budget=None, sweep=SweepConfig())
+
+
+def _folder_name(title: str, taken: set[str]) -> str:
+    name = _NAME.sub("-", title.replace(", ", "_").replace(" ", "-")).strip("-.")
+    if name in taken or len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    taken.add(name)
+    return name

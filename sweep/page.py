@@ -1,0 +1,256 @@
+"""The audit as one page: what the template is given, and nothing it has to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from itertools import product
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from ..audit.assumptions import as_sentence, counted
+from ..audit.verdict import STRICT_RULE
+from ..config import settings
+from ..config_keys import format_value
+from .grid import CELLS, Grid, Kind
+from .report import UNDEFENDED, AuditFacts
+from .results import CellResult, State
+from .verdict import ORDER, Effect, GridVerdict
+
+_STYLE_OF_RUN = f"{__package__.rpartition('.')[0]}.audit"
+SHOWN_CHANGES = 12
+"""Rows of the table of changes that are shown at once."""
+SHOWN_PICTURES = 12
+"""Cells whose pictures are shown at once, those that leak most first."""
+_SHADES = 10
+"""Steps of colour in a heat map."""
+
+# Title, what it says, the number, and whether it is a reason for alarm.
+_MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], Callable[[CellResult], str]], ...] = (
+    (
+        "Leaked share",
+        "Images that leaked, of all in the batch.",
+        lambda result: result.share,
+        lambda result: f"{result.leaked} of {result.images}" + (f", {result.weak} weak" if result.weak else ""),
+    ),
+    (
+        "Image identifiability precision (IIP)",
+        "Reconstructions whose nearest image in the gallery is the right original.",
+        lambda result: result.iip,
+        lambda result: "",
+    ),
+    (
+        "Label leakage",
+        "Labels recovered from the update.",
+        lambda result: result.labels,
+        lambda result: "",
+    ),
+)
+
+
+def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str]) -> str:
+    """The page as text. It fetches nothing: style and pictures are inside; links lead to the cells' own pages."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(
+        sentence=as_sentence, stopped=_stopped, counted=counted, db=_db, share=_share, duration=_duration
+    )
+    folder = files(__package__)
+    template = environment.from_string((folder / "audit.html.j2").read_text(encoding="utf-8"))
+    styles = [(files(_STYLE_OF_RUN) / "report.css"), folder / "audit.css"]
+    cells = [_cell(facts, position) for position in range(len(facts.grid.cells))]
+    pictured = sorted((cell for cell in cells if cell["result"].worst), key=_exposure, reverse=True)
+    return template.render(
+        style=Markup("\n".join(style.read_text(encoding="utf-8") for style in styles)),
+        verdict=verdict,
+        kind={True: "leaked", False: "none", None: "failed"}[verdict.leaks],
+        order=ORDER,
+        rule=STRICT_RULE,
+        config=facts.config,
+        provenance=provenance,
+        tiles=_tiles(facts, cells),
+        maps=_maps(facts),
+        cells=cells,
+        pictured=pictured,
+        shown_pictures=SHOWN_PICTURES,
+        embeddings=sorted({cell["result"].embedding for cell in cells} - {""}),
+        risks=_risks(facts),
+        unfinished=_by_reason(cells),
+        problems=[cell for cell in cells if cell["result"].problems],
+        changes=verdict.changes,
+        shown_changes=SHOWN_CHANGES,
+        effects=_EFFECTS,
+        levels={"weak": "weakly visible", "none": "not shown", "unknown": "cannot be told"},
+        accuracies=_accuracies(facts),
+        accuracy_problems=facts.accuracy_problems,
+        trained=facts.accuracies.get(UNDEFENDED) or next(iter(facts.accuracies.values()), None),
+        notes=facts.notes,
+        seconds=facts.seconds,
+        whole_command=facts.whole_command,
+        settings=[f"{name}={format_value(value)}" for name, value in settings(facts.config).items()],
+        done=State.DONE,
+    )
+
+
+_EFFECTS = {Effect.STOPS: "calm", Effect.UNPROVEN: "weak", Effect.LEAKS: "leaked", Effect.UNKNOWN: "quiet"}
+
+
+def _cell(facts: AuditFacts, position: int) -> dict[str, Any]:
+    cell = facts.grid.cells[position]
+    return {
+        "title": cell.title,
+        "base": not facts.grid.changes(cell.levels),
+        "result": facts.results[cell.name],
+        "link": _link(cell.name),
+        "command": facts.command(cell.name),
+    }
+
+
+def _link(name: str) -> str:
+    return quote(f"{CELLS}/{name}/report.html")
+
+
+def _by_reason(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells without a result, those with the same reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        result = cell["result"]
+        if result.state is not State.DONE:
+            found.setdefault((str(result.state), result.sentence), []).append(cell["title"])
+    return [{"state": state, "sentence": sentence, "titles": titles} for (state, sentence), titles in found.items()]
+
+
+def _risks(facts: AuditFacts) -> dict[str, Any] | None:
+    """Each private image at the user's settings, at each model state; None where no such cell has a result."""
+    grid = facts.grid
+    cells = {cell.levels: facts.results[cell.name] for cell in grid.cells if not grid.changes(cell.levels)}
+    state = next(position for position, axis in enumerate(grid.axes) if axis.kind is Kind.STATE)
+    known = [(levels, result) for levels, result in cells.items() if result.state is State.DONE and result.risks]
+    if not known:
+        return None
+    known.sort(key=lambda pair: pair[0][state])
+    names = list(dict.fromkeys(risk.name for _, result in known for risk in result.risks))
+    columns = [grid.axes[state].levels[levels[state]].name for levels, _ in known]
+    by_name = [{risk.name: risk for risk in result.risks} for _, result in known]
+    return {"columns": columns, "rows": [{"name": name, "risks": [one.get(name) for one in by_name]} for name in names]}
+
+
+def _exposure(cell: dict[str, Any]) -> tuple[float, float]:
+    worst, result = cell["result"].worst, cell["result"]
+    return result.share or 0.0, (worst.psnr or 0.0) - (worst.control_psnr or 0.0)
+
+
+def _tiles(facts: AuditFacts, cells: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    results = [cell["result"] for cell in cells]
+    done = [result for result in results if result.state is State.DONE]
+    failed = sum(result.state is State.FAILED for result in results)
+    others = len(results) - len(done) - failed
+    rest = ", ".join(text for number, text in ((failed, f"{failed} failed"), (others, f"{others} not run")) if number)
+    leaking = sum(bool(result.leaked) for result in done)
+    images, leaked = sum(result.images for result in done), sum(result.leaked for result in done)
+    efforts = sorted({(result.agents, result.iterations) for result in done})
+    effort = f"{efforts[0][0]} × {efforts[0][1]:,}" if len(efforts) == 1 else "varied" if efforts else "–"
+    return [
+        ("Cells", f"{len(done)} of {len(results)}", rest or "all have a result"),
+        ("Cells that leak", f"{leaking} of {len(done)}", "at least one image leaked"),
+        ("Images that leaked", f"{leaked} of {images}", "over all cells"),
+        ("Effort per cell", effort, "agents × steps, and as much for each control"),
+        ("Time", _duration(facts.seconds), "of this run of the audit"),
+    ]
+
+
+def _maps(facts: AuditFacts) -> list[dict[str, Any]]:
+    found = []
+    for title, meaning, number, note in _MAPS:
+        panels = _panels(facts, number, note)
+        known = any(entry["value"] is not None for panel in panels for row in panel["rows"] for entry in row["entries"])
+        found.append({"title": title, "meaning": meaning, "panels": panels, "known": known})
+    return found
+
+
+def _panels(
+    facts: AuditFacts, number: Callable[[CellResult], float | None], note: Callable[[CellResult], str]
+) -> list[dict[str, Any]]:
+    """One table per combination of the axes that are neither rows (defences) nor columns (batch sizes)."""
+    grid = facts.grid
+    by_levels = {cell.levels: cell for cell in grid.cells}
+    at = {axis.kind: position for position, axis in enumerate(grid.axes)}
+    rows, columns = at[Kind.DEFENCE], at[Kind.BATCH]
+    others = [position for position in range(len(grid.axes)) if position not in (rows, columns)]
+    panels = []
+    for place in product(*(range(len(grid.axes[position].levels)) for position in others)):
+        fixed = dict(zip(others, place, strict=True))
+        table = []
+        for row, level in enumerate(grid.axes[rows].levels):
+            entries = []
+            for column in range(len(grid.axes[columns].levels)):
+                levels = tuple((fixed | {rows: row, columns: column})[i] for i in range(len(grid.axes)))
+                cell = by_levels[levels]
+                entries.append(_entry(cell.name, facts.results[cell.name], number, note, levels == grid.base))
+            table.append({"name": level.name, "entries": entries})
+        names = [grid.axes[position].levels[level].name for position, level in reversed(fixed.items())]
+        panels.append({"title": ", ".join(names), "columns": _names(grid, columns), "rows": table})
+    return panels
+
+
+def _names(grid: Grid, position: int) -> list[str]:
+    return [level.name for level in grid.axes[position].levels]
+
+
+def _entry(
+    name: str,
+    result: CellResult,
+    number: Callable[[CellResult], float | None],
+    note: Callable[[CellResult], str],
+    base: bool,
+) -> dict[str, Any]:
+    value = number(result) if result.state is State.DONE else None
+    return {
+        "value": value,
+        "text": _share(value) if value is not None else "–" if result.state is State.DONE else str(result.state),
+        "note": note(result) if value is not None else "",
+        "shade": 0 if value is None else round(_SHADES * value),
+        "link": _link(name) if result.state is State.DONE else None,
+        "hint": result.sentence,
+        "base": base,
+    }
+
+
+def _accuracies(facts: AuditFacts) -> list[dict[str, Any]]:
+    costs = facts.accuracy_costs
+    names = sorted(facts.accuracies, key=lambda name: (name != UNDEFENDED, costs.get(name, 0.0)))
+    return [
+        {
+            "name": name,
+            "mean": facts.accuracies[name].mean,
+            "low": min(facts.accuracies[name].values),
+            "high": max(facts.accuracies[name].values),
+            "cost": costs.get(name),
+        }
+        for name in names
+    ]
+
+
+def _stopped(text: str) -> str:
+    """With a full stop; its first word may be a key, and stays as it is."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _db(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} dB"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

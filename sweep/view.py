@@ -1,0 +1,127 @@
+"""An audit as a person watches it: a live table in a terminal, one line per finished cell elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .cell import Progress
+from .results import CellResult, State
+
+_STYLES = {State.DONE: "", State.FAILED: "red", State.SKIPPED: "dim", State.RUNNING: "bold", State.WAITING: "dim"}
+# Lines that are not rows: heading, two lines above, the last one of the terminal.
+_OTHER_LINES = 6
+_ORDER = (State.RUNNING, State.FAILED, State.DONE, State.WAITING, State.SKIPPED)
+
+
+class GridView:
+    """Shows the cells of an audit. Use as a context manager.
+
+    Args:
+        console: Where.
+        titles: Of the cells, by name.
+    """
+
+    def __init__(self, console: Console, titles: Mapping[str, str]) -> None:
+        self._console, self._titles = console, titles
+        self._results: dict[str, CellResult] = {}
+        self._running: dict[str, Progress | None] = {}
+        self._began = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> GridView:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            if kind is None:
+                self._console.print(self._table(list(self._titles)))
+
+    def look(self, running: Mapping[str, Any]) -> None:
+        """Take in what the running jobs told."""
+        self._running = dict(running)
+        if self._console.is_terminal:
+            self._live.update(self.screen())
+
+    def ended(self, name: str, result: CellResult) -> None:
+        """Take in the end of a cell."""
+        self._results[name] = result
+        self._running.pop(name, None)
+        if not self._console.is_terminal:
+            counted = f"{len(self._results)}/{len(self._titles)}"
+            self.say(f"[{counted}] {self._titles[name]}: {_line(result)}")
+
+    def say(self, text: str) -> None:
+        """One line above the table."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def screen(self) -> RenderableType:
+        """What the terminal shows now."""
+        states = [self._state(name) for name in self._titles]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in _ORDER if state in states)
+        seconds = round(time.monotonic() - self._began)
+        head = Text(f"audit: {counts} · {seconds // 60}:{seconds % 60:02}", style="bold")
+        room = max(4, self._console.height - _OTHER_LINES)
+        names = sorted(self._titles, key=lambda name: _ORDER.index(self._state(name)))[:room]
+        parts: list[RenderableType] = [head, self._table([name for name in self._titles if name in names])]
+        if len(names) < len(self._titles):
+            parts.append(Text(f"and {len(self._titles) - len(names)} more cells", style="italic"))
+        return Group(*parts)
+
+    def _state(self, name: str) -> State:
+        if name in self._results:
+            return self._results[name].state
+        return State.RUNNING if name in self._running else State.WAITING
+
+    def _table(self, names: Sequence[str]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("cell", "state", "step", "PSNR", "floor", "leaked", "labels", "time"):
+            left = heading in ("cell", "state")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for name in names:
+            state = self._state(name)
+            table.add_row(self._titles[name], *self._columns(name, state), style=_STYLES[state])
+        return table
+
+    def _columns(self, name: str, state: State) -> list[str]:
+        result, progress = self._results.get(name), self._running.get(name)
+        if result is not None:
+            share = "–" if result.share is None else f"{result.leaked}/{result.images}"
+            numbers = [_db(result.psnr), _db(result.floor), share, _share(result.labels)]
+            return [state, str(result.iterations or "–"), *numbers, _seconds(result.seconds)]
+        if progress is None:
+            return [state, "–", "–", "–", "–", "–", "–"]
+        step = f"{progress.step}/{progress.steps}" if progress.steps else "–"
+        elapsed = _seconds(time.time() - progress.began) if progress.began else "–"
+        return [progress.phase, step, "–", "–", "–", "–", elapsed]
+
+
+def _line(result: CellResult) -> str:
+    if result.state is not State.DONE:
+        return f"{result.state}: {result.sentence}"
+    share = f"{result.leaked} of {result.images} images leaked"
+    return f"{share}, PSNR {_db(result.psnr)} (floor {_db(result.floor)}), {_seconds(result.seconds)}"
+
+
+def _db(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} dB"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradinversion.audit.config import CONTROLS
+from gradinversion.config import ConfigError, RunConfig, command_words, differences, load_config, with_settings
+from gradinversion.sweep.grid import Kind, make_grid
+
+Settings = Any
+
+
+def test_a_cell_for_every_combination_each_in_a_folder_of_its_own(settings: Settings, tmp_path: Path) -> None:
+    grid = make_grid(settings("sweep.bn=eval,train_private", "sweep.states=untrained,a/net.pt,b/net.pt"))
+    assert len(grid.cells) == 2 * 3 * 2 * 3
+    configs = [cell.config for cell in grid.cells if cell.config is not None]
+    assert len({config.out for config in configs}) == len(grid.cells)
+    assert all(Path(config.out).parent == tmp_path / "out" / "cells" for config in configs)
+    assert len({str(config.client) for config in configs}) == len(grid.cells)
+    assert {config.client.weights for config in configs} == {None, "a/net.pt", "b/net.pt"}
+
+
+def test_the_cells_nearest_to_the_users_settings_come_first(settings: Settings) -> None:
+    grid = make_grid(settings("client.batch_size=8", "client.defence=noise", "client.defence_strength=0.1"))
+    first = grid.cells[0].config
+    assert first is not None
+    assert (first.client.batch_size, first.client.defence, first.client.defence_strength) == (8, "noise", 0.1)
+    changes = [len(grid.changes(cell.levels)) for cell in grid.cells]
+    assert changes == sorted(changes)
+    assert changes[0] == 0
+
+
+def test_settings_outside_the_grid_begin_at_its_first_levels(settings: Settings) -> None:
+    grid = make_grid(settings("client.batch_size=3"))
+    assert grid.cells[0].config is not None
+    assert grid.cells[0].config.client.batch_size == 4
+
+
+def test_all_controls_are_on_and_every_other_key_holds_in_all_cells(settings: Settings) -> None:
+    for cell in make_grid(settings("agents.count=7", "seed=5", "budget=10m")).cells:
+        assert cell.config is not None
+        assert cell.config.audit.controls == CONTROLS
+        assert cell.config.audit.pool == "photos"
+        assert (cell.config.agents.count, cell.config.seed, cell.config.budget) == (7, 5, None)
+
+
+def test_a_pool_of_the_users_own_stays(settings: Settings) -> None:
+    config = make_grid(settings("audit.pool=mine")).cells[0].config
+    assert config is not None
+    assert config.audit.pool == "mine"
+
+
+def test_settings_that_do_not_go_together_are_a_bad_cell_and_no_more(settings: Settings) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4,16", "sweep.defences=none,nosie:1,prune:7"))
+    bad = {cell.title: cell.problem for cell in grid.cells if cell.config is None}
+    assert len(bad) == 5
+    assert "16 images and 10 classes" in next(text for title, text in bad.items() if title.startswith("batch 16, no "))
+    assert any("nosie" in text for text in bad.values())
+    assert any("prune" in text for text in bad.values())
+
+
+def test_a_grid_without_one_good_cell_is_refused_with_every_reason_once(settings: Settings) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make_grid(settings("sweep.batch_sizes=16,17", "sweep.defences=none,noise:1"))
+    assert len(refused.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("sweep.defences=noise:much", "name:number"),
+        ("sweep.defences=noise:1+strength", "key=value"),
+        ("sweep.defences=noise:1+client.nothing=1", "key=value"),
+        ("sweep.axes=32,64", "begin with a key"),
+        ("sweep.axes=out:a,b", "cannot be varied"),
+        ("sweep.axes=sweep.bn:eval", "cannot be varied"),
+        ("sweep.axes=client.batch_size:1,2", "on two axes"),
+        ("update=round7.safetensors", "makes its own updates"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_a_sentence(settings: Settings, word: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        make_grid(settings(word))
+
+
+def test_too_many_cells_are_refused(settings: Settings) -> None:
+    numbers = ",".join(map(str, range(1, 400)))
+    with pytest.raises(ConfigError, match="at most"):
+        make_grid(settings(f"sweep.axes=seed:{numbers}"))
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("sweep.batch_sizes=", "sweep.batch_sizes"),
+        ("sweep.side_by_side=-1", "sweep.side_by_side"),
+        ("sweep.train_steps=0", "sweep.train_steps"),
+        ("budget=soon", "budget=soon"),
+        ("budget=0m", "budget=0m"),
+        ("budget=10", "budget=10"),
+    ],
+)
+def test_bad_values_are_refused_with_the_configuration(word: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        load_config([word])
+
+
+@pytest.mark.parametrize(("word", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_a_budget_in_seconds(word: str, seconds: float) -> None:
+    assert load_config([f"budget={word}"]).budget_seconds == seconds
+
+
+def test_further_keys_are_axes_too(settings: Settings) -> None:
+    grid = make_grid(settings("sweep.axes=client.image_size:32,16,client.model:convnet,own.module:net"))
+    assert len(grid.cells) == 6 * 4
+    other = [axis for axis in grid.axes if axis.kind is Kind.OTHER]
+    assert [axis.title for axis in other] == ["client.image_size", "client.model"]
+    models = {cell.config.client.model for cell in grid.cells if cell.config is not None}
+    assert models == {"convnet", "own.module:net"}
+
+
+def test_a_defence_may_set_further_keys(settings: Settings) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.bn=eval+client.labels=unique"))
+    assert grid.cells[1].title == "batch 4, noise 1 client.bn=eval client.labels=unique, eval BN, untrained"
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.classes=20"))
+    configs = [cell.config for cell in grid.cells if cell.config is not None]
+    assert [config.client.classes for config in configs] == [10, 20]
+
+
+def test_files_are_found_from_any_working_folder(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pt").touch()
+    (tmp_path / "photos").mkdir()
+    words = ("sweep.states=net.pt,elsewhere.pt", "sweep.batch_sizes=4", "sweep.defences=none", "audit.pool=photos")
+    configs = [cell.config for cell in make_grid(settings(*words)).cells if cell.config is not None]
+    assert {config.client.weights for config in configs} == {str(tmp_path / "net.pt"), "elsewhere.pt"}
+    # The word for the images that are always there, not a folder.
+    assert {(config.client.images, config.audit.pool) for config in configs} == {("photos", "photos")}
+
+
+def test_a_level_that_is_given_twice_is_one(settings: Settings) -> None:
+    assert len(make_grid(settings("sweep.batch_sizes=4,4,8")).cells) == 6
+
+
+def test_the_words_of_a_cell_give_it_again(settings: Settings) -> None:
+    config = make_grid(settings("preset=dlg", "client.images=my photos${x}")).cells[-1].config
+    assert config is not None
+    assert load_config(command_words(config)) == config
+
+
+def test_keys_of_the_sweep_do_not_make_another_attack() -> None:
+    changed = load_config(["sweep.batch_sizes=2", "budget=1h", "sweep.train_steps=5"])
+    assert differences(RunConfig(), changed) == []
+
+
+def test_settings_are_checked_as_a_whole() -> None:
+    config = with_settings(RunConfig(), {"client.defence": "noise", "client.defence_strength": "0.5"})
+    assert config.client.defence_strength == 0.5
+    with pytest.raises(ConfigError, match="strength"):
+        with_settings(RunConfig(), {"client.defence": "noise"})

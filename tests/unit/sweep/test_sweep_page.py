@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from gradinversion.config import load_config
+from gradinversion.sweep.accuracy import Accuracy
+from gradinversion.sweep.page import render
+from gradinversion.sweep.report import AuditFacts, write_audit
+from gradinversion.sweep.results import CellResult, State
+from gradinversion.sweep.verdict import judge_grid
+
+Facts = Callable[..., AuditFacts]
+PROVENANCE = {"gradinversion": "0.1", "date": "2026-01-01"}
+
+
+class Reader(HTMLParser):
+    """Text, tables and links of a page; whether every element that is opened is closed."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+        self.classes: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.classes += (found.get("class") or "").split()
+        self.links += [found["href"] or ""] if "href" in found else []
+        self.sources += [found["src"] or ""] if "src" in found else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+def read(facts: AuditFacts) -> tuple[Reader, str]:
+    page = render(facts, judge_grid(facts.grid, facts.results, facts.accuracy_costs), PROVENANCE)
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader, " ".join(" ".join(reader.text).split())
+
+
+def test_the_verdict_the_maps_and_the_commands_are_on_the_page(facts: Facts) -> None:
+    reader, text = read(facts())
+    assert "At your settings (batch 4, no defence, eval BN, untrained) 3 of 4 images leak" in text
+    assert "The smallest change that stops it: noise 0.1." in text
+    for heading in ("Leaked share", "Image identifiability precision (IIP)", "Label leakage", "To repeat it"):
+        assert heading in text
+    assert "python run.py audit" in text
+    # Per map: the framed cell of the user's settings.
+    assert reader.classes.count("base") == 3 + 1
+
+
+def test_the_colour_of_a_cell_grows_with_its_number(facts: Facts) -> None:
+    reader, _ = read(facts())
+    # 3 of 4 and 3 of 8 leak, and all of the labels.
+    assert {"h8", "h4", "h10", "h0"} <= set(reader.classes)
+
+
+def test_links_lead_to_the_cells_and_nothing_is_fetched(facts: Facts) -> None:
+    found = facts()
+    reader, _ = read(found)
+    assert set(reader.links) == {f"cells/{cell.name}/report.html" for cell in found.grid.cells}
+    assert reader.sources
+    assert all(source.startswith("data:image/png") for source in reader.sources)
+
+
+def test_a_cell_that_failed_is_told_with_its_reason_and_has_no_number(facts: Facts) -> None:
+    reader, text = read(facts(leaked=lambda words: None if words["client.batch_size"] == "8" else 1))
+    assert text.count("holds 2 images and the batch needs 8") == 1
+    assert "3 cells (failed): the image folder" in text
+    assert "3 of 6" in text
+    assert reader.classes.count("missing") == 3 * 3
+    assert not any("batch-8" in link for link in reader.links)
+
+
+def test_what_the_time_took_away_is_said(facts: Facts) -> None:
+    note = "250 steps instead of 1,000: a weaker attack, which may miss a leak."
+    found = facts(notes=(note,))
+    skipped = CellResult(State.SKIPPED, "It does not fit budget=1m.")
+    found = replace(found, results={**found.results, found.grid.cells[-1].name: skipped})
+    _, text = read(found)
+    assert note in text
+    assert "It does not fit budget=1m." in text
+
+
+def test_the_cost_in_accuracy(facts: Facts) -> None:
+    def trained(*values: float) -> Accuracy:
+        return Accuracy(values, 300, 4, 160, 40, 0.5)
+
+    found = facts(
+        accuracies={"no defence": trained(0.9, 0.8), "noise 0.1": trained(0.7, 0.6)},
+        accuracy_problems={"noise 1": "the folder is gone"},
+    )
+    assert found.accuracy_costs == {"noise 0.1": pytest.approx(0.2)}
+    _, text = read(found)
+    assert "no defence 85.0 % 80.0 – 90.0 % –" in text
+    assert "noise 0.1 65.0 % 60.0 – 70.0 % 20.0" in text
+    assert "the folder is gone" in text
+    assert "trained for 300 steps of batch 4 on 160 images" in text
+
+
+def test_which_images_are_at_risk_and_from_which_stage_on(facts: Facts) -> None:
+    found = facts("sweep.states=untrained,late.pt")
+    late = next(cell for cell in found.grid.cells if cell.title == "batch 4, no defence, eval BN, late")
+    risks = tuple(replace(risk, level="weak", lead=1.5) for risk in found.results[late.name].risks)
+    changed = {**found.results, late.name: replace(found.results[late.name], risks=risks)}
+    _, text = read(replace(found, results=changed))
+    assert "cat leaked +8.4 dB 2.31 40% weakly visible +1.5 dB 2.31 40%" in text
+    assert "dog not shown -0.5 dB 2.10 – weakly visible +1.5 dB 2.10 –" in text
+
+
+def test_hostile_names_stay_text(facts: Facts) -> None:
+    hostile = "<script>alert(1)</script>"
+    found = facts(f"sweep.states={hostile}.pt", f"client.images={hostile}")
+    results = {
+        name: replace(result, sentence=hostile, worst=replace(result.worst, name=hostile)) if result.worst else result
+        for name, result in found.results.items()
+    }
+    reader, text = read(replace(found, results=results))
+    assert hostile in text
+    assert "script" not in reader.open
+
+
+def test_an_audit_of_which_nothing_ended_has_a_page(facts: Facts) -> None:
+    _, text = read(facts(leaked=lambda words: None))
+    assert "nothing is known" in text
+    assert "No cell has this number." in text
+
+
+def test_many_cells_are_folded_away(facts: Facts) -> None:
+    _, text = read(facts("sweep.batch_sizes=1,2,3,4,5,6,7,8"))
+    assert "The other 12 cells" in text
+    assert "The other 11 changes" in text
+
+
+def test_both_files_are_written_and_the_numbers_are_json(facts: Facts, tmp_path: Path) -> None:
+    found = facts()
+    verdict = write_audit(found)
+    numbers = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (tmp_path / "out" / "audit.html").read_text().startswith("<!doctype html>")
+    assert numbers["verdict"].startswith(verdict.headline)
+    assert [cell["leaked_share"] for cell in numbers["cells"]][:3] == [0.75, 0.375, 0.0]
+    assert numbers["cells"][0]["levels"]["defence"] == "no defence"
+    assert {change["effect"] for change in numbers["changes"]} == {"leaks", "stops the leak"}
+
+
+def test_the_commands_give_the_cells_and_the_audit_again(facts: Facts) -> None:
+    found = facts("client.images=my photos; $HOME")
+    for cell in found.grid.cells:
+        command = found.command(cell.name)
+        assert command is not None
+        words = shlex.split(command.removeprefix("python run.py "))
+        assert load_config(words) == found.configs[cell.name]
+    words = shlex.split(found.whole_command.removeprefix("python run.py audit "))
+    assert load_config(words) == found.config
+
+
+def test_no_unfilled_place_is_left(facts: Facts) -> None:
+    found = facts()
+    page = render(found, judge_grid(found.grid, found.results), PROVENANCE)
+    assert not re.search(r"\{\{|\{%|None|nan\b", page)

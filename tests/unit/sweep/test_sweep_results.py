@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradinversion.config import RunConfig, config_yaml
+from gradinversion.coordinator import Storage
+from gradinversion.sweep.budget import Plan
+from gradinversion.sweep.cell import finished, forget
+from gradinversion.sweep.grid import make_grid
+from gradinversion.sweep.placing import Placing
+from gradinversion.sweep.planning import PlanStore, whole, with_effort
+from gradinversion.sweep.results import CellResult, State, load_result, save_result
+
+Settings = Any
+
+
+def cell_config(settings: Settings, *words: str) -> RunConfig:
+    config = make_grid(settings(*words)).cells[0].config
+    assert config is not None
+    return config
+
+
+def finish(config: RunConfig, result: CellResult) -> None:
+    storage = Storage(config.out)
+    storage.write("config.yaml", config_yaml(config).encode())
+    save_result(storage, result)
+
+
+def test_a_result_comes_back_as_it_was(fakes: Any, tmp_path: Path) -> None:
+    result = replace(fakes.done(2), problems=("a control failed",), versions={"torch": "2"})
+    save_result(Storage(tmp_path), result)
+    assert load_result(Storage(tmp_path)) == result
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"state": "gone", "problems": []}', b"\xff", b'{"state": 1}'])
+def test_a_torn_or_hostile_result_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cell.json").write_bytes(content)
+    assert load_result(Storage(tmp_path)) is None
+
+
+def test_a_finished_cell_counts_for_its_settings_alone(settings: Settings, fakes: Any) -> None:
+    config = cell_config(settings)
+    assert finished(config) is None
+    finish(config, fakes.done(1))
+    assert finished(config) == fakes.done(1)
+    assert finished(replace(config, agents=replace(config.agents, threads=9, cpus=0.5))) == fakes.done(1)
+    assert finished(replace(config, agents=replace(config.agents, iterations=9))) is None
+    assert finished(replace(config, audit=replace(config.audit, pool="other"))) is None
+
+
+def test_a_cell_that_begins_anew_is_not_finished(settings: Settings, fakes: Any) -> None:
+    config = cell_config(settings)
+    finish(config, fakes.done(1))
+    forget(config)
+    assert finished(config) is None
+    forget(config)
+
+
+def test_a_cell_of_which_the_settings_are_torn_is_run_again(settings: Settings, fakes: Any) -> None:
+    config = cell_config(settings)
+    finish(config, fakes.done(1))
+    (Path(config.out) / "config.yaml").write_text("out: [")
+    assert finished(config) is None
+
+
+def test_the_share_is_of_the_images_that_can_be_judged(fakes: Any) -> None:
+    assert fakes.done(1, images=4).share == 0.25
+    assert replace(fakes.done(1, images=4), unknown=2).share == 0.5
+    assert replace(fakes.done(0, images=4), unknown=4).share is None
+    assert CellResult(State.FAILED, "why").share is None
+
+
+def test_an_audit_that_goes_on_keeps_its_plan(settings: Settings, tmp_path: Path) -> None:
+    storage, config = Storage(tmp_path), settings("budget=10m")
+    plan = Plan(250, 2, ("a", "b"), {"a": 1.5, "b": 2.0}, ("fewer steps",))
+    PlanStore(storage, config).save(plan, 3)
+    assert PlanStore(storage, replace(config, resume=True, out="elsewhere")).load() == (plan, 3)
+    assert PlanStore(storage, settings("budget=20m")).load() is None
+    assert PlanStore(storage, settings("budget=10m", "agents.iterations=9")).load() is None
+    (tmp_path / "plan.json").write_text("{}")
+    assert PlanStore(storage, config).load() is None
+
+
+def test_the_plan_without_a_budget_is_everything(settings: Settings) -> None:
+    config = settings("sweep.batch_sizes=4,16")
+    plan = whole(make_grid(config), config)
+    assert (plan.iterations, plan.agents, len(plan.kept)) == (1000, 4, 3)
+
+
+def test_a_cell_gets_the_effort_of_the_plan_and_a_place(settings: Settings) -> None:
+    config = settings("agents.minimum=4")
+    cell = cell_config(settings, "agents.minimum=4")
+    placing = Placing(1, cpus=0.5, gpus=0.0, threads=2)
+    found = with_effort(cell, config, Plan(250, 2, (), {}), placing, 3).agents
+    assert (found.iterations, found.count, found.minimum, found.threads, found.cpus) == (250, 2, 2, 3, 0.5)
+    same = with_effort(cell, config, Plan(1000, 4, (), {}), placing, 3).agents
+    assert (same.iterations, same.count) == (1000, 4)
+
+
+def test_an_axis_of_steps_is_shortened_in_proportion(settings: Settings) -> None:
+    config = settings()
+    cell = replace(cell_config(settings), agents=replace(config.agents, iterations=400, count=1))
+    found = with_effort(cell, config, Plan(250, 2, (), {}), Placing(1, 0.5, 0.0, 1), 1).agents
+    assert (found.iterations, found.count) == (100, 1)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from gradinversion.sweep.grid import Grid, make_grid
+from gradinversion.sweep.results import CellResult, State
+from gradinversion.sweep.verdict import Effect, GridVerdict, judge_grid
+
+Settings = Any
+Judged = Callable[..., GridVerdict]
+
+
+@pytest.fixture
+def judged(fakes: Any) -> Judged:
+    """The verdict on made-up numbers of leaked images."""
+
+    def judge(
+        grid: Grid, leaked: Callable[[dict[str, str]], int | None], accuracy: dict[str, float] | None = None
+    ) -> GridVerdict:
+        return judge_grid(grid, fakes.results(grid, leaked), accuracy)
+
+    return judge
+
+
+def effects(verdict: GridVerdict) -> dict[str, Effect]:
+    return {change.name: change.effect for change in verdict.changes}
+
+
+def strength(words: dict[str, str]) -> float:
+    return float(words["client.defence_strength"])
+
+
+def test_the_weakest_defence_that_is_enough(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings())
+    verdict = judged(grid, lambda words: 3 if strength(words) < 0.1 else 0)
+    assert verdict.leaks
+    assert verdict.headline == "At your settings (batch 4, no defence, eval BN, untrained) 3 of 4 images leak"
+    assert verdict.advice.startswith("The smallest change that stops it: noise 0.1.")
+
+
+def test_a_larger_batch_comes_before_a_defence(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings())
+    verdict = judged(grid, lambda words: 3 if strength(words) < 1 and words["client.batch_size"] == "4" else 0)
+    assert verdict.advice.startswith("The smallest change that stops it: batch 8.")
+    assert "Otherwise: noise 1" in verdict.advice
+
+
+def test_a_smaller_batch_comes_after_a_larger_one(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=1,4,8"))
+    names = [change.name for change in judged(grid, lambda words: 1).changes]
+    assert names.index("batch 8") < names.index("batch 1")
+
+
+def test_one_change_comes_before_two(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings())
+    verdict = judged(grid, lambda words: 0 if strength(words) == 0.1 and words["client.batch_size"] == "8" else 2)
+    assert verdict.changes[0].name == "batch 8"
+    assert effects(verdict)["batch 8 and noise 0.1"] is Effect.UNPROVEN
+    assert "None of the 5 changes" in verdict.advice
+
+
+def test_a_defence_whose_stronger_level_leaks_is_not_taken_for_one(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    verdict = judged(grid, lambda words: 0 if strength(words) == 0.1 else 3)
+    assert effects(verdict) == {"noise 0.1": Effect.UNPROVEN, "noise 1": Effect.LEAKS}
+    assert "None of the 2 changes" in verdict.advice
+
+
+def test_stronger_means_smaller_for_clipping(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,clip:10,clip:1"))
+    verdict = judged(grid, lambda words: 0 if strength(words) == 1 else 3)
+    assert effects(verdict) == {"clip 10": Effect.LEAKS, "clip 1": Effect.STOPS}
+
+
+def test_the_measured_cost_decides_among_defences(settings: Settings, judged: Judged, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1,prune:0.9"))
+    leaked = fakes.leak_undefended
+    assert "noise 1." in judged(grid, leaked).advice
+    verdict = judged(grid, leaked, {"noise 1": 0.2, "prune 0.9": 0.034})
+    assert verdict.advice.startswith(
+        "The smallest change that stops it: prune 0.9, which costs 3.4 points of accuracy."
+    )
+
+
+def test_a_change_must_hold_at_every_model_state(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.states=untrained,net.pt"))
+    verdict = judged(
+        grid, lambda words: 3 if strength(words) < (1 if words["client.weights"] == "net.pt" else 0.1) else 0
+    )
+    assert effects(verdict) == {"noise 0.1": Effect.LEAKS, "noise 1": Effect.STOPS}
+    assert verdict.headline.endswith("6 of 8 images leak (untrained: 3 of 4; net: 3 of 4)")
+
+
+def test_what_was_not_run_at_one_state_is_not_known(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1", "sweep.states=untrained,net.pt"))
+    verdict = judged(
+        grid, lambda words: 3 if strength(words) == 0 else None if words["client.weights"] == "net.pt" else 0
+    )
+    assert effects(verdict) == {"noise 1": Effect.UNKNOWN}
+    assert "1 of them nothing is known" in verdict.advice
+
+
+def test_weakly_visible_images_are_no_stop(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    known = {name: replace(result, weak=int(result.leaked == 0)) for name, result in known.items()}
+    verdict = judge_grid(grid, known)
+    assert set(effects(verdict).values()) == {Effect.LEAKS}
+
+
+def test_a_failed_base_says_so_and_claims_nothing(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings())
+    known = fakes.results(grid, fakes.leak_undefended)
+    known[grid.cells[0].name] = CellResult(State.FAILED, "the folder is empty")
+    verdict = judge_grid(grid, known)
+    assert verdict.leaks is None
+    assert "failed: the folder is empty" in verdict.advice
+
+
+def test_nothing_leaks_is_no_proof(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings())
+    verdict = judged(grid, lambda words: 0)
+    assert verdict.leaks is False
+    assert "no image leak was shown" in verdict.headline
+    assert "not proven safe" in verdict.caution
+
+
+def test_safe_settings_come_with_a_warning_of_those_that_are_not(
+    settings: Settings, judged: Judged, fakes: Any
+) -> None:
+    grid = make_grid(settings("client.defence=noise", "client.defence_strength=1"))
+    verdict = judged(grid, fakes.leak_undefended)
+    assert verdict.leaks is False
+    assert verdict.advice.startswith("Beware of changing to: no defence (3 of 4 images show)")
+
+
+def test_a_grid_of_one_cell(settings: Settings, judged: Judged) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none"))
+    assert "widen it" in judged(grid, lambda words: 1).advice
+
+
+def test_images_of_which_nothing_can_be_said_prove_nothing(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    known = {name: replace(result, unknown=1) for name, result in known.items()}
+    assert Effect.STOPS not in effects(judge_grid(grid, known)).values()
