@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from ..cluster import Ended, Job, run_side_by_side
+from ..cluster import Job, run_side_by_side
 from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
 from .budget import Cost, Plan, fit, interpolate
@@ -22,6 +23,8 @@ _NOT_IDENTITY = ("out", "resume", "sweep.side_by_side", "sweep.train_images", "s
 _PLACES = ("agents.gpus", "agents.cpus", "agents.patience")
 # Batch sizes at which a step is timed: the others lie on lines between.
 _MOST_MEASURED = 3
+# Of the budget; after that sizes that were not measured are estimated from those that were.
+_MEASURING_SHARE = 0.15
 
 
 class PlanStore:
@@ -77,7 +80,7 @@ def plan_for(
         say: Told what is going on.
     """
     cells = [cell for cell in grid.cells if cell.config is not None]
-    measured = _measure(cells, config, placing, say)
+    measured = _measure(cells, config, placing, budget, say)
     if not measured:
         return whole(grid, config)
     costs = {cell.name: interpolate(measured, _size(cell)) for cell in cells}
@@ -105,21 +108,34 @@ def _size(cell: Cell) -> int:
     return cell.config.client.batch_size
 
 
-def _measure(cells: Sequence[Cell], config: RunConfig, placing: Placing, say: Callable[[str], None]) -> dict[int, Cost]:
-    """Costs by batch size, one measurement at a time; a size that fails is left to the others."""
+def _measure(
+    cells: Sequence[Cell], config: RunConfig, placing: Placing, budget: float, say: Callable[[str], None]
+) -> dict[int, Cost]:
+    """Costs by batch size, one measurement at a time: the user's own first, no more once they took their share.
+
+    A size that fails is left to the others.
+    """
     by_size = {_size(cell): cell for cell in reversed(cells)}
     sizes = sorted(by_size)
-    chosen = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})[:_MOST_MEASURED]
-    say(f"Measuring what a step takes at batch {', '.join(map(str, chosen))}")
-    jobs = []
-    for size in chosen:
-        cell = by_size[size].config
-        assert cell is not None
-        jobs.append(Job(f"measure {size}", calibrate, (with_effort(cell, config, _as_asked(config), placing, 0),)))
-    ends: list[Ended] = list(run_side_by_side(jobs, 1))
-    found = {int(end.name.split()[1]): end.value for end in ends if end.problem is None}
-    for end in ends:
-        if end.problem is not None:
+    own = _size(cells[0])
+    others = [size for size in dict.fromkeys((sizes[-1], sizes[0], sizes[len(sizes) // 2])) if size != own]
+    chosen = [own, *others[: _MOST_MEASURED - 1]]
+    began = time.monotonic()
+
+    def jobs() -> Iterator[Job]:
+        for size in chosen:
+            if time.monotonic() - began > _MEASURING_SHARE * budget:
+                return
+            cell = by_size[size].config
+            assert cell is not None
+            say(f"Measuring what a step takes at batch {size}")
+            yield Job(f"measure {size}", calibrate, (with_effort(cell, config, _as_asked(config), placing, 0),))
+
+    found = {}
+    for end in run_side_by_side(jobs(), 1):
+        if end.problem is None:
+            found[int(end.name.split()[1])] = end.value
+        else:
             say(f"{end.name} failed: {end.problem}")
     return found
 

@@ -147,6 +147,28 @@ def test_a_budget_shortens_the_attacks_and_says_so(settings: Settings, cells: Ce
     assert cells.ran == []
 
 
+def test_measuring_takes_no_more_than_its_share_of_the_budget(
+    settings: Settings, cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, measured = [0.0], []
+    monkeypatch.setattr(planning.time, "monotonic", lambda: now[0])
+
+    def measure(config: RunConfig, tell: object) -> Cost:
+        measured.append(config.client.batch_size)
+        now[0] += seconds
+        return Cost(1.0, 0.001)
+
+    monkeypatch.setattr(planning, "calibrate", measure)
+    words = ("sweep.batch_sizes=1,2,3,4,5,6,7,8", "budget=10m")
+    seconds = 10
+    run(settings(*words))
+    assert measured == [4, 8, 1]
+    measured.clear()
+    seconds = 100
+    run(settings(*words))
+    assert measured == [4]
+
+
 def test_a_short_budget_leaves_cells_out_but_never_the_users_own(settings: Settings, cells: Cells) -> None:
     config = settings("budget=20s")
     run(config)
