@@ -24,6 +24,7 @@ EXAMPLES = (
     ("python run.py client.batch_size=8 client.defence=prune client.defence_strength=0.9", "does pruning stop it?"),
     ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
     ("python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer", "another published attack"),
+    ("python run.py preset=latent_projection agents.generator=my.module:build", "within the range of your generator"),
     (
         "python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer resume=true",
         "the same again, to go on after an interruption",

@@ -5,10 +5,10 @@
 
 Each seed of each attack makes the same number of steps (one step: one derivative of the whole batch); attacks with
 four seeds cost four times as much, and have a line with one seed too. A preset is as it ships but for the number of
-seeds and steps, and consensuses come every tenth of the steps. In this process, without Ray; what runs is what an agent and the coordinator run. Cells: C4 and C8
-(ConvNet-32, random weights, batches of 4 and 8) and `trained` (the same network, trained to tell crops of the photos
-apart, batch 4). The photo sets begin at 1: set 0 is the one that weights were tuned on. The generator of latent
-projection (`generator.py`) never saw the attacked photos.
+seeds and steps, and consensuses come every tenth of the steps. In this process, without Ray; what runs is what an agent
+and the coordinator run. Cells: C4 and C8 (ConvNet-32, random weights, batches of 4 and 8) and `trained` (the same
+network, trained to tell crops of the photos apart, batch 4). The photo sets begin at 1: set 0 is the one that weights
+were tuned on. The generator of latent projection (`generator.py`) never saw the attacked photos.
 
 PSNR and SSIM are means over images and sets. Images are matched by label where labels are unique and all recovered,
 else by the assignment with the least error. Seconds are of processor time, labels and layer peeling included.
