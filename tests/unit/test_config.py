@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from gradinversion import config_help
-from gradinversion.agents import Form, GradientLoss, TotalVariation
+from gradinversion.agents import GradientLoss
 from gradinversion.config import (
     WITHOUT_EFFECT,
     ConfigError,
@@ -17,8 +17,6 @@ from gradinversion.config import (
     differences,
     load_config,
     load_config_file,
-    preset_names,
-    preset_text,
     to_plain,
 )
 from gradinversion.config_keys import convert, keys, wanted
@@ -202,123 +200,6 @@ def test_the_message_of_the_error_is_all_problems_one_a_line() -> None:
     with pytest.raises(ConfigError, match=re.escape("oops")) as caught:
         load_config(["oops", "agents.count=x"])
     assert str(caught.value).splitlines() == list(caught.value.problems)
-
-
-def test_the_presets_are_those_that_are_documented() -> None:
-    assert set(preset_names()) == set(PRESETS)
-    assert preset_names()[0] == "gradinversion"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_loads_records_its_name_and_yields_to_words(name: str) -> None:
-    given = GIVEN.get(name, [])
-    assert load_config([f"preset={name}", *given]).preset == name
-    config = load_config(["agents.learning_rate=0.017", f"preset={name}", *given])
-    assert config.agents.learning_rate == 0.017
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_opens_with_its_command_and_says_what_it_is(name: str) -> None:
-    command, summary, *rest = preset_text(name).splitlines()
-    words = GIVEN.get(name, ["agents.generator=my.module:build"])
-    assert command.replace("module:callable", "my.module:build") in (
-        f"# python run.py preset={name}",
-        f"# python run.py preset={name} {words[0]}",
-    )
-    assert (name in GIVEN) == ("=" in command.partition(name)[2])
-    assert re.fullmatch(r"# .*arXiv \d{4}\.\d{5}.*", summary)
-    assert any("eviat" in line for line in rest), "a preset says how it deviates from its paper"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_sets_the_attack_and_nothing_else(name: str) -> None:
-    groups = {"labels", "objective", "peeling", "agents", "registration", "coordinator"}
-    assert set(yaml.safe_load(preset_text(name))) <= groups
-
-
-def test_the_default_preset_is_the_defaults() -> None:
-    assert yaml.safe_load(preset_text("gradinversion")) == {}
-
-
-def test_the_paper_preset_is_the_paper() -> None:
-    config = load_config(["preset=gradinversion_paper"])
-    objective, agents = config.objective, config.agents
-    assert (objective.form, objective.gradient_loss) == (Form.PAPER, GradientLoss.LAYER_L2)
-    assert objective.total_variation is TotalVariation.ANISOTROPIC
-    weights = (objective.gradient_weight, objective.total_variation_weight, objective.l2_weight)
-    assert weights == (1e-3, 1e-4, 1e-6)
-    assert (objective.batch_norm_weight, objective.group_weight) == (0.1, 0.01)
-    assert (agents.count, agents.iterations, agents.warmup, agents.noise) == (8, 20000, 50, 0.2)
-    assert not agents.sign
-    assert not agents.box
-    assert not config.peeling.enabled
-    assert config.labels == "minimum"
-
-
-def test_the_lazy_preset_is_the_default_without_registration() -> None:
-    lazy, default = load_config(["preset=gradinversion_lazy"]), load_config([])
-    assert differences(default, lazy) == ["registration.method (coarse_to_fine before, none now)"]
-
-
-@pytest.mark.parametrize("name", ["dlg", "idlg"])
-def test_the_first_attacks_descend_as_published(name: str) -> None:
-    config = load_config([f"preset={name}"])
-    assert (config.agents.optimiser, config.agents.learning_rate) == ("lbfgs", 1)
-    assert config.objective.gradient_loss is GradientLoss.SQUARED_L2
-    assert config.objective.total_variation_weight == config.objective.l2_weight == 0
-
-
-def test_labels_are_found_with_the_images_by_one_agent_alone() -> None:
-    assert load_config(["preset=dlg"]).labels == "joint"
-    for word in ("agents.count=2", "peeling.enabled=true", "agents.generator=my.module:build"):
-        (problem,) = problems("preset=dlg", word)
-        assert "labels=joint" in problem
-    (problem,) = problems("labels=joint")
-    assert "agents.count=1" in problem
-
-
-def test_latent_projection_needs_a_generator() -> None:
-    (problem,) = problems("preset=latent_projection")
-    assert "agents.generator is missing" in problem
-    assert "agents.generator=module:callable" in problem
-    config = load_config(["preset=latent_projection", *GIVEN["latent_projection"]])
-    assert config.agents.generator == "my.module:build"
-    assert not config.agents.sign
-    assert not config.agents.box
-
-
-def test_an_objective_without_any_term_is_refused_unless_a_generator_is_the_prior() -> None:
-    zero = [f"objective.{name}_weight=0" for name in ("gradient", "total_variation", "l2", "batch_norm")]
-    (problem,) = problems(*zero)
-    assert "every weight of the objective is 0" in problem
-    assert load_config([*zero, "agents.generator=my.module:build"]).objective.empty
-
-
-def test_the_control_without_the_gradient_needs_something_that_remains() -> None:
-    from gradinversion import run
-
-    with pytest.raises(ConfigError, match=r"audit\.controls=no_gradient: preset=dlg has no term beside the gradient"):
-        run.without_gradient(load_config(["preset=dlg"]))
-    words = ["preset=latent_projection", *GIVEN["latent_projection"]]
-    assert run.without_gradient(load_config(words)).objective.empty
-    assert run.without_gradient(load_config([])).objective.gradient_weight == 0
-
-
-@pytest.mark.parametrize("name", ["dlg", "idlg", "inverting_gradients"])
-def test_attacks_before_gradinversion_use_one_seed_and_the_gradient_alone(name: str) -> None:
-    config = load_config([f"preset={name}"])
-    assert config.agents.count == 1
-    assert not config.peeling.enabled
-    assert config.objective.gradient_weight == 1
-    assert (config.objective.batch_norm_weight, config.objective.group_weight) == (0, 0)
-
-
-def test_the_control_uses_no_gradient() -> None:
-    config = load_config(["preset=deep_inversion"])
-    assert config.objective.gradient_weight == 0
-    assert config.objective.activation_weight == 0
-    assert not config.peeling.enabled
-    assert config.objective.batch_norm_weight > 0
 
 
 @pytest.mark.parametrize("name", PRESETS)
