@@ -26,6 +26,7 @@ EXAMPLES = (
     ("python run.py audit budget=10m out=runs/audit", "which change of settings stops it? In at most ten minutes"),
     ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
     ("python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer", "another published attack"),
+    ("python run.py preset=latent_projection agents.generator=my.module:build", "within the range of your generator"),
     (
         "python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer resume=true",
         "the same again, to go on after an interruption",

@@ -35,7 +35,7 @@ def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None
         *([f"Local training: {reconstruction.training}"] if reconstruction.training else []),
         f"Labels: inferred from the update by the rule “{labels.method}”. {as_sentence(labels.assumption)}",
         f"Defence, as told by the client and not checked: {reconstruction.defence}.",
-        f"Priors and weights of the objective: {_weights(reconstruction.config)}.",
+        f"Priors and weights of the objective: {_weights(reconstruction.config)}{_range(reconstruction.config)}.",
         f"Effort: {_effort(reconstruction)}.",
         "Threat: an honest-but-curious server that knows the model and sees this one update; it changes nothing.",
     )
@@ -92,6 +92,14 @@ def _weights(config: Mapping[str, Any]) -> str:
         if name.endswith("_weight") and isinstance(value, int | float) and value
     ]
     return ", ".join(used) or "not recorded"
+
+
+def _range(config: Mapping[str, Any]) -> str:
+    """That the images are those of a generator, which shows plausible images whatever the update says."""
+    generator = dict(flatten(config)).get("agents.generator")
+    return (
+        f"; images within the range of the generator {generator}, plausible whatever was captured" if generator else ""
+    )
 
 
 def _effort(reconstruction: Reconstruction) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from gradinversion.agents import Form, GradientLoss, TotalVariation
+from gradinversion import config_help
+from gradinversion.agents import GradientLoss
 from gradinversion.config import (
     WITHOUT_EFFECT,
     ConfigError,
@@ -16,11 +17,9 @@ from gradinversion.config import (
     differences,
     load_config,
     load_config_file,
-    preset_names,
-    preset_text,
     to_plain,
 )
-from gradinversion.config_keys import keys, wanted
+from gradinversion.config_keys import convert, keys, wanted
 from gradinversion.coordinator import AttackConfig, Mode
 
 PRESETS = (
@@ -203,113 +202,6 @@ def test_the_message_of_the_error_is_all_problems_one_a_line() -> None:
     assert str(caught.value).splitlines() == list(caught.value.problems)
 
 
-def test_the_presets_are_those_that_are_documented() -> None:
-    assert set(preset_names()) == set(PRESETS)
-    assert preset_names()[0] == "gradinversion"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_loads_records_its_name_and_yields_to_words(name: str) -> None:
-    given = GIVEN.get(name, [])
-    assert load_config([f"preset={name}", *given]).preset == name
-    config = load_config(["agents.learning_rate=0.017", f"preset={name}", *given])
-    assert config.agents.learning_rate == 0.017
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_opens_with_its_command_and_says_what_it_is(name: str) -> None:
-    command, summary, *rest = preset_text(name).splitlines()
-    words = GIVEN.get(name, ["agents.generator=my.module:build"])
-    assert command.replace("module:callable", "my.module:build") in (
-        f"# python run.py preset={name}",
-        f"# python run.py preset={name} {words[0]}",
-    )
-    assert (name in GIVEN) == ("=" in command.partition(name)[2])
-    assert re.fullmatch(r"# .*arXiv \d{4}\.\d{5}.*", summary)
-    assert any("eviat" in line for line in rest), "a preset says how it deviates from its paper"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_sets_the_attack_and_nothing_else(name: str) -> None:
-    groups = {"labels", "objective", "peeling", "agents", "registration", "coordinator"}
-    assert set(yaml.safe_load(preset_text(name))) <= groups
-
-
-def test_the_default_preset_is_the_defaults() -> None:
-    assert yaml.safe_load(preset_text("gradinversion")) == {}
-
-
-def test_the_paper_preset_is_the_paper() -> None:
-    config = load_config(["preset=gradinversion_paper"])
-    objective, agents = config.objective, config.agents
-    assert (objective.form, objective.gradient_loss) == (Form.PAPER, GradientLoss.LAYER_L2)
-    assert objective.total_variation is TotalVariation.ANISOTROPIC
-    weights = (objective.gradient_weight, objective.total_variation_weight, objective.l2_weight)
-    assert weights == (1e-3, 1e-4, 1e-6)
-    assert (objective.batch_norm_weight, objective.group_weight) == (0.1, 0.01)
-    assert (agents.count, agents.iterations, agents.warmup, agents.noise) == (8, 20000, 50, 0.2)
-    assert not agents.sign
-    assert not agents.box
-    assert not config.peeling.enabled
-    assert config.labels == "minimum"
-
-
-def test_the_lazy_preset_is_the_default_without_registration() -> None:
-    lazy, default = load_config(["preset=gradinversion_lazy"]), load_config([])
-    assert differences(default, lazy) == ["registration.method (coarse_to_fine before, none now)"]
-
-
-@pytest.mark.parametrize("name", ["dlg", "idlg"])
-def test_the_first_attacks_descend_as_published(name: str) -> None:
-    config = load_config([f"preset={name}"])
-    assert (config.agents.optimiser, config.agents.learning_rate) == ("lbfgs", 1)
-    assert config.objective.gradient_loss is GradientLoss.SQUARED_L2
-    assert config.objective.total_variation_weight == config.objective.l2_weight == 0
-
-
-def test_labels_are_found_with_the_images_by_one_agent_alone() -> None:
-    assert load_config(["preset=dlg"]).labels == "joint"
-    for word in ("agents.count=2", "peeling.enabled=true", "agents.generator=my.module:build"):
-        (problem,) = problems("preset=dlg", word)
-        assert "labels=joint" in problem
-    (problem,) = problems("labels=joint")
-    assert "agents.count=1" in problem
-
-
-def test_latent_projection_needs_a_generator() -> None:
-    (problem,) = problems("preset=latent_projection")
-    assert "agents.generator is missing" in problem
-    assert "agents.generator=module:callable" in problem
-    config = load_config(["preset=latent_projection", *GIVEN["latent_projection"]])
-    assert config.agents.generator == "my.module:build"
-    assert not config.agents.sign
-    assert not config.agents.box
-
-
-def test_an_objective_without_any_term_is_refused_unless_a_generator_is_the_prior() -> None:
-    zero = [f"objective.{name}_weight=0" for name in ("gradient", "total_variation", "l2", "batch_norm")]
-    (problem,) = problems(*zero)
-    assert "every weight of the objective is 0" in problem
-    assert load_config([*zero, "agents.generator=my.module:build"]).objective.empty
-
-
-@pytest.mark.parametrize("name", ["dlg", "idlg", "inverting_gradients"])
-def test_attacks_before_gradinversion_use_one_seed_and_the_gradient_alone(name: str) -> None:
-    config = load_config([f"preset={name}"])
-    assert config.agents.count == 1
-    assert not config.peeling.enabled
-    assert config.objective.gradient_weight == 1
-    assert (config.objective.batch_norm_weight, config.objective.group_weight) == (0, 0)
-
-
-def test_the_control_uses_no_gradient() -> None:
-    config = load_config(["preset=deep_inversion"])
-    assert config.objective.gradient_weight == 0
-    assert config.objective.activation_weight == 0
-    assert not config.peeling.enabled
-    assert config.objective.batch_norm_weight > 0
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_configuration_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     words = [f"preset={name}", "out=${HOME}", "client.images=2024-01-01", "audit.controls=constant_image,no_gradient"]
@@ -356,3 +248,50 @@ def test_keys_without_effect_on_the_numbers_do_not_differ() -> None:
     words = ["out=elsewhere", "resume=true", "audit.controls=no_gradient", "audit.lpips_weights=x.pt"]
     assert differences(load_config([]), load_config(words)) == []
     assert keys(RunConfig).keys() >= WITHOUT_EFFECT
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert [key.name for key in keys(RunConfig).values() if not config_help.meaning(key)] == []
+
+
+def test_the_help_shows_every_key_with_its_default_and_meaning() -> None:
+    text = config_help.help_text()
+    words = " ".join(text.split())
+    for key in keys(RunConfig).values():
+        assert re.search(rf"^  {re.escape(key.name)}=", text, re.MULTILINE), key.name
+        assert config_help.meaning(key) in words
+    assert re.search(r"^  agents\.count=4 +Agents;", text, re.MULTILINE)
+    assert re.search(r"^  coordinator\.mode=sync +", text, re.MULTILINE)
+
+
+def test_the_help_shows_presets_verbs_and_no_markup() -> None:
+    text = config_help.help_text()
+    assert all(re.search(rf"^  preset={name} +\w", text, re.MULTILINE) for name in PRESETS)
+    assert all(re.search(rf"^  {verb} +\w", text, re.MULTILINE) for verb in config_help.VERBS)
+    assert max(map(len, text.splitlines())) <= 120
+    assert "``" not in text
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in keys(RunConfig).values() if key.default != ()], ids=lambda key: key.name
+)
+def test_the_default_that_the_help_shows_can_be_given_as_a_word(key: Any) -> None:
+    shown = re.search(rf"^  {re.escape(key.name)}=(\S*)", config_help.help_text(), re.MULTILINE)
+    assert shown is not None
+    found = convert(key.kind, shown[1])
+    assert (tuple(found) if isinstance(found, list) else found) == key.default
+
+
+def test_the_examples_of_the_help_load() -> None:
+    for command, _ in config_help.EXAMPLES:
+        words = command.removeprefix("python run.py").split()
+        verbs, settings = words[:1], words[1:]
+        if not verbs or verbs[0] not in config_help.VERBS:
+            settings = words
+        assert load_config(settings) is not None
+
+
+def test_the_help_lists_the_verbs_that_there_are() -> None:
+    from gradinversion import run
+
+    assert tuple(config_help.VERBS) == tuple(run.VERBS)

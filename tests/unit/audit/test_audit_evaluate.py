@@ -140,6 +140,15 @@ def test_a_run_without_survivors_earns_no_psnr(attack: Attack) -> None:
     assert math.isnan(evaluate(reconstruction, private).psnr_mean or 0)
 
 
+def test_assumptions_name_the_generator_whose_images_are_plausible_anyway(attack: Attack) -> None:
+    reconstruction = attack()[0]
+    plain = "\n".join(evaluate(reconstruction, None).assumptions)
+    with_one = dataclasses.replace(reconstruction, config={"agents": {"generator": "my.module:build"}})
+    text = "\n".join(evaluate(with_one, None).assumptions)
+    assert "within the range of the generator my.module:build" in text
+    assert "generator" not in plain
+
+
 def test_assumptions_name_what_a_reader_must_know(attack: Attack) -> None:
     reconstruction, _ = attack(seeds=3, batch_norm="train_private", defence="gaussian noise 0.1")
     for trained, words in ((True, "trained weights"), (False, "random weights"), (None, "not known")):

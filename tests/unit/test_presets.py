@@ -1,0 +1,126 @@
+"""Each published attack as a preset: what it sets, what it says of itself, and what it needs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from gradinversion.agents import Form, GradientLoss, TotalVariation
+from gradinversion.config import ConfigError, differences, load_config, preset_names, preset_text
+
+PRESETS = (
+    *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),
+    *("dlg", "idlg", "deep_inversion", "latent_projection"),
+)
+# What a preset cannot know and the user must say.
+GIVEN = {"latent_projection": ["agents.generator=my.module:build"]}
+
+
+def problems(*words: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(words)
+    return caught.value.problems
+
+
+def test_the_presets_are_those_that_are_documented() -> None:
+    assert set(preset_names()) == set(PRESETS)
+    assert preset_names()[0] == "gradinversion"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_loads_records_its_name_and_yields_to_words(name: str) -> None:
+    given = GIVEN.get(name, [])
+    assert load_config([f"preset={name}", *given]).preset == name
+    config = load_config(["agents.learning_rate=0.017", f"preset={name}", *given])
+    assert config.agents.learning_rate == 0.017
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_opens_with_its_command_and_says_what_it_is(name: str) -> None:
+    command, summary, *rest = preset_text(name).splitlines()
+    needed = " agents.generator=module:callable" if name in GIVEN else ""
+    assert command == f"# python run.py preset={name}{needed}"
+    assert re.fullmatch(r"# .*arXiv \d{4}\.\d{5}.*", summary)
+    assert any("eviat" in line for line in rest), "a preset says how it deviates from its paper"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_attack_and_nothing_else(name: str) -> None:
+    groups = {"labels", "objective", "peeling", "agents", "registration", "coordinator"}
+    assert set(yaml.safe_load(preset_text(name))) <= groups
+
+
+def test_the_default_preset_is_the_defaults() -> None:
+    assert yaml.safe_load(preset_text("gradinversion")) == {}
+
+
+def test_the_paper_preset_is_the_paper() -> None:
+    config = load_config(["preset=gradinversion_paper"])
+    objective, agents = config.objective, config.agents
+    assert (objective.form, objective.gradient_loss) == (Form.PAPER, GradientLoss.LAYER_L2)
+    assert objective.total_variation is TotalVariation.ANISOTROPIC
+    weights = (objective.gradient_weight, objective.total_variation_weight, objective.l2_weight)
+    assert weights == (1e-3, 1e-4, 1e-6)
+    assert (objective.batch_norm_weight, objective.group_weight) == (0.1, 0.01)
+    assert (agents.count, agents.iterations, agents.warmup, agents.noise) == (8, 20000, 50, 0.2)
+    assert not agents.sign
+    assert not agents.box
+    assert not config.peeling.enabled
+    assert config.labels == "minimum"
+
+
+def test_the_lazy_preset_is_the_default_without_registration() -> None:
+    lazy, default = load_config(["preset=gradinversion_lazy"]), load_config([])
+    assert differences(default, lazy) == ["registration.method (coarse_to_fine before, none now)"]
+
+
+@pytest.mark.parametrize("name", ["dlg", "idlg"])
+def test_the_first_attacks_descend_as_published(name: str) -> None:
+    config = load_config([f"preset={name}"])
+    assert (config.agents.optimiser, config.agents.learning_rate) == ("lbfgs", 1)
+    assert config.objective.gradient_loss is GradientLoss.SQUARED_L2
+    assert config.objective.total_variation_weight == config.objective.l2_weight == 0
+
+
+def test_labels_are_found_with_the_images_by_one_agent_alone() -> None:
+    assert load_config(["preset=dlg"]).labels == "joint"
+    for word in ("agents.count=2", "peeling.enabled=true", "agents.generator=my.module:build"):
+        (problem,) = problems("preset=dlg", word)
+        assert "labels=joint" in problem
+    (problem,) = problems("labels=joint")
+    assert "agents.count=1" in problem
+
+
+def test_latent_projection_needs_a_generator() -> None:
+    (problem,) = problems("preset=latent_projection")
+    assert "agents.generator is missing" in problem
+    assert "agents.generator=module:callable" in problem
+    config = load_config(["preset=latent_projection", *GIVEN["latent_projection"]])
+    assert config.agents.generator == "my.module:build"
+    assert not config.agents.sign
+    assert not config.agents.box
+
+
+def test_an_objective_without_any_term_is_refused_unless_a_generator_is_the_prior() -> None:
+    zero = [f"objective.{name}_weight=0" for name in ("gradient", "total_variation", "l2", "batch_norm")]
+    (problem,) = problems(*zero)
+    assert "every weight of the objective is 0" in problem
+    assert load_config([*zero, "agents.generator=my.module:build"]).objective.empty
+
+
+@pytest.mark.parametrize("name", ["dlg", "idlg", "inverting_gradients"])
+def test_attacks_before_gradinversion_use_one_seed_and_the_gradient_alone(name: str) -> None:
+    config = load_config([f"preset={name}"])
+    assert config.agents.count == 1
+    assert not config.peeling.enabled
+    assert config.objective.gradient_weight == 1
+    assert (config.objective.batch_norm_weight, config.objective.group_weight) == (0, 0)
+
+
+def test_the_control_uses_no_gradient() -> None:
+    config = load_config(["preset=deep_inversion"])
+    assert config.objective.gradient_weight == 0
+    assert config.objective.activation_weight == 0
+    assert not config.peeling.enabled
+    assert config.objective.batch_norm_weight > 0
