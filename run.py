@@ -9,6 +9,7 @@ from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.capture import (
     CapturedUpdate,
     ClientError,
+    DefenceError,
     ImageError,
     LabelError,
     ModelError,
@@ -48,6 +49,7 @@ _REFUSALS = (
     ClientError,
     ClusterError,
     ConfigError,
+    DefenceError,
     ImageError,
     LabelError,
     ModelError,

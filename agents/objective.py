@@ -26,6 +26,7 @@ from ..priors import (
     relative_group_distance,
     total_variation,
 )
+from .adaptation import Adaptation
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 
@@ -76,6 +77,7 @@ class Objective:
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
         explained = set(self._anchor.explained) if self._anchor is not None else set()
+        self._adaptation = Adaptation()
         self._all = [parameters[name] for name in update.gradients]
         self._all_targets = [gradient.to(self.device) for gradient in update.gradients.values()]
         open_names = [name for name in update.gradients if name not in explained]
@@ -139,8 +141,9 @@ class Objective:
             if self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = _derivatives(F.cross_entropy(logits, self._labels), self._all, create_graph=True)
-                    terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](found, self._all_targets)
+                    found = _derivatives(self._loss(logits), self._all, create_graph=True)
+                    matched = self._adaptation.matched(list(self.update.gradients), found, self._all_targets)
+                    terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](*matched)
             else:
                 terms |= self._at_anchor(images, self._anchor)
         if self._statistics_targets:
@@ -160,6 +163,13 @@ class Objective:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
             terms["gradient"] = GRADIENT_LOSSES[self.config.gradient_loss](found, self._open_targets)
         return terms
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        weights = self._adaptation.image_weights
+        if weights is None:
+            return F.cross_entropy(logits, self._labels)
+        each = F.cross_entropy(logits, self._labels, reduction="none")
+        return (weights.to(each) * each).mean()
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

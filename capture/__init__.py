@@ -9,7 +9,7 @@ from .batch_norm import (
     recover_batch_statistics,
 )
 from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, simulate_client
-from .defences import apply_defence
+from .defences import DefenceError, apply_defence
 from .final_layer import LabelError
 from .images import ImageError, load_images
 from .labels import RecoveredLabels, recover_labels
@@ -31,6 +31,7 @@ __all__ = [
     "CapturedUpdate",
     "ClientConfig",
     "ClientError",
+    "DefenceError",
     "ImageError",
     "LabelError",
     "ModelError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, running_buffers, values_per_feature
-from .defences import apply_defence, defence_problem
+from .defences import DefenceError, Gradients, apply_defence, defence_problem
+from .dp_sgd import noisy_mean, spent_privacy
 from .images import load_images
 from .models import load_model
+from .soteria import soteria_gradient
 from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,9 +56,20 @@ class ClientConfig:
     bn: str = "eval"
     """Batch norm in the client: "eval", "train_shared" (statistics sent along) or "train_private" (kept)."""
     defence: str = "none"
-    """What the client does to the gradient before sending it: "none", "noise", "clip", "prune" or "quantise"."""
+    """What the client does to its gradient: "none", "noise", "clip", "prune", "quantise", "dp_sgd" or "soteria"."""
     defence_strength: float = 0.0
-    """noise: multiple of the 95th percentile of |gradient|; clip: largest L2 norm; prune: share; quantise: bits."""
+    """noise: multiple of the 95th percentile of |gradient|; clip: largest L2 norm; prune: share; quantise: bits;
+    dp_sgd: noise multiplier; soteria: share of the features."""
+    defence_clip: float = 1.0
+    """dp_sgd: largest L2 norm of one image's gradient."""
+    dp_sample_rate: float = 0.01
+    """dp_sgd: chance of each image to be in a step of the whole training, for the epsilon in the report."""
+    dp_steps: int = 1000
+    """dp_sgd: steps of the whole training, for the epsilon in the report."""
+    dp_delta: float = 1e-5
+    """dp_sgd: the delta that goes with the epsilon in the report."""
+    clients: int = 1
+    """Clients with batch_size images each whose updates are averaged before the server sees them (secure aggregation)."""
 
     def __post_init__(self) -> None:
         found = self.problems()
@@ -66,7 +79,7 @@ class ClientConfig:
     def problems(self) -> list[str]:
         """Every setting that cannot be carried out, one sentence each."""
         found = []
-        for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4)):
+        for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4), ("clients", 1), ("dp_steps", 1)):
             if getattr(self, key) < lowest:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
         if self.bn not in list(BatchNormMode):
@@ -74,11 +87,37 @@ class ClientConfig:
         problem = defence_problem(self.defence, self.defence_strength)
         if problem:
             found.append(problem)
+        found += self._privacy_problems()
+        if self.clients > 1 and self.bn != BatchNormMode.EVAL:
+            found.append(
+                f"client.clients is {self.clients} and client.bn is {self.bn!r}: every client's batch statistics would "
+                "differ, and an average of their gradients belongs to no single batch; use client.bn=eval"
+            )
         if not found:
             try:
-                parse_labels(self.labels, self.batch_size, self.classes)
+                parse_labels(self.labels, self.image_count, self.classes)
             except ClientError as error:
                 found.append(str(error))
+        return found
+
+    @property
+    def image_count(self) -> int:
+        """Images behind the update that the server sees: those of all clients."""
+        return self.batch_size * self.clients
+
+    def _privacy_problems(self) -> list[str]:
+        found = []
+        if not 0 < self.defence_clip < float("inf"):
+            found.append(f"client.defence_clip is {self.defence_clip:g}; it must be a finite norm above 0")
+        if not 0 < self.dp_sample_rate <= 1:
+            found.append(f"client.dp_sample_rate is {self.dp_sample_rate:g}; it must be above 0 and at most 1")
+        if not 0 < self.dp_delta < 1:
+            found.append(f"client.dp_delta is {self.dp_delta:g}; it must be above 0 and below 1")
+        if self.defence == "dp_sgd" and self.bn != BatchNormMode.EVAL:
+            found.append(
+                f"client.defence is 'dp_sgd' and client.bn is {self.bn!r}: with the batch's statistics no gradient "
+                "belongs to one image alone; use client.bn=eval"
+            )
         return found
 
 
@@ -183,16 +222,55 @@ def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn
     Raises:
         ModelError, ImageError, UpdateError: What cannot be loaded or run, in one sentence.
     """
-    from dataclasses import replace
-
     model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
-    images, names = load_images(config.images, config.batch_size, config.image_size)
-    labels = parse_labels(config.labels, config.batch_size, config.classes)
-    update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
+    images, names = load_images(config.images, config.image_count, config.image_size)
+    labels = parse_labels(config.labels, config.image_count, config.classes)
     generator = torch.Generator().manual_seed(seed)
-    defended = apply_defence(update.gradients, config.defence, config.defence_strength, generator)
-    said = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
-    return replace(update, gradients=defended, defence=said), model, PrivateBatch(images, labels, names)
+    updates = [
+        _defended_update(config, model, own_images, own_labels, generator)
+        for own_images, own_labels in zip(images.split(config.batch_size), labels.split(config.batch_size), strict=True)
+    ]
+    gradients = {
+        name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
+        for name, g in updates[0].gradients.items()
+    }
+    if config.defence != "none" and not any(bool(g.any()) for g in gradients.values()):
+        raise DefenceError(f"the defence {_told(config)} leaves nothing of the update but zeros; use a weaker one")
+    update = replace(updates[0], gradients=gradients, image_count=config.image_count, defence=_told(config))
+    return update, model, PrivateBatch(images, labels, names)
+
+
+def _defended_update(
+    config: ClientConfig, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+) -> CapturedUpdate:
+    """What one client sends."""
+    update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
+    gradients: Gradients
+    if config.defence == "dp_sgd":
+        ones = zip(images.split(1), labels.split(1), strict=True)
+        per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
+        gradients = noisy_mean(per_image, config.defence_clip, config.defence_strength, generator)
+    elif config.defence == "soteria":
+        inputs = update.normalisation.apply(images.to(next(model.parameters())))
+        try:
+            name, weight = soteria_gradient(model, inputs, labels, config.defence_strength, config.bn)
+        except ValueError as error:
+            raise DefenceError(str(error)) from None
+        gradients = {**update.gradients, name: weight.cpu()}
+    else:
+        gradients = apply_defence(update.gradients, config.defence, config.defence_strength, generator)
+    return replace(update, gradients=gradients)
+
+
+def _told(config: ClientConfig) -> str:
+    """The defence in the words that go with the update."""
+    words = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
+    if config.defence == "dp_sgd":
+        words += f", clip {config.defence_clip:g}; "
+        words += spent_privacy(config.defence_strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)
+    if config.clients > 1:
+        words += f"; averaged over {config.clients} clients"
+    return words
 
 
 def _check_batch(images: Tensor, labels: Tensor) -> None:
