@@ -1,9 +1,4 @@
-"""An attacker who allows for the defence: what is assumed about it, and how the gradient match changes.
-
-A defence that is only tested against an attack that ignores it proves nothing. What can be read off the update itself
-is; what the client says about its defence (``CapturedUpdate.defence``, which nobody checks) is a hypothesis for what
-cannot be.
-"""
+"""How the gradient match changes for an attacker who allows for a defence; ``defence_evidence.py`` says for which."""
 
 from __future__ import annotations
 
@@ -11,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # A scale that falls to nothing would end the descent: the derivative of a batch that counts for nothing is zero.
@@ -23,35 +19,48 @@ class Adaptation:
     """What is allowed for. The default allows for nothing and leaves every number as it is."""
 
     slack: Mapping[str, Tensor] = field(default_factory=dict)
-    """By parameter name: how far each entry may be off at no cost, a scalar or of the entry's shape."""
+    """By parameter name: how far each entry may be off at no cost, a scalar or of the gradient's shape."""
     left_out: frozenset[str] = frozenset()
     """Parameters whose gradient is not matched."""
     free_scale: bool = False
     """Only the direction of the whole gradient counts: the candidate's is scaled by least squares first."""
     image_weights: Float[Tensor, " batch"] | None = None
     """Weight of each image's loss in the mean; None for equal ones."""
-    prior_factor: float = 1.0
-    """What the weights of the image priors are multiplied with."""
-    layer_weights: Mapping[str, float] = field(default_factory=dict)
+    pooled: bool = False
+    """All entries are compared as one vector instead of tensor by tensor: noise is as large in each of them."""
     messages: tuple[str, ...] = ()
     """One sentence for each assumption."""
+
+    def loss(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The client's loss, a mean over the batch."""
+        if self.image_weights is None:
+            return F.cross_entropy(logits, labels)
+        return (self.image_weights.to(logits) * F.cross_entropy(logits, labels, reduction="none")).mean()
 
     def matched(
         self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients to compare in place of these, in the same order."""
-        kept = [i for i, name in enumerate(names) if name not in self.left_out]
-        pairs = [(names[i], found[i], target[i]) for i in kept]
+        """The candidate's gradients and the captured ones that are to be compared in place of these.
+
+        Args:
+            names: Of the parameters.
+            found: The candidate's gradients, one for each name.
+            target: The captured ones.
+        """
+        kept = [position for position, name in enumerate(names) if name not in self.left_out]
+        ours, theirs = [found[position] for position in kept], [target[position] for position in kept]
         if self.free_scale:
-            product = torch.stack([(f * t).sum() for _, f, t in pairs]).sum()
-            square = torch.stack([f.square().sum() for _, f, _ in pairs]).sum()
+            product = torch.stack([(f * t).sum() for f, t in zip(ours, theirs, strict=True)]).sum()
+            square = torch.stack([f.square().sum() for f in ours]).sum()
             scale = (product / square.clamp_min(1e-30)).clamp_min(_LEAST_SCALE)
-            pairs = [(name, scale * f, t) for name, f, t in pairs]
-        ours = [self._within(name, f, t) for name, f, t in pairs]
-        w = [self.layer_weights.get(name, 1.0) for name, _, _ in pairs]
-        return [a * b for a, b in zip(w, ours)], [a * t for a, (_, _, t) in zip(w, pairs)]
+            ours = [scale * f for f in ours]
+        near = [self._within(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
+        if self.pooled:
+            near, theirs = ([torch.cat([t.flatten() for t in tensors])] for tensors in (near, theirs))
+        return near, theirs
 
     def _within(self, name: str, found: Tensor, target: Tensor) -> Tensor:
+        """The candidate's gradient moved towards the captured one by the slack, at most onto it."""
         slack = self.slack.get(name)
         if slack is None:
             return found

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from ..priors import (
 )
 from .adaptation import Adaptation
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
+from .defence_evidence import allow_for_defence
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
@@ -77,12 +77,19 @@ class Objective:
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
         explained = set(self._anchor.explained) if self._anchor is not None else set()
+        names = list(update.gradients)
         self._adaptation = Adaptation()
+        if config.adaptive and config.gradient_weight > 0:
+            self._adaptation = allow_for_defence(update, target.model, target.labels)
+        if target.anchor is not None and target.anchor.scales:
+            # Peeling found the factors of clipping exactly, and its cotangent holds them.
+            self._adaptation = Adaptation(image_weights=torch.tensor(target.anchor.scales))
+        self.messages += self._adaptation.messages
+        self._names, self._open_names = names, [name for name in names if name not in explained]
         self._all = [parameters[name] for name in update.gradients]
         self._all_targets = [gradient.to(self.device) for gradient in update.gradients.values()]
-        open_names = [name for name in update.gradients if name not in explained]
-        self._open = [parameters[name] for name in open_names]
-        self._open_targets = [update.gradients[name].to(self.device) for name in open_names]
+        self._open = [parameters[name] for name in self._open_names]
+        self._open_targets = [update.gradients[name].to(self.device) for name in self._open_names]
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
@@ -141,9 +148,9 @@ class Objective:
             if self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = _derivatives(self._loss(logits), self._all, create_graph=True)
-                    matched = self._adaptation.matched(list(self.update.gradients), found, self._all_targets)
-                    terms["gradient"] = GRADIENT_LOSSES[config.gradient_loss](*matched)
+                    loss = self._adaptation.loss(logits, self._labels)
+                    found = _derivatives(loss, self._all, create_graph=True)
+                    terms["gradient"] = self._distance(self._names, found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)
         if self._statistics_targets:
@@ -161,15 +168,11 @@ class Objective:
         terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
-            terms["gradient"] = GRADIENT_LOSSES[self.config.gradient_loss](found, self._open_targets)
+            terms["gradient"] = self._distance(self._open_names, found, self._open_targets)
         return terms
 
-    def _loss(self, logits: Tensor) -> Tensor:
-        weights = self._adaptation.image_weights
-        if weights is None:
-            return F.cross_entropy(logits, self._labels)
-        each = F.cross_entropy(logits, self._labels, reduction="none")
-        return (weights.to(each) * each).mean()
+    def _distance(self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        return GRADIENT_LOSSES[self.config.gradient_loss](*self._adaptation.matched(names, found, target))
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -229,12 +232,13 @@ class Objective:
     def gradient_loss(self, images: Float[Tensor, "batch channel height width"]) -> float:
         """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode.
 
-        Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates.
+        Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates. What
+        the attack allows for in a defended update is allowed for here too.
         """
         with client_mode(self._model, self.update.batch_norm):
-            loss = F.cross_entropy(self._model(images.to(self.device, self._dtype)), self._labels)
+            loss = self._adaptation.loss(self._model(images.to(self.device, self._dtype)), self._labels)
             found = _derivatives(loss, self._all)
-        return float(relative_l2(found, self._all_targets))
+        return float(relative_l2(*self._adaptation.matched(self._names, found, self._all_targets)))
 
 
 def _derivatives(

@@ -42,11 +42,16 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         raise UpdateError(
             f"the update holds a {update.kind.value}; only the gradient of one step can be attacked: capture that."
         )
+    if not any(bool(gradient.any()) for gradient in update.gradients.values()):
+        raise UpdateError(
+            f"every entry of the update is zero, so it shows nothing (its client names the defence {update.defence!r}): "
+            "capture an update that a defence has left something of."
+        )
     labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
     messages = list(labels.warnings)
     anchor = None
     if config.objective.gradient_weight > 0:
-        peeling = peel(update, model, labels.labels, config.peeling)
+        peeling = peel(update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
         anchor = peeling.anchor
         messages.append(peeling.message)
     return Preparation(Target(update, model, labels.labels, anchor), labels, tuple(messages))

@@ -93,7 +93,9 @@ def _iterate(
         previous_change = change
     contradiction = float((found - probabilities).norm() / (probabilities - one_hot).norm())
     residual = (probabilities - one_hot) / batch
-    error = estimate_error(residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient)))
+    error = estimate_error(
+        residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient))
+    )
     if bias_gradient is None:
         spread = float(probabilities.min()) * len(weight)
         error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")
