@@ -66,8 +66,8 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         zeros = sum(int((g == 0).sum()) for g in update.gradients.values())
         share = zeros / sum(g.numel() for g in update.gradients.values())
         message = (
-            f"{share:.1%} of the update's entries are zero, as after pruning: a missing entry is only taken to be smaller "
-            "than the smallest one kept in its tensor."
+            f"{share:.1%} of the update's entries are zero, as after pruning: a missing entry is only taken to be "
+            "smaller than the smallest one kept in its tensor."
         )
         return Adaptation(slack=pruned, messages=(message,))
     steps = quantisation_slack(update.gradients)
@@ -87,8 +87,8 @@ def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
     if is_rounded(update.gradients):
         return Adaptation()
     message = (
-        f"By the column sums of the final layer's gradient every entry carries noise of deviation {layer.noise:.2g}, so "
-        "all entries are matched as one vector."
+        f"By the column sums of the final layer's gradient every entry carries noise of deviation {layer.noise:.2g}, "
+        "so all entries are matched as one vector."
     )
     return Adaptation(pooled=True, messages=(message,))
 
@@ -103,8 +103,8 @@ def _structured(update: CapturedUpdate, layer: FinalLayer, labels: Tensor, said:
 def _without_final_layer(layer: FinalLayer) -> Adaptation:
     name = f"{layer.name}.weight" if layer.name else "weight"
     message = (
-        f"The client says that it perturbs the representation (Soteria), so the gradient of {name}, the one made from it, "
-        "is left out of the match."
+        f"The client says that it perturbs the representation (Soteria), so the gradient of {name}, the one made from "
+        "it, is left out of the match."
     )
     return Adaptation(left_out=frozenset({name}), messages=(message,))
 

@@ -69,7 +69,7 @@ class ClientConfig:
     dp_delta: float = 1e-5
     """dp_sgd: the delta that goes with the epsilon in the report."""
     clients: int = 1
-    """Clients with batch_size images each whose updates are averaged before the server sees them (secure aggregation)."""
+    """Clients of batch_size images each whose updates are averaged before the server sees them: secure aggregation."""
 
     def __post_init__(self) -> None:
         found = self.problems()
