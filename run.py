@@ -26,6 +26,7 @@ from gradinversion.audit.pool import draw_batch
 from gradinversion.capture import (
     CapturedUpdate,
     ClientError,
+    DefenceError,
     ImageError,
     LabelError,
     ModelError,
@@ -69,6 +70,7 @@ _REFUSALS = (
     ClusterError,
     ConfigError,
     ControlError,
+    DefenceError,
     ImageError,
     LabelError,
     LpipsError,

@@ -67,6 +67,8 @@ class ObjectiveConfig:
     """Weight of the batch-norm statistics; skipped, with a message, where the running statistics were never updated."""
     group_weight: float = 0.01
     """Weight of the distance to the consensus of all seeds."""
+    adaptive: bool = True
+    """Allow for the defence that the update shows or the client states; without one nothing changes."""
 
     def __post_init__(self) -> None:
         kinds = {

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -33,7 +32,9 @@ from ..priors import (
     relative_group_distance,
     total_variation,
 )
+from .adaptation import Adaptation
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
+from .defence_evidence import allow_for_defence
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 from .local_steps import LocalSteps, fit_scale, step_groups
 
@@ -100,12 +101,14 @@ class Objective:
         gradients = mean_gradients(update)
         local = update.local is not None
         self._steps = LocalSteps(self._model, list(gradients), self._labels, update) if local else None
+        self._scale_known = target.scale_known
+        self._adaptation = self._allowance(target)
+        self.messages += self._adaptation.messages
+        self._names, self._open_names = list(gradients), [name for name in gradients if name not in explained]
         self._all = [parameters[name] for name in gradients]
         self._all_targets = [gradient.to(self.device) for gradient in gradients.values()]
-        open_names = [name for name in gradients if name not in explained]
-        self._open = [parameters[name] for name in open_names]
-        self._open_targets = [gradients[name].to(self.device) for name in open_names]
-        self._scale_known = target.scale_known
+        self._open = [parameters[name] for name in self._open_names]
+        self._open_targets = [gradients[name].to(self.device) for name in self._open_names]
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
@@ -119,6 +122,16 @@ class Objective:
                 "the objective has no term that a batch can be scored by: give gradient_weight, "
                 "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
             )
+
+    def _allowance(self, target: Target) -> Adaptation:
+        if target.anchor is not None and target.anchor.scales:
+            # Peeling found the factors of clipping exactly, and its cotangent holds them.
+            return Adaptation(image_weights=torch.tensor(target.anchor.scales))
+        # Deltas of several steps give no such evidence, and without labels there is nothing to hold it against.
+        blind = target.update.local is not None or target.joint_labels
+        if not self.config.adaptive or self.config.gradient_weight == 0 or blind:
+            return Adaptation()
+        return allow_for_defence(target.update, target.model, target.labels)
 
     @property
     def labels(self) -> Int[Tensor, " batch"]:
@@ -181,12 +194,12 @@ class Objective:
             if self._steps is not None:
                 found = self._steps.run(images, create_graph=True, statistics=statistics)
                 if config.gradient_weight > 0:
-                    terms["gradient"] = self._distance(found, self._all_targets)
+                    terms["gradient"] = self._distance(self._names, found, self._all_targets)
             elif self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = _derivatives(F.cross_entropy(logits, labels), self._all, create_graph=True)
-                    terms["gradient"] = self._distance(found, self._all_targets)
+                    found = _derivatives(self._adaptation.loss(logits, labels), self._all, create_graph=True)
+                    terms["gradient"] = self._distance(self._names, found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)
         if self._statistics_targets:
@@ -204,13 +217,13 @@ class Objective:
         terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
-            terms["gradient"] = self._distance(found, self._open_targets)
+            terms["gradient"] = self._distance(self._open_names, found, self._open_targets)
         return terms
 
-    def _distance(self, found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    def _distance(self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
         if not self._scale_known:
-            found = fit_scale(found, targets)
-        return GRADIENT_LOSSES[self.config.gradient_loss](found, targets)
+            found = fit_scale(found, target)
+        return GRADIENT_LOSSES[self.config.gradient_loss](*self._adaptation.matched(names, found, target))
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -271,17 +284,18 @@ class Objective:
         """The attacker's own measure of a batch: the relative layer norm over *all* parameters, in the client's mode;
         for a weight delta, of the delta that the batch gives in the client's local steps.
 
-        Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates.
+        Zero to rounding at the private images, whatever loss the agents descend; comparable between candidates. What
+        the attack allows for in a defended update is allowed for here too.
         """
         images = images.to(self.device, self._dtype)
         with client_mode(self._model, self.update.batch_norm):
             if self._steps is not None:
                 found = self._steps.run(images, create_graph=False)
             else:
-                found = _derivatives(F.cross_entropy(self._model(images), self._labels), self._all)
+                found = _derivatives(self._adaptation.loss(self._model(images), self._labels), self._all)
         if not self._scale_known:
             found = fit_scale(found, self._all_targets)
-        return float(relative_l2(found, self._all_targets))
+        return float(relative_l2(*self._adaptation.matched(self._names, found, self._all_targets)))
 
 
 def _derivatives(

@@ -9,8 +9,9 @@ from .batch_norm import (
     recover_batch_statistics,
     step_shares,
 )
-from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, load_batch, simulate_client
-from .defences import apply_defence
+from .client import PrivateBatch, capture_gradient, load_batch, simulate_client
+from .client_config import ClientConfig, ClientError
+from .defences import DefenceError, apply_defence
 from .final_layer import LabelError, find_final_layer
 from .images import ImageError, count_images, load_images
 from .labels import RecoveredLabels, recover_labels
@@ -37,6 +38,7 @@ __all__ = [
     "CapturedUpdate",
     "ClientConfig",
     "ClientError",
+    "DefenceError",
     "ImageError",
     "LabelError",
     "LocalTraining",

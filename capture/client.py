@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
-from .defences import apply_defence, defence_problem
+from .client_config import ClientConfig, parse_labels
+from .defences import DefenceError, Gradients, apply_defence
+from .dp_sgd import noisy_mean, spent_privacy
 from .images import load_images
 from .local_client import require_batch, train_locally
-from .local_training import LocalTraining
 from .models import load_model
+from .soteria import soteria_gradient
 from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class ClientError(ValueError):
-    """A client setting that cannot be carried out."""
 
 
 @dataclass(frozen=True)
@@ -34,146 +31,6 @@ class PrivateBatch:
     """Pixels in [0, 1]."""
     labels: Int[Tensor, " batch"]
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """The simulated client."""
-
-    model: str = "convnet"
-    """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
-    weights: str | None = None
-    """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
-    classes: int = 10
-    """Number of classes that the model tells apart."""
-    images: str = "photos"
-    """Folder of images, taken in order of name, or "photos" for the natural photos that scikit-image ships."""
-    batch_size: int = 4
-    """Images that the client averages its gradient over."""
-    image_size: int = 32
-    """Side in pixels to which each image's largest centred square is resized."""
-    labels: str = "unique"
-    """"unique" for 0, 1, 2, ..., or one label per image separated by commas, such as 0,0,3,7."""
-    bn: str = "eval"
-    """Batch norm in the client: "eval", "train_shared" (statistics sent along) or "train_private" (kept)."""
-    local_epochs: int = 0
-    """Epochs that the client trains before it sends its weight delta; 0: it sends the gradient of one batch instead."""
-    local_batch_size: int = 0
-    """Images in each of its local steps; 0: all of client.batch_size."""
-    learning_rate: float = 0.01
-    """Of its local steps (plain SGD)."""
-    learning_rate_known: bool = True
-    """Whether the server knows that learning rate; false: the attack has to estimate it."""
-    momentum: float = 0.0
-    """Of its local steps."""
-    weight_decay: float = 0.0
-    """Of its local steps."""
-    shuffled: bool = False
-    """Whether each local epoch has an order of its own, which the server does not know."""
-    defence: str = "none"
-    """What the client does to the gradient before sending it: "none", "noise", "clip", "prune" or "quantise"."""
-    defence_strength: float = 0.0
-    """noise: multiple of the 95th percentile of |gradient|; clip: largest L2 norm; prune: share; quantise: bits."""
-
-    def __post_init__(self) -> None:
-        found = self.problems()
-        if found:
-            raise ClientError("; ".join(found))
-
-    def problems(self) -> list[str]:
-        """Every setting that cannot be carried out, one sentence each."""
-        found = []
-        for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4)):
-            if getattr(self, key) < lowest:
-                found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
-        if self.bn not in list(BatchNormMode):
-            found.append(f"client.bn is {self.bn!r}; use one of {', '.join(BatchNormMode)}")
-        problem = defence_problem(self.defence, self.defence_strength)
-        if problem:
-            found.append(problem)
-        found += self._local_problems()
-        if not found:
-            try:
-                parse_labels(self.labels, self.batch_size, self.classes)
-            except ClientError as error:
-                found.append(str(error))
-        return found
-
-    def _local_problems(self) -> list[str]:
-        found = []
-        if self.local_epochs < 0:
-            found.append(f"client.local_epochs is {self.local_epochs}; it must be at least 1, or 0 to send a gradient")
-        if not 0 <= self.local_batch_size <= self.batch_size:
-            found.append(
-                f"client.local_batch_size is {self.local_batch_size}; it must be between 1 and "
-                f"client.batch_size={self.batch_size}, or 0 for all images in one batch"
-            )
-        elif self.local_batch_size and not self.local_epochs:
-            found.append(
-                f"client.local_batch_size={self.local_batch_size} is of local training alone; give client.local_epochs "
-                "of at least 1 too"
-            )
-        for key, value, most in (("momentum", self.momentum, 1.0), ("weight_decay", self.weight_decay, math.inf)):
-            if not 0 <= value < most:
-                found.append(f"client.{key} is {value}; it must be at least 0 and below {most:g}")
-        if not 0 < self.learning_rate < math.inf:
-            found.append(f"client.learning_rate is {self.learning_rate}; it must be a finite number above 0")
-        if not found and self.local_epochs and self.batch_size > 0:
-            try:
-                self.local_training()
-            except UpdateError as error:
-                found.append(f"client.local_epochs={self.local_epochs}: {error}")
-        return found
-
-    def local_training(self) -> LocalTraining | None:
-        """The client's local steps with their learning rate; None when it sends a gradient.
-
-        Raises:
-            UpdateError: There are more steps than can be retraced.
-        """
-        if not self.local_epochs:
-            return None
-        local = LocalTraining(
-            self.learning_rate,
-            self.local_epochs,
-            self.local_batch_size or None,
-            self.momentum,
-            self.weight_decay,
-            self.shuffled,
-        )
-        local.require_images(self.batch_size)
-        return local
-
-
-def parse_labels(text: str, batch_size: int, classes: int) -> Int[Tensor, " batch"]:
-    """One label per image from ``client.labels``.
-
-    Args:
-        text: ``"unique"`` for 0, 1, ..., batch_size - 1, or labels separated by commas.
-        batch_size: How many labels there must be.
-        classes: Each label must lie in 0 .. classes - 1.
-
-    Raises:
-        ClientError: What is wrong with the text, in one sentence.
-    """
-    if text.strip() == "unique":
-        if batch_size > classes:
-            raise ClientError(
-                f"client.labels=unique needs as many classes as images, but there are {batch_size} images and "
-                f"{classes} classes; raise client.classes or list the labels, such as client.labels=0,0,1,1"
-            )
-        return torch.arange(batch_size)
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ClientError(f"client.labels is {text!r}; use unique, or whole numbers separated by commas, such as 0,0,3")
-    labels = [int(word) for word in words]
-    if len(labels) != batch_size:
-        raise ClientError(f"client.labels lists {len(labels)} labels for {batch_size} images; list one per image")
-    if max(labels) >= classes:
-        raise ClientError(
-            f"client.labels names class {max(labels)}, but with {classes} classes the labels are 0 to {classes - 1}"
-        )
-    return torch.tensor(labels)
 
 
 def capture_gradient(
@@ -241,24 +98,47 @@ def simulate_client(
 ) -> tuple[CapturedUpdate, nn.Module, PrivateBatch]:
     """One client's update, the server's model that it belongs to, and the truth for the audit.
 
+    With several clients the update is the average of theirs, and the truth holds the images of all, in their order.
+
     Args:
         config: The client's settings.
         seed: Random weights (when no file gives them) and the defence's noise are a function of it.
         batch: What the client trains on in place of the images and labels that its settings name.
 
     Raises:
-        ModelError, ImageError, UpdateError: What cannot be loaded or run, in one sentence.
+        ModelError, ImageError, UpdateError, DefenceError: What cannot be loaded or run, in one sentence.
     """
-    from dataclasses import replace
-
     model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
     batch = batch or load_batch(config)
-    images, labels = batch.images, batch.labels
     generator = torch.Generator().manual_seed(seed)
+    parts = zip(*(torch.split(whole, config.batch_size) for whole in (batch.images, batch.labels)), strict=True)
+    updates = [_sent(config, model, images, labels, seed, generator) for images, labels in parts]
+    gradients = {
+        name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
+        for name, g in updates[0].gradients.items()
+    }
+    if config.defence != "none" and not any(bool(g.any()) for g in gradients.values()):
+        raise DefenceError(f"the defence {_told(config)} leaves nothing of the update but zeros; use a weaker one")
+    update = replace(updates[0], gradients=gradients, image_count=len(batch.images), defence=_told(config))
+    return update, model, batch
+
+
+def load_batch(config: ClientConfig) -> PrivateBatch:
+    """The images and labels that a client's settings name; those of all clients.
+
+    Raises:
+        ImageError, ClientError: What cannot be loaded, in one sentence.
+    """
+    images, names = load_images(config.images, config.image_count, config.image_size)
+    return PrivateBatch(images, parse_labels(config.labels, config.image_count, config.classes), names)
+
+
+def _sent(
+    config: ClientConfig, model: nn.Module, images: Tensor, labels: Tensor, seed: int, generator: torch.Generator
+) -> CapturedUpdate:
+    """What one client sends."""
     local = config.local_training()
-    if local is None:
-        update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
-    else:
+    if local is not None:
         # Orders of its own, so that the defence's noise does not depend on the number of epochs.
         orders = torch.Generator().manual_seed(seed)
         update = train_locally(
@@ -266,16 +146,39 @@ def simulate_client(
         )
         if not config.learning_rate_known:
             update = replace(update, local=replace(local, learning_rate=None))
-    defended = apply_defence(update.gradients, config.defence, config.defence_strength, generator)
-    said = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
-    return replace(update, gradients=defended, defence=said), model, batch
+    else:
+        update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
+    return replace(update, gradients=_defended(config, model, update, images, labels, generator))
 
 
-def load_batch(config: ClientConfig) -> PrivateBatch:
-    """The images and labels that a client's settings name.
+def _defended(
+    config: ClientConfig,
+    model: nn.Module,
+    update: CapturedUpdate,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Gradients:
+    if config.defence == "dp_sgd":
+        ones = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
+        per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
+        return noisy_mean(per_image, config.defence_clip, config.defence_strength, generator)
+    if config.defence == "soteria":
+        inputs = update.normalisation.apply(images.to(next(model.parameters())))
+        try:
+            name, weight = soteria_gradient(model, inputs, labels, config.defence_strength, config.bn)
+        except ValueError as error:
+            raise DefenceError(str(error)) from None
+        return {**update.gradients, name: weight.cpu()}
+    return apply_defence(update.gradients, config.defence, config.defence_strength, generator)
 
-    Raises:
-        ImageError, ClientError: What cannot be loaded, in one sentence.
-    """
-    images, names = load_images(config.images, config.batch_size, config.image_size)
-    return PrivateBatch(images, parse_labels(config.labels, config.batch_size, config.classes), names)
+
+def _told(config: ClientConfig) -> str:
+    """The defence in the words that go with the update."""
+    words = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
+    if config.defence == "dp_sgd":
+        words += f", clip {config.defence_clip:g}; "
+        words += spent_privacy(config.defence_strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)
+    if config.clients > 1:
+        words += f"; averaged over {config.clients} clients"
+    return words

@@ -10,6 +10,9 @@ from torch import Tensor
 
 Gradients = dict[str, Tensor]
 
+# These need the images and the model, so the client applies them while it computes its gradient.
+FROM_IMAGES = ("dp_sgd", "soteria")
+
 
 class DefenceError(ValueError):
     """A defence that does not exist, or a strength that it cannot have."""
@@ -26,6 +29,8 @@ def apply_defence(
     - ``prune``: in each tensor the share ``strength`` of entries of smallest magnitude set to zero.
     - ``quantise``: each tensor rounded to 2^strength evenly spaced values between its minimum and its maximum.
 
+    ``dp_sgd`` and ``soteria`` change the gradient while it is computed: ``simulate_client`` applies them.
+
     Batch-norm statistics that a client shares are not touched: a defence here covers the gradient only.
 
     Args:
@@ -40,20 +45,26 @@ def apply_defence(
     problem = defence_problem(name, strength)
     if problem:
         raise DefenceError(problem)
+    if name in FROM_IMAGES:
+        raise DefenceError(
+            f"the defence {name!r} needs the images, not only their gradient: simulate_client applies it"
+        )
     copies = {key: value.detach().clone() for key, value in gradients.items()}
     return _DEFENCES[name](copies, strength, generator)
 
 
 def defence_problem(name: str, strength: float) -> str | None:
     """What is wrong with this defence, in one sentence; None when nothing is."""
-    if name not in _DEFENCES:
-        return f"the defence is {name!r}; use one of {', '.join(_DEFENCES)}"
+    if name not in (*_DEFENCES, *FROM_IMAGES):
+        return f"the defence is {name!r}; use one of {', '.join((*_DEFENCES, *FROM_IMAGES))}"
     allowed = {
         "none": (strength == 0, "0, for there is nothing to be strong"),
         "noise": (math.isfinite(strength) and strength > 0, "a number above 0 (a usual range is 0.01 to 1)"),
         "clip": (math.isfinite(strength) and strength > 0, "a number above 0, the largest L2 norm"),
         "prune": (0 < strength < 1, "a share above 0 and below 1, such as 0.9"),
         "quantise": (strength in range(1, 17), "a whole number of bits from 1 to 16"),
+        "dp_sgd": (math.isfinite(strength) and strength >= 0, "the noise multiplier, a number of at least 0"),
+        "soteria": (0 < strength < 1, "a share of the features above 0 and below 1, such as 0.1"),
     }
     fits, meaning = allowed[name]
     return None if fits else f"the strength of the defence {name!r} is {strength:g}; it must be {meaning}"

@@ -47,6 +47,8 @@ class FinalLayer:
     """The layer's inputs on noise with the spectrum of natural images."""
     non_negative: bool
     """Whether those inputs are never below zero, as after a ReLU."""
+    name: str = ""
+    """Of the module; empty when the layer is the whole model."""
 
     @property
     def noise(self) -> float:
@@ -123,6 +125,7 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
         bias_gradient=None if bias_gradient is None else _wide(bias_gradient),
         prior_features=features,
         non_negative=bool((features >= 0).all()),
+        name=name,
     )
 
 

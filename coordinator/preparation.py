@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..agents import Target, load_generator
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, recover_labels, weight_hash
+from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, recover_labels, weight_hash
 from ..peeling import peel
 from .config import JOINT, AttackConfig
 from .deltas import describe, refine, settle
@@ -44,6 +44,11 @@ def prepare(
         LabelError: Labels, or a learning rate that is not known, cannot be recovered; or the given labels do not fit.
     """
     update.require_match(model)
+    if not any(bool(gradient.any()) for gradient in update.gradients.values()):
+        raise UpdateError(
+            f"every entry of the update is zero, so it shows nothing (the client names the defence "
+            f"{update.defence!r}): give an update of which a defence has left something."
+        )
     found = settle(update, model)
     if config.labels == JOINT:
         if found.update.local is not None:
@@ -60,7 +65,7 @@ def prepare(
     messages = [*found.messages, *labels.warnings]
     anchor = None
     if config.objective.gradient_weight > 0:
-        peeling = peel(found.update, model, labels.labels, config.peeling)
+        peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
         anchor = peeling.anchor
         messages.append(peeling.message)
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)

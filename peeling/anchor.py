@@ -15,6 +15,7 @@ from .check import confirm_chain
 from .config import PeelingConfig
 from .head import peel_head
 from .layers import Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
+from .scaled_head import peel_scaled_head
 
 # Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
 _CROWD = 0.05
@@ -42,6 +43,8 @@ class Anchor:
     """Parameters from this module on, whose gradients the activations account for."""
     error: float
     """Largest estimated relative error on the way."""
+    scales: tuple[float, ...] = ()
+    """The factor that clipping left each image, where the update was found to be scaled; empty otherwise."""
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Anchor:
         """The same on another device and in another type, the model's."""
@@ -70,10 +73,15 @@ class _State:
     error: float
     uncertainty: float
     """Estimated largest absolute error of a single activation."""
+    scales: tuple[float, ...] = ()
 
 
 def peel(
-    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], config: PeelingConfig | None = None
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: Int[Tensor, " batch"],
+    config: PeelingConfig | None = None,
+    scaled: bool = True,
 ) -> Peeling:
     """Solve layer after layer from the last one towards the image, as far as the update determines the activations.
 
@@ -82,6 +90,7 @@ def peel(
         model: The server's model; it is not changed.
         labels: The batch's labels, one per image.
         config: Tolerance and switch.
+        scaled: Allow for clipping, where the gradient as it was sent makes no sense: it scales what each image gives.
     """
     config = config or PeelingConfig()
     if not config.enabled:
@@ -98,6 +107,8 @@ def peel(
     state = _start(chain, update, labels)
     if isinstance(state, str):
         return Peeling(None, state)
+    if scaled and not state.error <= config.tolerance:
+        state = _scaled_start(chain, update, labels) or state
     if not state.error <= config.tolerance:
         return Peeling(None, _refusal(chain[-1], state.error, config.tolerance, len(labels)))
     anchor = _anchor(chain, state, config.tolerance)
@@ -117,6 +128,12 @@ def peel(
         f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "
         f"{reason}."
     )
+    if state.scales:
+        message += (
+            f" The update is clipped: its images count {min(state.scales):.3g} to {max(state.scales):.3g} times what "
+            "they would, which was found with their activations and undone."
+        )
+        anchor = replace(anchor, scales=state.scales)
     return Peeling(anchor, message)
 
 
@@ -136,6 +153,19 @@ def _start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State 
     assert isinstance(weight, Tensor)
     head = peel_head(weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias"), labels)
     return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread_error(head.features, head.error))
+
+
+def _scaled_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
+    """As `_start` for a clipped update; None where the gradient cannot tell the scale."""
+    last, gradients = chain[-1], update.gradients
+    weight, bias, bias_gradient = last.module.weight, getattr(last.module, "bias", None), f"{last.name}.bias"
+    if bias is None or bias_gradient not in gradients or len(labels) >= len(bias):
+        return None
+    assert isinstance(weight, Tensor)
+    found = peel_scaled_head(weight, bias, gradients[f"{last.name}.weight"], gradients[bias_gradient], labels)
+    head = found.head
+    spread = spread_error(head.features, head.error)
+    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, tuple(found.scales.tolist()))
 
 
 def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
@@ -188,7 +218,8 @@ def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State
         solved = peel_convolution(layer, shape, gradient, cotangent, activations, known, state.error)
     solved = _non_negative(solved, chain[:index])
     error = worst(state.error, solved.error)
-    return _State(index, solved.activations, _cotangent_below(layer, shape, cotangent), error, solved.uncertainty)
+    below = _cotangent_below(layer, shape, cotangent)
+    return _State(index, solved.activations, below, error, solved.uncertainty, state.scales)
 
 
 def _shaped(shape: tuple[int, ...], *tensors: Tensor) -> list[Tensor]:

@@ -80,7 +80,7 @@ def _iterate(
     probabilities = torch.full_like(one_hot, 1 / len(weight))
     previous_change, damping = float("inf"), 1.0
     for _ in range(_ITERATIONS):
-        features = _solve((probabilities - one_hot) / batch, gradient)
+        features = solve_features((probabilities - one_hot) / batch, gradient)
         found = (features @ weight.T + shift).softmax(dim=1)
         following = found if total is None else found + (total - (found - one_hot).sum(dim=0)) / batch
         update = following - probabilities
@@ -93,18 +93,21 @@ def _iterate(
         previous_change = change
     contradiction = float((found - probabilities).norm() / (probabilities - one_hot).norm())
     residual = (probabilities - one_hot) / batch
-    error = _error(residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient)))
+    error = estimate_error(
+        residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient))
+    )
     if bias_gradient is None:
         spread = float(probabilities.min()) * len(weight)
         error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")
     return Head(features, residual @ weight, error)
 
 
-def _solve(residual: Float[Tensor, "batch class"], gradient: Float[Tensor, "class feature"]) -> Tensor:
+def solve_features(residual: Float[Tensor, "batch class"], gradient: Float[Tensor, "class feature"]) -> Tensor:
+    """The least-squares features behind ``gradient = residual^T features``."""
     return torch.linalg.lstsq(residual.T, gradient, driver="gelsd").solution
 
 
-def _error(
+def estimate_error(
     residual: Float[Tensor, "batch class"],
     features: Float[Tensor, "batch feature"],
     gradient: Float[Tensor, "class feature"],

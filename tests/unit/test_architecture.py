@@ -30,6 +30,7 @@ ATTACK = {"priors", "registration", "peeling", "agents", "coordinator", "cluster
 PRIVATE_NAMES = {"PrivateBatch", "simulate_client", "ClientConfig", "load_images"}
 PRIVATE_MODULES = {
     "gradinversion.capture.client",
+    "gradinversion.capture.client_config",
     "gradinversion.capture.local_client",
     "gradinversion.capture.images",
     "gradinversion.audit",

@@ -79,6 +79,10 @@ def test_quantise_keeps_the_ends_and_at_most_that_many_levels(bits: int, gradien
         ("quantise", 0),
         ("quantise", 2.5),
         ("quantise", 64),
+        ("dp_sgd", -0.1),
+        ("dp_sgd", float("inf")),
+        ("soteria", 0.0),
+        ("soteria", 1.0),
     ],
 )
 def test_impossible_strengths_are_refused(name: str, strength: float) -> None:
@@ -87,5 +91,11 @@ def test_impossible_strengths_are_refused(name: str, strength: float) -> None:
 
 
 def test_unknown_defence_lists_the_known_ones() -> None:
-    with pytest.raises(DefenceError, match="none, noise, clip, prune, quantise"):
-        apply_defence({"a": torch.ones(2)}, "soteria", 1.0)
+    with pytest.raises(DefenceError, match="none, noise, clip, prune, quantise, dp_sgd, soteria"):
+        apply_defence({"a": torch.ones(2)}, "fog", 1.0)
+
+
+@pytest.mark.parametrize("name", ["dp_sgd", "soteria"])
+def test_defences_that_need_the_images_are_refused_on_gradients(name: str) -> None:
+    with pytest.raises(DefenceError, match=f"'{name}' needs the images"):
+        apply_defence({"a": torch.ones(2)}, name, 0.5)

@@ -1,0 +1,68 @@
+"""How the gradient match changes for an attacker who allows for a defence; ``defence_evidence.py`` says for which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# A scale that falls to nothing would end the descent: the derivative of a batch that counts for nothing is zero.
+_LEAST_SCALE = 1e-6
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is allowed for. The default allows for nothing and leaves every number as it is."""
+
+    slack: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter name: how far each entry may be off at no cost, a scalar or of the gradient's shape."""
+    left_out: frozenset[str] = frozenset()
+    """Parameters whose gradient is not matched."""
+    free_scale: bool = False
+    """Only the direction of the whole gradient counts: the candidate's is scaled by least squares first."""
+    image_weights: Float[Tensor, " batch"] | None = None
+    """Weight of each image's loss in the mean; None for equal ones."""
+    pooled: bool = False
+    """All entries are compared as one vector instead of tensor by tensor: noise is as large in each of them."""
+    messages: tuple[str, ...] = ()
+    """One sentence for each assumption."""
+
+    def loss(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The client's loss, a mean over the batch."""
+        if self.image_weights is None:
+            return F.cross_entropy(logits, labels)
+        return (self.image_weights.to(logits) * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+    def matched(
+        self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The candidate's gradients and the captured ones that are to be compared in place of these.
+
+        Args:
+            names: Of the parameters.
+            found: The candidate's gradients, one for each name.
+            target: The captured ones.
+        """
+        kept = [position for position, name in enumerate(names) if name not in self.left_out]
+        ours, theirs = [found[position] for position in kept], [target[position] for position in kept]
+        if self.free_scale:
+            product = torch.stack([(f * t).sum() for f, t in zip(ours, theirs, strict=True)]).sum()
+            square = torch.stack([f.square().sum() for f in ours]).sum()
+            scale = (product / square.clamp_min(1e-30)).clamp_min(_LEAST_SCALE)
+            ours = [scale * f for f in ours]
+        near = [self._within(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
+        if self.pooled:
+            near, theirs = ([torch.cat([t.flatten() for t in tensors])] for tensors in (near, theirs))
+        return near, theirs
+
+    def _within(self, name: str, found: Tensor, target: Tensor) -> Tensor:
+        """The candidate's gradient moved towards the captured one by the slack, at most onto it."""
+        slack = self.slack.get(name)
+        if slack is None:
+            return found
+        excess = found - target
+        return target + excess.sign() * (excess.abs() - slack.to(excess)).clamp_min(0)

@@ -1,0 +1,170 @@
+"""What the attacker assumes about a defence, from the update itself and from what the client says.
+
+A defence that is only tested against an attack that ignores it proves nothing. What can be read off the update is read
+off it; what the client says (``CapturedUpdate.defence``, which nobody checks) is a hypothesis for the rest. An update
+without a defence gives an ``Adaptation`` that changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, LabelError
+from ..capture.final_layer import FinalLayer, find_final_layer
+from .adaptation import Adaptation
+
+# A smaller share of zeros in the typical tensor is that of dead units, not of pruning.
+_PRUNED_SHARE = 0.02
+# How well one factor per image must explain the final layer's bias gradient to be believed.
+_EXPLAINED = 0.1
+# Factors of clipped images that differ by more are taken for a misfit of the model's outputs.
+_SPREAD = 5.0
+# Noise below this share of the final layer's gradient is that of low precision.
+_NOTICED = 0.01
+# Values that recur so often are those of a rounding, not of noise.
+_RECURRING = 4
+# Up to so many levels are told from real numbers, and the rounding is coarse enough to be allowed for.
+_FEW_LEVELS = 4
+
+
+def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Adaptation:
+    """The adaptation to this update.
+
+    - Pruning, seen by its zeros: an entry that is missing only says that it was smaller than the smallest one kept.
+    - Coarse quantisation, seen by how few values a tensor has: an entry is known up to half a step.
+    - Soteria, said by the client: the final layer's gradient, the only one that the defence changes, is left out, with
+      which the defence falls (Balunovic et al., ICLR 2022).
+    - Clipping, said by the client: only the direction counts. For DP-SGD, which clips each image, each image's factor
+      is first read off the final layer's bias gradient.
+    - Noise, seen by the column sums of the final layer's gradient, which are zero without it: as all entries carry the
+      same noise, their likelihood is a function of one distance over all of them, which takes the place of the sum over
+      tensors.
+
+    Args:
+        update: What the client sent.
+        model: The server's model.
+        labels: The batch's labels, one per image.
+    """
+    said = update.defence.partition(" ")[0]
+    try:
+        layer = find_final_layer(update, model)
+    except LabelError:
+        layer = None
+    if layer is not None and layer.clean:
+        return _structured(update, layer, labels, said)
+    if said == "soteria" and layer is not None:
+        return _without_final_layer(layer)
+    pruned = pruning_slack(update.gradients)
+    if pruned:
+        zeros = sum(int((g == 0).sum()) for g in update.gradients.values())
+        share = zeros / sum(g.numel() for g in update.gradients.values())
+        message = (
+            f"{share:.1%} of the update's entries are zero, as after pruning: a missing entry is only taken to be "
+            "smaller than the smallest one kept in its tensor."
+        )
+        return Adaptation(slack=pruned, messages=(message,))
+    steps = quantisation_slack(update.gradients)
+    if steps:
+        message = "The update has few distinct values, as after quantisation: entries are matched up to half a step."
+        return Adaptation(slack=steps, messages=(message,))
+    noisy = _noise(update, layer)
+    if said in ("clip", "dp_sgd"):
+        clipped = _clipped(layer, labels, said)
+        return replace(clipped, pooled=noisy.pooled, messages=clipped.messages + noisy.messages)
+    return noisy
+
+
+def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
+    if layer is None or layer.noise < _NOTICED * float(layer.weight_gradient.square().mean().sqrt()):
+        return Adaptation()
+    if is_rounded(update.gradients):
+        return Adaptation()
+    message = (
+        f"By the column sums of the final layer's gradient every entry carries noise of deviation {layer.noise:.2g}, "
+        "so all entries are matched as one vector."
+    )
+    return Adaptation(pooled=True, messages=(message,))
+
+
+def _structured(update: CapturedUpdate, layer: FinalLayer, labels: Tensor, said: str) -> Adaptation:
+    """Defences that leave the columns of the final layer's gradient summing to zero, as in a clean one."""
+    if said == "soteria":
+        return _without_final_layer(layer)
+    return _clipped(layer, labels, said) if said in ("clip", "dp_sgd") else Adaptation()
+
+
+def _without_final_layer(layer: FinalLayer) -> Adaptation:
+    name = f"{layer.name}.weight" if layer.name else "weight"
+    message = (
+        f"The client says that it perturbs the representation (Soteria), so the gradient of {name}, the one made from "
+        "it, is left out of the match."
+    )
+    return Adaptation(left_out=frozenset({name}), messages=(message,))
+
+
+def _clipped(layer: FinalLayer | None, labels: Tensor, said: str) -> Adaptation:
+    told = "The client says that it clips, so only the direction of the whole gradient is matched"
+    factors = image_factors(layer, labels) if said == "dp_sgd" and layer is not None else None
+    if factors is None:
+        return Adaptation(free_scale=True, messages=(f"{told}.",))
+    message = (
+        f"{told}; by the final layer's bias gradient its images count {float(factors.min()):.2f} to "
+        f"{float(factors.max()):.2f} times their mean."
+    )
+    return Adaptation(free_scale=True, image_weights=factors, messages=(message,))
+
+
+def image_factors(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Float[Tensor, " batch"] | None:
+    """How much each image counts in ``(1/B) sum_i s_i g_i``, with mean 1; None where the gradient cannot tell.
+
+    ``B dL/db = sum_i s_i (p_i - y_i)`` is linear in the factors; the mean output on noise stands for each p_i. They are
+    believed where they explain the gradient, are positive, and of one size: so on networks with random weights.
+    """
+    if layer.bias_gradient is None or len(labels) >= len(layer.bias) - 1 or len(torch.unique(labels)) < len(labels):
+        return None
+    outputs = layer.probabilities(layer.prior_features).mean(dim=0)
+    rows = outputs - F.one_hot(labels.cpu(), len(layer.bias)).double()
+    sums = len(labels) * layer.bias_gradient
+    factors = torch.linalg.lstsq(rows.T, sums[:, None]).solution[:, 0]
+    misfit = float((rows.T @ factors - sums).norm() / sums.norm().clamp_min(1e-300))
+    if misfit > _EXPLAINED or float(factors.min()) * _SPREAD < float(factors.max()):
+        return None
+    return (factors / factors.mean()).float()
+
+
+def pruning_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each entry that is zero the smallest magnitude kept in its tensor, 0 for the others; {} without pruning."""
+    zeros = {name: g == 0 for name, g in gradients.items()}
+    if median(float(z.float().mean()) for z in zeros.values()) < _PRUNED_SHARE:
+        return {}
+    smallest = {name: g[~zeros[name]].abs().min() for name, g in gradients.items() if not bool(zeros[name].all())}
+    if not smallest:
+        return {}
+    # A tensor of which nothing was kept lost its place to entries of other tensors.
+    least = torch.stack([value.float() for value in smallest.values()]).min()
+    return {name: z * smallest.get(name, least.to(gradients[name])) for name, z in zeros.items() if bool(z.any())}
+
+
+def is_rounded(gradients: Mapping[str, Tensor]) -> bool:
+    """Whether the values of the largest tensor recur, as those of a rounding do."""
+    largest = max(gradients.values(), key=Tensor.numel)
+    return len(torch.unique(largest)) * _RECURRING <= largest.numel()
+
+
+def quantisation_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half a step for each tensor of evenly spaced values, where the largest tensor has few of them; otherwise {}."""
+    largest = max(gradients.values(), key=Tensor.numel)
+    levels = torch.unique(largest)
+    if not 2 <= len(levels) <= min(_FEW_LEVELS, largest.numel() // 2):
+        return {}
+    # Not every level need be taken, so the step is the smallest gap.
+    count = round(float((levels[-1] - levels[0]) / levels.diff().min())) + 1
+    bits = max(1, (count - 1).bit_length())
+    return {name: (g.max() - g.min()) / (2 * (2**bits - 1)) for name, g in gradients.items()}

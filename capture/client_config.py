@@ -1,0 +1,208 @@
+"""The settings of the simulated client."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .defences import defence_problem
+from .local_training import LocalTraining
+from .update import BatchNormMode, UpdateError
+
+
+class ClientError(ValueError):
+    """A client setting that cannot be carried out."""
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """The simulated client."""
+
+    model: str = "convnet"
+    """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
+    weights: str | None = None
+    """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
+    classes: int = 10
+    """Number of classes that the model tells apart."""
+    images: str = "photos"
+    """Folder of images, taken in order of name, or "photos" for the natural photos that scikit-image ships."""
+    batch_size: int = 4
+    """Images that the client averages its gradient over."""
+    image_size: int = 32
+    """Side in pixels to which each image's largest centred square is resized."""
+    labels: str = "unique"
+    """"unique" for 0, 1, 2, ..., or one label per image separated by commas, such as 0,0,3,7."""
+    bn: str = "eval"
+    """Batch norm in the client: "eval", "train_shared" (statistics sent along) or "train_private" (kept)."""
+    local_epochs: int = 0
+    """Epochs that the client trains before it sends its weight delta; 0: it sends the gradient of one batch instead."""
+    local_batch_size: int = 0
+    """Images in each of its local steps; 0: all of client.batch_size."""
+    learning_rate: float = 0.01
+    """Of its local steps (plain SGD)."""
+    learning_rate_known: bool = True
+    """Whether the server knows that learning rate; false: the attack has to estimate it."""
+    momentum: float = 0.0
+    """Of its local steps."""
+    weight_decay: float = 0.0
+    """Of its local steps."""
+    shuffled: bool = False
+    """Whether each local epoch has an order of its own, which the server does not know."""
+    defence: str = "none"
+    """What the client does to its gradient: "none", "noise", "clip", "prune", "quantise", "dp_sgd" or "soteria"."""
+    defence_strength: float = 0.0
+    """noise: multiple of the 95th percentile of |gradient|; clip: largest L2 norm; prune: share; quantise: bits;
+    dp_sgd: noise multiplier; soteria: share of the features."""
+    defence_clip: float = 1.0
+    """dp_sgd: largest L2 norm of one image's gradient."""
+    dp_sample_rate: float = 0.01
+    """dp_sgd: chance of each image to be in a step of the whole training, for the epsilon in the report."""
+    dp_steps: int = 1000
+    """dp_sgd: steps of the whole training, for the epsilon in the report."""
+    dp_delta: float = 1e-5
+    """dp_sgd: the delta that goes with the epsilon in the report."""
+    clients: int = 1
+    """Clients of batch_size images each whose updates are averaged before the server sees them: secure aggregation."""
+
+    def __post_init__(self) -> None:
+        found = self.problems()
+        if found:
+            raise ClientError("; ".join(found))
+
+    def problems(self) -> list[str]:
+        """Every setting that cannot be carried out, one sentence each."""
+        found = []
+        for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4), ("clients", 1), ("dp_steps", 1)):
+            if getattr(self, key) < lowest:
+                found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
+        if self.bn not in list(BatchNormMode):
+            found.append(f"client.bn is {self.bn!r}; use one of {', '.join(BatchNormMode)}")
+        problem = defence_problem(self.defence, self.defence_strength)
+        if problem:
+            found.append(problem)
+        found += self._local_problems() + self._privacy_problems() + self._combination_problems()
+        if not found:
+            try:
+                parse_labels(self.labels, self.image_count, self.classes)
+            except ClientError as error:
+                found.append(str(error))
+        return found
+
+    def _local_problems(self) -> list[str]:
+        found = []
+        if self.local_epochs < 0:
+            found.append(f"client.local_epochs is {self.local_epochs}; it must be at least 1, or 0 to send a gradient")
+        if not 0 <= self.local_batch_size <= self.batch_size:
+            found.append(
+                f"client.local_batch_size is {self.local_batch_size}; it must be between 1 and "
+                f"client.batch_size={self.batch_size}, or 0 for all images in one batch"
+            )
+        elif self.local_batch_size and not self.local_epochs:
+            found.append(
+                f"client.local_batch_size={self.local_batch_size} is of local training alone; give client.local_epochs "
+                "of at least 1 too"
+            )
+        for key, value, most in (("momentum", self.momentum, 1.0), ("weight_decay", self.weight_decay, math.inf)):
+            if not 0 <= value < most:
+                found.append(f"client.{key} is {value}; it must be at least 0 and below {most:g}")
+        if not 0 < self.learning_rate < math.inf:
+            found.append(f"client.learning_rate is {self.learning_rate}; it must be a finite number above 0")
+        if not found and self.local_epochs and self.batch_size > 0:
+            try:
+                self.local_training()
+            except UpdateError as error:
+                found.append(f"client.local_epochs={self.local_epochs}: {error}")
+        return found
+
+    @property
+    def image_count(self) -> int:
+        """Images behind the update that the server sees: those of all clients."""
+        return self.batch_size * self.clients
+
+    def _privacy_problems(self) -> list[str]:
+        found = []
+        if not 0 < self.defence_clip < math.inf:
+            found.append(f"client.defence_clip is {self.defence_clip:g}; it must be a finite norm above 0")
+        if not 0 < self.dp_sample_rate <= 1:
+            found.append(f"client.dp_sample_rate is {self.dp_sample_rate:g}; it must be above 0 and at most 1")
+        if not 0 < self.dp_delta < 1:
+            found.append(f"client.dp_delta is {self.dp_delta:g}; it must be above 0 and below 1")
+        return found
+
+    def _combination_problems(self) -> list[str]:
+        found = []
+        if self.defence == "dp_sgd" and self.bn != BatchNormMode.EVAL:
+            found.append(
+                f"client.defence is 'dp_sgd' and client.bn is {self.bn!r}: with the batch's statistics no gradient "
+                "belongs to one image alone; use client.bn=eval"
+            )
+        if self.clients > 1 and self.bn != BatchNormMode.EVAL:
+            found.append(
+                f"client.clients is {self.clients} and client.bn is {self.bn!r}: every client's batch statistics would "
+                "differ, and an average of their gradients belongs to no single batch; use client.bn=eval"
+            )
+        if self.clients > 1 and self.local_epochs:
+            found.append(
+                f"client.clients is {self.clients} and client.local_epochs is {self.local_epochs}: the local steps of "
+                "several clients cannot be retraced from their average; use client.local_epochs=0 or client.clients=1"
+            )
+        if self.defence in ("dp_sgd", "soteria") and self.local_epochs:
+            found.append(
+                f"client.defence is {self.defence!r} and client.local_epochs is {self.local_epochs}: this defence is "
+                "simulated for a gradient, not within local steps; use client.local_epochs=0"
+            )
+        return found
+
+    def local_training(self) -> LocalTraining | None:
+        """The client's local steps with their learning rate; None when it sends a gradient.
+
+        Raises:
+            UpdateError: There are more steps than can be retraced.
+        """
+        if not self.local_epochs:
+            return None
+        local = LocalTraining(
+            self.learning_rate,
+            self.local_epochs,
+            self.local_batch_size or None,
+            self.momentum,
+            self.weight_decay,
+            self.shuffled,
+        )
+        local.require_images(self.batch_size)
+        return local
+
+
+def parse_labels(text: str, batch_size: int, classes: int) -> Int[Tensor, " batch"]:
+    """One label per image from ``client.labels``.
+
+    Args:
+        text: ``"unique"`` for 0, 1, ..., batch_size - 1, or labels separated by commas.
+        batch_size: How many labels there must be.
+        classes: Each label must lie in 0 .. classes - 1.
+
+    Raises:
+        ClientError: What is wrong with the text, in one sentence.
+    """
+    if text.strip() == "unique":
+        if batch_size > classes:
+            raise ClientError(
+                f"client.labels=unique needs as many classes as images, but there are {batch_size} images and "
+                f"{classes} classes; raise client.classes or list the labels, such as client.labels=0,0,1,1"
+            )
+        return torch.arange(batch_size)
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ClientError(f"client.labels is {text!r}; use unique, or whole numbers separated by commas, such as 0,0,3")
+    labels = [int(word) for word in words]
+    if len(labels) != batch_size:
+        raise ClientError(f"client.labels lists {len(labels)} labels for {batch_size} images; list one per image")
+    if max(labels) >= classes:
+        raise ClientError(
+            f"client.labels names class {max(labels)}, but with {classes} classes the labels are 0 to {classes - 1}"
+        )
+    return torch.tensor(labels)

@@ -1,0 +1,89 @@
+"""The final layer of a clipped update: each image's features and, with them, the factor that clipping left it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .head import Head, estimate_error, solve_features
+from .layers import rounding, worst
+
+_ITERATIONS = 500
+_SETTLED = 1e-12
+
+
+@dataclass(frozen=True)
+class ScaledHead:
+    """The head of the gradient as it was sent, and each image's factor in it (1 without clipping)."""
+
+    head: Head
+    scales: Float[Tensor, " batch"]
+
+
+def peel_scaled_head(
+    weight: Float[Tensor, "class feature"],
+    bias: Float[Tensor, " class"],
+    weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"],
+    labels: Int[Tensor, " batch"],
+) -> ScaledHead:
+    """As ``peel_head`` where the gradient is ``(1/B) sum_i s_i g_i`` with unknown positive factors s_i.
+
+    Clipping is scaling: of the whole update by one factor, or, in DP-SGD, of each image's gradient by its own. The bias
+    gradient ``(1/B) sum_i s_i (p_i - y_i)`` is linear in the factors, with one equation more than there are classes
+    less one: given ``P`` it gives the factors, the factors give the features, and the features give ``P`` again. One
+    factor for all images is tried before one for each; both are checked as every other head is.
+
+    Args:
+        weight: The layer's weight.
+        bias: Its bias.
+        weight_gradient: Captured.
+        bias_gradient: Captured.
+        labels: The batch's labels, all different, fewer than classes less one for a factor per image.
+    """
+    known = (weight.detach().double().cpu(), bias.detach().double().cpu(), weight_gradient, bias_gradient)
+    one_hot = F.one_hot(labels.cpu(), len(weight)).double()
+    found = [_iterate(*known, one_hot, torch.ones(1, len(labels), dtype=torch.float64))]
+    if found[0].head.error > _good_enough(weight_gradient) and len(labels) < len(weight) - 1:
+        found.append(_iterate(*known, one_hot, torch.eye(len(labels), dtype=torch.float64)))
+    return min(found, key=lambda scaled: scaled.head.error)
+
+
+def _good_enough(gradient: Tensor) -> float:
+    return 1e3 * rounding(gradient)
+
+
+def _iterate(
+    weight: Float[Tensor, "class feature"],
+    shift: Float[Tensor, " class"],
+    weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"],
+    one_hot: Float[Tensor, "batch class"],
+    groups: Float[Tensor, "group batch"],
+) -> ScaledHead:
+    """The fixed point, with one factor for each group of images."""
+    gradient, sums, batch = weight_gradient.double().cpu(), bias_gradient.double().cpu(), len(one_hot)
+    probabilities = torch.full_like(one_hot, 1 / len(weight))
+    previous_change, damping = float("inf"), 1.0
+    for _ in range(_ITERATIONS):
+        rows = (probabilities - one_hot) / batch
+        factors = torch.linalg.lstsq((groups @ rows).T, sums[:, None], driver="gelsd").solution
+        scales = (groups.T @ factors)[:, 0]
+        residual = scales[:, None] * rows
+        features = solve_features(residual, gradient)
+        found = (features @ weight.T + shift).softmax(dim=1)
+        step = found - probabilities
+        change = float(step.abs().max())
+        if change < _SETTLED or change != change:
+            break
+        damping = max(0.05, damping * 0.7) if change > previous_change else min(1.0, damping * 1.05)
+        probabilities, previous_change = probabilities + damping * step, change
+    if not bool((scales > 0).all()):
+        return ScaledHead(Head(features, residual @ weight, float("inf")), scales)
+    least = worst(change, float(step.norm() / (probabilities - one_hot).norm()), rounding(weight_gradient))
+    error = estimate_error(residual, features, gradient, bias_gradient, least)
+    return ScaledHead(Head(features, residual @ weight, error), scales)

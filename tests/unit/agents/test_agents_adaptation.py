@@ -1,0 +1,165 @@
+"""An attacker who allows for the defence: what is recognised, and that the truth then costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents.adaptation import Adaptation
+from gradinversion.agents.defence_evidence import allow_for_defence, image_factors, pruning_slack, quantisation_slack
+from gradinversion.capture import ClientConfig, apply_defence, capture_gradient, simulate_client
+from gradinversion.capture.final_layer import find_final_layer
+from torch import Tensor, nn
+
+_SIDE = 8
+
+
+def _target(**settings: Any) -> tuple[Target, Tensor]:
+    update, model, private = simulate_client(ClientConfig(image_size=_SIDE, **settings), seed=0)
+    return Target(update, model, private.labels), update.normalisation.apply(private.images)
+
+
+def _losses(target: Target, truth: Tensor) -> tuple[float, float]:
+    """At the private images, for the attack that ignores the defence and for the one that allows for it."""
+    naive, adaptive = (
+        Objective(target, ObjectiveConfig(adaptive=adaptive)).gradient_loss(truth) for adaptive in (False, True)
+    )
+    return naive, adaptive
+
+
+@pytest.mark.parametrize(
+    ("defence", "strength", "words"),
+    [
+        ("clip", 0.1, "only the direction"),
+        ("prune", 0.9, "as after pruning"),
+        ("quantise", 2, "as after quantisation"),
+        ("soteria", 0.2, "is left out of the match"),
+        ("dp_sgd", 0.0, "only the direction"),
+    ],
+)
+def test_the_private_images_cost_little_once_the_defence_is_allowed_for(
+    defence: str, strength: float, words: str
+) -> None:
+    target, truth = _target(defence=defence, defence_strength=strength, defence_clip=0.3)
+    naive, adaptive = _losses(target, truth)
+    assert naive > 0.05
+    assert adaptive < (0.1 if defence == "dp_sgd" else 1e-5)
+    assert words in "".join(Objective(target, ObjectiveConfig()).messages)
+    assert words not in "".join(Objective(target, ObjectiveConfig(adaptive=False)).messages)
+    assert Objective(target, ObjectiveConfig()).gradient_loss(truth + 0.3 * torch.randn_like(truth)) > 2 * adaptive
+
+
+@pytest.mark.parametrize("settings", [{}, {"bn": "train_private"}, {"model": "resnet18"}, {"clients": 2}])
+def test_without_a_defence_nothing_changes(settings: dict[str, Any]) -> None:
+    size = 32 if "model" in settings else _SIDE
+    update, model, private = simulate_client(ClientConfig(image_size=size, **settings), seed=0)
+    assert allow_for_defence(update, model, private.labels) == Adaptation()
+    target = Target(update, model, private.labels)
+    images = torch.randn(update.image_count, *update.image_shape)
+    values = [Objective(target, ObjectiveConfig(adaptive=a)).terms(images.requires_grad_()) for a in (False, True)]
+    assert all(torch.equal(values[0][name], values[1][name]) for name in values[0])
+
+
+def test_noise_is_told_from_rounding_and_from_low_precision() -> None:
+    for defence, strength, pooled in (("noise", 0.1, True), ("noise", 0.001, False), ("quantise", 8, False)):
+        target, _ = _target(defence=defence, defence_strength=strength)
+        found = allow_for_defence(target.update, target.model, target.labels)
+        assert (found.pooled, bool(found.messages), bool(found.slack)) == (pooled, pooled, False)
+    target, _ = _target(defence="dp_sgd", defence_strength=0.05)
+    found = allow_for_defence(target.update, target.model, target.labels)
+    assert (found.pooled, found.free_scale, len(found.messages)) == (True, True, 2)
+
+
+def test_noise_is_matched_as_one_vector() -> None:
+    found, target = [torch.randn(3, 4), torch.randn(5)], [torch.randn(3, 4), torch.randn(5)]
+    (ours,), (theirs,) = Adaptation(pooled=True).matched(["a", "b"], found, target)
+    expected = sum((f - t).square().sum() for f, t in zip(found, target, strict=True))
+    torch.testing.assert_close((ours - theirs).square().sum(), expected)
+
+
+def test_a_missing_entry_is_smaller_than_the_smallest_that_was_kept() -> None:
+    kept = {"a": torch.tensor([0.0, 3.0, -2.0, 0.0]), "b": torch.zeros(3), "c": torch.tensor([0.0, 0.5])}
+    slack = pruning_slack(kept)
+    assert {name: value.tolist() for name, value in slack.items()} == {
+        "a": [2.0, 0.0, 0.0, 2.0],
+        "b": [0.5, 0.5, 0.5],  # all its entries lost their place to those of other tensors
+        "c": [0.5, 0.0],
+    }
+    assert pruning_slack({"a": torch.ones(4), "b": torch.zeros(4), "c": torch.ones(4)}) == {}  # a dead layer
+    assert pruning_slack({"a": torch.zeros(4)}) == {}
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_the_step_of_a_coarse_rounding_is_read_off_its_values(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = {"a": torch.randn(50, 40, generator=generator), "b": torch.randn(7, generator=generator)}
+    sent = apply_defence(plain, "quantise", bits)
+    slack = quantisation_slack(sent)
+    assert bool(slack) == (bits <= 2)
+    for name, half in slack.items():
+        assert float((sent[name] - plain[name]).abs().max()) <= float(half) * 1.0001
+        assert float((sent[name] - plain[name]).abs().max()) > float(half) * 0.5
+    assert quantisation_slack(plain) == {}
+
+
+def test_the_factor_of_each_clipped_image_is_read_off_the_bias() -> None:
+    target, _ = _target(defence="dp_sgd", defence_strength=0.0, defence_clip=0.3)
+    plain, _ = _target()
+    update, model, labels = target.update, target.model, target.labels
+    found = image_factors(find_final_layer(update, model), labels)
+    assert found is not None
+    norms = []
+    images = update.normalisation.invert(plain.update.normalisation.apply(_images()))
+    for image, label in zip(images, labels, strict=True):
+        gradients = capture_gradient(model, image[None], label[None]).gradients.values()
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm())
+    true = 1 / torch.stack(norms)
+    torch.testing.assert_close(found, true / true.mean(), atol=0.1, rtol=0.1)
+    assert image_factors(find_final_layer(update, model), torch.tensor([0, 0, 1, 2])) is None
+    assert image_factors(find_final_layer(update, model), torch.tensor([5, 6, 7, 8])) is None  # explains nothing
+
+
+def _images() -> Tensor:
+    return simulate_client(ClientConfig(image_size=_SIDE), seed=0)[2].images
+
+
+def test_what_a_stranger_says_is_only_a_hypothesis() -> None:
+    target, _ = _target()
+    for said in ("soteria", "dp_sgd 1", "clip", "prune 0.9", "x" * 400, ""):
+        lied = replace(target.update, defence=said)
+        objective = Objective(replace(target, update=lied), ObjectiveConfig())
+        assert torch.isfinite(objective.terms(torch.zeros(4, 3, _SIDE, _SIDE).requires_grad_())["total"])
+        believed = any("The client says" in message for message in objective.messages)
+        assert believed == (said[:4] in ("sote", "dp_s", "clip"))
+
+
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        Adaptation(free_scale=True),
+        Adaptation(image_weights=torch.tensor([0.5, 1.5])),
+        Adaptation(left_out=frozenset({"7.weight"})),
+        Adaptation(slack={"0.weight": torch.tensor(1e-3)}),
+        Adaptation(pooled=True),
+    ],
+    ids=["scale", "weights", "left out", "slack", "pooled"],
+)
+def test_the_derivative_by_the_images(smooth_target: Callable[..., Any], adaptation: Adaptation) -> None:
+    target, truth = smooth_target(activation=nn.Tanh)
+    objective = Objective(target, ObjectiveConfig())
+    objective._adaptation = adaptation
+    images = (truth + 0.3 * torch.randn_like(truth)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: objective.terms(x)["total"], (images,))
+
+
+def test_the_scale_of_the_update_does_not_matter_when_it_is_free() -> None:
+    names, found = ["a", "b"], [torch.randn(3, 4), torch.randn(5)]
+    near, target = Adaptation(free_scale=True).matched(names, [7 * f for f in found], [0.1 * f for f in found])
+    for ours, theirs in zip(near, target, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    opposite, _ = Adaptation(free_scale=True).matched(names, found, [-f for f in found])
+    assert max(float(f.abs().max()) for f in opposite) < 1e-4
