@@ -1,6 +1,7 @@
 """What local training is worth as a defence: the attack that retraces the client's steps beside the naive one.
 
     python -m benchmarks.local_steps           # one table; json in benchmarks/results/
+    python -m benchmarks.local_steps --rates   # how well a learning rate that is not known is estimated; no attack
 
 ConvNet-32 with random weights (seed 0), batch norm in evaluation mode, four photos, plain SGD at learning rate 0.05.
 "naive" takes the weight delta over the learning rate and the number of steps for one gradient; "retraced" is the
@@ -21,6 +22,7 @@ import torch
 from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import (
+    BatchNormMode,
     CapturedUpdate,
     ClientConfig,
     as_gradient,
@@ -130,16 +132,38 @@ def show(found: list[dict[str, Any]]) -> None:
     Console(width=140).print(table)
 
 
+def show_rates() -> None:
+    """Estimated over true learning rate, by batch-norm mode and local steps."""
+    table = Table(title="estimated / true learning rate, ConvNet-32 with random weights, four photos")
+    for heading in ("batch norm", "rate", *(f"{cell.name}" for cell in CELLS if not cell.shuffled)):
+        table.add_column(heading)
+    for bn in BatchNormMode:
+        for rate in (0.01, 0.1):
+            ratios = []
+            for cell in CELLS:
+                if cell.shuffled:
+                    continue
+                client = ClientConfig(bn=bn, learning_rate=rate, local_epochs=cell.epochs, local_batch_size=cell.batch)
+                update, model, _ = simulate_client(client, 0)
+                ratios.append(f"{estimate_learning_rate(update, model) / rate:.4f}")
+            table.add_row(bn, f"{rate:g}", *ratios)
+    Console(width=140).print(table)
+
+
 def main() -> None:
     """Print the table and write ``benchmarks/results/local_steps.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="of the attack's one agent")
+    parser.add_argument("--steps", type=int, default=300, help="of the attack's one agent")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of rows, from 0")
+    parser.add_argument("--rates", action="store_true", help="print the table of learning rates alone")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the json file has")
     parser.add_argument("--out", default="local_steps", help="name of the json file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.rates:
+        show_rates()
+        return
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     path = results / f"{options.out}.json"

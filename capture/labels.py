@@ -176,6 +176,6 @@ def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:
     if not layer.clean:
         warnings.append(
             "the final layer's gradient does not sum to zero over the classes, so it was changed after it was computed "
-            "(noise, pruning, quantisation or low precision)"
+            "(noise, pruning, quantisation, low precision or the rounding of trained weights)"
         )
     return warnings

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from gradinversion.capture import (
     IMAGENET,
     LabelError,
-    LocalTraining,
     RecoveredLabels,
-    UpdateKind,
     apply_defence,
     capture_gradient,
     load_images,
@@ -242,8 +240,6 @@ def test_what_cannot_be_done_is_a_sentence(photos: Tensor) -> None:
         recover_labels(update, pooled)
     with pytest.raises(LabelError, match="use one of auto, minimum, counts"):
         recover_labels(update, pooled, "magic")
-    with pytest.raises(LabelError, match="weight_delta"):
-        recover_labels(replace(update, kind=UpdateKind.WEIGHT_DELTA, local=LocalTraining(0.1)), pooled)
 
 
 def test_another_loss_is_warned_about(photos: Tensor, models: dict[tuple[str, int], nn.Module]) -> None:

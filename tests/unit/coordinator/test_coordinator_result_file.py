@@ -69,6 +69,7 @@ def result() -> Reconstruction:
         batch_norm="eval",
         defence="none",
         normalisation=Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3)),
+        training="The client made four steps.",
     )
 
 
