@@ -13,7 +13,7 @@ from .head import peel_head
 
 # How far the true scale may be from the guess, as a natural logarithm, and how many places are looked at first.
 _REACH = 1.5
-_PLACES = 7
+_PLACES = 13
 _EXACT = 1e-8
 # A final layer that contradicts itself by more than this at every scale does not tell the scale.
 _LARGEST_ERROR = 1e-2
