@@ -25,8 +25,8 @@ _LESS_IS_STRONGER = ("clip", "quantise")
 class Effect(StrEnum):
     """What a combination of settings does."""
 
-    STOPS = "stops the leak"
-    UNPROVEN = "stops it here, but a stronger level leaks"
+    STOPS = "no leak shown"
+    UNPROVEN = "no leak shown, but a stronger level leaks"
     LEAKS = "leaks"
     UNKNOWN = "not known"
 

@@ -68,6 +68,12 @@ def test_the_verdict_the_maps_and_the_commands_are_on_the_page(facts: Facts) -> 
     assert reader.classes.count("base") == 3 + 1
 
 
+def test_where_nothing_leaks_nothing_is_said_to_stop_it(facts: Facts) -> None:
+    _, text = read(facts(leaked=lambda words: 0))
+    assert "What would stop it" not in text
+    assert "The other settings" in text
+
+
 def test_the_colour_of_a_cell_grows_with_its_number(facts: Facts) -> None:
     reader, _ = read(facts())
     # 3 of 4 and 3 of 8 leak, and all of the labels.
@@ -159,7 +165,7 @@ def test_both_files_are_written_and_the_numbers_are_json(facts: Facts, tmp_path:
     assert numbers["verdict"].startswith(verdict.headline)
     assert [cell["leaked_share"] for cell in numbers["cells"]][:3] == [0.75, 0.375, 0.0]
     assert numbers["cells"][0]["levels"]["defence"] == "no defence"
-    assert {change["effect"] for change in numbers["changes"]} == {"leaks", "stops the leak"}
+    assert {change["effect"] for change in numbers["changes"]} == {"leaks", "no leak shown"}
 
 
 def test_the_commands_give_the_cells_and_the_audit_again(facts: Facts) -> None:
