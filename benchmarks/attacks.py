@@ -156,9 +156,9 @@ def main() -> None:
                 for name in options.attacks:
                     rows.append(facts | one_attack(name, case, options.steps, photo_set, generator))
                     print(f"{cell} set {photo_set} {name}: {rows[-1]['psnr']}", flush=True)
-                found = {"steps": options.steps, "sets": photo_set, "torch": torch.__version__, "rows": rows}
-                options.out.parent.mkdir(exist_ok=True)
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                    found = {"steps": options.steps, "torch": torch.__version__, "rows": rows}
+                    options.out.parent.mkdir(exist_ok=True)
+                    options.out.write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(table(rows, options.cells)))
 
 
