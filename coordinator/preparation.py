@@ -44,7 +44,7 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         )
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
-            f"every entry of the update is zero, so it shows nothing (the client names the defence {update.defence!r}): "
+            f"every entry of the update is zero, so it shows nothing (defence, as told: {update.defence!r}): "
             "give an update of which a defence has left something."
         )
     labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
