@@ -127,7 +127,7 @@ def image_factors(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Float[Ten
     ``B dL/db = sum_i s_i (p_i - y_i)`` is linear in the factors; the mean output on noise stands for each p_i. They are
     believed where they explain the gradient, are positive, and of one size: so on networks with random weights.
     """
-    if layer.bias_gradient is None or len(labels) >= len(layer.bias) - 1 or len(labels.unique()) < len(labels):
+    if layer.bias_gradient is None or len(labels) >= len(layer.bias) - 1 or len(set(labels.tolist())) < len(labels):
         return None
     outputs = layer.probabilities(layer.prior_features).mean(dim=0)
     rows = outputs - F.one_hot(labels.cpu(), len(layer.bias)).double()
@@ -155,13 +155,13 @@ def pruning_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_rounded(gradients: Mapping[str, Tensor]) -> bool:
     """Whether the values of the largest tensor recur, as those of a rounding do."""
     largest = max(gradients.values(), key=Tensor.numel)
-    return len(largest.unique()) * _RECURRING <= largest.numel()
+    return len(torch.unique(largest)) * _RECURRING <= largest.numel()
 
 
 def quantisation_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Half a step for each tensor of evenly spaced values, where the largest tensor has few of them; otherwise {}."""
     largest = max(gradients.values(), key=Tensor.numel)
-    levels = largest.unique()
+    levels: Tensor = torch.unique(largest)
     if not 2 <= len(levels) <= min(_FEW_LEVELS, largest.numel() // 2):
         return {}
     # Not every level need be taken, so the step is the smallest gap.

@@ -228,7 +228,9 @@ def simulate_client(config: ClientConfig, seed: int) -> tuple[CapturedUpdate, nn
     generator = torch.Generator().manual_seed(seed)
     updates = [
         _defended_update(config, model, own_images, own_labels, generator)
-        for own_images, own_labels in zip(images.split(config.batch_size), labels.split(config.batch_size), strict=True)
+        for own_images, own_labels in zip(
+            torch.split(images, config.batch_size), torch.split(labels, config.batch_size), strict=True
+        )
     ]
     gradients = {
         name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
@@ -247,7 +249,7 @@ def _defended_update(
     update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
     gradients: Gradients
     if config.defence == "dp_sgd":
-        ones = zip(images.split(1), labels.split(1), strict=True)
+        ones = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
         per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
         gradients = noisy_mean(per_image, config.defence_clip, config.defence_strength, generator)
     elif config.defence == "soteria":
