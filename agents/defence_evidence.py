@@ -127,7 +127,7 @@ def image_factors(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Float[Ten
     ``B dL/db = sum_i s_i (p_i - y_i)`` is linear in the factors; the mean output on noise stands for each p_i. They are
     believed where they explain the gradient, are positive, and of one size: so on networks with random weights.
     """
-    if layer.bias_gradient is None or len(labels) >= len(layer.bias) - 1 or len(torch.unique(labels)) < len(labels):
+    if layer.bias_gradient is None or len(labels) >= len(layer.bias) - 1 or len(set(labels.tolist())) < len(labels):
         return None
     outputs = layer.probabilities(layer.prior_features).mean(dim=0)
     rows = outputs - F.one_hot(labels.cpu(), len(layer.bias)).double()
@@ -161,7 +161,7 @@ def is_rounded(gradients: Mapping[str, Tensor]) -> bool:
 def quantisation_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Half a step for each tensor of evenly spaced values, where the largest tensor has few of them; otherwise {}."""
     largest = max(gradients.values(), key=Tensor.numel)
-    levels = torch.unique(largest)
+    levels: Tensor = torch.unique(largest)
     if not 2 <= len(levels) <= min(_FEW_LEVELS, largest.numel() // 2):
         return {}
     # Not every level need be taken, so the step is the smallest gap.

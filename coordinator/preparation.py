@@ -46,8 +46,8 @@ def prepare(
     update.require_match(model)
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
-            f"every entry of the update is zero, so it shows nothing (the client names the defence "
-            f"{update.defence!r}): give an update of which a defence has left something."
+            f"every entry of the update is zero, so it shows nothing (defence, as told: {update.defence!r}): "
+            "give an update of which a defence has left something."
         )
     found = settle(update, model)
     if config.labels == JOINT:
