@@ -13,6 +13,7 @@ from torch import Tensor
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .assumptions import state_assumptions, state_provenance
+from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
@@ -65,6 +66,7 @@ def evaluate(
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=label_accuracy(labels, true_labels),
+        label_scores=score_labels(labels, true_labels),
         lpips_note=lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),

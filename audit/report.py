@@ -84,6 +84,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
             "method": reconstruction.labels.method,
             "assumption": reconstruction.labels.assumption,
             "warnings": reconstruction.labels.warnings,
+            **_label_scores(report),
+            "counts": [asdict(found) for found in reconstruction.labels.class_counts],
         },
         "registration": reconstruction.registration,
         "assumptions": report.assumptions,
@@ -93,6 +95,15 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
     plain = _plain(values)
     assert isinstance(plain, dict)
     return plain
+
+
+def _label_scores(report: AuditReport) -> dict[str, Any]:
+    """How right the labels are, or None for each score without ground truth."""
+    scores = report.label_scores
+    if scores is None:
+        return {"class_presence": None, "class_count": None, "instances": None}
+    presence = {"precision": scores.precision, "recall": scores.recall}
+    return {"class_presence": presence, "class_count": scores.class_count, "instances": scores.instances}
 
 
 def _image(image: ImageResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .label_scores import LabelScores
 from .matching import Matching
 from .verdict import Leak, Verdict
 
@@ -97,6 +98,8 @@ class AuditReport:
     """Which LPIPS this is, or why there is none."""
     assumptions: tuple[str, ...]
     provenance: dict[str, str]
+    label_scores: LabelScores | None = None
+    """How right the recovered labels are; None without ground truth."""
 
     @property
     def psnr_mean(self) -> float | None:

@@ -12,7 +12,7 @@ from .client import ClientConfig, ClientError, PrivateBatch, capture_gradient, s
 from .defences import apply_defence
 from .final_layer import LabelError
 from .images import ImageError, load_images
-from .labels import RecoveredLabels, recover_labels
+from .labels import ClassCount, RecoveredLabels, recover_labels
 from .models import ModelError, ModelSource, load_model
 from .update import (
     IMAGENET,
@@ -29,6 +29,7 @@ __all__ = [
     "BatchNormMode",
     "BatchNormStatistics",
     "CapturedUpdate",
+    "ClassCount",
     "ClientConfig",
     "ClientError",
     "ImageError",
