@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
 )
 
-_LABEL_RULES = ("auto", "minimum", "counts")
+_LABEL_RULES = ("auto", "minimum", "counts", "separation")
 
 
 class ConfigError(ValueError):

@@ -131,8 +131,8 @@ def train_stages(
     """For each stage, the first checked state at or above it, and its accuracy on all training images.
 
     Stage 0 is the untrained network. Training is Adam with batches of 64; the accuracy is checked every five steps, on
-    a tenth of the images and, where that is enough, on all. Beyond ``whole_until``, itself a stage, only the final layer
-    is trained on. Weights are kept in ``folder`` and read from there next time.
+    a tenth of the images and, where that is enough, on all. Beyond ``whole_until``, itself a stage, only the final
+    layer is trained on. Weights are kept in ``folder`` and read from there next time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {

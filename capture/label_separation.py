@@ -259,7 +259,9 @@ def _descend(
     """Levenberg-Marquardt on the share of ``softmax - e_y`` outside the column space, side by side; best first."""
     chunk = max(1, _ENTRIES_AT_ONCE // (len(space.left) * max(len(space.sizes), 1)))
     steps, values = [], []
-    for some, of in zip(((points - space.origin) @ space.free).split(chunk), labels.split(chunk), strict=True):
+    for some, of in zip(
+        *(torch.split(part, chunk) for part in ((points - space.origin) @ space.free, labels)), strict=True
+    ):
         arrived, value = _levenberg_marquardt(space, shift, some, of, count)
         steps.append(arrived)
         values.append(value)
@@ -303,7 +305,13 @@ def _levenberg_marquardt(
         new_value = new_state[3].square().sum(dim=1)
         better = new_value < value
         steps = torch.where(better[:, None], trial, steps)
-        state = tuple(torch.where(better[:, None], a, b) for a, b in zip(new_state, state, strict=True))
+        keep = better[:, None]
+        state = (
+            torch.where(keep, new_state[0], state[0]),
+            torch.where(keep, new_state[1], state[1]),
+            torch.where(keep, new_state[2], state[2]),
+            torch.where(keep, new_state[3], state[3]),
+        )
         value = torch.where(better, new_value, value)
         damping = torch.where(better, damping / 5, damping * 4).clamp(1e-9, 1e6)
     return steps, value

@@ -62,7 +62,7 @@ class RecoveredLabels:
         """
         doubt = 1 - self.confidence.double()
         found = []
-        for label, count in zip(*self.labels.unique(return_counts=True), strict=True):
+        for label, count in zip(*torch.unique(self.labels, return_counts=True), strict=True):
             own = self.labels == label
             elsewhere = float(doubt[~own].sum()) * int(count) / len(self.labels)
             confidence = float(self.confidence[own].min()) * math.exp(-elsewhere)

@@ -13,7 +13,16 @@ import torch
 from torch import nn
 
 from ..agents import Target
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, UpdateKind, recover_labels
+from ..capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    LabelError,
+    RecoveredLabels,
+    UpdateError,
+    UpdateKind,
+    client_mode,
+    recover_labels,
+)
 from ..peeling import peel
 from .config import AttackConfig
 
@@ -42,7 +51,10 @@ def prepare(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> P
         raise UpdateError(
             f"the update holds a {update.kind.value}; only the gradient of one step can be attacked: capture that."
         )
-    labels = given_labels(config.labels, update) or recover_labels(update, model, config.labels)
+    given = given_labels(config.labels, update)
+    if given is not None:
+        _require_classes(given, update, model)
+    labels = given or recover_labels(update, model, config.labels)
     messages = list(labels.warnings)
     anchor = None
     if config.objective.gradient_weight > 0:
@@ -67,6 +79,15 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
         assumption="The server knows the labels.",
         warnings=(),
     )
+
+
+def _require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.Module) -> None:
+    like = next(model.parameters())
+    with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
+        classes = model(like.new_zeros(1, *update.image_shape)).shape[-1]
+    largest = int(labels.labels.max())
+    if largest >= classes:
+        raise LabelError(f"labels names class {largest}, but the model's classes are 0 to {classes - 1}.")
 
 
 def identity(config: AttackConfig, update: CapturedUpdate) -> dict[str, Any]:
