@@ -18,6 +18,7 @@ from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
 from .exposure import Exposure
 from .identification import Embedding, make_embedding
+from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
@@ -82,6 +83,7 @@ def evaluate(
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=label_accuracy(labels, true_labels),
+        label_scores=score_labels(labels, true_labels),
         lpips_note=lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),

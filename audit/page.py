@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -72,6 +73,8 @@ def render_page(
         exposure=exposure_panel(report),
         risk=risk_sentences(report),
         label_sentence=_label_sentence(report),
+        label_scores=_label_scores(report),
+        label_rows=_label_rows(report, reconstruction),
         unfinished=_unfinished(reconstruction),
         tiles=_tiles(report, reconstruction, len(seeds)),
         ruler=_ruler(report),
@@ -104,6 +107,32 @@ def _label_sentence(report: AuditReport) -> str:
         return "Labels were inferred from the update; without ground truth nobody can say how many are right."
     right = round(report.label_accuracy * total)
     return f"Labels: {right} of {total} recovered from the update ({report.label_accuracy:.0%})."
+
+
+def _label_scores(report: AuditReport) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of each score of the labels; empty without ground truth."""
+    scores = report.label_scores
+    if scores is None:
+        return []
+    return [
+        ("Class presence, precision", _share(scores.precision), "of the classes recovered, those in the batch"),
+        ("Class presence, recall", _share(scores.recall), "of the classes in the batch, those recovered"),
+        ("Class count", _share(scores.class_count), "of all classes on either side, those with the right count"),
+        ("Instances", _share(scores.instances), "of the private labels, those recovered"),
+    ]
+
+
+def _label_rows(report: AuditReport, run: Reconstruction) -> list[tuple[int, int, str, int | None]]:
+    """Class, its recovered count, the confidence in it, and the true count; classes that were missed come last."""
+    known = report.label_scores is not None
+    true = Counter(image.true_label for image in report.images)
+    rows: list[tuple[int, int, str, int | None]] = [
+        (found.label, found.count, _share(found.confidence), true[found.label] if known else None)
+        for found in run.labels.class_counts
+    ]
+    recovered = {row[0] for row in rows}
+    missed = sorted(label for label in true if label is not None and label not in recovered)
+    return rows + [(label, 0, "–", true[label]) for label in missed]
 
 
 def _unfinished(run: Reconstruction) -> str:

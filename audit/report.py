@@ -101,6 +101,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
             "method": reconstruction.labels.method,
             "assumption": reconstruction.labels.assumption,
             "warnings": reconstruction.labels.warnings,
+            **_label_scores(report),
+            "counts": [asdict(found) for found in reconstruction.labels.class_counts],
         },
         "registration": reconstruction.registration,
         "assumptions": report.assumptions,
@@ -119,6 +121,15 @@ def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:
         "iip": report.control_iip(control.name),
         "decides": control.name in NULL_CONTROLS,
     }
+
+
+def _label_scores(report: AuditReport) -> dict[str, Any]:
+    """How right the labels are, or None for each score without ground truth."""
+    scores = report.label_scores
+    if scores is None:
+        return {"class_presence": None, "class_count": None, "instances": None}
+    presence = {"precision": scores.precision, "recall": scores.recall}
+    return {"class_presence": presence, "class_count": scores.class_count, "instances": scores.instances}
 
 
 def _image(image: ImageResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from .label_scores import LabelScores
 from .matching import Matching
 from .verdict import Leak, Verdict
 
@@ -160,6 +161,8 @@ class AuditReport:
     """Private images and pool together; None without a pool."""
     pool_note: str = ""
     """Where the pool comes from and what was left out of it, in words; empty without one."""
+    label_scores: LabelScores | None = None
+    """How right the recovered labels are; None without ground truth."""
 
     @property
     def iip(self) -> float | None:

@@ -14,7 +14,7 @@ from .client_config import ClientConfig, ClientError
 from .defences import DefenceError, apply_defence
 from .final_layer import LabelError, find_final_layer
 from .images import ImageError, count_images, load_images
-from .labels import RecoveredLabels, recover_labels
+from .labels import ClassCount, RecoveredLabels, recover_labels
 from .learning_rate import estimate_learning_rate
 from .local_client import train_locally
 from .local_training import LocalTraining
@@ -36,6 +36,7 @@ __all__ = [
     "BatchNormMode",
     "BatchNormStatistics",
     "CapturedUpdate",
+    "ClassCount",
     "ClientConfig",
     "ClientError",
     "DefenceError",

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .label_counts import ClassCounts, estimate_counts
+from .label_separation import MOST_IMAGES, Separation, separable, separate
 from .learning_rate import estimate_learning_rate
 from .pseudo_gradient import as_gradient, is_one_step
 from .update import CapturedUpdate, UpdateKind
 
-METHODS = ("auto", "minimum", "counts")
+METHODS = ("auto", "minimum", "counts", "separation")
 _DOUBTFUL = 0.9
 # The minimum of some thousand noise entries scatters by about half a deviation around its own mean near -3.5.
 _EXTREME_SCATTER = 0.5
@@ -23,6 +24,21 @@ _MINIMUM_ASSUMPTION = (
     "Every image has a label of its own, and the final layer's inputs are never negative (as after a ReLU)."
 )
 _COUNTS_ASSUMPTION = "Images of one class have similar inputs to the final layer, as in a network with random weights."
+_SEPARATION_ASSUMPTION = "The gradient is exact to float32, and there are more than twice as many classes as images."
+# What the images found leave of the gradient, in units of the noise, where further images must be.
+_LEFT_OVER = -5.0
+_LEFT_OVER_CONFIDENCE = 0.5
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often one class occurs in the batch."""
+
+    label: int
+    count: int
+    """At least 1."""
+    confidence: float
+    """That this count is right, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +55,32 @@ class RecoveredLabels:
     warnings: tuple[str, ...] = ()
     """What speaks against the assumption in this update; empty when nothing does."""
 
+    @property
+    def class_counts(self) -> tuple[ClassCount, ...]:
+        """Each class that was recovered, with its count.
+
+        The confidence in a count is that in its least certain entry, times the chance that none of the other entries'
+        doubt belongs to this class: ``exp(-w n / B)``, with w the sum of the other entries' doubts.
+        """
+        doubt = 1 - self.confidence.double()
+        found = []
+        for label, count in zip(*torch.unique(self.labels, return_counts=True), strict=True):
+            own = self.labels == label
+            elsewhere = float(doubt[~own].sum()) * int(count) / len(self.labels)
+            confidence = float(self.confidence[own].min()) * math.exp(-elsewhere)
+            found.append(ClassCount(int(label), int(count), confidence))
+        return tuple(found)
+
 
 def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto") -> RecoveredLabels:
     """The batch's labels from the gradient of the final layer; neither images nor labels are needed.
 
     - ``minimum``: the B classes whose row of dL/dW has the lowest minimum (Yin et al. 2021, section 3.2, eq. 5).
     - ``counts``: how often each class occurs, repeats included (see ``estimate_counts``).
-    - ``auto``: ``minimum`` where the gradient's signs prove that every label is different, else ``counts``.
+    - ``separation``: the batch taken apart image by image (see ``separate``); also on trained models.
+    - ``auto``: ``minimum`` where the gradient's signs prove that every label is different; else ``counts`` where they
+      are clearly whole numbers; else ``separation`` where there are more than twice as many classes as images; else
+      ``counts``.
 
     Args:
         update: A gradient; with a defence the result may be wrong, and the confidence says so. A weight delta stands
@@ -55,7 +90,7 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
 
     Raises:
         LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
-            end in a fully connected layer, or more images than classes for ``minimum``.
+            end in a fully connected layer, or more images than ``minimum`` or ``separation`` can tell apart.
     """
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
@@ -66,7 +101,14 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
         return _by_minimum(layer, update)
-    return _by_counts(layer, update)
+    if method == "separation":
+        return _by_separation(layer, update)
+    counted = _by_counts(layer, update)
+    clear = float(counted.confidence.min()) >= _DOUBTFUL
+    if method == "counts" or clear or not separable(layer, update.image_count):
+        return counted
+    separated = _by_separation(layer, update)
+    return separated if float(separated.confidence.mean()) > float(counted.confidence.mean()) else counted
 
 
 def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) -> RecoveredLabels:
@@ -133,7 +175,6 @@ def _minimum_confidence(
 def _by_counts(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
     found = estimate_counts(layer, update.image_count)
     counts = found.counts.long()
-    labels = torch.arange(len(counts)).repeat_interleave(counts)
     confidence = _count_confidence(layer, found, update.image_count)
     warnings = _shared_warnings(layer, update)
     if found.scale > 1:
@@ -147,19 +188,24 @@ def _by_counts(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
         warnings.append(
             "the class counts are not clearly whole numbers; on a trained or defended model expect wrong labels"
         )
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
     return RecoveredLabels(labels, confidence, "counts", _COUNTS_ASSUMPTION, tuple(warnings))
 
 
-def _count_confidence(layer: FinalLayer, found: ClassCounts, image_count: int) -> Float[Tensor, " batch"]:
-    """How likely each class count is the right whole number: P(|N(0, s)| < distance to the next one), with s from the
-    fit's spread and residual and from the noise seen in the column sums. One image of each class that its sign proves
-    to be present is certain."""
+def _count_deviation(layer: FinalLayer, found: ClassCounts, image_count: int) -> float:
+    """Deviation of the unrounded counts in images, from the fit's spread and residual and the noise in the column
+    sums."""
     noise = image_count * layer.noise * found.scale
     # A fit that is worse than no fit at all knows nothing, however much worse it is.
     misfit = min(found.residual, 1.0) * float(found.counts.max())
-    deviation = max(math.hypot(found.spread, noise, misfit), 1e-12)
+    return max(math.hypot(found.spread, noise, misfit), 1e-12)
+
+
+def _count_confidence(layer: FinalLayer, found: ClassCounts, image_count: int) -> Float[Tensor, " batch"]:
+    """How likely each class count is the right whole number: P(|N(0, s)| < distance to the next one). One image of
+    each class that its sign proves to be present is certain."""
     margin = (0.5 - found.error.abs()).clamp_min(0)
-    per_class = torch.special.erf(margin / (deviation * math.sqrt(2)))
+    per_class = torch.special.erf(margin / (_count_deviation(layer, found, image_count) * math.sqrt(2)))
     certain = layer.present & layer.signs_prove
     entries = []
     for label in found.counts.nonzero().flatten().tolist():
@@ -167,6 +213,42 @@ def _count_confidence(layer: FinalLayer, found: ClassCounts, image_count: int) -
         if certain[label]:
             entries[-1][0] = 1.0
     return torch.cat(entries)
+
+
+def _by_separation(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:
+    count, classes = update.image_count, layer.weight.shape[0]
+    if not separable(layer, count):
+        raise LabelError(
+            f"the method 'separation' needs more than twice as many classes as images and at most {MOST_IMAGES} "
+            f"images, and there are {count} images of {classes} classes; use the method 'counts'"
+        )
+    found = separate(layer, count)
+    pairs = list(zip(found.labels.tolist(), (1 - (found.scale - 1).abs()).clamp(0, 1).tolist(), strict=True))
+    unseen = count - len(pairs)
+    pairs += _guess_unseen(layer, found, unseen)
+    warnings = _shared_warnings(layer, update)
+    if unseen:
+        warnings.append(
+            f"{unseen} of {count} images could not be told apart from the others or from rounding (the model is too "
+            "sure of them, or the gradient is not exact); their labels are guesses"
+        )
+    labels, confidence = zip(*sorted(pairs), strict=True)
+    return RecoveredLabels(
+        torch.tensor(labels), torch.tensor(confidence), "separation", _SEPARATION_ASSUMPTION, tuple(warnings)
+    )
+
+
+def _guess_unseen(layer: FinalLayer, found: Separation, unseen: int) -> list[tuple[int, float]]:
+    """Labels for the images that were not found, with confidences: first classes that must have one more, then those
+    that occur most."""
+    counts = found.labels.bincount(minlength=layer.weight.shape[0])
+    proven = ((layer.present & layer.signs_prove) & (counts == 0)).nonzero().flatten().tolist()
+    guesses = [(label, 1.0) for label in proven]
+    for label in found.left_over.argsort().tolist():
+        if float(found.left_over[label]) < _LEFT_OVER and label not in proven:
+            guesses.append((label, _LEFT_OVER_CONFIDENCE))
+    by_frequency = counts.sort(descending=True, stable=True).indices.tolist()
+    return (guesses + [(label, 0.0) for label in by_frequency])[:unseen]
 
 
 def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:

@@ -14,7 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..agents import Target, load_generator
-from ..capture import CapturedUpdate, LabelError, RecoveredLabels, UpdateError, recover_labels, weight_hash
+from ..capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    LabelError,
+    RecoveredLabels,
+    UpdateError,
+    client_mode,
+    recover_labels,
+    weight_hash,
+)
 from ..peeling import peel
 from .config import JOINT, AttackConfig
 from .deltas import describe, refine, settle
@@ -60,6 +69,8 @@ def prepare(
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
         return Preparation(target, unknown, found.messages, describe(update, found, False))
     given = given_labels(config.labels, update)
+    if given is not None:
+        _require_classes(given, update, model)
     labels = given or recover_labels(found.update, model, config.labels)
     found = refine(found, update, model, labels.labels)
     messages = [*found.messages, *labels.warnings]
@@ -116,6 +127,15 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
         assumption="The server knows the labels.",
         warnings=(),
     )
+
+
+def _require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.Module) -> None:
+    like = next(model.parameters())
+    with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
+        classes = model(like.new_zeros(1, *update.image_shape)).shape[-1]
+    largest = int(labels.labels.max())
+    if largest >= classes:
+        raise LabelError(f"labels names class {largest}, but the model's classes are 0 to {classes - 1}.")
 
 
 def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module | None = None) -> dict[str, Any]:

@@ -84,6 +84,10 @@ def test_json_has_the_keys_that_other_tools_rely_on(attack: Attack, tmp_path: Pa
     assert values["agents_psnr"] == [agent.psnr_mean for agent in report.agents]
     assert values["agents_psnr_mean"] == report.agents_psnr_mean
     assert values["label_accuracy"] == 1.0
+    assert values["labels"]["class_presence"] == {"precision": 1.0, "recall": 1.0}
+    assert (values["labels"]["class_count"], values["labels"]["instances"]) == (1.0, 1.0)
+    assert [(found["label"], found["count"]) for found in values["labels"]["counts"]] == [(k, 1) for k in range(4)]
+    assert all(0.9 < found["confidence"] < 1 for found in values["labels"]["counts"])
     assert (values["agents"], values["iterations"], values["rounds"], values["restarts"]) == (3, 1000, 10, 1)
     assert (values["seconds"], values["gradient_loss"]) == (83.4, 0.0389)
     assert values["outcome"] == "all steps done"

@@ -193,6 +193,13 @@ def test_given_labels_of_the_wrong_number_are_refused(
         attack(serial, update, model, replace(config, labels="0,1"))
 
 
+def test_given_labels_outside_the_classes_are_refused(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
+) -> None:
+    with pytest.raises(LabelError, match="labels names class 99"):
+        attack(serial, update, model, replace(config, labels="0,1,99"))
+
+
 def test_status_tells_round_phase_and_losses(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
 ) -> None:
