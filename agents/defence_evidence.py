@@ -30,15 +30,12 @@ _SPREAD = 5.0
 _NOTICED = 0.01
 # Values that recur so often are those of a rounding, not of noise.
 _RECURRING = 4
-# Up to so many levels are told from real numbers, and the rounding is coarse enough to be allowed for.
-_FEW_LEVELS = 4
 
 
 def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Adaptation:
     """The adaptation to this update.
 
     - Pruning, seen by its zeros: an entry that is missing only says that it was smaller than the smallest one kept.
-    - Coarse quantisation, seen by how few values a tensor has: an entry is known up to half a step.
     - Soteria, said by the client: the final layer's gradient, the only one that the defence changes, is left out, with
       which the defence falls (Balunovic et al., ICLR 2022).
     - Clipping, said by the client: only the direction counts. For DP-SGD, which clips each image, each image's factor
@@ -46,6 +43,8 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
     - Noise, seen by the column sums of the final layer's gradient, which are zero without it: as all entries carry the
       same noise, their likelihood is a function of one distance over all of them, which takes the place of the sum over
       tensors.
+
+    Quantisation is left as it is: allowing half a step for each entry measured worse than matching the rounded values.
 
     Args:
         update: What the client sent.
@@ -70,10 +69,6 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
             "smaller than the smallest one kept in its tensor."
         )
         return Adaptation(slack=pruned, messages=(message,))
-    steps = quantisation_slack(update.gradients)
-    if steps:
-        message = "The update has few distinct values, as after quantisation: entries are matched up to half a step."
-        return Adaptation(slack=steps, messages=(message,))
     noisy = _noise(update, layer)
     if said in ("clip", "dp_sgd"):
         clipped = _clipped(layer, labels, said)
@@ -156,15 +151,3 @@ def is_rounded(gradients: Mapping[str, Tensor]) -> bool:
     """Whether the values of the largest tensor recur, as those of a rounding do."""
     largest = max(gradients.values(), key=Tensor.numel)
     return len(torch.unique(largest)) * _RECURRING <= largest.numel()
-
-
-def quantisation_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Half a step for each tensor of evenly spaced values, where the largest tensor has few of them; otherwise {}."""
-    largest = max(gradients.values(), key=Tensor.numel)
-    levels: Tensor = torch.unique(largest)
-    if not 2 <= len(levels) <= min(_FEW_LEVELS, largest.numel() // 2):
-        return {}
-    # Not every level need be taken, so the step is the smallest gap.
-    count = round(float((levels[-1] - levels[0]) / levels.diff().min())) + 1
-    bits = max(1, (count - 1).bit_length())
-    return {name: (g.max() - g.min()) / (2 * (2**bits - 1)) for name, g in gradients.items()}

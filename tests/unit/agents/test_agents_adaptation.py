@@ -10,8 +10,8 @@ import pytest
 import torch
 from gradinversion.agents import Objective, ObjectiveConfig, Target
 from gradinversion.agents.adaptation import Adaptation
-from gradinversion.agents.defence_evidence import allow_for_defence, image_factors, pruning_slack, quantisation_slack
-from gradinversion.capture import ClientConfig, apply_defence, capture_gradient, simulate_client
+from gradinversion.agents.defence_evidence import allow_for_defence, image_factors, pruning_slack
+from gradinversion.capture import ClientConfig, capture_gradient, simulate_client
 from gradinversion.capture.final_layer import find_final_layer
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ def _losses(target: Target, truth: Tensor) -> tuple[float, float]:
     [
         ("clip", 0.1, "only the direction"),
         ("prune", 0.9, "as after pruning"),
-        ("quantise", 2, "as after quantisation"),
         ("soteria", 0.2, "is left out of the match"),
         ("dp_sgd", 0.0, "only the direction"),
     ],
@@ -65,7 +64,12 @@ def test_without_a_defence_nothing_changes(settings: dict[str, Any]) -> None:
 
 
 def test_noise_is_told_from_rounding_and_from_low_precision() -> None:
-    for defence, strength, pooled in (("noise", 0.1, True), ("noise", 0.001, False), ("quantise", 8, False)):
+    for defence, strength, pooled in (
+        ("noise", 0.1, True),
+        ("noise", 0.001, False),
+        ("quantise", 8, False),
+        ("quantise", 2, False),
+    ):
         target, _ = _target(defence=defence, defence_strength=strength)
         found = allow_for_defence(target.update, target.model, target.labels)
         assert (found.pooled, bool(found.messages), bool(found.slack)) == (pooled, pooled, False)
@@ -91,19 +95,6 @@ def test_a_missing_entry_is_smaller_than_the_smallest_that_was_kept() -> None:
     }
     assert pruning_slack({"a": torch.ones(4), "b": torch.zeros(4), "c": torch.ones(4)}) == {}  # a dead layer
     assert pruning_slack({"a": torch.zeros(4)}) == {}
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 8])
-def test_the_step_of_a_coarse_rounding_is_read_off_its_values(bits: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    plain = {"a": torch.randn(50, 40, generator=generator), "b": torch.randn(7, generator=generator)}
-    sent = apply_defence(plain, "quantise", bits)
-    slack = quantisation_slack(sent)
-    assert bool(slack) == (bits <= 2)
-    for name, half in slack.items():
-        assert float((sent[name] - plain[name]).abs().max()) <= float(half) * 1.0001
-        assert float((sent[name] - plain[name]).abs().max()) > float(half) * 0.5
-    assert quantisation_slack(plain) == {}
 
 
 def test_the_factor_of_each_clipped_image_is_read_off_the_bias() -> None:
