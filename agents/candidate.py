@@ -28,7 +28,7 @@ class Candidate:
     seconds: float = 0.0
     """Time spent in optimisation steps since the previous candidate."""
     messages: tuple[str, ...] = ()
-    labels: Float[Tensor, "batch classes"] | None = None
-    """The probability of each class, where labels are optimised with the images."""
     trace: tuple[dict[str, float], ...] = ()
     """The losses on the way since the previous candidate, one row per recorded ``step``."""
+    labels: Float[Tensor, "batch classes"] | None = None
+    """The probability of each class, where labels are optimised with the images."""

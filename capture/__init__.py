@@ -9,7 +9,7 @@ from .batch_norm import (
     recover_batch_statistics,
     step_shares,
 )
-from .client import PrivateBatch, capture_gradient, load_batch, simulate_client
+from .client import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
 from .client_config import ClientConfig, ClientError
 from .defences import DefenceError, apply_defence
 from .final_layer import LabelError, find_final_layer
@@ -69,6 +69,7 @@ __all__ = [
     "mean_gradients",
     "recover_batch_statistics",
     "recover_labels",
+    "send_update",
     "simulate_client",
     "step_shares",
     "train_locally",

@@ -111,16 +111,34 @@ def simulate_client(
     model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
     batch = batch or load_batch(config)
     generator = torch.Generator().manual_seed(seed)
-    parts = zip(*(torch.split(whole, config.batch_size) for whole in (batch.images, batch.labels)), strict=True)
-    updates = [_sent(config, model, images, labels, seed, generator) for images, labels in parts]
+    return send_update(config, model, batch.images, batch.labels, generator, seed), model, batch
+
+
+def send_update(
+    config: ClientConfig, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, seed: int = 0
+) -> CapturedUpdate:
+    """What the server sees of these images: one client's update after its defence, or the average of several clients'.
+
+    Args:
+        config: The client's settings; its own images and labels are not looked at.
+        model: The server's model; left as it was.
+        images: Pixels in [0, 1], those of each client after those of the one before.
+        labels: One class index per image.
+        generator: Source of the defence's noise.
+        seed: Of the order of local epochs.
+
+    Raises:
+        UpdateError, DefenceError: What cannot be run, or leaves nothing, in one sentence.
+    """
+    parts = zip(*(torch.split(whole, config.batch_size) for whole in (images, labels)), strict=True)
+    updates = [_sent(config, model, own_images, own_labels, seed, generator) for own_images, own_labels in parts]
     gradients = {
         name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
         for name, g in updates[0].gradients.items()
     }
     if config.defence != "none" and not any(bool(g.any()) for g in gradients.values()):
         raise DefenceError(f"the defence {_told(config)} leaves nothing of the update but zeros; use a weaker one")
-    update = replace(updates[0], gradients=gradients, image_count=len(batch.images), defence=_told(config))
-    return update, model, batch
+    return replace(updates[0], gradients=gradients, image_count=len(images), defence=_told(config))
 
 
 def load_batch(config: ClientConfig) -> PrivateBatch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,15 +63,17 @@ def spent_privacy(noise_multiplier: float, sample_rate: float, steps: int, delta
         accountants = importlib.import_module("opacus.accountants")
     except ImportError:
         return f"epsilon {terms} is not known: it needs pip install 'gradinversion[opacus]'"
-    accountant = accountants.RDPAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
-    return f"epsilon {_epsilon(accountant, delta):.3g} {terms}, by Opacus's Renyi accountant"
+    epsilon = _epsilon(accountants.RDPAccountant, noise_multiplier, sample_rate, steps, delta)
+    return f"epsilon {epsilon:.3g} {terms}, by Opacus's Renyi accountant"
 
 
-def _epsilon(accountant: object, delta: float) -> float:
+@cache
+def _epsilon(make: Callable[[], Any], noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     import warnings
 
+    accountant = make()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
     with warnings.catch_warnings():
         # Opacus warns where the best order lies at the end of its list; the bound holds there too, only less tightly.
         warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta=delta))  # type: ignore[attr-defined]
+        return float(accountant.get_epsilon(delta=delta))

@@ -6,16 +6,15 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import IMAGENET, BatchNormMode, ClientConfig, ImageError, apply_defence, client_mode, load_model
+from ..capture import IMAGENET, BatchNormMode, ImageError, load_model, send_update
 from ..capture.images import count_images, load_images
 from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
@@ -113,28 +112,18 @@ def _load(folder: Path, classes: int, size: int) -> _Data:
 
 
 def _train(model: nn.Module, data: _Data, config: RunConfig, steps: int, generator: torch.Generator) -> Iterator[int]:
+    # The server steps along gradients: local epochs are steps of the client, not a defence.
+    client = replace(config.client, local_epochs=0, local_batch_size=0)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.SGD(named.values(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
     places = torch.nonzero(~data.held_out).flatten()
     for step in range(steps):
-        chosen = places[torch.randint(len(places), (config.client.batch_size,), generator=generator)]
-        sent = _sent(model, data.images[chosen], data.labels[chosen], config.client, generator)
+        chosen = places[torch.randint(len(places), (client.image_count,), generator=generator)]
+        sent = send_update(client, model, data.images[chosen], data.labels[chosen], generator).gradients
         for name, parameter in named.items():
             parameter.grad = sent[name]
         optimiser.step()
         yield step
-
-
-def _sent(
-    model: nn.Module, images: Tensor, labels: Tensor, client: ClientConfig, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """What a client with this batch sends to the server: its gradient after the defence."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with client_mode(model, BatchNormMode(client.bn)):
-        loss = F.cross_entropy(model(IMAGENET.apply(images)), labels)
-        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
-    gradients = dict(zip(named, found, strict=True))
-    return apply_defence(gradients, client.defence, client.defence_strength, generator)
 
 
 @torch.no_grad()

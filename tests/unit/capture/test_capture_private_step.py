@@ -147,6 +147,8 @@ def test_the_server_sees_the_mean_of_the_clients(defence: tuple[str, float]) -> 
         ({"clients": 3}, "12 images and 10 classes"),
         ({"clients": 2, "bn": "train_shared"}, "belongs to no single batch; use client.bn=eval"),
         ({"defence": "dp_sgd", "bn": "train_private"}, "belongs to one image alone; use client.bn=eval"),
+        ({"clients": 2, "local_epochs": 1}, "local steps of several clients cannot be retraced"),
+        ({"defence": "soteria", "defence_strength": 0.1, "local_epochs": 1}, "is simulated for a gradient"),
         ({"defence": "dp_sgd", "defence_clip": 0.0}, "client.defence_clip is 0"),
         ({"dp_sample_rate": 1.5}, "client.dp_sample_rate is 1.5"),
         ({"dp_delta": 0.0}, "client.dp_delta is 0"),

@@ -41,6 +41,7 @@ def candidate(seed: int) -> Candidate:
         seconds=0.1 + seed,
         messages=("one", "two, with ünïcode"),
         trace=({"step": 5, "total": -math.inf}, {"step": 10, "total": -0.0}),
+        labels=torch.rand(2, 10),
     )
 
 
