@@ -51,7 +51,7 @@ def test_models_with_batch_statistics_are_tested_with_those_of_the_training_imag
     "words", [("client.defence=dp_sgd", "client.defence_strength=1e-6"), ("client.clients=2", "client.labels=0,1,0,1")]
 )
 def test_whatever_the_client_sends_can_be_trained_on(folder: Path, words: tuple[str, ...]) -> None:
-    assert train_and_test(config(*words), str(folder), 30, lambda state: None).mean > 0.9
+    assert train_and_test(config(*words), str(folder), 40, lambda state: None).mean > 0.7
 
 
 def test_the_same_seed_gives_the_same_accuracy(folder: Path) -> None:
