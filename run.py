@@ -5,18 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import torch
 from gradinversion.audit import (
     Control,
     ControlError,
-    Embedding,
     LpipsError,
     Pool,
     ReportError,
-    evaluate,
+    embedding_for,
+    judge,
     load_pool,
-    make_embedding,
-    measure_exposure,
     run_controls,
     without_gradient,
     write_report,
@@ -36,7 +33,6 @@ from gradinversion.capture import (
     load_model,
     simulate_client,
 )
-from gradinversion.capture.models import TIMM_PREFIX
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.config import (
     ConfigError,
@@ -115,7 +111,7 @@ def attack(config: RunConfig, console: Console) -> int:
     update, model, private = obtain(config)
     # What the audit needs is refused before the attack, not after it.
     other_images(config, private)
-    embedding_of(config, update, model)
+    embedding_for(config.audit, update, model)
     client = config.client
     source = ModelSource(client.model, client.classes, update.image_shape[-1], config.seed)
     with ProgressView(console) as view:
@@ -168,15 +164,9 @@ def conclude(
     reconstruction = replace(reconstruction, config=to_plain(config))
     pool = other_images(config, private)
     controls = _controls(config, update, model, private, pool, console)
-    found = evaluate(
-        reconstruction,
-        private,
-        model_trained=_trained(config),
-        lpips_weights=config.audit.lpips_weights,
-        controls=controls,
-        pool=pool,
-        embedding=embedding_of(config, update, model),
-        exposure=None if private is None else measure_exposure(model, private, update),
+    settings = config.audit
+    found = judge(
+        reconstruction, update, model, private, client=config.client, settings=settings, controls=controls, pool=pool
     )
     write_report(found, reconstruction, private, config.out, controls)
     console.print(f"\n{found.verdict.headline}. {found.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
@@ -192,18 +182,6 @@ def other_images(config: RunConfig, private: PrivateBatch | None) -> Pool | None
     if "other_images" in config.audit.controls:
         draw_batch(pool, private)
     return pool
-
-
-def embedding_of(config: RunConfig, update: CapturedUpdate, model: nn.Module) -> Embedding:
-    """The features of the audit, tried on one image of the batch's size."""
-    embedding = make_embedding(
-        config.audit.embedding,
-        model=model,
-        normalisation=update.normalisation,
-        lpips_weights=config.audit.lpips_weights,
-    )
-    embedding.embed(torch.zeros(1, *update.image_shape))
-    return embedding
 
 
 def _controls(
@@ -286,14 +264,6 @@ def _require_same_run(config: RunConfig, storage: Storage) -> None:
     if found:
         listed = "".join(f"\n  - {line}" for line in found)
         raise ConfigError([f"{storage.url} holds a run with other settings; give those, or another out:{listed}"])
-
-
-def _trained(config: RunConfig) -> bool | None:
-    if config.client.weights is not None:
-        return True
-    # Models by name have random weights unless a file gives them; a model of the user's own may bring its own.
-    named = ":" not in config.client.model or config.client.model.lower().startswith(TIMM_PREFIX)
-    return False if named else None
 
 
 def _left_behind(words: list[str]) -> str:

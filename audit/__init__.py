@@ -6,6 +6,7 @@ from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .files import ReportError
 from .identification import Embedding, Gallery, make_embedding
+from .judging import embedding_for, judge
 from .lpips import Lpips, LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
@@ -36,8 +37,10 @@ __all__ = [
     "Verdict",
     "assign",
     "constant_images",
+    "embedding_for",
     "evaluate",
     "fft2d",
+    "judge",
     "label_accuracy",
     "load_lpips",
     "load_pool",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .defences import defence_problem
 from .local_training import LocalTraining
+from .models import TIMM_PREFIX
 from .update import BatchNormMode, UpdateError
 
 
@@ -122,6 +123,13 @@ class ClientConfig:
     def image_count(self) -> int:
         """Images behind the update that the server sees: those of all clients."""
         return self.batch_size * self.clients
+
+    @property
+    def trained(self) -> bool | None:
+        """Whether the model has trained weights; None where the user's own code decides it."""
+        if self.weights is not None:
+            return True
+        return None if ":" in self.model and not self.model.lower().startswith(TIMM_PREFIX) else False
 
     def _privacy_problems(self) -> list[str]:
         found = []

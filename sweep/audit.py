@@ -17,10 +17,11 @@ from ..coordinator import Storage
 from .accuracy import Accuracy, accuracy_identity, load_accuracy, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
 from .cell import finished, forget, run_cell
+from .facts import AuditFacts
 from .grid import CELLS, Grid, Kind, make_grid
 from .placing import Placing, place
 from .planning import PlanStore, plan_for, whole, with_effort
-from .report import AuditFacts, write_audit
+from .report import write_audit
 from .results import CellResult, State
 from .verdict import GridVerdict
 from .view import GridView

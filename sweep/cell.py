@@ -14,10 +14,8 @@ from ..audit import (
     Control,
     Leak,
     Pool,
-    evaluate,
+    judge,
     load_pool,
-    make_embedding,
-    measure_exposure,
     run_controls,
     write_report,
 )
@@ -86,7 +84,9 @@ def run_cell(config: RunConfig, tell: Tell) -> CellResult:
     controls = _run_controls(config, update, model, private, pool, resume, report)
     problems += [f"Control “{TITLES[control.name]}”: {control.problem}" for control in controls if control.problem]
     report.phase("judging")
-    audit = _judge(config, found, update, model, private, controls, pool)
+    audit = judge(
+        found, update, model, private, client=config.client, settings=config.audit, controls=controls, pool=pool
+    )
     write_report(audit, found, private, config.out, controls)
     result = _summarise(audit, found, controls, private, tuple(problems), time.time() - began)
     storage.remove(_CONTROLS)
@@ -134,37 +134,6 @@ def _run_controls(
         pool=pool,
         announce=announce,
     )
-
-
-def _judge(
-    config: RunConfig,
-    found: Reconstruction,
-    update: CapturedUpdate,
-    model: nn.Module,
-    private: PrivateBatch,
-    controls: tuple[Control, ...],
-    pool: Pool | None,
-) -> AuditReport:
-    settings = config.audit
-    return evaluate(
-        found,
-        private,
-        model_trained=_trained(config),
-        lpips_weights=settings.lpips_weights,
-        controls=controls,
-        pool=pool,
-        embedding=make_embedding(
-            settings.embedding, model=model, normalisation=update.normalisation, lpips_weights=settings.lpips_weights
-        ),
-        exposure=measure_exposure(model, private, update),
-    )
-
-
-def _trained(config: RunConfig) -> bool | None:
-    """None where the user's own code decides it."""
-    if config.client.weights is not None:
-        return True
-    return None if ":" in config.client.model else False
 
 
 class _Reporter:

@@ -15,8 +15,8 @@ from ..audit.assumptions import as_sentence, counted
 from ..audit.verdict import STRICT_RULE
 from ..config import settings
 from ..config_keys import format_value
+from .facts import UNDEFENDED, AuditFacts
 from .grid import CELLS, Grid, Kind
-from .report import UNDEFENDED, AuditFacts
 from .results import CellResult, State
 from .verdict import ORDER, Effect, GridVerdict
 

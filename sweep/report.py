@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from ..audit.assumptions import state_provenance
 from ..audit.files import replace_files
-from ..config import RunConfig, command_words, to_plain
-from .accuracy import Accuracy
-from .grid import CELLS, Grid
-from .results import CellResult
+from ..config import to_plain
+from .facts import AuditFacts
+from .grid import CELLS
+from .page import render
 from .verdict import GridVerdict, judge_grid
 
 PAGE, NUMBERS = "audit.html", "audit.json"
-UNDEFENDED = "no defence"
-
-
-@dataclass(frozen=True)
-class AuditFacts:
-    """All that an audit knows when it ends."""
-
-    config: RunConfig
-    grid: Grid
-    results: Mapping[str, CellResult]
-    """By name of the cell; each has one."""
-    configs: Mapping[str, RunConfig]
-    """With which each cell was run, where it could be."""
-    accuracies: Mapping[str, Accuracy]
-    """By name of the defence."""
-    accuracy_problems: Mapping[str, str]
-    notes: tuple[str, ...]
-    """What was reduced or left out, in sentences."""
-    seconds: float
-
-    @property
-    def accuracy_costs(self) -> dict[str, float]:
-        """Accuracy that each defence costs, in [0, 1]; without the figure of no defence nothing is known."""
-        usual = self.accuracies.get(UNDEFENDED)
-        if usual is None:
-            return {}
-        return {name: usual.mean - found.mean for name, found in self.accuracies.items() if name != UNDEFENDED}
-
-    def command(self, name: str) -> str | None:
-        """What runs one cell again by itself, with its controls."""
-        config = self.configs.get(name)
-        return None if config is None else shlex.join(["python", "run.py", *command_words(config)])
-
-    @property
-    def whole_command(self) -> str:
-        """What runs the audit again."""
-        words = [word for word in command_words(self.config) if word != "resume=true"]
-        return shlex.join(["python", "run.py", "audit", *words])
 
 
 def write_audit(facts: AuditFacts) -> GridVerdict:
@@ -63,8 +24,6 @@ def write_audit(facts: AuditFacts) -> GridVerdict:
     Raises:
         ReportError: ``out`` cannot be written.
     """
-    from .page import render
-
     verdict = judge_grid(facts.grid, facts.results, facts.accuracy_costs)
     provenance = state_provenance()
     numbers = json.dumps(to_dict(facts, verdict, provenance), indent=2, allow_nan=False) + "\n"

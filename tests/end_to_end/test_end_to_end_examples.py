@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 from gradinversion.capture import CapturedUpdate, LocalTraining, UpdateKind
-from gradinversion.config import load_config
-from gradinversion.run import _trained
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NEEDS = {"flower_round": ("flwr", "flower"), "opacus_step": ("opacus", "opacus"), "timm_model": ("timm", "timm")}
@@ -62,11 +60,6 @@ def test_a_weight_delta_of_plain_pytorch(tmp_path: Path) -> None:
     run("weight_delta", tmp_path / "delta.safetensors")
     update = CapturedUpdate.load(tmp_path / "delta.safetensors")
     assert update.local == LocalTraining(0.01, epochs=3, momentum=0.9)
-
-
-@pytest.mark.parametrize(("model", "trained"), [("timm:resnet10t", False), ("convnet", False), ("own:build", None)])
-def test_a_named_model_without_weights_counts_as_untrained(model: str, trained: bool | None) -> None:
-    assert _trained(load_config([f"client.model={model}"])) is trained
 
 
 def test_a_timm_model_from_a_checkpoint(tmp_path: Path) -> None:

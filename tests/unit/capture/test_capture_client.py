@@ -118,3 +118,9 @@ def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: 
 def test_all_bad_settings_are_told_together() -> None:
     with pytest.raises(ClientError, match=r"classes is 0.*bn is 'x'.*'fog'"):
         ClientConfig(classes=0, bn="x", defence="fog")
+
+
+@pytest.mark.parametrize(("model", "trained"), [("timm:resnet10t", False), ("convnet", False), ("own:build", None)])
+def test_a_named_model_without_weights_counts_as_untrained(model: str, trained: bool | None) -> None:
+    assert ClientConfig(model=model).trained is trained
+    assert ClientConfig(model=model, weights="weights.pt").trained is True

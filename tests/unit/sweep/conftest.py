@@ -11,8 +11,8 @@ import pytest
 import torch
 from gradinversion.audit.pictures import data_uri
 from gradinversion.config import RunConfig, load_config
+from gradinversion.sweep.facts import AuditFacts
 from gradinversion.sweep.grid import Grid, make_grid
-from gradinversion.sweep.report import AuditFacts
 from gradinversion.sweep.results import CellResult, Risk, State, Worst
 
 Settings = Callable[..., RunConfig]

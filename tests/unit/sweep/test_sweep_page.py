@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from gradinversion.config import load_config
 from gradinversion.sweep.accuracy import Accuracy
+from gradinversion.sweep.facts import AuditFacts
 from gradinversion.sweep.page import render
-from gradinversion.sweep.report import AuditFacts, write_audit
+from gradinversion.sweep.report import write_audit
 from gradinversion.sweep.results import CellResult, State
 from gradinversion.sweep.verdict import judge_grid
 
