@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import IMAGENET, BatchNormMode, ImageError, load_model, send_update
+from ..capture import IMAGENET, BatchNormMode, ImageError, UpdateError, load_model, send_update
 from ..capture.images import count_images, load_images
 from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
 from .cell import Progress
 
 _SEEDS = 3
-_LEARNING_RATE, _MOMENTUM = 0.02, 0.9
+_LEARNING_RATES, _MOMENTUM = (0.02, 0.005, 0.00125), 0.9
+"""The first at which training stays finite is taken: batch norm in evaluation mode may not bear the largest."""
 _HELD_OUT = 5
 """Every fifth image of a class is kept for the test."""
 _MOST_IMAGES = 4000
@@ -43,6 +44,7 @@ class Accuracy:
     test_images: int
     chance: float
     """Share of the most frequent class: what a model that learned nothing reaches."""
+    learning_rate: float
 
     @property
     def mean(self) -> float:
@@ -61,7 +63,8 @@ class _Data:
 def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[Progress], None]) -> Accuracy:
     """Train the client's model with its defence and test it. The work of a job.
 
-    The server takes plain momentum SGD steps along what the client sends, at one learning rate for all defences.
+    The server takes plain momentum SGD steps along what the client sends, at the largest of a few learning rates at
+    which training stays finite.
 
     Args:
         config: The client's settings, its weights to start from, its defence.
@@ -70,23 +73,48 @@ def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[P
         tell: Shown the step.
 
     Raises:
-        ImageError, ModelError: What cannot be used, in one sentence.
+        ImageError, ModelError, UpdateError: What cannot be used, or trained at any rate, in one sentence.
     """
     client = config.client
     data = _load(Path(folder).expanduser(), client.classes, client.image_size)
+    for rate in _LEARNING_RATES:
+        try:
+            values = _values(data, config, rate, steps, tell)
+            break
+        except UpdateError:
+            if rate == _LEARNING_RATES[-1]:
+                raise
+    counts = torch.bincount(data.labels[data.held_out])
+    tested = int(data.held_out.sum())
+    return Accuracy(
+        values,
+        steps,
+        client.image_count,
+        len(data.labels) - tested,
+        tested,
+        int(counts.max()) / tested,
+        learning_rate=rate,
+    )
+
+
+def _values(
+    data: _Data, config: RunConfig, rate: float, steps: int, tell: Callable[[Progress], None]
+) -> tuple[float, ...]:
+    """The accuracy of each seed's model.
+
+    Raises:
+        UpdateError: Training did not stay finite.
+    """
+    client = config.client
     values = []
     for offset in range(_SEEDS):
         model = load_model(client.model, client.classes, client.image_size, client.weights, config.seed)
         generator = torch.Generator().manual_seed(config.seed + offset)
-        for step in _train(model, data, config, steps, generator):
+        for step in _train(model, data, config, rate, steps, generator):
             if step % _TOLD == 0:
                 tell(Progress("training", offset * steps + step, _SEEDS * steps))
         values.append(_test(model, data, BatchNormMode(client.bn)))
-    counts = torch.bincount(data.labels[data.held_out])
-    tested = int(data.held_out.sum())
-    return Accuracy(
-        tuple(values), steps, client.batch_size, len(data.labels) - tested, tested, int(counts.max()) / tested
-    )
+    return tuple(values)
 
 
 def _load(folder: Path, classes: int, size: int) -> _Data:
@@ -111,11 +139,13 @@ def _load(folder: Path, classes: int, size: int) -> _Data:
     return _Data(torch.cat(images), torch.cat(labels), torch.cat(held_out))
 
 
-def _train(model: nn.Module, data: _Data, config: RunConfig, steps: int, generator: torch.Generator) -> Iterator[int]:
+def _train(
+    model: nn.Module, data: _Data, config: RunConfig, rate: float, steps: int, generator: torch.Generator
+) -> Iterator[int]:
     # The server steps along gradients: local epochs are steps of the client, not a defence.
     client = replace(config.client, local_epochs=0, local_batch_size=0)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.SGD(named.values(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
+    optimiser = torch.optim.SGD(named.values(), lr=rate, momentum=_MOMENTUM)
     places = torch.nonzero(~data.held_out).flatten()
     for step in range(steps):
         chosen = places[torch.randint(len(places), (client.image_count,), generator=generator)]

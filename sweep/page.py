@@ -230,6 +230,7 @@ def _accuracies(facts: AuditFacts) -> list[dict[str, Any]]:
             "low": min(facts.accuracies[name].values),
             "high": max(facts.accuracies[name].values),
             "cost": costs.get(name),
+            "learning_rate": facts.accuracies[name].learning_rate,
         }
         for name in names
     ]

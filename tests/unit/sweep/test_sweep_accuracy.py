@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradinversion.capture import ImageError
+from gradinversion.capture import ImageError, UpdateError
 from gradinversion.config import RunConfig, load_config
 from gradinversion.coordinator import Storage
 from gradinversion.sweep.accuracy import Accuracy, accuracy_identity, load_accuracy, save_accuracy, train_and_test
@@ -54,6 +54,20 @@ def test_whatever_the_client_sends_can_be_trained_on(folder: Path, words: tuple[
     assert train_and_test(config(*words), str(folder), 40, lambda state: None).mean > 0.7
 
 
+def test_training_that_does_not_stay_finite_is_repeated_with_a_smaller_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradinversion.sweep import accuracy
+
+    usual = train_and_test(config(), str(folder), 20, lambda state: None)
+    assert usual.learning_rate == 0.02
+    monkeypatch.setattr(accuracy, "_LEARNING_RATES", (1e20, 0.02))
+    assert train_and_test(config(), str(folder), 20, lambda state: None) == usual
+    monkeypatch.setattr(accuracy, "_LEARNING_RATES", (1e20, 1e19))
+    with pytest.raises(UpdateError, match="not finite"):
+        train_and_test(config(), str(folder), 20, lambda state: None)
+
+
 def test_the_same_seed_gives_the_same_accuracy(folder: Path) -> None:
     noisy = config("client.defence=noise", "client.defence_strength=1")
     first, second = (train_and_test(noisy, str(folder), 4, lambda state: None) for _ in range(2))
@@ -73,7 +87,7 @@ def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(tmp_path: Path, f
 
 
 def test_an_accuracy_is_kept_for_its_settings_alone(tmp_path: Path) -> None:
-    storage, accuracy = Storage(tmp_path), Accuracy((0.5, 0.75), 300, 4, 24, 6, 0.5)
+    storage, accuracy = Storage(tmp_path), Accuracy((0.5, 0.75), 300, 4, 24, 6, 0.5, 0.02)
     identity = accuracy_identity(config(), "folder", 300)
     assert load_accuracy(storage, "noise 0.1", identity) is None
     save_accuracy(storage, "noise 0.1", identity, accuracy)

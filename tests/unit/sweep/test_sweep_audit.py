@@ -203,7 +203,7 @@ def test_every_defence_is_priced_at_the_users_settings(
         trained.append((config.client.batch_size, config.client.defence))
         if config.client.defence_strength == 1:
             raise ValueError("no such luck")
-        return module.Accuracy((0.9 - config.client.defence_strength,), steps, 4, 80, 20, 0.5)
+        return module.Accuracy((0.9 - config.client.defence_strength,), steps, 4, 80, 20, 0.5, 0.02)
 
     monkeypatch.setattr(module, "train_and_test", train)
     words = (f"sweep.train_images={tmp_path}", "sweep.defences=noise:0.1,noise:1")

@@ -110,7 +110,7 @@ def test_what_the_time_took_away_is_said(facts: Facts) -> None:
 
 def test_the_cost_in_accuracy(facts: Facts) -> None:
     def trained(*values: float) -> Accuracy:
-        return Accuracy(values, 300, 4, 160, 40, 0.5)
+        return Accuracy(values, 300, 4, 160, 40, 0.5, 0.02)
 
     found = facts(
         accuracies={"no defence": trained(0.9, 0.8), "noise 0.1": trained(0.7, 0.6)},
