@@ -9,11 +9,12 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo test lint types unit bench clean
+.PHONY: help demo example test lint types unit bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    an attack on a simulated client; prints where the report is"
+	@echo "make example the worked audit of docs/audit-example: ten minutes on two cores"
 	@echo "make test    everything below: lint, types, tests"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
@@ -24,6 +25,14 @@ help:
 
 demo: $(INSTALLED)
 	$(RUN) run.py
+
+EXAMPLE := build/audit-example
+example: $(INSTALLED)
+	$(RUN) docs/audit-example/prepare.py $(EXAMPLE)
+	$(RUN) run.py audit out=$(EXAMPLE)/out budget=12m agents.iterations=600 \
+	  client.images=$(EXAMPLE)/client audit.pool=$(EXAMPLE)/pool client.weights=$(EXAMPLE)/late.safetensors \
+	  sweep.states=untrained,$(EXAMPLE)/late.safetensors sweep.batch_sizes=1,4,8 sweep.bn=eval \
+	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
 test: lint types
 	$(RUN) -m pytest
