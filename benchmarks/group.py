@@ -2,6 +2,7 @@
 
     python -m benchmarks.group                     # every cell, 5 runs; json in benchmarks/results/
     python -m benchmarks.group --cells C4 --tune   # also start, period and weight of the group term
+    python -m benchmarks.group --cells C8 --first 3 --add --out F   # go on after three runs that F holds
 
 A run is one photo set and four seeds, in this process, without Ray and without layer peeling (with it the seeds of
 these cells come out alike, and there is nothing to bring together). All variants of a run share their steps up to the
@@ -223,16 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", choices=tuple(CELLS), default=list(CELLS))
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first run; with --add the others come from the file")
+    parser.add_argument("--add", action="store_true", help="keep what the file already has")
     parser.add_argument("--steps", type=int, default=240, help="of each of the four agents")
     parser.add_argument("--tune", action="store_true", help="also other starts, periods and weights")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.add else []
     with tempfile.TemporaryDirectory() as folder:
         for cell in options.cells:
             variants = VARIANTS | (TUNING if options.tune else {})
-            for run in range(options.runs):
+            for run in range(options.first, options.runs):
                 rows.append(one_run(cell, run, options.steps, variants, Path(folder)))
                 facts = {"steps": options.steps, "agents": AGENTS, "lines": table(rows), "rows": rows}
                 options.out.parent.mkdir(exist_ok=True)
