@@ -83,7 +83,10 @@ def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[P
             break
         except UpdateError:
             if rate == _LEARNING_RATES[-1]:
-                raise
+                tried = ", ".join(f"{rate:g}" for rate in _LEARNING_RATES)
+                raise UpdateError(
+                    f"training did not stay finite at any of the learning rates {tried}, so no accuracy is known"
+                ) from None
     counts = torch.bincount(data.labels[data.held_out])
     tested = int(data.held_out.sum())
     return Accuracy(
