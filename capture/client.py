@@ -64,9 +64,7 @@ def capture_gradient(
         UpdateError: The batch cannot be run in this mode, or its gradient is not finite.
     """
     mode = BatchNormMode(batch_norm)
-    if not isinstance(normalisation, Normalisation):
-        mean, std = normalisation
-        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    normalisation = Normalisation.of(normalisation)
     require_batch(images, labels)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:

@@ -48,9 +48,7 @@ def train_locally(
         UpdateError: The batches cannot be run in this mode, or the weights do not stay finite.
     """
     mode = BatchNormMode(batch_norm)
-    if not isinstance(normalisation, Normalisation):
-        mean, std = normalisation
-        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    normalisation = Normalisation.of(normalisation)
     if local.learning_rate is None:
         raise UpdateError("a client cannot train without a learning rate; give one")
     require_batch(images, labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,6 +59,14 @@ class Normalisation:
                 f"the normalisation is mean {self.mean} and std {self.std}; "
                 "every mean must be finite and every deviation finite and above 0"
             )
+
+    @classmethod
+    def of(cls, given: Normalisation | tuple[Sequence[float], Sequence[float]]) -> Normalisation:
+        """What was given, be it one already or mean and deviation per channel."""
+        if isinstance(given, Normalisation):
+            return given
+        mean, std = given
+        return cls(tuple(map(float, mean)), tuple(map(float, std)))
 
     def apply(
         self, images: Float[Tensor, "*batch channel height width"]

@@ -49,9 +49,7 @@ def capture_weight_delta(
         UpdateError: Tensors are missing or of another shape, nothing was trained, or the facts contradict each other.
     """
     mode = BatchNormMode(batch_norm)
-    if not isinstance(normalisation, Normalisation):
-        mean, std = normalisation
-        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    normalisation = Normalisation.of(normalisation)
     state = after.state_dict() if isinstance(after, nn.Module) else after
     parameters = {name: p.detach() for name, p in before.named_parameters() if p.requires_grad}
     if not parameters:

@@ -76,9 +76,7 @@ def record_private_steps(
             images) is a sentence in ``problems``.
     """
     _require_private(optimizer)
-    if not isinstance(normalisation, Normalisation):
-        mean, std = normalisation
-        normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    normalisation = Normalisation.of(normalisation)
     plain = _plain(model)
     accounting = optimizer.step_hook
     recorded = PrivateSteps()

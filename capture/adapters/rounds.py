@@ -96,9 +96,7 @@ class RoundRecorder:
         """The updates written so far."""
         self.problems: list[str] = []
         """What could not be recorded, one sentence each."""
-        if not isinstance(normalisation, Normalisation):
-            mean, std = normalisation
-            normalisation = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+        normalisation = Normalisation.of(normalisation)
         if batch_norm is not None and batch_norm not in list(BatchNormMode):
             raise UpdateError(
                 f"batch_norm is {batch_norm!r}; use one of {', '.join(BatchNormMode)}, or None to infer it"
