@@ -55,7 +55,7 @@ class ObjectiveConfig:
     """linear or log: the scale on which the gradient loss enters the objective."""
     gradient_weight: float = 1.0
     """Weight of the gradient loss; 0 gives the no-gradient control."""
-    activation_weight: float = 1.0
+    activation_weight: float = 0.3
     """Weight of the distance to the activations that layer peeling recovered (none without peeling)."""
     total_variation: TotalVariation = TotalVariation.COLOUR
     """colour or anisotropic."""
@@ -132,8 +132,8 @@ class AgentsConfig:
     """Adam's step size after warm-up, in normalised pixels (or latents); with lbfgs the share of each full step."""
     warmup: int = 50
     """Steps over which the learning rate rises linearly to its full value."""
-    sign: bool = True
-    """Descend along the sign of the derivative instead of the derivative."""
+    sign: bool | None = None
+    """Descend along the sign of the derivative instead of the derivative; none: only where no layer was peeled."""
     box: bool = True
     """Keep pixels within [0, 1] after each step (those of a generator are there anyway)."""
     noise: float = 0.0

@@ -70,6 +70,9 @@ class Inverter:
         }
         self._optimiser = kinds[config.optimiser](self._variables.detach())
         self._peak = config.learning_rate * 0.5**incarnation
+        # What peeling leaves is smooth enough for steps of Adam's own size; plain gradient matching jumps.
+        plain = config.optimiser is OptimiserName.LBFGS or objective.peeled
+        self._sign = not plain if config.sign is None else config.sign
         self._first_loss = self._best_loss = math.inf
 
     @property
@@ -134,7 +137,7 @@ class Inverter:
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.
-        step = derivative.sign() + 0 * derivative if config.sign else derivative
+        step = derivative.sign() + 0 * derivative if self._sign else derivative
         self._optimiser.step(self._variables, step, rate)
         with torch.no_grad():
             if config.noise > 0:

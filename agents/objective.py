@@ -134,6 +134,11 @@ class Objective:
         return allow_for_defence(target.update, target.model, target.labels)
 
     @property
+    def peeled(self) -> bool:
+        """Whether the gradient is matched from recovered activations on."""
+        return self._anchor is not None
+
+    @property
     def labels(self) -> Int[Tensor, " batch"]:
         """Of the batch, on the device."""
         return self._labels

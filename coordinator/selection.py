@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 _SWEEPS = 2
-# A seed replaces the consensus only where its evidence is better by this factor. The mean of the seeds never has a
-# larger squared error than the seeds have on average (the square is convex), so without clear evidence it is the better
-# guess; where seeds found different images their mean matches nothing, and its evidence is far worse than this.
+# A seed replaces the consensus only where its evidence is better by this factor than the consensus's and than that of
+# the median seed. The mean of the seeds never has a larger squared error than the seeds have on average (the square is
+# convex), and the less they agree the smaller it is. So among seeds that the evidence cannot tell apart the mean is the
+# better guess, even where its own gradient matches worse than theirs; a seed that found what the others did not stands
+# out among them.
 _CLEAR = 0.8
 
 
@@ -44,25 +47,32 @@ def choose(
     values = [_finite(evidence(batch)) for batch in batches]
     last, count = len(seeds), batches.shape[1]
     best = min(range(len(seeds)), key=values.__getitem__)
-    start = best if values[best] < _CLEAR * values[last] else last
+    stands_out = values[best] < _CLEAR * min(values[last], _median(values[:last]))
+    start = best if stands_out else last
     images, value, sources = batches[start].clone(), values[start], [start] * count
     # One image of many moves the evidence of the batch by its share only.
     clear = 1 - (1 - _CLEAR) / count
     for _ in range(_SWEEPS):
         changed = False
         for image in range(count):
-            for candidate in range(len(batches)):
-                if candidate == sources[image]:
-                    continue
-                trial = images.clone()
-                trial[image] = batches[candidate, image]
-                trial_value = _finite(evidence(trial))
-                if trial_value < clear * value:
-                    images, value, changed = trial, trial_value, True
-                    sources[image] = candidate
+            trials = images.repeat(len(batches), 1, 1, 1, 1)
+            trials[:, image] = batches[:, image]
+            found = [
+                value if candidate == sources[image] else _finite(evidence(trial))
+                for candidate, trial in enumerate(trials)
+            ]
+            candidate = min(range(len(found)), key=found.__getitem__)
+            bar = value if candidate == last else min(value, _median(found[:last]))
+            if candidate != sources[image] and found[candidate] < clear * bar:
+                images, value, changed = trials[candidate], found[candidate], True
+                sources[image] = candidate
         if not changed:
             break
     return Choice(images, tuple(sources), value)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else math.inf
 
 
 def _finite(value: float) -> float:

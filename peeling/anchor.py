@@ -13,7 +13,8 @@ from ..capture import CapturedUpdate
 from .chain import TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
-from .head import peel_head
+from .head import Head, peel_head
+from .joint_head import peel_joint_head
 from .layers import Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
 from .scaled_head import peel_scaled_head
 
@@ -107,6 +108,8 @@ def peel(
     state = _start(chain, update, labels)
     if isinstance(state, str):
         return Peeling(None, state)
+    if not state.error <= config.tolerance:
+        state = _joint_start(chain, update, labels) or state
     if scaled and not state.error <= config.tolerance:
         state = _scaled_start(chain, update, labels) or state
     if not state.error <= config.tolerance:
@@ -146,26 +149,38 @@ def _undetermined(link: Link, error: float) -> str:
 
 def _start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | str:
     """At the input of the final layer, or why not."""
+    name = chain[-1].name
+    if f"{name}.weight" not in update.gradients:
+        return f"Layer peeling needs the gradient of {name}.weight, which the update lacks (a frozen layer)."
+    return _at_head(chain, peel_head(*_final(chain, update), labels))
+
+
+def _final(chain: list[Link], update: CapturedUpdate) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """The final layer's weight and bias, and their gradients."""
     last, gradients = chain[-1], update.gradients
-    if f"{last.name}.weight" not in gradients:
-        return f"Layer peeling needs the gradient of {last.name}.weight, which the update lacks (a frozen layer)."
     weight, bias = last.module.weight, getattr(last.module, "bias", None)
     assert isinstance(weight, Tensor)
-    head = peel_head(weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias"), labels)
-    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread_error(head.features, head.error))
+    return weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias")
+
+
+def _at_head(chain: list[Link], head: Head, scales: tuple[float, ...] = ()) -> _State:
+    spread = spread_error(head.features, head.error)
+    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
+
+
+def _joint_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
+    """As `_start` for labels that repeat; None where the equations are not solved."""
+    head = peel_joint_head(*_final(chain, update), labels)
+    return None if head is None else _at_head(chain, head)
 
 
 def _scaled_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
     """As `_start` for a clipped update; None where the gradient cannot tell the scale."""
-    last, gradients = chain[-1], update.gradients
-    weight, bias, bias_gradient = last.module.weight, getattr(last.module, "bias", None), f"{last.name}.bias"
-    if bias is None or bias_gradient not in gradients or len(labels) >= len(bias):
+    weight, bias, gradient, bias_gradient = _final(chain, update)
+    if bias is None or bias_gradient is None or len(labels) >= len(bias):
         return None
-    assert isinstance(weight, Tensor)
-    found = peel_scaled_head(weight, bias, gradients[f"{last.name}.weight"], gradients[bias_gradient], labels)
-    head = found.head
-    spread = spread_error(head.features, head.error)
-    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, tuple(found.scales.tolist()))
+    found = peel_scaled_head(weight, bias, gradient, bias_gradient, labels)
+    return _at_head(chain, found.head, tuple(found.scales.tolist()))
 
 
 def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
