@@ -1,0 +1,6 @@
+def summarise(*a):
+    return {}
+
+
+def show(*a):
+    pass
