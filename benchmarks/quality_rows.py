@@ -77,14 +77,19 @@ def select(rows: list[Row], cell: str, method: str, **settings: Any) -> dict[int
     }
 
 
-def tuned_weight(rows: list[Row], cell: str, steps: int, sets: tuple[int, ...]) -> float | None:
-    """The peer's weight of total variation with the highest mean PSNR over these sets; None before any has all."""
-    by_weight: dict[float, list[float]] = {}
+def tried(rows: list[Row], cell: str, steps: int, sets: tuple[int, ...]) -> dict[float, float]:
+    """The peer's mean PSNR over these photo sets by its weight of total variation, where it was run on all of them."""
+    found: dict[float, list[float]] = {}
     for row in rows:
         settings = row["settings"]
         if (row["cell"], row["method"]) != (cell, "peer") or row["set"] not in sets:
             continue
         if (settings["steps"], settings["restarts"]) == (steps, 1):
-            by_weight.setdefault(settings["weight"], []).append(row["psnr"])
-    means = {weight: sum(values) / len(values) for weight, values in by_weight.items() if len(values) == len(sets)}
+            found.setdefault(settings["weight"], []).append(row["psnr"])
+    return {w: sum(values) / len(values) for w, values in sorted(found.items()) if len(values) == len(sets)}
+
+
+def tuned_weight(rows: list[Row], cell: str, steps: int, sets: tuple[int, ...]) -> float | None:
+    """The weight with the highest of these means; None before there is one."""
+    means = tried(rows, cell, steps, sets)
     return max(means, key=means.__getitem__) if means else None
