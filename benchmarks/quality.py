@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality                          # everything, hours on one core; goes on where it stopped
     python -m benchmarks.quality --part peer --cells C4   # the peer's half, which does not depend on our code
-    python -m benchmarks.quality --part ours --again      # ours once more, after a change
+    python -m benchmarks.quality --part ours --again      # ours once more where the code was another
     python -m benchmarks.quality --part table             # the tables of what is there
 
 Rows are kept in benchmarks/results/quality.json, by cell, photo set, method and settings. Cells: C4, C8, C16
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--weights", type=float, nargs="+", default=list(TUNED_OVER), help="that the peer chooses from")
     parser.add_argument("--peeling", choices=("both", "with", "without"), default="both", help="for ours")
-    parser.add_argument("--again", action="store_true", help="measure also what the file has")
+    parser.add_argument("--again", action="store_true", help="measure ours also where other code has")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

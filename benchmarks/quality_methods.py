@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,10 @@ RESTARTS = 4
 LADDER = (25, 50, 100, 200, 400)
 """Steps of shorter runs of ours, as shares of 1,000; the full run is the last rung."""
 RACE_STEPS = (10, 110)
+OURS = ("ours", "race")
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("agents", "capture", "coordinator", "peeling", "presets", "priors", "registration")
+"""Folders that the numbers of an attack depend on."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,12 @@ class Bench:
     Args:
         store: Of the rows.
         folder: For photos.
-        again: Measure all once more.
+        again: Measure ours once more where other code has measured it.
     """
 
     def __init__(self, store: Store, folder: Path, again: bool = False) -> None:
         self.store = store
-        self._folder, self._again = folder, again
-        self._measured: set[str] = set()
+        self._folder, self._again, self._code = folder, again, code()
 
     def row(
         self,
@@ -72,16 +76,17 @@ class Bench:
     ) -> Row:
         """The row of these settings, measured now or before."""
         known = self.store.find(cell, number, method, settings)
-        name = f"{cell} set {number} {method} {dict(settings)}"
-        if known is not None and (name in self._measured or not self._again):
+        if known is not None and (not self._again or known.get("code", self._code) == self._code):
             return known
         case = make_case(cell, number, self._folder)
         row: Row = {"cell": cell, "set": number, "method": method, "settings": dict(settings)}
-        row |= measure(case) | {"when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "load": load()}
+        row |= measure(case)
+        row |= {"when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "load": load()}
+        # What the peer does depends on no code of ours.
+        row |= {"code": self._code} if method in OURS else {}
         self.store.add(row)
-        self._measured.add(name)
         shown = {key: f"{row[key]:.2f}" for key in ("psnr", "seconds") if key in row}
-        print(f"{time.strftime('%H:%M:%S')} {name} {shown}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {cell} set {number} {method} {dict(settings)} {shown}", flush=True)
         return row
 
     def constant(self, cell: str, number: int) -> Row:
@@ -102,6 +107,16 @@ class Bench:
                 }
                 return self.row(cell, number, "ours", asdict(ours), lambda case: keep | {"same": True})
         return self.row(cell, number, "ours", asdict(ours), lambda case: run_ours(case, ours))
+
+
+def code() -> str:
+    """Short digest of the sources of the package: what came out of other sources may not be what comes out now."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        path for folder in CODE for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".yaml")
+    ):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def run_peer(case: Case, peer: Peer) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def summarise(rows: list[Row], sets: tuple[int, ...], steps: int) -> dict[str, A
     tables: dict[str, Any] = {
         "sets": list(sets),
         "steps": steps,
+        "codes": sorted({row["code"] for row in rows if row["method"] == "ours"}),
         "peer_weights": {cell: tuned_weight(rows, cell, steps, tuning) for cell in cells},
         "peer_weights_tried": {cell: tried(rows, cell, steps, tuning) for cell in cells},
         "quality": [line for cell in cells for line in quality_lines(rows, cell, steps, tuning)],
@@ -172,6 +173,8 @@ def show(tables: dict[str, Any]) -> None:
         console.print(time_table(tables["time"]))
     weights = ", ".join(f"{cell} {weight}" for cell, weight in tables["peer_weights"].items())
     console.print(f"The peer's weight of total variation, tuned per cell: {weights}")
+    if len(tables["codes"]) > 1:
+        console.print(f"Rows of ours are of {len(tables['codes'])} versions of the code: measure with --again.")
     for bar in tables["bars"]:
         console.print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['bar']}: {bar['found']}")
 

@@ -28,7 +28,14 @@ def peer(number: int, psnr: float, weight: float = 0.01, restarts: int = 1, cell
 def ours(number: int, psnr: float, agents: int = 1, steps: int = STEPS, cell: str = "C4", **more: Any) -> Row:
     settings = asdict(Ours(agents, steps, more.get("peeling", True)))
     facts = {"cell": cell, "set": number, "method": "ours", "settings": settings}
-    return facts | {"psnr": psnr, "seconds": steps / 100, "peeled": True, "gradient_loss": 0.1, "labels": 1.0}
+    return facts | {
+        "psnr": psnr,
+        "seconds": steps / 100,
+        "peeled": True,
+        "gradient_loss": 0.1,
+        "labels": 1.0,
+        "code": "a",
+    }
 
 
 def climb(number: int, psnrs: list[float]) -> list[Row]:
@@ -48,7 +55,7 @@ def test_the_store_keeps_one_row_for_each_setting(tmp_path: Path) -> None:
     assert store.find("C4", 0, "peer", asdict(Peer(STEPS, 0.02))) is None
 
 
-def test_a_row_is_measured_once_unless_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_measured_again_where_other_code_measured_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradinversion.benchmarks.quality_methods.make_case", lambda *_: None)
     values = iter([1.0, 2.0])
     store = Store(tmp_path / "rows.json")
@@ -56,10 +63,14 @@ def test_a_row_is_measured_once_unless_asked_again(tmp_path: Path, monkeypatch: 
     def measure(_: Any) -> dict[str, float]:
         return {"psnr": next(values)}
 
-    rows = [Bench(store, tmp_path).row("C4", 0, "some", {"steps": 1}, measure) for _ in range(2)]
+    rows = [Bench(store, tmp_path).row("C4", 0, "ours", {"steps": 1}, measure) for _ in range(2)]
     assert [row["psnr"] for row in rows] == [1.0, 1.0]
-    again = Bench(store, tmp_path, again=True)
-    assert [again.row("C4", 0, "some", {"steps": 1}, measure)["psnr"] for _ in range(2)] == [2.0, 2.0]
+    assert Bench(store, tmp_path, again=True).row("C4", 0, "ours", {"steps": 1}, measure)["psnr"] == 1.0
+    monkeypatch.setattr("gradinversion.benchmarks.quality_methods.code", lambda: "changed")
+    rows = [Bench(store, tmp_path, again).row("C4", 0, "ours", {"steps": 1}, measure) for again in (False, True, True)]
+    assert [row["psnr"] for row in rows] == [1.0, 2.0, 2.0]
+    store.add(peer(0, 20.0))
+    assert Bench(store, tmp_path, again=True).peer("C4", 0, Peer(STEPS, 0.01))["psnr"] == 20.0
 
 
 def test_where_nothing_was_peeled_without_peeling_is_the_same_attack(
