@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def first_reaching(rows: list[Row], cell: str, number: int, steps: int, peeling:
     return None
 
 
-def measure_race(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, turns: int = 3) -> None:
+def measure_race(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, turns: int) -> None:
     """Time the peer's run and the shortest of ours that reaches its quality, in turns."""
     rows = bench.store.rows
     weight = tuned_weight(rows, cell, steps, sets[:TUNING_SETS])
@@ -212,7 +212,7 @@ def measure_race(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, tur
             if peer is None or found is None or weight is None:
                 print(f"{cell} set {number}, peeling {peeling}: no run to race with", flush=True)
                 continue
-            ours = Ours(**found["settings"])
+            ours = raced_as(found)
             bench.row(
                 cell,
                 number,
@@ -220,6 +220,11 @@ def measure_race(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, tur
                 asdict(ours) | {"peer_steps": steps},
                 lambda case, ours=ours, weight=weight: race(case, ours, steps, weight, turns),
             )
+
+
+def raced_as(row: Row) -> Ours:
+    """The settings under which a run is timed: without peeling, where nothing was peeled, it is the one with it."""
+    return replace(Ours(**row["settings"]), peeling=row["settings"]["peeling"] or row.get("same", False))
 
 
 def race(case: Case, ours: Ours, steps: int, weight: float, turns: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .quality_cells import CELLS
-from .quality_methods import RESTARTS, TUNING_SETS, Ours, first_reaching, ladder
+from .quality_methods import RESTARTS, TUNING_SETS, Ours, first_reaching, ladder, raced_as
 from .quality_rows import Row, select, tried, tuned_weight
 from .registration_measures import interval
 
@@ -104,7 +104,7 @@ def cost(rows: list[Row], found: Row | None, peer: Row, steps: int) -> Line:
     """Steps and seconds of a run that has the peer's quality, over the peer's; all None where no run has it."""
     if found is None:
         return {"steps": None, "seconds": None, "peer_seconds": None, "ratio": None, "in_turns": False}
-    settings = found["settings"] | {"peer_steps": steps}
+    settings = asdict(raced_as(found)) | {"peer_steps": steps}
     raced = select(rows, found["cell"], "race", **settings).get(found["set"])
     if raced is None:
         ours, theirs = [found["seconds"]], [peer["seconds"]]

@@ -158,6 +158,9 @@ def test_seconds_measured_in_turns_go_before_others() -> None:
     rows.append(race | {"ours_seconds": [1.0, 2.0, 9.0], "peer_seconds": [10.0, 10.0, 10.0]})
     (line,) = summarise(rows, (0, 1), STEPS)["time"]
     assert (line["ratio"], line["in_turns"]) == (0.2, True)
+    # Where nothing was peeled, without peeling is the same attack, and not timed twice.
+    rows += [row | {"settings": row["settings"] | {"peeling": False}, "same": True} for row in rows[2:8]]
+    assert [found["ratio"] for found in summarise(rows, (0, 1), STEPS)["time"]] == [0.2, 0.2]
 
 
 def test_the_cell_where_everybody_fails_enters_no_median() -> None:
