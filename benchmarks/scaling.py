@@ -4,11 +4,11 @@
     python -m benchmarks.scaling --agents 1 8 --turns 3 --workload "ResNet-18, 64 px"
 
 The real run: actors and a coordinator on a Ray of this machine, rounds, consensus from half of the steps on. No
-checkpoints, no layer peeling, one compute thread per agent. Steps per second are those of all agents over
-the wall seconds of whole rounds (the consensus included), from the second round on. Efficiency is that over what one
-agent makes, times the cores (or GPUs) that so many agents can keep busy. Memory is resident memory in which shared
-pages are divided among their users (PSS), the median over the agents at its highest; on GPUs also that of the devices
-for all agents. Run it on a machine that does nothing else; the load stands beside each figure.
+checkpoints, no layer peeling, one compute thread per agent. Steps per second are those of all agents over the wall
+seconds of whole rounds (the consensus included), from the second round on. Efficiency is that over what one agent
+makes, times the cores (or GPUs) that so many agents can keep busy. Memory is resident memory in which shared pages are
+divided among their users (PSS), the median over the agents at its highest; on GPUs also that of the devices for all
+agents. Run it on a machine that does nothing else; the load stands beside each figure.
 """
 
 from __future__ import annotations
