@@ -91,6 +91,12 @@ def memory(process: int) -> int:
     return int(lines["RssAnon"].split()[0]) * 1024
 
 
+def proportional_memory(process: int) -> int:
+    """Resident bytes of a process; pages that several processes share are divided among them (PSS)."""
+    lines = dict(line.split(":", 1) for line in (PROC / str(process) / "smaps_rollup").read_text().splitlines()[1:])
+    return int(lines["Pss"].split()[0]) * 1024
+
+
 def descendants(root: int) -> list[int]:
     """All processes that a process started, and those that they did."""
     children: dict[int, list[int]] = {}
