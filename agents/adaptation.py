@@ -23,13 +23,25 @@ class Adaptation:
     left_out: frozenset[str] = frozenset()
     """Parameters whose gradient is not matched."""
     free_scale: bool = False
-    """Only the direction of the whole gradient counts: the candidate's is scaled by least squares first."""
+    """Only the direction of the whole gradient counts: the candidate's is scaled by least squares first, over the
+    entries without slack."""
     image_weights: Float[Tensor, " batch"] | None = None
     """Weight of each image's loss in the mean; None for equal ones."""
     pooled: bool = False
     """All entries are compared as one vector instead of tensor by tensor: noise is as large in each of them."""
     messages: tuple[str, ...] = ()
     """One sentence for each assumption."""
+
+    def and_also(self, other: Adaptation) -> Adaptation:
+        """What allows for both; the image weights are this one's where it has any."""
+        return Adaptation(
+            slack={**self.slack, **other.slack},
+            left_out=self.left_out | other.left_out,
+            free_scale=self.free_scale or other.free_scale,
+            image_weights=other.image_weights if self.image_weights is None else self.image_weights,
+            pooled=self.pooled or other.pooled,
+            messages=self.messages + other.messages,
+        )
 
     def loss(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The client's loss, a mean over the batch."""
@@ -50,14 +62,23 @@ class Adaptation:
         kept = [position for position, name in enumerate(names) if name not in self.left_out]
         ours, theirs = [found[position] for position in kept], [target[position] for position in kept]
         if self.free_scale:
-            product = torch.stack([(f * t).sum() for f, t in zip(ours, theirs, strict=True)]).sum()
-            square = torch.stack([f.square().sum() for f in ours]).sum()
+            known = [self._known(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
+            product = torch.stack([(f * t).sum() for f, t in known]).sum()
+            square = torch.stack([f.square().sum() for f, _ in known]).sum()
             scale = (product / square.clamp_min(1e-30)).clamp_min(_LEAST_SCALE)
             ours = [scale * f for f in ours]
         near = [self._within(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
         if self.pooled:
             near, theirs = ([torch.cat([t.flatten() for t in tensors])] for tensors in (near, theirs))
         return near, theirs
+
+    def _known(self, name: str, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of which more is known than a bound: the others would drag the scale down."""
+        slack = self.slack.get(name)
+        if slack is None:
+            return found, target
+        exact = (slack == 0).to(found)
+        return exact * found, exact * target
 
     def _within(self, name: str, found: Tensor, target: Tensor) -> Tensor:
         """The candidate's gradient moved towards the captured one by the slack, at most onto it."""

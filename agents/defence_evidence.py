@@ -7,8 +7,7 @@ without a defence gives an ``Adaptation`` that changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, LabelError
+from ..capture.defences import told_defences
 from ..capture.final_layer import FinalLayer, find_final_layer
 from .adaptation import Adaptation
 
@@ -36,50 +36,73 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
     """The adaptation to this update.
 
     - Pruning, seen by its zeros: an entry that is missing only says that it was smaller than the smallest one kept.
+      Where the client says that it rounds after pruning, the level nearest to zero takes the place of the zeros.
     - Soteria, said by the client: the final layer's gradient, the only one that the defence changes, is left out, with
       which the defence falls (Balunovic et al., ICLR 2022).
     - Clipping, said by the client: only the direction counts. For DP-SGD, which clips each image, each image's factor
       is first read off the final layer's bias gradient.
     - Noise, seen by the column sums of the final layer's gradient, which are zero without it: as all entries carry the
       same noise, their likelihood is a function of one distance over all of them, which takes the place of the sum over
-      tensors.
+      tensors. Where pruning or rounding hides it, the client's word stands for it.
 
     Quantisation is left as it is: allowing half a step for each entry measured worse than matching the rounded values.
+
+    Of several defences each is allowed for that can be; the messages tell which could not, and why.
 
     Args:
         update: What the client sent.
         model: The server's model.
         labels: The batch's labels, one per image.
     """
-    said = update.defence.partition(" ")[0]
+    told = told_defences(update.defence)
+    names = [name for name, _ in told]
     try:
         layer = find_final_layer(update, model)
     except LabelError:
         layer = None
-    if layer is not None and layer.clean:
-        return _structured(update, layer, labels, said)
-    if said == "soteria" and layer is not None:
-        return _without_final_layer(layer)
-    pruned = pruning_slack(update.gradients)
-    if pruned:
-        zeros = sum(int((g == 0).sum()) for g in update.gradients.values())
-        share = zeros / sum(g.numel() for g in update.gradients.values())
+    found = Adaptation()
+    if "soteria" in names and layer is not None:
+        found = _without_final_layer(layer)
+        if len(told) == 1:
+            return found
+    # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero.
+    clean = layer is not None and layer.clean
+    pruned = Adaptation() if clean else _pruned(update.gradients, names)
+    if "clip" in names or "dp_sgd" in names:
+        found = found.and_also(_clipped(layer, labels, names))
+    found = found.and_also(pruned)
+    if not clean:
+        hidden = bool(pruned.slack) or is_rounded(update.gradients)
+        found = found.and_also(_noise_as_told(told) if hidden else _noise(update, layer))
+    return found if len(told) < 2 else found.and_also(Adaptation(messages=_not_allowed_for(told, found)))
+
+
+def _pruned(gradients: Mapping[str, Tensor], names: Sequence[str]) -> Adaptation:
+    slack = pruning_slack(gradients)
+    if slack:
+        zeros = sum(int((g == 0).sum()) for g in gradients.values())
+        share = zeros / sum(g.numel() for g in gradients.values())
         message = (
             f"{share:.1%} of the update's entries are zero, as after pruning: a missing entry is only taken to be "
             "smaller than the smallest one kept in its tensor."
         )
-        return Adaptation(slack=pruned, messages=(message,))
-    noisy = _noise(update, layer)
-    if said in ("clip", "dp_sgd"):
-        clipped = _clipped(layer, labels, said)
-        return replace(clipped, pooled=noisy.pooled, messages=clipped.messages + noisy.messages)
-    return noisy
+        return Adaptation(slack=slack, messages=(message,))
+    if not _comes_before(names, "prune", "quantise") or _comes_before(names, "prune", "noise"):
+        return Adaptation()
+    message = (
+        "The client says that it rounds what it has pruned: an entry at the level nearest to zero is only taken to be "
+        "smaller than the smallest one at another level of its tensor."
+    )
+    slack = pruning_slack(without_lowest_level(gradients))
+    return Adaptation(slack=slack, messages=(message,)) if slack else Adaptation()
+
+
+def _comes_before(names: Sequence[str], first: str, second: str) -> bool:
+    return first in names and second in names and names.index(first) < names.index(second)
 
 
 def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
     if layer is None or layer.noise < _NOTICED * float(layer.weight_gradient.square().mean().sqrt()):
-        return Adaptation()
-    if is_rounded(update.gradients):
         return Adaptation()
     message = (
         f"By the column sums of the final layer's gradient every entry carries noise of deviation {layer.noise:.2g}, "
@@ -88,11 +111,40 @@ def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
     return Adaptation(pooled=True, messages=(message,))
 
 
-def _structured(update: CapturedUpdate, layer: FinalLayer, labels: Tensor, said: str) -> Adaptation:
-    """Defences that leave the columns of the final layer's gradient summing to zero, as in a clean one."""
-    if said == "soteria":
-        return _without_final_layer(layer)
-    return _clipped(layer, labels, said) if said in ("clip", "dp_sgd") else Adaptation()
+def _noise_as_told(told: Sequence[tuple[str, float | None]]) -> Adaptation:
+    """For an update whose column sums pruning or rounding has changed too."""
+    if len(told) < 2 or not _adds_noise(told):
+        return Adaptation()
+    message = (
+        "The client says that it adds noise, which its other defences keep from being measured: all entries are "
+        "matched as one vector."
+    )
+    return Adaptation(pooled=True, messages=(message,))
+
+
+def _adds_noise(told: Sequence[tuple[str, float | None]]) -> bool:
+    return any(name in ("noise", "dp_sgd") and strength != 0 for name, strength in told)
+
+
+def _not_allowed_for(told: Sequence[tuple[str, float | None]], allowed: Adaptation) -> tuple[str, ...]:
+    """One sentence for each of several defences that the match takes no account of."""
+    found, names = [], [name for name, _ in told]
+    if "prune" in names and not allowed.slack:
+        noisy = _comes_before(names, "prune", "noise")
+        why = "its noise hides which entries are missing" if noisy else "the update does not show missing entries"
+        found.append(f"The client says that it prunes, but {why}: pruning is not allowed for.")
+    if _adds_noise(told) and not allowed.pooled:
+        found.append("The client says that it adds noise, of which the update shows none: it is not allowed for.")
+    if "soteria" in names and not allowed.left_out:
+        found.append(
+            "The client says that it perturbs the representation, but the final layer is not known, so this is not "
+            "allowed for."
+        )
+    if "quantise" in names:
+        found.append(
+            "The client says that it rounds, which is not allowed for: entries are matched with their rounded values."
+        )
+    return tuple(found)
 
 
 def _without_final_layer(layer: FinalLayer) -> Adaptation:
@@ -104,9 +156,9 @@ def _without_final_layer(layer: FinalLayer) -> Adaptation:
     return Adaptation(left_out=frozenset({name}), messages=(message,))
 
 
-def _clipped(layer: FinalLayer | None, labels: Tensor, said: str) -> Adaptation:
+def _clipped(layer: FinalLayer | None, labels: Tensor, names: Sequence[str]) -> Adaptation:
     told = "The client says that it clips, so only the direction of the whole gradient is matched"
-    factors = image_factors(layer, labels) if said == "dp_sgd" and layer is not None else None
+    factors = image_factors(layer, labels) if "dp_sgd" in names and layer is not None else None
     if factors is None:
         return Adaptation(free_scale=True, messages=(f"{told}.",))
     message = (
@@ -145,6 +197,15 @@ def pruning_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # A tensor of which nothing was kept lost its place to entries of other tensors.
     least = torch.stack([value.float() for value in smallest.values()]).min()
     return {name: z * smallest.get(name, least.to(gradients[name])) for name, z in zeros.items() if bool(z.any())}
+
+
+def without_lowest_level(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rounded gradients with zeros where their level nearest to zero is: that is where rounding puts a zero."""
+    found = {}
+    for name, g in gradients.items():
+        flat = g.flatten()
+        found[name] = torch.where(g == flat[flat.abs().argmin()], torch.zeros_like(g), g)
+    return found
 
 
 def is_rounded(gradients: Mapping[str, Tensor]) -> bool:

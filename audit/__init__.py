@@ -7,6 +7,7 @@ from .exposure import Exposure, measure_exposure
 from .files import ReportError
 from .identification import Embedding, Gallery, make_embedding
 from .judging import embedding_for, judge
+from .label_scores import LabelScores
 from .lpips import Lpips, LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
@@ -28,6 +29,7 @@ __all__ = [
     "Exposure",
     "Gallery",
     "ImageResult",
+    "LabelScores",
     "Leak",
     "Lpips",
     "LpipsError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -23,6 +24,11 @@ class LabelScores:
     """Share of the classes on either side whose count is right."""
     instances: float
     """Share of the private labels that were recovered (``label_accuracy``)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As reports tell them."""
+        presence = {"precision": self.precision, "recall": self.recall}
+        return {"class_presence": presence, "class_count": self.class_count, "instances": self.instances}
 
 
 def score_labels(recovered: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -> LabelScores:

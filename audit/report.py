@@ -128,8 +128,7 @@ def _label_scores(report: AuditReport) -> dict[str, Any]:
     scores = report.label_scores
     if scores is None:
         return {"class_presence": None, "class_count": None, "instances": None}
-    presence = {"precision": scores.precision, "recall": scores.recall}
-    return {"class_presence": presence, "class_count": scores.class_count, "instances": scores.instances}
+    return scores.to_dict()
 
 
 def _image(image: ImageResult) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Every preset on the same captured updates with equal steps: the table of docs/attacks.md.
 
-    python -m benchmarks.attacks                 # all cells, one photo set; json in benchmarks/results/
+    python -m benchmarks.attacks                 # all cells, one photo set; added to the json in benchmarks/results/
     python -m benchmarks.attacks --cells C4 --sets 3 --steps 1000
+    python -m benchmarks.attacks --table         # what is in the json for --cells and --steps
 
 Each seed of each attack makes the same number of steps (one step: one derivative of the whole batch); attacks with
 four seeds cost four times as much, and have a line with one seed too. A preset is as it ships but for the number of
@@ -9,6 +10,8 @@ seeds and steps, and consensuses come every tenth of the steps. In this process,
 and the coordinator run. Cells: C4 and C8 (ConvNet-32, random weights, batches of 4 and 8) and `trained` (the same
 network, trained to tell crops of the photos apart, batch 4). The photo sets begin at 1: set 0 is the one that weights
 were tuned on. The generator of latent projection (`generator.py`) never saw the attacked photos.
+
+A row of the same cell, photo set, attack and steps takes the place of the one before.
 
 PSNR and SSIM are means over images and sets. Images are matched by label where labels are unique and all recovered,
 else by the assignment with the least error. Seconds are of processor time, labels and layer peeling included.
@@ -142,24 +145,44 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=1, help="photo sets, from set 1 on")
     parser.add_argument("--steps", type=int, default=300, help="of each seed of each attack")
     parser.add_argument("--attacks", nargs="+", choices=tuple(ATTACKS), default=list(ATTACKS))
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    if not options.table:
+        measure(options, rows)
+    print("\n".join(table(in_order(rows, options.cells, options.steps), options.cells)))
+
+
+def in_order(rows: Sequence[dict[str, Any]], cells: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    """The rows of these cells with so many steps, attack by attack."""
+    shown = [row for row in rows if row["cell"] in cells and row.get("steps") in (None, steps)]
+    order = ["constant image", *ATTACKS]
+    return sorted(shown, key=lambda row: order.index(row["attack"]))
+
+
+def measure(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Add what was asked for to the rows, and write them after each."""
     generator = train().requires_grad_(False)
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for photo_set in range(1, 1 + options.sets):
             for cell in options.cells:
                 case = make_case(cell, photo_set, Path(folder))
                 facts = {"cell": cell, "set": photo_set}
-                rows.append(facts | {"attack": "constant image"} | scores(constant_images(case.truth), case.truth))
+                add(rows, facts | {"attack": "constant image"} | scores(constant_images(case.truth), case.truth))
                 for name in options.attacks:
-                    rows.append(facts | one_attack(name, case, options.steps, photo_set, generator))
-                    print(f"{cell} set {photo_set} {name}: {rows[-1]['psnr']}", flush=True)
-                    found = {"steps": options.steps, "torch": torch.__version__, "rows": rows}
+                    found = facts | one_attack(name, case, options.steps, photo_set, generator)
+                    print(f"{cell} set {photo_set} {name}: {found['psnr']}", flush=True)
+                    add(rows, found | {"torch": torch.__version__})
                     options.out.parent.mkdir(exist_ok=True)
-                    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(table(rows, options.cells)))
+                    options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def add(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    """In place of the row of the same measurement, if there is one."""
+    names = ("cell", "set", "attack", "steps")
+    rows[:] = [kept for kept in rows if any(kept.get(name) != row.get(name) for name in names)] + [row]
 
 
 if __name__ == "__main__":

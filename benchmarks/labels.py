@@ -1,4 +1,7 @@
-"""Labels read off the gradient: `python -m benchmarks.labels` prints one table and writes it to results/labels.json.
+"""Labels read off the gradient: `python -m benchmarks.labels` measures all rows and adds them to results/labels.json.
+
+    python -m benchmarks.labels repeats --only resnet50 --batch 24   # some rows; the others stay as they are
+    python -m benchmarks.labels --table                              # what is in the json, as in docs/labels.md
 
 Random weights: unique and repeated labels of 1,000 classes. Trained networks: repeats at batch 24, at several training
 accuracies, on training images and on images that were held out. Each row is compared with the method of before (counts
@@ -35,6 +38,7 @@ FIRST_SEED = 100
 UNTRAINED = (("resnet18", 64), ("resnet50", 64))
 PARTS = ("unique", "repeats", "digits-convnet", "digits-resnet18", "regions-convnet", "regions-resnet18")
 _SURE = 0.9
+_NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "convnet": "ConvNet-32"}
 
 
 @dataclass(frozen=True)
@@ -144,14 +148,18 @@ def draw_labels(images: int, classes: int, batch: int, batches: int, unique: boo
             yield chosen, few[torch.randint(0, len(few), (batch,), generator=generator)]
 
 
-def untrained(part: str, batches: int) -> Iterator[dict[str, Any]]:
+def untrained(part: str, batches: int, networks: Sequence[str], batch_sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Random weights, 1,000 classes: unique labels at batch 8 to 48, or repeats at batch 24 and 512."""
     photos = regions()
     chosen = torch.randperm(len(photos.labels), generator=torch.Generator().manual_seed(0))[:512]
     for network, size in UNTRAINED:
+        if network not in networks:
+            continue
         images = F.interpolate(photos.images[chosen], size=(size, size), mode="bilinear")
         pool = make_pool(load_model(network, 1000, size), images, photos.labels[chosen])
         for batch in (8, 16, 24, 48) if part == "unique" else (24, 512):
+            if batch not in batch_sizes:
+                continue
             drawn = draw_labels(len(images), 1000, batch, batches, part == "unique")
             facts = {"part": part, "network": network, "classes": 1000, "size": size, "batch": batch}
             yield measure(pool, drawn, **facts)
@@ -188,31 +196,73 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown, those of docs/labels.md."""
+    headings = (
+        "network, classes",
+        "batch",
+        "training accuracy",
+        "images",
+        "instances recovered",
+        "before",
+        "even guess",
+    )
+    lines = ["| " + " | ".join((*headings, "class counts right", "sure and right")) + " |", "|---" * 9 + "|"]
+    order = {"resnet18": 0, "resnet50": 1}
+    for row in sorted(
+        rows, key=lambda row: (PARTS.index(row["part"]), order.get(row["network"], 0), row.get("stage", 0))
+    ):
+        unique = row["part"] == "unique"
+        untrained = not row.get("stage")
+        cells = (
+            f"{_NAMES[row['network']]}, {row['classes']}",
+            f"{row['batch']}, {'unique' if unique else 'repeats'}",
+            "untrained" if untrained else f"{row['training_accuracy']:.0%}",
+            row.get("images", "–"),
+            *(
+                f"{row[key]['mean']:.1%} [{row[key]['low']:.1%}, {row[key]['high']:.1%}]"
+                for key in ("instances", "before")
+            ),
+            f"{row['even_guess']['mean']:.1%}",
+            f"{row['class_count']:.1%}",
+            f"{row['sure']['right']} of {row['sure']['labels']}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("part", "network", "batch", "stage", "images"))
+
+
 def main() -> None:
-    """Measures the parts asked for; rows of other parts stay in the file."""
+    """Measures the parts asked for; other rows stay in the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--batches", type=int, default=10, help="batches per row")
     parser.add_argument("--stages", type=float, nargs="+", default=STAGES, help="training accuracies to measure at")
     parser.add_argument("--whole-until", type=float, default=0.9, help="beyond it only the final layer is trained on")
     parser.add_argument("--networks", type=Path, default=Path("build/labels"), help="folder that keeps trained weights")
+    parser.add_argument("--only", nargs="+", choices=[network for network, _ in UNTRAINED], help="untrained networks")
+    parser.add_argument("--batch", type=int, nargs="+", default=(8, 16, 24, 48, 512), help="of untrained networks")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     unknown = set(given.parts) - set(PARTS)
     if unknown:
         parser.error(f"no part is called {sorted(unknown)[0]!r}; use some of {', '.join(PARTS)}")
-    kept = json.loads(given.out.read_text()) if given.out.exists() else []
-    rows = [row for row in kept if row["part"] not in given.parts]
-    for part in given.parts:
+    rows = json.loads(given.out.read_text()) if given.out.exists() else []
+    for part in () if given.table else given.parts:
         found = (
-            untrained(part, given.batches)
+            untrained(part, given.batches, given.only or [network for network, _ in UNTRAINED], given.batch)
             if "-" not in part
             else trained(part, given.batches, given.networks, given.stages, given.whole_until)
         )
         for row in found:
             print(line(row), flush=True)
-            rows.append(row)
+            rows = [kept for kept in rows if _key(kept) != _key(row)] + [row]
             given.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

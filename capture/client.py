@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .client_config import ClientConfig, parse_labels
-from .defences import DefenceError, Gradients, apply_defence
+from .defences import Defence, DefenceError, Gradients, apply_defence
 from .dp_sgd import noisy_mean, spent_privacy
 from .images import load_images
 from .local_client import require_batch, train_locally
@@ -175,26 +175,50 @@ def _defended(
     labels: Tensor,
     generator: torch.Generator,
 ) -> Gradients:
-    if config.defence == "dp_sgd":
-        ones = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
-        per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
-        return noisy_mean(per_image, config.defence_clip, config.defence_strength, generator)
-    if config.defence == "soteria":
-        inputs = update.normalisation.apply(images.to(next(model.parameters())))
-        try:
-            name, weight = soteria_gradient(model, inputs, labels, config.defence_strength, config.bn)
-        except ValueError as error:
-            raise DefenceError(str(error)) from None
-        return {**update.gradients, name: weight.cpu()}
-    return apply_defence(update.gradients, config.defence, config.defence_strength, generator)
+    gradients: Gradients = dict(update.gradients)
+    for defence in config.defences:
+        if defence.name == "dp_sgd":
+            gradients = _private_step(config, model, images, labels, defence.strength, generator)
+        elif defence.name == "soteria":
+            inputs = update.normalisation.apply(images.to(next(model.parameters())))
+            try:
+                name, weight = soteria_gradient(model, inputs, labels, defence.strength, config.bn)
+            except ValueError as error:
+                raise DefenceError(str(error)) from None
+            gradients = {**gradients, name: weight.cpu()}
+        else:
+            gradients = apply_defence(gradients, defence.name, defence.strength, generator)
+    return gradients
+
+
+def _private_step(
+    config: ClientConfig,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    noise_multiplier: float,
+    generator: torch.Generator,
+) -> Gradients:
+    ones = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
+    per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
+    return noisy_mean(per_image, config.defence_clip, noise_multiplier, generator)
 
 
 def _told(config: ClientConfig) -> str:
     """The defence in the words that go with the update."""
-    words = config.defence if config.defence == "none" else f"{config.defence} {config.defence_strength:g}"
-    if config.defence == "dp_sgd":
-        words += f", clip {config.defence_clip:g}; "
-        words += spent_privacy(config.defence_strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)
+    words = " + ".join(_told_one(config, defence) for defence in config.defences)
+    private = next((defence for defence in config.defences if defence.name == "dp_sgd"), None)
+    if private is not None:
+        # What follows DP-SGD sees no image, and spends nothing more.
+        spent = spent_privacy(private.strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)
+        words += f"; {spent}"
     if config.clients > 1:
         words += f"; averaged over {config.clients} clients"
     return words
+
+
+def _told_one(config: ClientConfig, defence: Defence) -> str:
+    if defence.name == "none":
+        return defence.name
+    words = f"{defence.name} {defence.strength:g}"
+    return f"{words}, clip {config.defence_clip:g}" if defence.name == "dp_sgd" else words

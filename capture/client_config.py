@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .defences import defence_problem
+from .defences import FROM_IMAGES, Defence, DefenceError, parse_defences
 from .local_training import LocalTraining
 from .models import TIMM_PREFIX
 from .update import BatchNormMode, UpdateError
@@ -54,10 +54,11 @@ class ClientConfig:
     shuffled: bool = False
     """Whether each local epoch has an order of its own, which the server does not know."""
     defence: str = "none"
-    """What the client does to its gradient: "none", "noise", "clip", "prune", "quantise", "dp_sgd" or "soteria"."""
+    """What the client does to its gradient: "none", "noise", "clip", "prune", "quantise", "dp_sgd" or "soteria"; or
+    several in order, each with its strength, as in clip:0.5+noise:0.1."""
     defence_strength: float = 0.0
     """noise: multiple of the 95th percentile of |gradient|; clip: largest L2 norm; prune: share; quantise: bits;
-    dp_sgd: noise multiplier; soteria: share of the features."""
+    dp_sgd: noise multiplier; soteria: share of the features. Left out where client.defence gives strengths."""
     defence_clip: float = 1.0
     """dp_sgd: largest L2 norm of one image's gradient."""
     dp_sample_rate: float = 0.01
@@ -82,10 +83,12 @@ class ClientConfig:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
         if self.bn not in list(BatchNormMode):
             found.append(f"client.bn is {self.bn!r}; use one of {', '.join(BatchNormMode)}")
-        problem = defence_problem(self.defence, self.defence_strength)
-        if problem:
-            found.append(problem)
-        found += self._local_problems() + self._privacy_problems() + self._combination_problems()
+        try:
+            names = [one.name for one in self.defences]
+        except DefenceError as error:
+            found.append(str(error))
+            names = []
+        found += self._local_problems() + self._privacy_problems() + self._combination_problems(names)
         if not found:
             try:
                 parse_labels(self.labels, self.image_count, self.classes)
@@ -120,6 +123,11 @@ class ClientConfig:
         return found
 
     @property
+    def defences(self) -> tuple[Defence, ...]:
+        """What the client does to its gradient, in order; one of the name "none" where it does nothing."""
+        return parse_defences(self.defence, self.defence_strength)
+
+    @property
     def image_count(self) -> int:
         """Images behind the update that the server sees: those of all clients."""
         return self.batch_size * self.clients
@@ -141,9 +149,9 @@ class ClientConfig:
             found.append(f"client.dp_delta is {self.dp_delta:g}; it must be above 0 and below 1")
         return found
 
-    def _combination_problems(self) -> list[str]:
+    def _combination_problems(self, defences: list[str]) -> list[str]:
         found = []
-        if self.defence == "dp_sgd" and self.bn != BatchNormMode.EVAL:
+        if "dp_sgd" in defences and self.bn != BatchNormMode.EVAL:
             found.append(
                 f"client.defence is 'dp_sgd' and client.bn is {self.bn!r}: with the batch's statistics no gradient "
                 "belongs to one image alone; use client.bn=eval"
@@ -158,7 +166,7 @@ class ClientConfig:
                 f"client.clients is {self.clients} and client.local_epochs is {self.local_epochs}: the local steps of "
                 "several clients cannot be retraced from their average; use client.local_epochs=0 or client.clients=1"
             )
-        if self.defence in ("dp_sgd", "soteria") and self.local_epochs:
+        if set(defences) & set(FROM_IMAGES) and self.local_epochs:
             found.append(
                 f"client.defence is {self.defence!r} and client.local_epochs is {self.local_epochs}: this defence is "
                 "simulated for a gradient, not within local steps; use client.local_epochs=0"

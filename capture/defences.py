@@ -1,9 +1,10 @@
-"""What a client may do to its gradient before sending it."""
+"""What a client may do to its gradient before sending it: one defence, or several in order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +16,103 @@ FROM_IMAGES = ("dp_sgd", "soteria")
 
 
 class DefenceError(ValueError):
-    """A defence that does not exist, or a strength that it cannot have."""
+    """A defence that does not exist, a strength that it cannot have, or several that do not go together."""
+
+
+@dataclass(frozen=True)
+class Defence:
+    """One defence of those that a client applies."""
+
+    name: str
+    strength: float
+
+
+def parse_defences(text: str, strength: float = 0.0) -> tuple[Defence, ...]:
+    """The defences that a client applies, in order.
+
+    Args:
+        text: A name, whose strength is the other argument; or ``name:strength``, several of them with plus signs
+            between, as in ``clip:0.5+noise:0.1``.
+        strength: See above; 0 where the text gives strengths.
+
+    Raises:
+        DefenceError: What cannot be read or does not go together, in one sentence.
+    """
+    words = text.split("+")
+    if len(words) == 1 and ":" not in text:
+        return (_checked(Defence(text, strength)),)
+    if strength != 0:
+        raise DefenceError(
+            f"the defence {text!r} gives its own strength, and client.defence_strength is {strength:g}; leave that out"
+        )
+    found = tuple(_checked(_parse(word, text)) for word in words)
+    problem = _order_problem([one.name for one in found], text) if len(found) > 1 else None
+    if problem:
+        raise DefenceError(problem)
+    return found
+
+
+def _parse(word: str, text: str) -> Defence:
+    name, colon, number = word.partition(":")
+    if name not in (*_DEFENCES, *FROM_IMAGES):
+        raise DefenceError(defence_problem(name, 0.0))
+    try:
+        return Defence(name, 0.0 if name == "none" and not colon else float(number))
+    except ValueError:
+        raise DefenceError(
+            f"the defence {text!r} gives no number as the strength of {name!r}; give each one as name:number, as in "
+            "clip:0.5+noise:0.1"
+        ) from None
+
+
+def _checked(defence: Defence) -> Defence:
+    problem = defence_problem(defence.name, defence.strength)
+    if problem:
+        raise DefenceError(problem)
+    return defence
+
+
+def _order_problem(names: list[str], text: str) -> str | None:
+    """Why these cannot follow each other, in one sentence."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        return f"the defence {text!r} names {twice!r} twice; name each one once, with the strength that it is to have"
+    if "none" in names:
+        return f"the defence {text!r} combines 'none' with others; leave 'none' out"
+    from_images = [name for name in names if name in FROM_IMAGES]
+    if len(from_images) > 1:
+        first, second = from_images
+        return (
+            f"the defence {text!r} combines {first!r} and {second!r}, which both make the gradient from the images; "
+            "keep one of them"
+        )
+    if from_images and names[0] != from_images[0]:
+        return (
+            f"the defence {text!r} has {from_images[0]!r} after others, but it makes the gradient from the images, so "
+            "nothing can be done to that before it; put it first"
+        )
+    return None
+
+
+def told_defences(words: str) -> tuple[tuple[str, float | None], ...]:
+    """Names and strengths, in order, of the defences that an update's ``defence`` tells of; nobody checked them.
+
+    What is not known by name is left out; a strength that is no finite number is None.
+    """
+    found = []
+    for part in words.partition(";")[0].split(" + "):
+        name, *others = part.replace(",", " ").split()[:2] or [""]
+        if name in (*_DEFENCES, *FROM_IMAGES):
+            found.append((name, _number(others[0]) if others else None))
+    return tuple(found)
+
+
+def _number(word: str) -> float | None:
+    try:
+        value = float(word)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def apply_defence(

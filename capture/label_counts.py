@@ -17,6 +17,13 @@ _FIT_STEPS = 30
 _LEAST_SCALE = 1.5
 # A fit's features may leave the mean feature only as far as the gradient's equations ask for (ridge, relative).
 _RIDGE = 1e-3
+# Deviation of an estimated count: in images, and as a share of the images that the class's mean output stands for. A
+# network that puts all images into one class is wrong about that class by many of them, and about the others by none.
+_ROUNDING_DOUBT, _OUTPUT_DOUBT = 0.1, 0.05
+# Lengths of features relative to their mean: their scatter, and at how many places it is summed up.
+_SPREADS, _LENGTHS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5), 9
+# Residuals that differ by less do not tell which counts are right.
+_AS_GOOD = 1.05
 # Deviation of the distance to the nearest whole number when there is no information: uniform on [-1/2, 1/2].
 _UNINFORMED = 1 / math.sqrt(12)
 
@@ -31,6 +38,8 @@ class ClassCounts:
     """Unrounded estimate minus ``counts``, in images."""
     residual: float
     """Share of the gradient that the counts leave unexplained, with one mean feature per class."""
+    distance: float = 0.0
+    """Mean square of what rounding changed, in doubts."""
     scale: float = 1.0
     """What the gradient had to be multiplied with; above 1 when it looks clipped."""
 
@@ -82,7 +91,13 @@ def _best_over_starts(layer: FinalLayer, present: Bool[Tensor, " classes"], imag
     if absent is not None:
         starts.append(absent)
     found = [_iterate(layer, image_count, feature, present.double()) for feature in starts]
-    return min(found, key=lambda counts: counts.residual)
+    return _best(found)
+
+
+def _best(found: list[ClassCounts]) -> ClassCounts:
+    """The counts that explain most; of those that explain as much, the ones that were nearest to whole numbers."""
+    least = min(counts.residual for counts in found)
+    return min((c for c in found if c.residual <= _AS_GOOD * least), key=lambda counts: counts.distance)
 
 
 def absent_feature(layer: FinalLayer, present: Bool[Tensor, " classes"]) -> Float[Tensor, " features"] | None:
@@ -113,21 +128,66 @@ def _iterate(
     lowest: Float[Tensor, " classes"],
 ) -> ClassCounts:
     """Counts, class features and softmax outputs in turn, from one guess of the mean feature; the best seen."""
-    mean_output = layer.probabilities(feature)
+    spread = _length_spread(layer, image_count, feature, lowest)
+    mean_output = _outputs(layer, feature, spread)
     seen: list[ClassCounts] = []
     for _ in range(_ROUNDS):
         estimate = image_count * (mean_output - _bias_gradient(layer, feature))
-        counts = round_counts(estimate, image_count, lowest)
+        doubt = _doubt(mean_output, image_count)
+        counts = round_counts(estimate, image_count, lowest, doubt)
+        distance = float(((estimate - counts) / doubt).square().mean())
         if any(torch.equal(counts, earlier.counts) for earlier in seen):
             break
         features, residual = _fit_features(layer, counts, image_count, feature)
         weights = counts[counts > 0] / image_count
-        mean_output = weights @ layer.probabilities(features)
+        mean_output = weights @ _outputs(layer, features, spread)
         if layer.bias_gradient is None:
             feature = weights @ features
         refined = image_count * (mean_output - _bias_gradient(layer, feature))
-        seen.append(ClassCounts(counts, refined - counts, residual))
-    return min(seen, key=lambda counts: counts.residual)
+        seen.append(ClassCounts(counts, refined - counts, residual, distance))
+    return _best(seen)
+
+
+def _doubt(mean_output: Float[Tensor, " classes"], image_count: int) -> Float[Tensor, " classes"]:
+    """Deviation of each class's estimated count."""
+    return _ROUNDING_DOUBT + _OUTPUT_DOUBT * image_count * mean_output
+
+
+def _outputs(
+    layer: FinalLayer, features: Float[Tensor, "*some features"], spread: float
+) -> Float[Tensor, "*some classes"]:
+    """Mean softmax outputs over features of these directions whose lengths scatter by a share of themselves."""
+    if spread == 0:
+        return layer.probabilities(features)
+    places = torch.linspace(-2, 2, _LENGTHS, dtype=torch.float64)
+    shares = (-places.square() / 2).softmax(dim=0)
+    parts = [
+        share * layer.probabilities((1 + spread * float(z)) * features) for share, z in zip(shares, places, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0)
+
+
+def _length_spread(
+    layer: FinalLayer,
+    image_count: int,
+    feature: Float[Tensor, " features"],
+    lowest: Float[Tensor, " classes"],
+) -> float:
+    """How much the lengths of the images' features scatter, in shares of their mean.
+
+    On a network whose outputs are far from even, the mean output is not that of the mean feature. The scatter is the
+    one with which the estimated counts are nearest to whole numbers; 0 unless that halves their distance.
+    """
+    if layer.bias_gradient is None:
+        return 0.0
+    distances = {}
+    for spread in _SPREADS:
+        output = _outputs(layer, feature, spread)
+        estimate = image_count * (output - layer.bias_gradient)
+        error = (estimate - torch.maximum(estimate.round(), lowest)) / _doubt(output, image_count)
+        distances[spread] = float(error.square().mean())
+    best = min(distances, key=lambda spread: distances[spread])
+    return best if distances[best] < 0.25 * distances[0.0] else 0.0
 
 
 def _bias_gradient(layer: FinalLayer, feature: Float[Tensor, " features"]) -> Float[Tensor, " classes"]:
@@ -169,21 +229,27 @@ def _relative(prediction: Tensor, truth: Tensor) -> float:
 
 
 def round_counts(
-    estimate: Float[Tensor, " classes"], total: int, lowest: Float[Tensor, " classes"]
+    estimate: Float[Tensor, " classes"],
+    total: int,
+    lowest: Float[Tensor, " classes"],
+    doubt: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, " classes"]:
-    """The whole numbers nearest to the estimate (in squares) that sum to ``total`` and are at least ``lowest``.
+    """The whole numbers nearest to the estimate that sum to ``total`` and are at least ``lowest``.
+
+    Nearest in squares, each divided by the square of the class's doubt.
 
     Args:
         estimate: Any real numbers.
         total: The sum; at least ``lowest.sum()``.
         lowest: Whole numbers, at least 0.
+        doubt: Deviation of each estimate, above 0, up to a common factor; None where all are equal.
     """
+    doubt = torch.ones_like(estimate) if doubt is None else doubt
     counts = torch.maximum(estimate.round(), lowest)
     surplus = int(counts.sum()) - total
+    step = 1 if surplus < 0 else -1
     for _ in range(abs(surplus)):
-        # One image more or less costs least where the estimate is farthest on that side.
-        if surplus > 0:
-            counts[torch.where(counts > lowest, counts - estimate, -torch.inf).argmax()] -= 1
-        else:
-            counts[(estimate - counts).argmax()] += 1
+        # What one image more or less adds to the sum of squares.
+        cost = (1 + 2 * step * (counts - estimate)) / doubt.square()
+        counts[torch.where((counts > lowest) | (step > 0), cost, torch.inf).argmin()] += step
     return counts

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _LOOK_SECONDS = 0.5
 # A process that was lost, with its node or for want of memory, is begun again so often.
@@ -55,7 +56,7 @@ def run_side_by_side(jobs: Iterable[Job], at_once: int, look: Look | None = None
     Yields:
         Each job's end, as it comes. When the caller stops iterating, running jobs are ended with all that they began.
     """
-    board: Any = _Board.options(num_cpus=0).remote()
+    board = _board()
     waiting = iter(jobs)
     running: dict[Any, Job] = {}
     more = True
@@ -70,8 +71,7 @@ def run_side_by_side(jobs: Iterable[Job], at_once: int, look: Look | None = None
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
             if look is not None:
-                told = ray.get(board.read.remote())
-                look({job.name: told.get(job.name) for job in running.values()})
+                look(_states(board, running.values()))
             for reference in done:
                 job = running.pop(reference)
                 board.forget.remote(job.name)
@@ -87,6 +87,21 @@ def available_resources() -> dict[str, float]:
     """All that the connected Ray counts (``CPU``, ``GPU``), used or not; nothing where none is connected."""
     found: dict[str, float] = ray.cluster_resources() if ray.is_initialized() else {}  # type: ignore[no-untyped-call]
     return found
+
+
+def _board() -> Any:
+    """Beside whoever looks on: a node that goes takes with it only what runs there."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # A byte of memory: Ray places an actor that asks for nothing anywhere, whatever its strategy.
+    return _Board.options(num_cpus=0, memory=1, max_restarts=-1, scheduling_strategy=here).remote()
+
+
+def _states(board: Any, jobs: Iterable[Job]) -> dict[str, Any]:
+    """The newest state of each job; None for one that told none."""
+    told: dict[str, Any] = {}
+    with contextlib.suppress(RayError):  # a board that was lost is made anew, and told again
+        told = ray.get(board.read.remote())
+    return {job.name: told.get(job.name) for job in jobs}
 
 
 def _task(job: Job) -> Any:

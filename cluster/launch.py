@@ -27,6 +27,8 @@ _LOOK_SECONDS = 0.5
 _HEAD = "node:__internal_head__"
 # A storage that fails for a while is tried again for so long before a round is given up.
 _STORAGE_PATIENCE_SECONDS = 60.0
+# Of a coordinator that ends with the one who wants it: one that fails again and again is not begun for ever.
+_MOST_RESTARTS = 3
 
 Watch = Callable[[Status], None]
 
@@ -62,7 +64,8 @@ def reconstruct(
         watch: Called about twice a second with the state of the run.
         source: How to build the model again. With it a detached run survives the loss of its coordinator also when this
             process is gone.
-        detach: False: the run ends with this process also on a cluster that was joined.
+        detach: False: the run ends with this process also on a cluster that was joined. With ``out`` it goes on after
+            the loss of its coordinator's node.
 
     Raises:
         UpdateError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
@@ -81,7 +84,7 @@ def reconstruct(
             raise _under_way(out)
         if coordinator is None:
             coordinator = _begin(update, model, config, name, storage, resume, joined, detached, source, inputs)
-        return _attend(coordinator, name, storage, detached, watch)
+        return _attend(coordinator, name if detached else None, storage, watch)
 
 
 def attend(out: str | Path, watch: Watch | None = None) -> Reconstruction:
@@ -96,7 +99,7 @@ def attend(out: str | Path, watch: Watch | None = None) -> Reconstruction:
         coordinator = _find(run_name(storage)) if joined else None
         if coordinator is None:
             return _from_storage(storage)
-        return _attend(coordinator, run_name(storage), storage, True, watch)
+        return _attend(coordinator, run_name(storage), storage, watch)
 
 
 def stop(out: str | Path) -> None:
@@ -160,6 +163,9 @@ def _begin(
     if detached:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
         options["resources"] = _beside_the_head()
+    elif joined and storage is not None:
+        # Its node may be one that goes; what it has saved lets it go on elsewhere.
+        options["max_restarts"] = _MOST_RESTARTS
     return CoordinatorActor.options(**options).remote(spec, inputs)
 
 
@@ -189,28 +195,28 @@ def _is_coming_back(error: RayActorError) -> bool:
     return isinstance(error, ActorUnavailableError)
 
 
-def _attend(
-    coordinator: Any, name: str, storage: Storage | None, detached: bool, watch: Watch | None
-) -> Reconstruction:
+def _attend(coordinator: Any, name: str | None, storage: Storage | None, watch: Watch | None) -> Reconstruction:
+    """Look on until the end; a run without a name is not detached, and ends with this."""
+    found = coordinator
     try:
         while True:
             try:
-                return _look_on(coordinator, watch)
+                return _look_on(found, watch)
             except RayActorError as error:
-                if not detached or storage is None:
-                    what = str(error).splitlines()[0]
-                    raise ClusterError(f"The coordinator of the run died ({what}); begin again.") from None
-            coordinator = _wait_for(name)
-            if coordinator is None:
+                what = str(error).splitlines()[0]
+            found = _wait_for(coordinator if name is None else name)
+            if found is None and name is not None and storage is not None:
                 return _from_storage(storage)
+            if found is None:
+                raise ClusterError(f"The coordinator of the run died ({what}); begin again.")
     except RayTaskError as error:
         raise _cause(error) from None
     except KeyboardInterrupt:
-        if detached:
+        if name is not None:
             raise DetachedError from None
         raise
     finally:
-        if not detached:
+        if name is None:
             ray.kill(coordinator)
 
 
@@ -227,11 +233,11 @@ def _look_on(coordinator: Any, watch: Watch | None) -> Reconstruction:
             return found
 
 
-def _wait_for(name: str) -> Any:
-    """The coordinator once it is there again; None when it has ended for good."""
+def _wait_for(coordinator: Any) -> Any:
+    """The coordinator, by its name or its handle, once it is there again; None when it has ended for good."""
     while True:
         try:
-            actor: Any = ray.get_actor(name, NAMESPACE)
+            actor: Any = ray.get_actor(coordinator, NAMESPACE) if isinstance(coordinator, str) else coordinator
             ray.get(actor.ended.remote())
             return actor
         except ValueError:

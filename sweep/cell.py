@@ -173,6 +173,7 @@ def _summarise(
         unknown=leaks.count(Leak.UNKNOWN) + leaks.count(Leak.FAILED),
         iip=finite(audit.iip),
         labels=audit.label_accuracy,
+        label_scores=audit.label_scores,
         psnr=finite(audit.psnr_mean),
         floor=finite(audit.constant_image_psnr),
         control=fmean(best) if best else None,

@@ -12,7 +12,8 @@ class SweepConfig:
     batch_sizes: tuple[int, ...] = (1, 4, 8)
     """Images that the client averages over."""
     defences: tuple[str, ...] = ("none", "noise:0.1", "noise:1", "prune:0.9")
-    """Defences as name:strength; further keys of a defence follow a plus sign, as in noise:1+client.bn=eval."""
+    """Defences as name:strength; after a plus sign another one that is applied next, as in clip:0.5+noise:0.1, or a
+    further key, as in noise:1+client.bn=eval."""
     bn: tuple[str, ...] = ("eval", "train_shared", "train_private")
     """Batch-norm modes of the client."""
     states: tuple[str, ...] = ()

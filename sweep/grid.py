@@ -145,8 +145,9 @@ def _count(groups: Iterable[Iterable[str]]) -> dict[str, int]:
 
 def _axis(config: RunConfig, kind: Kind, title: str, levels: Sequence[Level]) -> Axis:
     unique = list({tuple(level.settings.items()): level for level in levels}.values())
-    known = settings(config)
-    same = [all(format_value(known[key]) == word for key, word in level.settings.items()) for level in unique]
+    client = [(one.name, f"{one.strength!r}") for one in config.client.defences]
+    known = {key: format_value(value) for key, value in settings(config).items()} | _defence_settings(client)
+    same = [all(known[key] == word for key, word in level.settings.items()) for level in unique]
     return Axis(kind, title, tuple(unique), same.index(True) if True in same else 0)
 
 
@@ -166,24 +167,41 @@ def _states(files: Sequence[str]) -> list[Level]:
 
 
 def _defence(text: str) -> Level:
-    """``name:strength+key=value+…``; the strength may be left out."""
-    first, *others = text.split("+")
-    name, _, strength = first.partition(":")
-    found = {"client.defence": name, "client.defence_strength": _number(strength or "0", text)}
+    """``name:strength``, further ones of a combination and ``key=value``, with plus signs between; a strength may be
+    left out."""
+    words = text.split("+")
+    others = [word for word in words if "=" in word]
+    parts = [_part(word, text) for word in words if word not in others]
+    if words[0] in others:
+        raise ConfigError([f"sweep.defences={text}: begin with a defence, such as noise:0.1."])
+    found = _defence_settings(parts)
     for word in others:
-        key, equals, value = word.partition("=")
-        if not equals or key not in keys(RunConfig):
-            raise ConfigError([f"sweep.defences={text}: after a plus sign give a key and its value, as key=value."])
+        key, _, value = word.partition("=")
+        if key not in keys(RunConfig):
+            raise ConfigError([f"sweep.defences={text}: {key} is no key; after a plus sign give a key as key=value."])
         found[key] = value
-    words = [name, strength, *others] if strength else [name, *others]
-    return Level("no defence" if name == "none" else " ".join(words), found)
+    name = " + ".join(f"{name} {strength}" if strength else name for name, strength in parts)
+    return Level("no defence" if parts == [("none", "")] else " ".join([name, *others]), found)
 
 
-def _number(word: str, text: str) -> str:
+def _defence_settings(parts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What sets these defences, by their names and strengths in words; in the same words wherever they come from."""
+    if len(parts) == 1:
+        name, strength = parts[0]
+        return {"client.defence": name, "client.defence_strength": format_value(float(strength or 0))}
+    # No plus sign within a number.
+    numbers = [str(float(strength)).removesuffix(".0").replace("e+", "e") if strength else "" for _, strength in parts]
+    joined = "+".join(f"{name}:{number}" if number else name for (name, _), number in zip(parts, numbers, strict=True))
+    return {"client.defence": joined, "client.defence_strength": format_value(0.0)}
+
+
+def _part(word: str, text: str) -> tuple[str, str]:
+    name, _, strength = word.partition(":")
     try:
-        return format_value(float(word))
+        float(strength or 0)
     except ValueError:
         raise ConfigError([f"sweep.defences={text}: give each one as name:number, such as noise:0.1."]) from None
+    return name, strength
 
 
 def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
@@ -248,7 +266,7 @@ def _common(config: RunConfig, name: str) -> RunConfig:
 
 
 def _folder_name(title: str, taken: set[str]) -> str:
-    name = _NAME.sub("-", title.replace(", ", "_").replace(" ", "-")).strip("-.")
+    name = _NAME.sub("-", title.replace(", ", "_").replace(" + ", "-").replace(" ", "-")).strip("-.")
     if name in taken or len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
     taken.add(name)

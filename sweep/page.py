@@ -28,25 +28,42 @@ SHOWN_PICTURES = 12
 _SHADES = 10
 """Steps of colour in a heat map."""
 
-# Title, what it says, the number, and whether it is a reason for alarm.
-_MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], Callable[[CellResult], str]], ...] = (
+_Notes = Callable[[CellResult], list[str]]
+
+
+def _leaked(result: CellResult) -> list[str]:
+    return [f"{result.leaked} of {result.images}" + (f", {result.weak} weak" if result.weak else "")]
+
+
+def _classes(result: CellResult) -> list[str]:
+    scores = result.label_scores
+    if scores is None:
+        return []
+    presence = f"classes {_share(scores.recall)} / {_share(scores.precision)}"
+    return [presence, f"counts {_share(scores.class_count)}"]
+
+
+# Title, what it says, the number that colours, and what stands below it.
+_MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], _Notes], ...] = (
     (
         "Leaked share",
         "Images that leaked, of all in the batch.",
         lambda result: result.share,
-        lambda result: f"{result.leaked} of {result.images}" + (f", {result.weak} weak" if result.weak else ""),
+        _leaked,
     ),
     (
         "Image identifiability precision (IIP)",
         "Reconstructions whose nearest image in the gallery is the right original.",
         lambda result: result.iip,
-        lambda result: "",
+        lambda result: [],
     ),
     (
         "Label leakage",
-        "Labels recovered from the update.",
+        "Large: instances, the share of the private labels that were recovered from the update. Classes: of those in "
+        "the batch the share that was found / of those that were named the share that is there. Counts: the share of "
+        "the classes on either side whose number of images is right.",
         lambda result: result.labels,
-        lambda result: "",
+        _classes,
     ),
 )
 
@@ -77,6 +94,7 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         cells=cells,
         pictured=pictured,
         shown_pictures=SHOWN_PICTURES,
+        unscored=_unscored(facts),
         embeddings=sorted({cell["result"].embedding for cell in cells} - {""}),
         risks=_risks(facts),
         unfinished=_by_reason(cells),
@@ -144,6 +162,18 @@ def _exposure(cell: dict[str, Any]) -> tuple[float, float]:
     return result.share or 0.0, (worst.psnr or 0.0) - (worst.control_psnr or 0.0)
 
 
+def _unscored(facts: AuditFacts) -> str:
+    """What is missing of cells that an earlier version finished, in one sentence."""
+    count = sum(result.state is State.DONE and result.label_scores is None for result in facts.results.values())
+    if not count:
+        return ""
+    were, own = ("was", "its own page has") if count == 1 else ("were", "their own pages have")
+    return (
+        f"{counted(count, 'cell')} {were} finished by an earlier version, which kept of the labels the share of "
+        f"instances alone: {own} the classes and counts."
+    )
+
+
 def _tiles(facts: AuditFacts, cells: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     results = [cell["result"] for cell in cells]
     done = [result for result in results if result.state is State.DONE]
@@ -165,16 +195,14 @@ def _tiles(facts: AuditFacts, cells: list[dict[str, Any]]) -> list[tuple[str, st
 
 def _maps(facts: AuditFacts) -> list[dict[str, Any]]:
     found = []
-    for title, meaning, number, note in _MAPS:
-        panels = _panels(facts, number, note)
+    for title, meaning, number, notes in _MAPS:
+        panels = _panels(facts, number, notes)
         known = any(entry["value"] is not None for panel in panels for row in panel["rows"] for entry in row["entries"])
         found.append({"title": title, "meaning": meaning, "panels": panels, "known": known})
     return found
 
 
-def _panels(
-    facts: AuditFacts, number: Callable[[CellResult], float | None], note: Callable[[CellResult], str]
-) -> list[dict[str, Any]]:
+def _panels(facts: AuditFacts, number: Callable[[CellResult], float | None], notes: _Notes) -> list[dict[str, Any]]:
     """One table per combination of the axes that are neither rows (defences) nor columns (batch sizes)."""
     grid = facts.grid
     by_levels = {cell.levels: cell for cell in grid.cells}
@@ -190,7 +218,7 @@ def _panels(
             for column in range(len(grid.axes[columns].levels)):
                 levels = tuple((fixed | {rows: row, columns: column})[i] for i in range(len(grid.axes)))
                 cell = by_levels[levels]
-                entries.append(_entry(cell.name, facts.results[cell.name], number, note, levels == grid.base))
+                entries.append(_entry(cell.name, facts.results[cell.name], number, notes, levels == grid.base))
             table.append({"name": level.name, "entries": entries})
         names = [grid.axes[position].levels[level].name for position, level in reversed(fixed.items())]
         panels.append({"title": ", ".join(names), "columns": _names(grid, columns), "rows": table})
@@ -205,14 +233,14 @@ def _entry(
     name: str,
     result: CellResult,
     number: Callable[[CellResult], float | None],
-    note: Callable[[CellResult], str],
+    notes: _Notes,
     base: bool,
 ) -> dict[str, Any]:
     value = number(result) if result.state is State.DONE else None
     return {
         "value": value,
         "text": _share(value) if value is not None else "–" if result.state is State.DONE else str(result.state),
-        "note": note(result) if value is not None else "",
+        "notes": notes(result) if value is not None else [],
         "shade": 0 if value is None else round(_SHADES * value),
         "link": _link(name) if result.state is State.DONE else None,
         "hint": result.sentence,

@@ -16,6 +16,7 @@ from .page import render
 from .verdict import GridVerdict, judge_grid
 
 PAGE, NUMBERS = "audit.html", "audit.json"
+_ELSEWHERE = ("worst", "versions", "label_scores")
 
 
 def write_audit(facts: AuditFacts) -> GridVerdict:
@@ -61,13 +62,14 @@ def to_dict(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, st
 def _cell(facts: AuditFacts, position: int) -> dict[str, Any]:
     cell = facts.grid.cells[position]
     result = facts.results[cell.name]
-    numbers = {name: value for name, value in asdict(result).items() if name not in ("worst", "versions")}
+    numbers = {name: value for name, value in asdict(result).items() if name not in _ELSEWHERE}
     levels = {axis.title: axis.levels[level].name for axis, level in zip(facts.grid.axes, cell.levels, strict=True)}
     return {
         "name": cell.name,
         "levels": levels,
         "folder": f"{CELLS}/{cell.name}",
         **numbers,
+        "label_scores": None if result.label_scores is None else result.label_scores.to_dict(),
         "leaked_share": result.share,
         "command": facts.command(cell.name),
     }

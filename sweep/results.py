@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from ..audit import LabelScores
 from ..coordinator import Storage, StorageError
 
 _FILE = "cell.json"
@@ -67,7 +68,9 @@ class CellResult:
     """Images of which nothing can be said."""
     iip: float | None = None
     labels: float | None = None
-    """Share of the labels that were recovered."""
+    """Share of the labels that were recovered, as multisets: the instances."""
+    label_scores: LabelScores | None = None
+    """Classes, counts and instances; None where the cell was finished by a version that did not keep them."""
     psnr: float | None = None
     """Mean over the images, in dB."""
     floor: float | None = None
@@ -103,10 +106,11 @@ def load_result(storage: Storage) -> CellResult | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
         facts: dict[str, Any] = json.loads(storage.read(_FILE, _LARGEST))
-        worst = facts.get("worst")
+        worst, scores = facts.get("worst"), facts.get("label_scores")
         changes: dict[str, Any] = {
             "state": State(facts["state"]),
             "problems": tuple(facts["problems"]),
+            "label_scores": None if scores is None else LabelScores(**scores),
             "worst": None if worst is None else Worst(**worst),
             "risks": tuple(Risk(**risk) for risk in facts["risks"]),
         }

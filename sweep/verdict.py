@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
 
+from ..capture.defences import DefenceError, parse_defences
 from .grid import Axis, Grid, Kind
 from .results import CellResult, State
 
@@ -172,22 +173,33 @@ def _stronger(axis: Axis, level: int) -> list[int]:
     found = []
     for other in range(len(axis.levels)):
         theirs = _strength(axis, other)
-        if theirs is not None and theirs[0] == mine[0] and theirs[1] > mine[1]:
+        if theirs is None or theirs == mine or theirs.keys() != mine.keys():
+            continue
+        if all(theirs[name] >= strength for name, strength in mine.items()):
             found.append(other)
     return found
 
 
-def _strength(axis: Axis, level: int) -> tuple[str, float] | None:
-    """What kind of protection a level is, and how much of it; None where levels cannot be compared."""
+def _strength(axis: Axis, level: int) -> dict[str, float] | None:
+    """What kinds of protection a level is, and how much of each; None where levels cannot be compared.
+
+    Of combined defences the place in their order is part of the kind: one after another is not the same the other way.
+    """
     words = axis.levels[level].settings
     if axis.kind is Kind.BATCH:
-        return "batch", float(words["client.batch_size"])
+        return {"batch": float(words["client.batch_size"])}
     if axis.kind is not Kind.DEFENCE or len(words) > 2:
         return None
-    name, strength = words["client.defence"], float(words["client.defence_strength"])
-    if name in _MORE_IS_STRONGER:
-        return name, strength
-    return (name, -strength) if name in _LESS_IS_STRONGER else None
+    try:
+        parts = parse_defences(words["client.defence"], float(words["client.defence_strength"]))
+    except DefenceError:
+        return None
+    found = {}
+    for place, part in enumerate(parts):
+        if part.name not in _MORE_IS_STRONGER + _LESS_IS_STRONGER:
+            return None
+        found[f"{place} {part.name}"] = part.strength if part.name in _MORE_IS_STRONGER else -part.strength
+    return found
 
 
 def _cost(grid: Grid, change: Change) -> tuple[object, ...]:

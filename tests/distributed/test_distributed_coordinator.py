@@ -76,6 +76,23 @@ def test_a_killed_coordinator_goes_on_from_its_checkpoint_with_the_agents_that_i
     assert_bit_equal(healed, whole)
 
 
+def test_a_run_that_ends_with_the_one_who_wants_it_outlives_its_coordinator_too(
+    update: CapturedUpdate, model: nn.Module, undisturbed: Undisturbed, processes: Any, tmp_path: Path
+) -> None:
+    """As the cells of an audit do: their agents are gone with the coordinator, and made again from what was saved."""
+    killed: list[int] = []
+
+    def kill(status: Status) -> None:
+        if not killed and 2 <= status.round < status.rounds - 1 and status.saved_round >= 0:
+            killed.extend(processes.coordinators())
+            processes.kill(*killed)
+
+    healed = reconstruct(update, model, CONFIG, out=tmp_path, watch=kill, detach=False)
+    assert len(killed) == 1
+    assert any("Continued after round" in message for message in healed.messages)
+    assert_bit_equal(healed, undisturbed(CONFIG))
+
+
 class FinalKiller:
     """Kills the coordinator while it chooses images.
 

@@ -69,6 +69,8 @@ def test_every_good_cell_ran_all_controls_and_has_its_own_report(folder: Path, p
         if cell["state"] == "done":
             report = json.loads((folder / "out" / cell["folder"] / "report.json").read_text())
             assert {control["name"] for control in report["controls"]} == {"no_gradient", "other_images", "one_agent"}
+            assert cell["label_scores"].items() <= report["labels"].items()
+            assert cell["label_scores"]["class_presence"]["recall"] is not None
             assert (folder / "out" / cell["folder"] / "report.html").exists()
             assert cell["problems"] == []
             assert cell["iip"] is not None

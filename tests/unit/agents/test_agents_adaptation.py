@@ -52,6 +52,78 @@ def test_the_private_images_cost_little_once_the_defence_is_allowed_for(
     assert Objective(target, ObjectiveConfig()).gradient_loss(truth + 0.3 * torch.randn_like(truth)) > 2 * adaptive
 
 
+@pytest.mark.parametrize(
+    ("defence", "parts"),
+    [
+        ("prune:0.9+clip:0.1", ("as after pruning", "only the direction")),
+        ("clip:0.1+prune:0.9", ("as after pruning", "only the direction")),
+        ("soteria:0.2+clip:0.1", ("is left out of the match", "only the direction")),
+        ("soteria:0.2+prune:0.8", ("is left out of the match", "as after pruning")),
+    ],
+)
+def test_each_of_several_defences_is_allowed_for(defence: str, parts: tuple[str, ...]) -> None:
+    target, truth = _target(defence=defence)
+    naive, adaptive = _losses(target, truth)
+    assert naive > 0.05
+    assert adaptive < 1e-4
+    messages = " ".join(Objective(target, ObjectiveConfig()).messages)
+    assert all(part in messages for part in parts)
+    assert "not allowed for" not in messages
+
+
+def test_what_is_rounded_after_pruning_is_found_at_the_level_nearest_to_zero() -> None:
+    target, truth = _target(defence="prune:0.9+quantise:8")
+    naive, adaptive = _losses(target, truth)
+    assert naive > 0.4
+    assert adaptive < 0.05
+    # The client's word is what it rests on.
+    silent = replace(target, update=replace(target.update, defence="none"))
+    assert _losses(silent, truth)[1] > 0.4
+
+
+@pytest.mark.parametrize(
+    ("defence", "pooled", "free_scale", "slack", "not_allowed_for"),
+    [
+        ("clip:0.1+noise:0.1", True, True, False, ()),
+        ("noise:0.1+clip:0.1", True, True, False, ()),
+        ("prune:0.9+noise:0.5", True, False, False, ("its noise hides which entries are missing",)),
+        ("noise:0.5+prune:0.9", True, False, True, ()),
+        ("noise:0.5+quantise:4", True, False, False, ("it rounds, which is not allowed for",)),
+        ("quantise:4+noise:0.5", True, False, False, ("it rounds, which is not allowed for",)),
+        ("clip:0.1+quantise:4", False, True, False, ("it rounds, which is not allowed for",)),
+        ("dp_sgd:0.1+quantise:4", True, True, False, ("it rounds, which is not allowed for",)),
+        ("dp_sgd:0+quantise:4", False, True, False, ("it rounds, which is not allowed for",)),
+        ("noise:0.0001+clip:0.1", False, True, False, ("adds noise, of which the update shows none",)),
+        ("prune:0.9+noise:0.5+quantise:4", True, False, False, ("its noise hides", "it rounds")),
+    ],
+)
+def test_what_is_not_allowed_for_is_said(
+    defence: str, pooled: bool, free_scale: bool, slack: bool, not_allowed_for: tuple[str, ...]
+) -> None:
+    target, _ = _target(defence=defence)
+    found = allow_for_defence(target.update, target.model, target.labels)
+    assert (found.pooled, found.free_scale, bool(found.slack)) == (pooled, free_scale, slack)
+    said = [message for message in found.messages if "not allowed for" in message]
+    assert len(said) == len(not_allowed_for)
+    assert all(part in message for part, message in zip(not_allowed_for, said, strict=True))
+
+
+def test_pruning_that_the_update_does_not_show_is_not_guessed() -> None:
+    target, _ = _target()
+    lied = replace(target.update, defence="prune 0.9 + clip 1")
+    found = allow_for_defence(lied, target.model, target.labels)
+    assert not found.slack
+    assert "the update does not show missing entries: pruning is not allowed for" in " ".join(found.messages)
+
+
+def test_missing_entries_do_not_drag_the_scale_down() -> None:
+    found = [torch.tensor([4.0, 1.0, -2.0, 0.5])]
+    target = [torch.tensor([0.4, 0.0, -0.2, 0.0])]
+    adaptation = Adaptation(free_scale=True, slack={"a": torch.tensor([0.0, 0.2, 0.0, 0.2])})
+    (near,), (theirs,) = adaptation.matched(["a"], found, target)
+    torch.testing.assert_close(near, theirs)
+
+
 @pytest.mark.parametrize("settings", [{}, {"bn": "train_private"}, {"model": "resnet18"}, {"clients": 2}])
 def test_without_a_defence_nothing_changes(settings: dict[str, Any]) -> None:
     size = 32 if "model" in settings else _SIDE
@@ -136,8 +208,9 @@ def test_what_a_stranger_says_is_only_a_hypothesis() -> None:
         Adaptation(left_out=frozenset({"7.weight"})),
         Adaptation(slack={"0.weight": torch.tensor(1e-3)}),
         Adaptation(pooled=True),
+        Adaptation(pooled=True, free_scale=True, slack={"0.weight": torch.tensor(1e-3)}),
     ],
-    ids=["scale", "weights", "left out", "slack", "pooled"],
+    ids=["scale", "weights", "left out", "slack", "pooled", "combined"],
 )
 def test_the_derivative_by_the_images(smooth_target: Callable[..., Any], adaptation: Adaptation) -> None:
     target, truth = smooth_target(activation=nn.Tanh)

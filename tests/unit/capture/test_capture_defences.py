@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradinversion.capture import apply_defence
-from gradinversion.capture.defences import DefenceError
+from gradinversion.capture import ClientConfig, apply_defence, simulate_client
+from gradinversion.capture.client_config import ClientError
+from gradinversion.capture.defences import Defence, DefenceError, parse_defences, told_defences
 from torch import Tensor
 
 
@@ -99,3 +100,100 @@ def test_unknown_defence_lists_the_known_ones() -> None:
 def test_defences_that_need_the_images_are_refused_on_gradients(name: str) -> None:
     with pytest.raises(DefenceError, match=f"'{name}' needs the images"):
         apply_defence({"a": torch.ones(2)}, name, 0.5)
+
+
+def test_one_defence_or_several_in_order_are_read() -> None:
+    assert parse_defences("none") == (Defence("none", 0.0),)
+    assert parse_defences("noise", 0.1) == parse_defences("noise:0.1") == (Defence("noise", 0.1),)
+    assert parse_defences("prune:0.9+quantise:4+clip:1e-2") == (
+        Defence("prune", 0.9),
+        Defence("quantise", 4.0),
+        Defence("clip", 0.01),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "strength", "part"),
+    [
+        ("clip+noise", 0.0, "gives no number as the strength of 'clip'; give each one as name:number"),
+        ("clip:1+noise:", 0.0, "gives no number as the strength of 'noise'"),
+        ("clip:1+noise:lots", 0.0, "gives no number as the strength of 'noise'"),
+        ("clip:1+noise:0.1", 0.5, "gives its own strength, and client.defence_strength is 0.5"),
+        ("noise:0.1", 0.5, "gives its own strength"),
+        ("clip:1+fog:2", 0.0, "the defence is 'fog'; use one of none, noise"),
+        ("clip:1+", 0.0, "the defence is ''; use one of"),
+        ("clip:1+prune:3", 0.0, "the strength of the defence 'prune' is 3; it must be"),
+        ("noise:1+clip:1+noise:2", 0.0, "names 'noise' twice"),
+        ("none+clip:1", 0.0, "combines 'none' with others"),
+        ("clip:1+dp_sgd:0.1", 0.0, "has 'dp_sgd' after others, .* put it first"),
+        ("prune:0.5+soteria:0.1", 0.0, "has 'soteria' after others, .* put it first"),
+        ("dp_sgd:0.1+soteria:0.1", 0.0, "both make the gradient from the images"),
+    ],
+)
+def test_defences_that_do_not_go_together_are_one_sentence(text: str, strength: float, part: str) -> None:
+    with pytest.raises(DefenceError, match=part) as refused:
+        parse_defences(text, strength)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ClientError, match=part):
+        ClientConfig(defence=text, defence_strength=strength)
+
+
+def test_a_combination_is_applied_in_its_order() -> None:
+    plain, _, _ = simulate_client(ClientConfig(image_size=8), 0)
+    for order in (("clip", "noise"), ("noise", "clip"), ("prune", "quantise"), ("quantise", "prune")):
+        strengths = {"clip": 0.2, "noise": 0.5, "prune": 0.9, "quantise": 3}
+        text = "+".join(f"{name}:{strengths[name]}" for name in order)
+        update, _, _ = simulate_client(ClientConfig(image_size=8, defence=text), 0)
+        expected, generator = dict(plain.gradients), torch.Generator().manual_seed(0)
+        for name in order:
+            expected = apply_defence(expected, name, strengths[name], generator)
+        assert all(torch.equal(update.gradients[name], g) for name, g in expected.items())
+        assert update.defence == " + ".join(f"{name} {strengths[name]:g}" for name in order)
+        assert [name for name, _ in told_defences(update.defence)] == list(order)
+    norm = torch.cat([g.flatten() for g in simulate_both("noise:0.5+clip:0.2")]).norm()
+    assert float(norm) == pytest.approx(0.2, rel=1e-5)
+
+
+def simulate_both(text: str) -> list[Tensor]:
+    return list(simulate_client(ClientConfig(image_size=8, defence=text), 0)[0].gradients.values())
+
+
+def test_what_needs_the_images_comes_first_and_the_rest_is_done_to_its_gradient() -> None:
+    for text, said in (
+        ("dp_sgd:0.1+quantise:4", "dp_sgd 0.1, clip 1 + quantise 4; epsilon"),
+        ("soteria:0.2+prune:0.5", "soteria 0.2 + prune 0.5"),
+    ):
+        first, second = text.split("+")
+        name, strength = first.split(":")
+        alone, _, _ = simulate_client(ClientConfig(image_size=8, defence=name, defence_strength=float(strength)), 0)
+        update, _, _ = simulate_client(ClientConfig(image_size=8, defence=text), 0)
+        after, number = second.split(":")
+        expected = apply_defence(alone.gradients, after, float(number))
+        assert all(torch.equal(update.gradients[key], g) for key, g in expected.items())
+        assert update.defence.startswith(said)
+        assert told_defences(update.defence) == ((name, float(strength)), (after, float(number)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"defence": "dp_sgd:1+clip:1", "bn": "train_private"}, "use client.bn=eval"),
+        ({"defence": "soteria:0.1+clip:1", "local_epochs": 1}, "use client.local_epochs=0"),
+    ],
+)
+def test_what_a_defence_forbids_it_forbids_in_a_combination(settings: dict[str, object], part: str) -> None:
+    with pytest.raises(ClientError, match=part):
+        ClientConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_combination_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(DefenceError, match="leaves nothing of the update but zeros"):
+        simulate_client(ClientConfig(image_size=8, defence="clip:1e-46+quantise:1"), 0)
+
+
+def test_what_is_told_of_a_defence_is_read_with_care() -> None:
+    assert told_defences("none") == (("none", None),)
+    assert told_defences("clip 0.5 + fog 3 + noise nan") == (("clip", 0.5), ("noise", None))
+    assert told_defences("clip 0.5; averaged over 2 clients") == (("clip", 0.5),)
+    for text in ("", " + ", ";", "x" * 400, "DP-SGD by Opacus 1.5: max_grad_norm 1"):
+        assert told_defences(text) == ()

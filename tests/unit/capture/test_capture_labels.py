@@ -18,8 +18,8 @@ from gradinversion.capture import (
     load_model,
     recover_labels,
 )
-from gradinversion.capture.final_layer import find_final_layer, natural_noise
-from gradinversion.capture.label_counts import round_counts
+from gradinversion.capture.final_layer import FinalLayer, find_final_layer, natural_noise
+from gradinversion.capture.label_counts import estimate_counts, round_counts
 from torch import Tensor, nn
 
 REPEATS = [1, 1, 2, 5, 5, 5, 7, 8]
@@ -254,16 +254,36 @@ def test_round_counts_is_the_nearest_allowed_point() -> None:
         total = trial % 5 + 2
         estimate = total / 3 * (1 + torch.randn(3, generator=generator, dtype=torch.float64))
         lowest = torch.tensor([trial % 2, 0, (trial // 2) % 2]).double()
-        found = round_counts(estimate, total, lowest)
+        doubt = torch.tensor([1.0, 1.0, 1.0 if trial % 3 else 4.0]).double()
+        found = round_counts(estimate, total, lowest, doubt if trial % 3 == 0 else None)
         allowed = [
             torch.tensor(point).double()
             for point in itertools.product(range(total + 1), repeat=3)
             if sum(point) == total and all(a >= b for a, b in zip(point, lowest.tolist(), strict=True))
         ]
-        nearest = min(float((point - estimate).square().sum()) for point in allowed)
+        nearest = min(float(((point - estimate) / doubt).square().sum()) for point in allowed)
         assert float(found.sum()) == total
         assert bool((found >= lowest).all())
-        assert float((found - estimate).square().sum()) == pytest.approx(nearest)
+        assert float(((found - estimate) / doubt).square().sum()) == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize(("sure", "seed"), [(0.4, 0), (0.4, 2), (0.9, 2)])
+def test_counts_are_exact_where_the_network_puts_most_images_into_one_class(sure: float, seed: int) -> None:
+    """As a random ResNet-50 does: of that class the mean output is hard to tell, and lengths of features scatter."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = F.normalize(torch.rand(64, generator=generator), dim=0)
+    weight = sure * torch.randn(200, 64, generator=generator)
+    lengths = 10 + 3 * torch.randn(128, 1, generator=generator).clamp(-2, 2)
+    features = lengths * (direction + 0.002 * torch.rand(128, 64, generator=generator))
+    few = torch.randint(0, 200, (64,), generator=generator)
+    labels = few[torch.randint(0, 64, (128,), generator=generator)]
+    weight.requires_grad_()
+    bias = torch.zeros(200, requires_grad=True)
+    gradients = torch.autograd.grad(F.cross_entropy(features @ weight.T + bias, labels), [weight, bias])
+    by_weight, by_bias = (g.double() for g in gradients)
+    prior = 10 * direction[None].double()
+    layer = FinalLayer(weight.detach().double(), bias.detach().double(), by_weight, by_bias, prior, non_negative=True)
+    assert torch.equal(estimate_counts(layer, 128).counts, torch.bincount(labels, minlength=200).double())
 
 
 def test_natural_noise_has_a_falling_spectrum_and_its_own_seed() -> None:

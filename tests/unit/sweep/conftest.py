@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradinversion.audit import LabelScores
 from gradinversion.audit.pictures import data_uri
 from gradinversion.config import RunConfig, load_config
 from gradinversion.sweep.facts import AuditFacts
@@ -35,7 +36,8 @@ def done(leaked: int = 0, images: int = 4, **changes: Any) -> CellResult:
     facts: dict[str, Any] = {
         "sentence": f"{leaked} of {images} images leaked",
         "iip": leaked / images,
-        "labels": 1.0,
+        "labels": 0.75,
+        "label_scores": LabelScores(precision=1.0, recall=0.5, class_count=0.25, instances=0.75),
         "psnr": 24.5,
         "floor": 15.2,
         "control": 16.1,

@@ -70,7 +70,9 @@ def test_a_grid_without_one_good_cell_is_refused_with_every_reason_once(settings
     ("word", "part"),
     [
         ("sweep.defences=noise:much", "name:number"),
-        ("sweep.defences=noise:1+strength", "key=value"),
+        ("sweep.defences=noise:1+strength", "use one of none, noise"),
+        ("sweep.defences=noise:1+clip:much", "name:number"),
+        ("sweep.defences=client.classes=20+noise:1", "begin with a defence"),
         ("sweep.defences=noise:1+client.nothing=1", "key=value"),
         ("sweep.axes=32,64", "begin with a key"),
         ("sweep.axes=out:a,b", "cannot be varied"),
@@ -126,6 +128,32 @@ def test_a_defence_may_set_further_keys(settings: Settings) -> None:
     grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.classes=20"))
     configs = [cell.config for cell in grid.cells if cell.config is not None]
     assert [config.client.classes for config in configs] == [10, 20]
+
+
+def test_combined_defences_are_levels_and_the_users_own_is_found(settings: Settings) -> None:
+    defences = "sweep.defences=none,clip:0.50+noise:0.1,noise:1,prune:0.9+quantise:4+client.classes=20"
+    grid = make_grid(settings("sweep.batch_sizes=4", defences, "client.defence=clip:0.5+noise:0.1"))
+    own = grid.cells[0]
+    assert own.config is not None
+    assert (own.title, grid.changes(own.levels)) == ("batch 4, clip 0.50 + noise 0.1, eval BN, untrained", [])
+    assert own.name == "batch-4_clip-0.50-noise-0.1_eval-BN_untrained"
+    assert [(one.name, one.strength) for one in own.config.client.defences] == [("clip", 0.5), ("noise", 0.1)]
+    assert load_config(command_words(own.config)) == own.config
+    last = grid.cells[-1].config
+    assert last is not None
+    assert (last.client.defence, last.client.classes) == ("prune:0.9+quantise:4", 20)
+    # The strength of a single one may stand in its name.
+    grid = make_grid(settings("client.defence=noise:1"))
+    assert grid.cells[0].title.startswith("batch 4, noise 1,")
+
+
+def test_combined_defences_that_make_no_sense_are_bad_cells(settings: Settings) -> None:
+    defences = "none,clip:1+noise,noise:1+noise:2,prune:0.9+dp_sgd:1,dp_sgd:1+soteria:0.1,none+clip:1,clip:1+fog:2"
+    grid = make_grid(settings("sweep.batch_sizes=4", f"sweep.defences={defences}"))
+    problems = [cell.problem for cell in grid.cells]
+    parts = ("", "name:number", "twice", "put it first", "keep one", "leave 'none' out", "use one of")
+    assert all(part in problem for part, problem in zip(parts, problems, strict=True))
+    assert [cell.config is None for cell in grid.cells] == [False] + [True] * 6
 
 
 def test_files_are_found_from_any_working_folder(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradinversion.config import load_config
@@ -77,8 +78,36 @@ def test_where_nothing_leaks_nothing_is_said_to_stop_it(facts: Facts) -> None:
 
 def test_the_colour_of_a_cell_grows_with_its_number(facts: Facts) -> None:
     reader, _ = read(facts())
-    # 3 of 4 and 3 of 8 leak, and all of the labels.
-    assert {"h8", "h4", "h10", "h0"} <= set(reader.classes)
+    # 3 of 4 and 3 of 8 leak.
+    assert {"h8", "h4", "h0"} <= set(reader.classes)
+
+
+def test_label_leakage_is_classes_counts_and_instances(facts: Facts, tmp_path: Path) -> None:
+    found = facts()
+    _, text = read(found)
+    assert text.count("75% classes 50% / 100% counts 25%") == len(found.grid.cells)
+    assert "75% 50% / 100% 25% 2 × 200" in text  # the row of a cell
+    assert "earlier version" not in text
+    write_audit(found)
+    (scores,) = {json.dumps(cell["label_scores"]) for cell in audit_json(tmp_path)["cells"]}
+    assert json.loads(scores) == {
+        "class_presence": {"precision": 1.0, "recall": 0.5},
+        "class_count": 0.25,
+        "instances": 0.75,
+    }
+
+
+def test_cells_of_an_earlier_version_lack_classes_and_counts_and_the_page_says_so(facts: Facts, tmp_path: Path) -> None:
+    found = facts(leaked=lambda words: None if words["client.batch_size"] == "8" else 1)
+    old = [name for name, result in found.results.items() if result.state is State.DONE][:2]
+    unscored = {name: replace(found.results[name], label_scores=None) for name in old}
+    found = replace(found, results={**found.results, **unscored})
+    _, text = read(found)
+    assert "2 cells were finished by an earlier version" in text
+    assert "75% – – 2 × 200" in text
+    assert text.count("counts 25%") == 1
+    write_audit(found)
+    assert [cell["label_scores"] is None for cell in audit_json(tmp_path)["cells"]].count(False) == 1
 
 
 def test_links_lead_to_the_cells_and_nothing_is_fetched(facts: Facts) -> None:
@@ -156,6 +185,11 @@ def test_many_cells_are_folded_away(facts: Facts) -> None:
     _, text = read(facts("sweep.batch_sizes=1,2,3,4,5,6,7,8"))
     assert "The other 12 cells" in text
     assert "The other 11 changes" in text
+
+
+def audit_json(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "out" / "audit.json").read_text())
+    return values
 
 
 def test_both_files_are_written_and_the_numbers_are_json(facts: Facts, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ def test_a_result_comes_back_as_it_was(fakes: Any, tmp_path: Path) -> None:
     result = replace(fakes.done(2), problems=("a control failed",), versions={"torch": "2"})
     save_result(Storage(tmp_path), result)
     assert load_result(Storage(tmp_path)) == result
+
+
+def test_a_result_of_before_class_presence_and_counts_were_kept_still_counts(fakes: Any, tmp_path: Path) -> None:
+    save_result(Storage(tmp_path), fakes.done(2))
+    content = json.loads((tmp_path / "cell.json").read_text())
+    del content["label_scores"]
+    (tmp_path / "cell.json").write_text(json.dumps(content))
+    assert load_result(Storage(tmp_path)) == replace(fakes.done(2), label_scores=None)
+    content["label_scores"] = {"precision": 1.0}
+    (tmp_path / "cell.json").write_text(json.dumps(content))
+    assert load_result(Storage(tmp_path)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"state": "gone", "problems": []}', b"\xff", b'{"state": 1}'])

@@ -54,6 +54,19 @@ def test_a_smaller_batch_comes_after_a_larger_one(settings: Settings, judged: Ju
     assert names.index("batch 8") < names.index("batch 1")
 
 
+def test_combined_defences_are_weaker_only_than_the_same_ones_in_the_same_order(
+    settings: Settings, judged: Judged
+) -> None:
+    combined = ("clip:0.5+noise:0.1", "clip:0.5+noise:1", "noise:2+clip:0.1", "clip:1+noise:0.5", "noise:3")
+    grid = make_grid(settings("sweep.batch_sizes=4", f"sweep.defences=none,{','.join(combined)}"))
+    leaking = ("none", "clip:0.5+noise:1", "noise:2+clip:0.1", "noise:3")
+    found = effects(judged(grid, lambda words: 2 if words["client.defence"] in (*leaking, "noise") else 0))
+    # Less noise at the same norm, and less noise at a larger norm.
+    assert found["clip 0.5 + noise 0.1"] == found["clip 1 + noise 0.5"] == Effect.UNPROVEN
+    held = effects(judged(grid, lambda words: 0 if words["client.defence"].startswith("clip") else 2))
+    assert held["clip 0.5 + noise 0.1"] == held["clip 0.5 + noise 1"] == Effect.STOPS
+
+
 def test_one_change_comes_before_two(settings: Settings, judged: Judged) -> None:
     grid = make_grid(settings())
     verdict = judged(grid, lambda words: 0 if strength(words) == 0.1 and words["client.batch_size"] == "8" else 2)
