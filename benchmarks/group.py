@@ -7,8 +7,8 @@
 A run is one photo set and four seeds, in this process, without Ray and without layer peeling (with it the seeds of
 these cells come out alike, and there is nothing to bring together). All variants of a run share their steps up to the
 start of the group term and continue from copies of the same agents. Cells: C4 and C8 (ConvNet-32, random weights),
-`trained` (the same network, trained to tell crops of photos apart) and `GAP` (ResNet-18, which averages over all
-places before its last layer, so that the gradient says little about where things are).
+`trained` (the same network, trained to tell crops of photos apart) and `GAP` (a small ResNet with random weights, which
+averages over all places before its last layer, so that the gradient says little about where things are).
 
 `one agent` has four times the steps of each of the four agents. The answer is the one that the coordinator would give:
 consensus or seeds, by evidence. Differences are to the run without a group term, with 95 % bootstrap intervals.
@@ -35,11 +35,12 @@ from gradinversion.coordinator.selection import choose
 from gradinversion.registration import Consensus, RegistrationConfig, register
 from torch import Tensor, nn
 
+from .networks import POOLED_RESNET
 from .photos import write_photos
 from .registration_measures import interval
 
 AGENTS = 4
-CELLS = {"C4": ("convnet", 4), "C8": ("convnet", 8), "trained": ("trained", 4), "GAP": ("resnet18", 4)}
+CELLS = {"C4": ("convnet", 4), "C8": ("convnet", 8), "trained": ("trained", 4), "GAP": (POOLED_RESNET, 4)}
 RESULTS = Path(__file__).parent / "results" / "registration_group.json"
 PLAIN = RegistrationConfig(method="none")
 COARSE = RegistrationConfig(method="coarse", consensus="huber")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+POOLED_RESNET = "gradinversion.benchmarks.networks:pooled_resnet"
 WIDTHS = (16, 32, 64)
 
 

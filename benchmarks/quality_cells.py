@@ -20,6 +20,7 @@ from gradinversion.capture import (
 from torch import Tensor, nn
 
 from .group import trained_network
+from .networks import POOLED_RESNET
 from .photos import write_photos
 from .unseen_photos import write_unseen_photos
 
@@ -51,7 +52,7 @@ CELLS = {
         Cell("C16", "convnet", tuple(range(16)), 100, "ConvNet-32, random weights, 16 images, 100 classes"),
         Cell(
             "P4",
-            "gradinversion.benchmarks.networks:pooled_resnet",
+            POOLED_RESNET,
             (0, 1, 2, 3),
             about="ResNet of three blocks, global pooling, random weights, 4 images",
             apart=True,

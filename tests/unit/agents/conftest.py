@@ -53,6 +53,7 @@ class FormulaObjective:
         self.calls = 0
         self.generator = None
         self.joint_labels = False
+        self.peeled = False
         self._formula = formula
 
     def terms(self, images: Tensor, consensus: Tensor | None = None) -> dict[str, Tensor]:
