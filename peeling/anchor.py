@@ -189,8 +189,8 @@ def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
         return f"Layer peeling needs fewer images than classes; the update has {batch} images and {classes} classes."
     return (
         f"Layer peeling stopped at {last.name}: the features behind the gradient have an estimated error of "
-        f"{error:.2g}, above peeling.tolerance={tolerance:g} (repeated labels, noise, pruning, or a model that is very "
-        "sure of the batch do this)."
+        f"{error:.2g}, above peeling.tolerance={tolerance:g} (noise, pruning, many images of one label, or a model "
+        "that is very sure of the batch do this)."
     )
 
 

@@ -12,7 +12,7 @@ class PeelingConfig:
     enabled: bool = True
     """Solve for the activations of the last layers where the gradient determines them; the agents invert the rest."""
     tolerance: float = 3e-2
-    """Largest relative error at which a layer's activations count as recovered; a defended gradient exceeds it."""
+    """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:

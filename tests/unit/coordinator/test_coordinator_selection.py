@@ -21,6 +21,13 @@ def test_a_seed_that_is_clearly_better_replaces_it() -> None:
     assert choice.sources == (0, 0, 0)
 
 
+def test_the_consensus_stays_where_seeds_match_better_but_none_stands_out() -> None:
+    # The mean of seeds that disagree matches the gradient worse than each of them, and is still nearer on average.
+    seeds, consensus = torch.stack([torch.zeros(3, 1, 2, 2), torch.full((3, 1, 2, 2), 0.01)]), torch.ones(3, 1, 2, 2)
+    choice = choose(seeds, consensus, lambda images: 0.5 + float(images.mean()))
+    assert choice.sources == (2, 2, 2)
+
+
 def test_images_are_mixed_where_each_seed_found_some_of_them() -> None:
     torch.manual_seed(0)
     target = torch.rand(4, 1, 2, 2)

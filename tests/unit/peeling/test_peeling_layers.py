@@ -214,20 +214,17 @@ def test_a_frozen_head_is_refused(capture: Callable[..., Any]) -> None:
     assert "5.weight" in peeling.message
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [([1, 1], "repeated labels"), ([3, 1, 4, 1], "repeated labels"), (list(range(10)), "fewer images than classes")],
-)
-def test_batches_that_the_head_cannot_tell_apart(capture: Callable[..., Any], labels: list[int], words: str) -> None:
+@pytest.mark.parametrize("labels", [list(range(10)), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]])
+def test_a_batch_as_large_as_the_classes_is_refused(capture: Callable[..., Any], labels: list[int]) -> None:
     case = capture(_trunk(), labels)
     peeling = peel(case.update, case.model, case.labels)
     assert peeling.anchor is None
-    assert words in peeling.message
+    assert "fewer images than classes" in peeling.message
 
 
 @pytest.mark.parametrize(
     ("defence", "strength"),
-    [("noise", 0.01), ("noise", 0.1), ("prune", 0.1), ("prune", 0.9), ("quantise", 8)],
+    [("noise", 0.1), ("prune", 0.9)],
 )
 @pytest.mark.parametrize("labels", [[3], [5, 0, 1], [8, 1, 6, 2, 0, 3, 4, 5, 7]])
 def test_a_defended_gradient_is_refused(
@@ -238,6 +235,18 @@ def test_a_defended_gradient_is_refused(
     peeling = peel(replace(case.update, gradients=defended), case.model, case.labels)
     assert peeling.anchor is None
     assert "stopped at 13" in peeling.message
+
+
+@pytest.mark.parametrize(("defence", "strength"), [("noise", 0.001), ("noise", 0.01), ("quantise", 8)])
+@pytest.mark.parametrize("labels", [[3], [5, 0, 1], [8, 1, 6, 2, 0, 3, 4, 5, 7]])
+def test_what_a_defence_leaves_is_no_better_known_than_is_said(
+    capture: Callable[..., Any], labels: list[int], defence: str, strength: float
+) -> None:
+    case = capture(_small_convnet(), labels, side=16)
+    defended = apply_defence(case.update.gradients, defence, strength, torch.Generator().manual_seed(0))
+    anchor = peel(replace(case.update, gradients=defended), case.model, case.labels).anchor
+    assert anchor is not None
+    assert max(case.errors(anchor)) < anchor.error <= PeelingConfig().tolerance
 
 
 @pytest.mark.parametrize("labels", [[3], [5, 0, 1], [8, 1, 6, 2, 0, 3, 4]])
@@ -289,7 +298,7 @@ def test_tampering_with_one_tensor_is_noticed_at_that_layer(capture: Callable[..
     case = capture(_small_convnet(), [3], side=16)
     sent = dict(case.update.gradients)
     sent["6.weight"] = 1.01 * sent["6.weight"]
-    peeling = peel(replace(case.update, gradients=sent), case.model, case.labels)
+    peeling = peel(replace(case.update, gradients=sent), case.model, case.labels, PeelingConfig(tolerance=1e-3))
     assert peeling.anchor is not None
     assert peeling.anchor.module == "8"
     assert max(case.errors(peeling.anchor)) < 1e-4
