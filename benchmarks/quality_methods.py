@@ -25,7 +25,7 @@ TUNED_OVER = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 TUNING_SETS = 2
 """How many of the reported photo sets it may choose by."""
 RESTARTS = 4
-LADDER = (25, 50, 100, 200, 400)
+LADDER = (25, 50, 100, 150, 200, 400)
 """Steps of shorter runs of ours, as shares of 1,000; the full run is the last rung."""
 RACE_STEPS = (10, 110)
 OURS = ("ours", "race")

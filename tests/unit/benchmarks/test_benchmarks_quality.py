@@ -107,7 +107,7 @@ def test_the_shortest_run_that_reaches_the_peer_counts() -> None:
 
 
 def test_a_ladder_ends_with_the_whole_run() -> None:
-    assert ladder(1000) == [25, 50, 100, 200, 400, 1000]
+    assert ladder(1000) == [25, 50, 100, 150, 200, 400, 1000]
     assert ladder(20)[-1] == 20
     assert len(set(ladder(20))) == len(ladder(20))
 
