@@ -24,6 +24,7 @@ from ..capture import (
     recover_labels,
     weight_hash,
 )
+from ..capture.defences import told_defences
 from ..peeling import peel
 from .config import JOINT, AttackConfig
 from .deltas import describe, refine, settle
@@ -75,12 +76,21 @@ def prepare(
     found = refine(found, update, model, labels.labels)
     messages = [*found.messages, *labels.warnings]
     anchor = None
-    if config.objective.gradient_weight > 0:
+    if config.objective.adaptive and _perturbs_representation(update):
+        messages.append(
+            "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), so "
+            "it is left out."
+        )
+    elif config.objective.gradient_weight > 0:
         peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
         anchor = peeling.anchor
         messages.append(peeling.message)
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
     return Preparation(target, labels, tuple(messages), describe(update, found, given is not None))
+
+
+def _perturbs_representation(update: CapturedUpdate) -> bool:
+    return any(name == "soteria" for name, _ in told_defences(update.defence))
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:

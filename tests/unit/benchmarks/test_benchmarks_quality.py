@@ -99,7 +99,7 @@ def test_select_looks_at_the_settings_that_are_named() -> None:
 
 
 def test_the_shortest_run_that_reaches_the_peer_counts() -> None:
-    rows = climb(0, [10.0, 21.0, 19.0, 22.0, 23.0, 24.0])
+    rows = climb(0, [10.0, 21.0, 19.0, 22.0, 22.5, 23.0, 24.0])
     found = first_reaching(rows, "C4", 0, STEPS, True, 20.0)
     assert found is not None
     assert found["settings"]["steps"] == 50
@@ -136,8 +136,8 @@ def test_tables_compare_the_same_photo_sets() -> None:
 
 
 def test_time_to_quality_is_told_also_where_it_is_not_reached() -> None:
-    rows = [peer(0, 20.0), peer(1, 24.5), *climb(0, [10.0, 21.0, 19.0, 22.0, 23.0, 24.0])]
-    rows += climb(1, [10.0, 11.0, 12.0, 22.0, 23.0, 24.0])
+    rows = [peer(0, 20.0), peer(1, 24.5), *climb(0, [10.0, 21.0, 19.0, 22.0, 22.5, 23.0, 24.0])]
+    rows += climb(1, [10.0, 11.0, 12.0, 22.0, 22.5, 23.0, 24.0])
     tables = summarise(rows, (0, 1), STEPS)
     assert [(line["set"], line["steps"]) for line in tables["time"]] == [(0, 50), (1, None)]
     assert tables["time"][0]["ratio"] == pytest.approx(0.05)
@@ -147,19 +147,19 @@ def test_time_to_quality_is_told_also_where_it_is_not_reached() -> None:
 
 
 def test_a_set_whose_ladder_was_not_climbed_is_not_called_unreached() -> None:
-    rows = [peer(0, 30.0), peer(1, 30.0), *climb(0, [10.0, 21.0, 19.0, 22.0, 23.0, 24.0])[:3]]
+    rows = [peer(0, 30.0), peer(1, 30.0), *climb(0, [10.0, 21.0, 19.0, 22.0, 22.5, 23.0, 24.0])[:3]]
     assert summarise(rows, (0, 1), STEPS)["time"] == []
 
 
 def test_seconds_measured_in_turns_go_before_others() -> None:
-    rows = [peer(0, 20.0), peer(1, 20.0), *climb(0, [10.0, 21.0, 19.0, 22.0, 23.0, 24.0])]
+    rows = [peer(0, 20.0), peer(1, 20.0), *climb(0, [10.0, 21.0, 19.0, 22.0, 22.5, 23.0, 24.0])]
     settings = asdict(Ours(1, 50)) | {"peer_steps": STEPS}
     race = {"cell": "C4", "set": 0, "method": "race", "settings": settings}
     rows.append(race | {"ours_seconds": [1.0, 2.0, 9.0], "peer_seconds": [10.0, 10.0, 10.0]})
     (line,) = summarise(rows, (0, 1), STEPS)["time"]
     assert (line["ratio"], line["in_turns"]) == (0.2, True)
     # Where nothing was peeled, without peeling is the same attack, and not timed twice.
-    rows += [row | {"settings": row["settings"] | {"peeling": False}, "same": True} for row in rows[2:8]]
+    rows += [row | {"settings": row["settings"] | {"peeling": False}, "same": True} for row in rows[2:9]]
     assert [found["ratio"] for found in summarise(rows, (0, 1), STEPS)["time"]] == [0.2, 0.2]
 
 
