@@ -47,7 +47,7 @@ def choose(
     values = [_finite(evidence(batch)) for batch in batches]
     last, count = len(seeds), batches.shape[1]
     best = min(range(len(seeds)), key=values.__getitem__)
-    stands_out = values[best] < _CLEAR * min(values[last], _median(values[:last]))
+    stands_out = values[best] < _CLEAR * min(values[last], statistics.median(values[:last]))
     start = best if stands_out else last
     images, value, sources = batches[start].clone(), values[start], [start] * count
     # One image of many moves the evidence of the batch by its share only.
@@ -55,24 +55,24 @@ def choose(
     for _ in range(_SWEEPS):
         changed = False
         for image in range(count):
-            trials = images.repeat(len(batches), 1, 1, 1, 1)
-            trials[:, image] = batches[:, image]
             found = [
-                value if candidate == sources[image] else _finite(evidence(trial))
-                for candidate, trial in enumerate(trials)
+                value if candidate == sources[image] else _finite(evidence(_exchanged(images, batch, image)))
+                for candidate, batch in enumerate(batches)
             ]
             candidate = min(range(len(found)), key=found.__getitem__)
-            bar = value if candidate == last else min(value, _median(found[:last]))
+            bar = value if candidate == last else min(value, statistics.median(found[:last]))
             if candidate != sources[image] and found[candidate] < clear * bar:
-                images, value, changed = trials[candidate], found[candidate], True
+                images, value, changed = _exchanged(images, batches[candidate], image), found[candidate], True
                 sources[image] = candidate
         if not changed:
             break
     return Choice(images, tuple(sources), value)
 
 
-def _median(values: list[float]) -> float:
-    return statistics.median(values) if values else math.inf
+def _exchanged(images: Tensor, batch: Tensor, image: int) -> Tensor:
+    trial = images.clone()
+    trial[image] = batch[image]
+    return trial
 
 
 def _finite(value: float) -> float:

@@ -56,7 +56,7 @@ def peel_joint_head(
     batch, classes = len(labels), len(weight)
     if batch >= min(weight.shape) or _operations(batch, classes) > _STEP:
         return None
-    gradient = weight_gradient.double().cpu()
+    exact, gradient = weight.detach().double().cpu(), weight_gradient.double().cpu()
     if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
         return None
     left, size, right = torch.linalg.svd(gradient, full_matrices=False)
@@ -67,7 +67,7 @@ def peel_joint_head(
     one_hot = F.one_hot(labels.cpu(), classes).double()
     equations = _Equations(
         (left[:, :batch] * size[:batch]).numpy(),
-        (basis @ weight.detach().double().cpu().T).numpy(),
+        (basis @ exact.T).numpy(),
         shift.detach().double().cpu().numpy(),
         one_hot.numpy(),
         None if bias_gradient is None else bias_gradient.double().cpu().numpy(),
@@ -79,7 +79,7 @@ def peel_joint_head(
     residual = torch.from_numpy(equations.residual_rows(mixing))
     error = estimate_error(residual, features, gradient, bias_gradient, rounding(weight_gradient))
     error = worst(error, equations.error(mixing, rounding(weight_gradient)))
-    return Head(features, residual @ weight.detach().double().cpu(), error)
+    return Head(features, residual @ exact, error)
 
 
 def _operations(batch: int, classes: int) -> float:
