@@ -34,7 +34,7 @@ WITHOUT_EFFECT = frozenset(
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
-_LABEL_RULES = ("auto", "minimum", "counts", "separation", "joint")
+_LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", "joint")
 
 
 class ConfigError(ValueError):

@@ -50,7 +50,11 @@ class Adaptation:
         return (self.image_weights.to(logits) * F.cross_entropy(logits, labels, reduction="none")).mean()
 
     def matched(
-        self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]
+        self,
+        names: Sequence[str],
+        found: Sequence[Tensor],
+        target: Sequence[Tensor],
+        weights: Sequence[float] | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The candidate's gradients and the captured ones that are to be compared in place of these.
 
@@ -58,8 +62,9 @@ class Adaptation:
             names: Of the parameters.
             found: The candidate's gradients, one for each name.
             target: The captured ones.
+            weights: What each pair is multiplied with, 0 to leave it out; None for 1.
         """
-        kept = [position for position, name in enumerate(names) if name not in self.left_out]
+        kept = [k for k, name in enumerate(names) if name not in self.left_out and (weights is None or weights[k] > 0)]
         ours, theirs = [found[position] for position in kept], [target[position] for position in kept]
         if self.free_scale:
             known = [self._known(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
@@ -68,6 +73,9 @@ class Adaptation:
             scale = (product / square.clamp_min(1e-30)).clamp_min(_LEAST_SCALE)
             ours = [scale * f for f in ours]
         near = [self._within(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
+        if weights is not None:
+            near = [weights[k] * tensor for k, tensor in zip(kept, near, strict=True)]
+            theirs = [weights[k] * tensor for k, tensor in zip(kept, theirs, strict=True)]
         if self.pooled:
             near, theirs = ([torch.cat([t.flatten() for t in tensors])] for tensors in (near, theirs))
         return near, theirs

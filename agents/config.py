@@ -57,10 +57,14 @@ class ObjectiveConfig:
     """Weight of the gradient loss; 0 gives the no-gradient control."""
     activation_weight: float = 0.3
     """Weight of the distance to the activations that layer peeling recovered (none without peeling)."""
+    jump_weight: float = 0.1
+    """Weight, behind peeled layers, of gradients that jump where a ReLU opens or shuts; that of the others is 1."""
     total_variation: TotalVariation = TotalVariation.COLOUR
     """colour or anisotropic."""
     total_variation_weight: float = 0.2
     """Weight of total variation."""
+    total_variation_end: float = 0.05
+    """What is left of that weight at the last step where peeled layers determine the images; it falls from half-way."""
     l2_weight: float = 0.0
     """Weight of the squared magnitude of the normalised pixels."""
     batch_norm_weight: float = 0.01
@@ -85,7 +89,9 @@ class ObjectiveConfig:
         for name in (
             "gradient_weight",
             "activation_weight",
+            "jump_weight",
             "total_variation_weight",
+            "total_variation_end",
             "l2_weight",
             "batch_norm_weight",
             "group_weight",

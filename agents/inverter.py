@@ -133,7 +133,7 @@ class Inverter:
     def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
         config = self._config
         images, labels = self._parametrisation.images(self._variables), self._parametrisation.labels(self._variables)
-        terms = self._objective.terms(images, consensus, *([] if labels is None else [labels]))
+        terms = self._objective.terms(images, consensus, labels, self.step / config.iterations)
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.

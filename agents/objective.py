@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ from .local_steps import LocalSteps, fit_scale, step_groups
 
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
 _FLOOR = 1e-7
+# Estimated error of an anchor up to which a prior can be spared at the end.
+_EXACT = 0.01
+# The share of the run before total variation begins to fade.
+_FADES_FROM = 0.5
 
 
 class _AnchorReached(Exception):  # noqa: N818 - it is no error
@@ -109,6 +114,8 @@ class Objective:
         self._all_targets = [gradient.to(self.device) for gradient in gradients.values()]
         self._open = [parameters[name] for name in self._open_names]
         self._open_targets = [gradients[name].to(self.device) for name in self._open_names]
+        self._open_weights = self._continuity(config.jump_weight)
+        self._fades = self._determined()
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
@@ -172,6 +179,7 @@ class Objective:
         images: Float[Tensor, "batch channel height width"],
         consensus: Float[Tensor, "batch channel height width"] | None = None,
         labels: Float[Tensor, "batch classes"] | None = None,
+        progress: float = 0.0,
     ) -> dict[str, Float[Tensor, ""]]:
         """Each term before its weight, and ``total``. Terms whose weight is 0 are left out.
 
@@ -179,6 +187,7 @@ class Objective:
             images: Normalised pixels; the derivative of ``total`` by them can be taken.
             consensus: Target of group consistency, normalised pixels, or None before there is one.
             labels: The probability of each class where labels are optimised with the images, else None.
+            progress: The share of the run that is over, in [0, 1]; total variation may fade with it.
         """
         config = self.config
         terms = self._evidence(images, self._labels if labels is None else labels)
@@ -186,7 +195,7 @@ class Objective:
         if config.group_weight > 0 and consensus is not None:
             group = group_distance if config.form is Form.PAPER else relative_group_distance
             terms["group"] = group(images, consensus)
-        terms["total"] = self._total(terms)
+        terms["total"] = self._total(terms, progress)
         return terms
 
     def _evidence(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -222,13 +231,30 @@ class Objective:
         terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
-            terms["gradient"] = self._distance(self._open_names, found, self._open_targets)
+            terms["gradient"] = self._distance(self._open_names, found, self._open_targets, self._open_weights)
         return terms
 
-    def _distance(self, names: Sequence[str], found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    def _continuity(self, jump_weight: float) -> tuple[float, ...] | None:
+        """One weight for each gradient behind the anchor: 1 where it is continuous in the images; None: all are alike.
+
+        Where a ReLU lies in between, the gradient jumps with every unit that opens or shuts, which a descent can
+        neither see nor follow: such gradients say more of the noise of the way than of the way.
+        """
+        continuous = self._anchor.continuous if self._anchor is not None else ()
+        if jump_weight == 1 or not any(name in continuous for name in self._open_names):
+            return None
+        return tuple(1.0 if name in continuous else jump_weight for name in self._open_names)
+
+    def _distance(
+        self,
+        names: Sequence[str],
+        found: Sequence[Tensor],
+        target: Sequence[Tensor],
+        weights: Sequence[float] | None = None,
+    ) -> Tensor:
         if not self._scale_known:
             found = fit_scale(found, target)
-        return GRADIENT_LOSSES[self.config.gradient_loss](*self._adaptation.matched(names, found, target))
+        return GRADIENT_LOSSES[self.config.gradient_loss](*self._adaptation.matched(names, found, target, weights))
 
     def _forward_to(self, images: Tensor, name: str) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -257,7 +283,7 @@ class Objective:
             terms["l2"] = l2_norm(images) if config.form is Form.PAPER else mean_square(images)
         return terms
 
-    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+    def _total(self, terms: dict[str, Tensor], progress: float) -> Tensor:
         config = self.config
         match = torch.zeros((), device=self.device)
         if "gradient" in terms:
@@ -268,8 +294,27 @@ class Objective:
             match = (match + _FLOOR).log()
         for name in ("total_variation", "l2", "batch_norm", "group"):
             if name in terms:
-                match = match + getattr(config, f"{name}_weight") * terms[name]
+                faded = self._fade(progress) if name == "total_variation" else 1.0
+                match = match + faded * getattr(config, f"{name}_weight") * terms[name]
         return match
+
+    def _determined(self) -> bool:
+        """Whether exact activations and continuous gradients are at least as many as pixels: no prior is needed then,
+        but on the way there.
+        """
+        anchor = self._anchor
+        if anchor is None or not anchor.error <= _EXACT:
+            return False
+        smooth = (t for n, t in zip(self._open_names, self._open_targets, strict=True) if n in anchor.continuous)
+        pixels = self.update.image_count * math.prod(self.update.image_shape)
+        return anchor.activations.numel() + sum(t.numel() for t in smooth) >= pixels
+
+    def _fade(self, progress: float) -> float:
+        """The share of total variation's weight at this progress."""
+        if not self._fades or progress <= _FADES_FROM:
+            return 1.0
+        share = (progress - _FADES_FROM) / (1 - _FADES_FROM)
+        return 1 + (self.config.total_variation_end - 1) * min(share, 1.0)
 
     def evidence(self, images: Float[Tensor, "batch channel height width"]) -> float:
         """How far a batch is from what was captured, the lower the better: the weighted gradient and activation terms,

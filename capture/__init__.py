@@ -20,6 +20,7 @@ from .local_client import train_locally
 from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
 from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
+from .unmixing import Unmixed, unmix
 from .update import (
     IMAGENET,
     BatchNormMode,
@@ -49,6 +50,7 @@ __all__ = [
     "PrivateBatch",
     "RecoveredLabels",
     "RunningStatistics",
+    "Unmixed",
     "UpdateError",
     "UpdateKind",
     "apply_defence",
@@ -73,5 +75,6 @@ __all__ = [
     "simulate_client",
     "step_shares",
     "train_locally",
+    "unmix",
     "weight_hash",
 ]

@@ -14,9 +14,11 @@ from .label_counts import ClassCounts, estimate_counts
 from .label_separation import MOST_IMAGES, Separation, separable, separate
 from .learning_rate import estimate_learning_rate
 from .pseudo_gradient import as_gradient, is_one_step
+from .unmixing import MOST_IMAGES as MOST_UNMIXED
+from .unmixing import unmix
 from .update import CapturedUpdate, UpdateKind
 
-METHODS = ("auto", "minimum", "counts", "separation")
+METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9
 # The minimum of some thousand noise entries scatters by about half a deviation around its own mean near -3.5.
 _EXTREME_SCATTER = 0.5
@@ -25,6 +27,7 @@ _MINIMUM_ASSUMPTION = (
 )
 _COUNTS_ASSUMPTION = "Images of one class have similar inputs to the final layer, as in a network with random weights."
 _SEPARATION_ASSUMPTION = "The gradient is exact to float32, and there are more than twice as many classes as images."
+_UNMIXING_ASSUMPTION = "The final layer reads the output of a ReLU, and there are fewer images than classes."
 # What the images found leave of the gradient, in units of the noise, where further images must be.
 _LEFT_OVER = -5.0
 _LEFT_OVER_CONFIDENCE = 0.5
@@ -78,9 +81,11 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     - ``minimum``: the B classes whose row of dL/dW has the lowest minimum (Yin et al. 2021, section 3.2, eq. 5).
     - ``counts``: how often each class occurs, repeats included (see ``estimate_counts``).
     - ``separation``: the batch taken apart image by image (see ``separate``); also on trained models.
-    - ``auto``: ``minimum`` where the gradient's signs prove that every label is different; else ``counts`` where they
-      are clearly whole numbers; else ``separation`` where there are more than twice as many classes as images; else
-      ``counts``.
+    - ``unmixing``: the batch taken apart by the units that are shut (see ``unmix``), whatever the labels and the state
+      of training; needs a layer that reads a ReLU, and fewer images than classes.
+    - ``auto``: ``minimum`` where the gradient's signs prove that every label is different; else ``unmixing`` where it
+      finds every image; else ``counts`` where they are clearly whole numbers; else ``separation`` where there are more
+      than twice as many classes as images; else ``counts``.
 
     Args:
         update: A gradient; with a defence the result may be wrong, and the confidence says so. A weight delta stands
@@ -90,7 +95,8 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
 
     Raises:
         LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
-            end in a fully connected layer, or more images than ``minimum`` or ``separation`` can tell apart.
+            end in a fully connected layer, or images that ``minimum``, ``separation`` or ``unmixing`` cannot
+            tell apart.
     """
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
@@ -103,6 +109,16 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         return _by_minimum(layer, update)
     if method == "separation":
         return _by_separation(layer, update)
+    if method in ("auto", "unmixing"):
+        unmixed = _by_unmixing(layer, update)
+        if unmixed is not None:
+            return unmixed
+        if method == "unmixing":
+            raise LabelError(
+                f"the method 'unmixing' cannot tell {update.image_count} images apart: it needs fewer images than the "
+                f"{layer.weight.shape[0]} classes, at most {MOST_UNMIXED}, all different, a final layer that reads a "
+                "ReLU, and little noise; use the method 'counts'"
+            )
     counted = _by_counts(layer, update)
     clear = float(counted.confidence.min()) >= _DOUBTFUL
     if method == "counts" or clear or not separable(layer, update.image_count):
@@ -170,6 +186,15 @@ def _minimum_confidence(
     excess = min(1.0, len(labels) / max(int((minima < 0).sum()), 1))
     confidence: Tensor = margin * excess * layer.present[labels]
     return confidence.float()
+
+
+def _by_unmixing(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels | None:
+    found = unmix(layer.weight_gradient, update.image_count) if layer.non_negative else None
+    if found is None:
+        return None
+    labels, order = found.labels.sort(stable=True)
+    confidence = found.purity[order].float()
+    return RecoveredLabels(labels, confidence, "unmixing", _UNMIXING_ASSUMPTION, tuple(_shared_warnings(layer, update)))
 
 
 def _by_counts(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels:

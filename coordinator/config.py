@@ -50,8 +50,9 @@ class AttackConfig:
     seed: int = 0
     """Base of every random number; agent k uses seed + k."""
     labels: str = "auto"
-    """auto, minimum (the paper's rule), counts (repeats), separation (trained models), joint (optimised with the
-    images, as in DLG; for one agent without peeling), or the labels themselves: 0,1,2,3."""
+    """auto, minimum (the paper's rule), counts (repeats), separation (trained models), unmixing (any labels and models
+    without pooling), joint (optimised with the images, as in DLG; for one agent without peeling), or the labels
+    themselves: 0,1,2,3."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What a candidate is scored by."""
     peeling: PeelingConfig = field(default_factory=PeelingConfig)

@@ -17,11 +17,16 @@ from .head import Head, peel_head
 from .joint_head import peel_joint_head
 from .layers import Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
 from .scaled_head import peel_scaled_head
+from .unmixed_head import peel_unmixed_head
 
 # Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
 _CROWD = 0.05
 # Fewer than so many units that are wrongly taken for shut are expected: then there are none.
 _FEW = 0.1
+# Units below so many uncertainties may be open or shut.
+_DOUBTFUL = 20.0
+# So many activations below zero tell how large errors are.
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Anchor:
     """Largest estimated relative error on the way."""
     scales: tuple[float, ...] = ()
     """The factor that clipping left each image, where the update was found to be scaled; empty otherwise."""
+    continuous: tuple[str, ...] = ()
+    """Parameters before this module whose gradients are continuous in the images: no ReLU lies in between.
+
+    Behind a ReLU whose units open and shut as the images move, the cotangent jumps, and with it the gradient.
+    """
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Anchor:
         """The same on another device and in another type, the model's."""
@@ -109,7 +119,7 @@ def peel(
     if isinstance(state, str):
         return Peeling(None, state)
     if not state.error <= config.tolerance:
-        state = _joint_start(chain, update, labels) or state
+        state = _unmixed_start(chain, update, labels, scaled) or _joint_start(chain, update, labels) or state
     if scaled and not state.error <= config.tolerance:
         state = _scaled_start(chain, update, labels) or state
     if not state.error <= config.tolerance:
@@ -164,8 +174,18 @@ def _final(chain: list[Link], update: CapturedUpdate) -> tuple[Tensor, Tensor | 
 
 
 def _at_head(chain: list[Link], head: Head, scales: tuple[float, ...] = ()) -> _State:
-    spread = spread_error(head.features, head.error)
+    spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty
     return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
+
+
+def _unmixed_start(chain: list[Link], update: CapturedUpdate, labels: Tensor, scaled: bool) -> _State | None:
+    """As `_start` for any labels, where the final layer reads a ReLU; None where its images cannot be told apart."""
+    weight, bias, gradient, _ = _final(chain, update)
+    found = peel_unmixed_head(weight, bias, gradient, labels, scaled)
+    if found is None:
+        return None
+    clipped = bool((found.scales != 1).any())
+    return _at_head(chain, found.head, tuple(found.scales.tolist()) if clipped else ())
 
 
 def _joint_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
@@ -199,19 +219,26 @@ def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State
     index, uncertainty = state.index - 1, state.uncertainty
     activations, cotangent = state.activations, state.cotangent
     known = torch.ones_like(activations, dtype=torch.bool)
+    unmasked, doubtful = cotangent, ~known
     while index >= 0 and not isinstance(chain[index].module, nn.Linear | nn.Conv2d):
-        activations, cotangent, known = _shaped(chain[index].output_shape, activations, cotangent, known)
+        shape = chain[index].output_shape
+        activations, cotangent, unmasked = _shaped(shape, activations, cotangent, unmasked)
+        known, doubtful = _shaped(shape, known, doubtful)
         module = chain[index].module
         if isinstance(module, nn.ReLU):
             known = known & _open(activations, uncertainty)
+            doubtful = doubtful | (activations <= _DOUBTFUL * uncertainty)
             activations, cotangent = activations * known, cotangent * known
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             scale, shift = (t.detach().double().cpu() for t in batch_norm_affine(module, activations.dim()))
             passed = scale.abs() > 1e-6 * scale.abs().max()  # a channel scaled to nothing says nothing about its input
             known = known & passed
             activations = torch.where(known, (activations - shift) / torch.where(passed, scale, 1.0), 0.0)
-            cotangent, uncertainty = cotangent * scale, uncertainty / float(scale.abs()[passed].min())
-        activations, cotangent, known = _shaped(chain[index].input_shape, activations, cotangent, known)
+            cotangent, unmasked = cotangent * scale, unmasked * scale
+            uncertainty = uncertainty / float(scale.abs()[passed].min())
+        shape = chain[index].input_shape
+        activations, cotangent, unmasked = _shaped(shape, activations, cotangent, unmasked)
+        known, doubtful = _shaped(shape, known, doubtful)
         index -= 1
     if index < 0:
         return "the layer before it is not of a kind that can be solved"
@@ -220,7 +247,8 @@ def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State
     if gradient is None:
         return f"the update lacks the gradient of {link.name}.weight (a frozen layer)"
     gradient, shape = gradient.cpu(), (len(activations), *link.input_shape)
-    activations, cotangent, known = _shaped(link.output_shape, activations, cotangent, known)
+    activations, cotangent, unmasked = _shaped(link.output_shape, activations, cotangent, unmasked)
+    known, doubtful = _shaped(link.output_shape, known, doubtful)
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     if layer.bias is not None:
         bias = layer.bias.detach().double().cpu()
@@ -230,7 +258,10 @@ def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State
             return f"{link.name} runs on more than one vector for each image"
         solved = peel_linear(layer, gradient, cotangent, activations, known)
     else:
-        solved = peel_convolution(layer, shape, gradient, cotangent, activations, known, state.error)
+        solved = peel_convolution(
+            layer, shape, gradient, cotangent, activations, known, state.error, unmasked, doubtful
+        )
+        cotangent = cotangent if solved.cotangent is None else solved.cotangent
     solved = _non_negative(solved, chain[:index])
     error = worst(state.error, solved.error)
     below = _cotangent_below(layer, shape, cotangent)
@@ -276,8 +307,14 @@ def _non_negative(solved: Solved, before: list[Link]) -> Solved:
     """Activations that come out of a ReLU cannot be negative: a negative part is error that was not seen elsewhere."""
     if not _is_behind_relu(before) or solved.error == float("inf"):
         return solved
-    negative = float(solved.activations.clamp_max(0).norm() / solved.activations.norm())
-    return Solved(solved.activations.clamp_min(0), worst(solved.error, negative), solved.uncertainty)
+    below = solved.activations[solved.activations < 0]
+    negative = float(below.norm() / solved.activations.norm())
+    uncertainty = solved.uncertainty
+    if len(below) >= _MANY:
+        # Units that are shut show the error of a single activation: half of them come out below zero.
+        uncertainty = min(uncertainty, -float(below.min()))
+    error = worst(solved.error, negative)
+    return replace(solved, activations=solved.activations.clamp_min(0), error=error, uncertainty=uncertainty)
 
 
 def _is_behind_relu(before: list[Link]) -> bool:
@@ -310,5 +347,19 @@ def _anchor(chain: list[Link], state: _State, tolerance: float) -> Anchor:
         activations, cotangent = _shaped(chain[position].input_shape, activations, cotangent)
     if not one_sided:
         activations, cotangent = state.activations, state.cotangent
-    explained = tuple(f"{link.name}.{name}" for link in chain[index:] for name, _ in link.module.named_parameters())
-    return Anchor(chain[index].name, activations, cotangent, one_sided, explained, error)
+    smooth = index
+    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU):
+        smooth -= 1
+    return Anchor(
+        chain[index].name,
+        activations,
+        cotangent,
+        one_sided,
+        _parameters(chain[index:]),
+        error,
+        continuous=_parameters(chain[smooth:index]),
+    )
+
+
+def _parameters(links: list[Link]) -> tuple[str, ...]:
+    return tuple(f"{link.name}.{name}" for link in links for name, _ in link.module.named_parameters())

@@ -27,6 +27,16 @@ class Head:
     """The derivative of the mean loss by those features."""
     error: float
     """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
+    uncertainty: float | None = None
+    """Largest absolute error of a feature that is zero, where those are seen; None where they are not."""
+
+
+@dataclass(frozen=True)
+class ScaledHead:
+    """The head of the gradient as it was sent, and each image's factor in it (1 without clipping)."""
+
+    head: Head
+    scales: Float[Tensor, " batch"]
 
 
 def peel_head(

@@ -12,12 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from .direct import solve_directly
+
 _CONJUGATE_GRADIENT_STEPS = 600
 # Far below what a float32 gradient is rounded to, through the worst conditioned layer seen (1e4).
 _RELATIVE_RESIDUAL = 1e-10
 _LARGEST_UNKNOWN = 8_000_000
 # How much longer than the list of unknowns the list of equations must be before a solve is tried.
 _OVERDETERMINED = 1.02
+# Above this estimated error of the direct solution the known outputs are asked too.
+_CLEAN = 1e-3
+# Misfit of the direct solution, in roundings of the gradient, at which no unit of the ReLU is looked for.
+_SETTLED = 30.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Solved:
     error: float
     uncertainty: float
     """Estimated largest absolute error of a single activation."""
+    cotangent: Tensor | None = None
+    """The cotangent that it was found with, where that was mended; None where it is the one that was given."""
 
 
 _UNSOLVED = Solved(torch.empty(0), float("inf"), float("inf"))
@@ -45,7 +53,7 @@ def rounding(gradient: Tensor) -> float:
 
 def spread_error(activations: Tensor, error: float) -> float:
     """The largest absolute error of a single activation where a relative error is spread evenly over all of them."""
-    return 5 * error * float(activations.square().mean().sqrt())
+    return 5 * error * _size(activations)
 
 
 def batch_norm_affine(module: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -92,13 +100,16 @@ def peel_convolution(
     outputs: Tensor,
     known: Tensor,
     output_error: float,
+    unmasked: Tensor,
+    doubtful: Tensor,
 ) -> Solved:
     """The input of a convolution, the least-squares solution of two sets of linear equations.
 
     The weight gradient, ``sum_i a_i * cotangent_i`` (a correlation), is linear in the inputs ``a_i`` of all images;
-    so are the outputs, known wherever the ReLU behind them was open. Solved by conjugate gradients in float64, twice:
-    the second time from another start, with both sets of equations off by as much as their known errors. Where the two
-    disagree, the equations left something open or hold it too weakly.
+    so are the outputs, known wherever the ReLU behind them was open. Where the first set is enough by itself it is
+    solved directly (``direct.py``), and the second confirms it. Elsewhere both are solved by conjugate gradients in
+    float64, twice: the second time from another start, with both sets of equations off by as much as their known
+    errors. Where the two disagree, the equations left something open or hold it too weakly.
 
     Args:
         layer: The convolution (zero padding).
@@ -108,6 +119,8 @@ def peel_convolution(
         outputs: The layer's output without its bias, where known.
         known: Mask of ``outputs``.
         output_error: Estimated relative error of ``outputs``.
+        unmasked: The cotangent if every unit of the ReLU behind were open.
+        doubtful: Units of it that may be open or shut.
     """
     unknowns = math.prod(input_shape)
     equations = weight_gradient.numel() + int(known.sum())
@@ -133,6 +146,19 @@ def peel_convolution(
         first = conv2d_input(list(input_shape), scale[0] * by_weight, cotangent, **geometry)  # type: ignore[no-untyped-call]
         return first + conv2d_input(list(input_shape), weight, scale[1] * by_output * known, **geometry)  # type: ignore[no-untyped-call]
 
+    least = rounding(weight_gradient)
+    direct = solve_directly(
+        layer, input_shape, gradient, cotangent, unmasked, doubtful, max(_SETTLED * least, output_error)
+    )
+    if direct is not None:
+        alone = direct.activations
+        sure = known & (direct.cotangent == cotangent)
+        contradiction = _relative(sure * (forward(alone)[1] - outputs), sure * outputs)
+        noise_size = direct.amplification * max(direct.misfit, least) * _size(gradient)
+        error = worst(noise_size / max(_size(alone), 1e-300), contradiction)
+        if error <= _CLEAN:
+            return Solved(alone, error, spread_error(alone, error), direct.cotangent)
+
     def normal(activations: Tensor) -> Tensor:
         return adjoint(*forward(activations))
 
@@ -150,13 +176,18 @@ def peel_convolution(
     return Solved(first, error, worst(spread_error(first, error), 3 * float(apart.abs().max())))
 
 
+def _size(values: Tensor) -> float:
+    """Root mean square."""
+    return float(values.square().mean().sqrt())
+
+
 def _relative(difference: Tensor, reference: Tensor) -> float:
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
 
 
 def _off(values: Tensor, relative_error: float, noise: torch.Generator) -> Tensor:
     """The values plus noise of this relative size."""
-    size = relative_error * values.norm() / math.sqrt(values.numel())
+    size = relative_error * _size(values)
     return values + size * torch.randn(values.shape, generator=noise, dtype=values.dtype)
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .head import Head, estimate_error, solve_features
+from .head import Head, ScaledHead, estimate_error, solve_features
 from .layers import rounding, worst
 
 _ITERATIONS = 500
 _SETTLED = 1e-12
-
-
-@dataclass(frozen=True)
-class ScaledHead:
-    """The head of the gradient as it was sent, and each image's factor in it (1 without clipping)."""
-
-    head: Head
-    scales: Float[Tensor, " batch"]
 
 
 def peel_scaled_head(

@@ -159,7 +159,7 @@ def test_too_many_images_are_refused_by_name_and_counted_by_auto(trained: nn.Mod
 def test_random_weights_need_no_separation() -> None:
     model = load_model("convnet", 100)
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert recover_labels(capture_gradient(model, images, torch.tensor([1, 1, 1, 5, 5, 7])), model).method == "counts"
+    assert recover_labels(capture_gradient(model, images, torch.tensor([1, 1, 1, 5, 5, 7])), model).method == "unmixing"
     assert recover_labels(capture_gradient(model, images, torch.arange(6)), model).method == "minimum"
 
 

@@ -1,0 +1,186 @@
+"""The batch taken apart by the units that are shut: labels, features and outputs of each image, whatever its label.
+
+The gradient of the final layer, ``G = sum_i d_i^T f_i``, has rank B while there are fewer images than classes, so each
+image's features lie in the space of its B right singular vectors, ``f_i = a_i R``. Behind a ReLU they are never
+negative and zero at a large share of the units, which almost no other point of that space is: a combination of images
+is zero only where all of them are, or by chance. So the features are the sparse, non-negative vectors of a space of B
+dimensions, and can be looked for without labels and without the equations of the softmax. (That ReLU's zeros identify
+the images of a batch is the observation of SPEAR, Dimitrov et al., NeurIPS 2024, there for the zeros of the gradient
+behind a layer; that a layer's gradient is a mixture of its inputs to be unmixed, of the cocktail party attack,
+Kariyappa et al., ICML 2023.)
+
+Geometrically the columns of R are points in B dimensions, every ``a_i`` is the normal of a facet of the cone that they
+span, and the facet holds all units that are shut for image i. A linear program over the cone finds such a facet, and a
+few eigenvectors of reweighted second moments make it exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linprog  # type: ignore[import-untyped,unused-ignore]
+from torch import Tensor
+
+MOST_IMAGES = 64
+"""Beyond this many images the linear programs take minutes."""
+# Units whose gradient is below this share of the largest one's say nothing: they are shut for all images.
+_DEAD = 1e-6
+# Noise over signal, in the weakest direction, above which nothing is looked for.
+_LARGEST_NOISE = 0.05
+# Linear programs for each image, and how many in a row may lead to no new image.
+_TRIES, _FUTILE = 8, 12
+# Widths of what counts as zero, in root mean squares of the features, from the first look to the last.
+_WIDTHS = np.geomspace(5e-2, 1e-3, 20)
+# The least share of units that are shut for an image, and how many deviations of noise still count as shut.
+_LEAST_SHUT, _DEVIATIONS = 0.1, 4.0
+# Two solutions are one where their cosine differs from 1 by less.
+_SAME = 1e-6
+# The least share of a row's negative part that lies at its label.
+_LEAST_LABEL = 0.9
+
+
+@dataclass(frozen=True)
+class Unmixed:
+    """Every image of the batch: ``rows.T @ features`` is the weight gradient. Float64, on the CPU.
+
+    The length of ``features`` is 1, so that each image's two factors are known up to a number.
+    """
+
+    features: Float[Tensor, "image feature"]
+    rows: Float[Tensor, "image class"]
+    """``(p - y) / B``, times the length of the true features."""
+    labels: Int[Tensor, " image"]
+    """Where each row is negative."""
+    purity: Float[Tensor, " image"]
+    """The share of the row's negative part that lies at its label: 1 without noise."""
+    noise: Float[Tensor, " image"]
+    """Root mean square of the features where they are shut."""
+
+
+def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> Unmixed | None:
+    """All images of the batch; None where that many are not found.
+
+    Needs an input of the layer that comes out of a ReLU without pooling, fewer images than classes, and little noise
+    (a clipped gradient is fine). Images that repeat cannot be told apart.
+
+    Args:
+        weight_gradient: Of the final layer.
+        image_count: B.
+    """
+    gradient = weight_gradient.detach().double().cpu()
+    if not 1 <= image_count < min(len(gradient), MOST_IMAGES + 1) or not bool(torch.isfinite(gradient).all()):
+        return None
+    size = gradient.norm(dim=0)
+    live = size > _DEAD * size.max()
+    if int(live.sum()) <= 2 * image_count:
+        return None
+    # Each entry was rounded relative to its size: rows of one length have one noise, and weak ones are not drowned.
+    length = gradient.norm(dim=1)
+    weights = torch.where(length > 0, 1 / length.clamp_min(1e-300), 0.0)
+    left, sizes, right = torch.linalg.svd(gradient[:, live] * weights[:, None], full_matrices=False)
+    floor = max(float(sizes[image_count]), float(torch.finfo(weight_gradient.dtype).eps / 4 * sizes[0]))
+    noise = floor / max(float(sizes[image_count - 1]), 1e-300)
+    if not noise < _LARGEST_NOISE:
+        return None
+    basis = right[:image_count]
+    mixing = _search(basis, noise)
+    if mixing is None:
+        return None
+    features, shut = mixing @ basis, []
+    for image in range(image_count):
+        found, error = _polish(basis, features[image], noise)
+        mixing[image], features[image] = found, found @ basis
+        shut.append(error)
+    rows = torch.linalg.solve(mixing.T, (left[:, :image_count] * sizes[:image_count]).T) * length
+    labels = rows.argmin(dim=1)
+    negative = rows.clamp_max(0)
+    purity = negative.gather(1, labels[:, None])[:, 0] / negative.sum(dim=1).clamp_max(-1e-300)
+    if float(purity.min()) < _LEAST_LABEL:
+        return None
+    whole = gradient.new_zeros(image_count, gradient.shape[1])
+    whole[:, live] = features
+    return Unmixed(whole, rows, labels, purity, torch.tensor(shut, dtype=torch.float64))
+
+
+def _search(basis: Float[Tensor, "image unit"], noise: float) -> Float[Tensor, "image image"] | None:
+    """Rows ``a`` for which ``a R`` is sparse and non-negative, of length 1; None where they are fewer than images."""
+    count, units = basis.shape
+    random = torch.Generator().manual_seed(0)
+    found = basis.new_zeros(0, count)
+    tried: list[int] = []
+    futile = 0
+    while len(found) < count and len(tried) < min(_TRIES * count + _FUTILE, units) and futile < _FUTILE + count:
+        # A unit that is strong and that the images found explain least.
+        explained = (found @ basis).clamp_min(0).sum(dim=0) * units**0.5
+        score = basis.norm(dim=0) / (explained + 0.3) * torch.rand(units, generator=random, dtype=basis.dtype).sqrt()
+        score[tried] = 0
+        tried.append(int(score.argmax()))
+        futile += 1
+        facet = _facet(basis, tried[-1], noise)
+        if facet is None:
+            continue
+        facet = _sharpen(basis, facet)
+        features = facet @ basis
+        shut = float((features.abs() < _zero(noise) / units**0.5).double().mean())
+        if shut < max(_LEAST_SHUT, 3 * count / units):
+            if not len(found) and len(tried) >= _FUTILE:
+                return None
+            continue
+        if len(found) and float((found @ facet).max()) > 1 - _SAME:
+            continue
+        found, futile = torch.cat([found, facet[None]]), 0
+    return found if len(found) == count else None
+
+
+def _zero(noise: float) -> float:
+    """What counts as shut, in root mean squares of the features."""
+    return max(float(_WIDTHS[-1]), _DEVIATIONS * noise)
+
+
+def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float) -> Tensor | None:
+    """The non-negative features of a given sum that are largest at one unit, as a row ``a`` of length 1."""
+    points, units = basis.numpy(), basis.shape[1]
+    found = linprog(
+        -points[:, unit],
+        A_ub=-points.T,
+        b_ub=np.full(units, (1e-6 + 2 * _DEVIATIONS * noise) / units),
+        A_eq=points.sum(axis=1)[None],
+        b_eq=[1.0],
+        bounds=(None, None),
+        method="highs",
+    )
+    if found.x is None:
+        return None
+    facet = torch.from_numpy(np.asarray(found.x, dtype=np.float64))
+    return facet / facet.norm()
+
+
+def _sharpen(basis: Float[Tensor, "image unit"], facet: Tensor) -> Tensor:
+    """Towards more zeros: the least eigenvector of the second moments in which units near zero, or below, count."""
+    units = basis.shape[1]
+    for width in _WIDTHS:
+        features = (facet @ basis).clamp_min(0) * units**0.5
+        weights = width**2 / (width**2 + features.square())
+        facet = _least(basis, weights)
+    return facet
+
+
+def _polish(basis: Float[Tensor, "image unit"], features: Tensor, noise: float) -> tuple[Tensor, float]:
+    """The row ``a`` whose features are smallest at the units that are shut, and how small they are there."""
+    units = basis.shape[1]
+    width = _zero(noise) / units**0.5
+    for _ in range(3):
+        shut = features < width
+        row = _least(basis, shut.to(basis))
+        features = row @ basis
+        error = float(features[shut].square().mean().sqrt())
+        width = min(width, max(_DEVIATIONS * error, 1e-12))
+    return row, error
+
+
+def _least(basis: Float[Tensor, "image unit"], weights: Float[Tensor, " unit"]) -> Tensor:
+    row: Tensor = torch.linalg.eigh((basis * weights) @ basis.T).eigenvectors[:, 0]
+    return row * (row @ basis).sum().sign()

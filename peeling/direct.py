@@ -1,0 +1,145 @@
+"""A convolution whose weight gradient alone determines its input: dense least squares, with a ReLU to be mended."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# 400 MB in float64, and a Cholesky factor of 130 MB.
+_LARGEST_MATRIX = 50_000_000
+_MOST_PLACES = 4096
+# How much longer than the list of unknowns the list of equations must be.
+_OVERDETERMINED = 1.02
+# Units are switched while the misfit falls, so many at a time and so often.
+_AT_ONCE, _MOST_SWITCHES = 8, 40
+# By which share of the squared misfit a switch must lower it; the best of thousands does so by 0.001 by chance.
+_LEAST_GAIN = 0.01
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The layer's input and the cotangent that it was found with."""
+
+    activations: Tensor
+    cotangent: Tensor
+    misfit: float
+    """What is left of the weight gradient, relative."""
+    amplification: float
+    """Root mean square error of an activation for one of 1 in what is left of the weight gradient."""
+
+
+def solve_directly(
+    layer: nn.Conv2d,
+    input_shape: tuple[int, ...],
+    weight_gradient: Tensor,
+    cotangent: Tensor,
+    unmasked: Tensor,
+    doubtful: Tensor,
+    settled: float,
+) -> Direct | None:
+    """The input of a convolution from its weight gradient.
+
+    The entry of the weight gradient for output channel ``o``, input channel ``c`` and kernel place ``k`` is the sum of
+    ``cotangent[i, o, y] a[i, c, p]`` over images ``i`` and the pairs of places ``y`` and ``p`` that ``k`` joins. So
+    every input channel obeys the same ``O K`` equations in its ``B H W`` unknowns, one matrix for all of them. Where it
+    is taller than wide it is solved by its normal equations in float64, once more for what rounding left.
+
+    One unit of the ReLU behind that is taken for shut and was open, or the other way round, spoils all of it, and
+    shows: what is left of the gradient correlates with the patch of the input that the unit sees. Such units are
+    switched, the likeliest first, while the misfit falls.
+
+    Returns None where the equations are too few or too many for memory, are singular, or are kept apart by groups.
+
+    Args:
+        layer: The convolution (zero padding).
+        input_shape: Shape of its input with the batch in front.
+        weight_gradient: Captured gradient by its weight, in float64.
+        cotangent: Derivative of the mean loss by its output, in float64.
+        unmasked: The same if every unit of the ReLU behind were open.
+        doubtful: Units that may be open or shut.
+        settled: Relative misfit that needs no mending.
+    """
+    batch, _, height, width = input_shape
+    places, equations = batch * height * width, weight_gradient[:, 0].numel()
+    fits = places <= _MOST_PLACES and places * equations <= _LARGEST_MATRIX
+    if layer.groups != 1 or not fits or equations < _OVERDETERMINED * places:
+        return None
+    best = _solve(layer, input_shape, weight_gradient, cotangent)
+    for _ in range(_MOST_SWITCHES):
+        if best is None or not best.misfit > settled:
+            break
+        switch, gain = _switches(layer, weight_gradient, best, unmasked, doubtful, 1 - places / equations)
+        order = gain.flatten().topk(_AT_ONCE).indices
+        worth = order[gain.flatten()[order] > max(_LEAST_GAIN, 0.3 * float(gain.max()))]
+        following = None
+        for some in (worth, worth[:1]):
+            if len(some) and following is None:
+                trial = best.cotangent.flatten().index_add(0, some, switch.flatten()[some]).reshape(cotangent.shape)
+                following = _solve(layer, input_shape, weight_gradient, trial)
+                if following is None or not following.misfit < (1 - _LEAST_GAIN / 2) * best.misfit:
+                    following = None
+        if following is None:
+            break
+        best = following
+    return best
+
+
+def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tensor, cotangent: Tensor) -> Direct | None:
+    batch, channels, height, width = input_shape
+    matrix = _equations(layer, (height, width), cotangent)
+    places, equations = matrix.shape
+    given = weight_gradient.permute(0, 2, 3, 1).reshape(equations, channels)
+    factor, failed = torch.linalg.cholesky_ex(matrix @ matrix.T)
+    if failed or not bool(torch.isfinite(factor).all()):
+        return None
+    found = torch.cholesky_solve(matrix @ given, factor)
+    found = found + torch.cholesky_solve(matrix @ (given - matrix.T @ found), factor)
+    misfit = float((given - matrix.T @ found).norm() / given.norm().clamp_min(1e-300))
+    # The covariance of the solution is that of the noise times the inverse normal matrix; a misfit shows only the part
+    # of the noise that the unknowns did not take up.
+    variance = float(torch.cholesky_inverse(factor).diagonal().mean()) * equations / (equations - places)
+    activations = found.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
+    return Direct(activations, cotangent, misfit, math.sqrt(variance))
+
+
+def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Tensor:
+    """``(B H W, O K)``: by how much each input place enters each entry of the weight gradient of its channel."""
+    height, width = size
+    batch, outputs = cotangent.shape[:2]
+    numbered = torch.arange(1, height * width + 1, dtype=torch.float64).reshape(1, 1, height, width)
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    # For each kernel place and output place the input place that meets it; 0 is the padding.
+    met = F.unfold(numbered, layer.kernel_size, layer.dilation, padding, layer.stride)[0].long()
+    matrix = cotangent.new_zeros(batch, height * width + 1, outputs, len(met))
+    arriving = cotangent.flatten(2).transpose(1, 2)
+    for place, inputs in enumerate(met):
+        matrix[:, inputs, :, place] = arriving
+    return matrix[:, 1:].reshape(batch * height * width, outputs * len(met))
+
+
+def _switches(
+    layer: nn.Conv2d, weight_gradient: Tensor, found: Direct, unmasked: Tensor, doubtful: Tensor, kept: float
+) -> tuple[Tensor, Tensor]:
+    """What switching each unit adds to its cotangent, and by which share it would lower the squared misfit.
+
+    ``kept`` is the share of an error in the cotangent that the unknowns cannot take up.
+    """
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    geometry = (layer.stride, padding, layer.dilation)
+    weight = torch.zeros_like(weight_gradient, requires_grad=True)
+    with torch.enable_grad():
+        output = F.conv2d(found.activations, weight, None, *geometry)
+        explained = torch.autograd.grad(output, weight, found.cotangent)[0]
+    left = weight_gradient - explained
+    correlation = F.conv2d(found.activations, left, None, *geometry)
+    ones = torch.ones_like(left[:1])
+    size = F.conv2d(found.activations.square(), ones, None, *geometry)
+    switch = torch.where(found.cotangent != 0, -unmasked, unmasked)
+    gain = (2 * switch * correlation - switch.square() * size * kept) / left.square().sum().clamp_min(1e-300)
+    return switch, torch.where(doubtful, gain, 0.0)

@@ -1,0 +1,144 @@
+"""The final layer of images that `unmix` has told apart: how long their features are, and how much the client sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..capture import unmix
+from .head import Head, ScaledHead
+from .layers import worst
+
+_STEPS = 12
+_FEWEST_CLASSES = 3
+# Relative error of the lengths up to which no factor of clipping is looked for.
+_CLEAR = 0.01
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """``softmax(c a + b) - y = k r``, image by image."""
+
+    length: Float[Tensor, " image"]
+    """c"""
+    factor: Float[Tensor, " image"]
+    """k"""
+    error: Float[Tensor, " image"]
+    """Relative deviation of c."""
+
+
+def peel_unmixed_head(
+    weight: Float[Tensor, "class feature"],
+    bias: Float[Tensor, " class"] | None,
+    weight_gradient: Float[Tensor, "class feature"],
+    labels: Int[Tensor, " batch"],
+    scaled: bool = True,
+) -> ScaledHead | None:
+    """As ``peel_head`` and ``peel_scaled_head``, for any labels and state of training, where the layer reads a ReLU.
+
+    ``unmix`` gives each image's features f and its row r of the gradient, both up to a number, and with them its label
+    y. What is left is one image's ``softmax(c W f + b) - y = k r`` with two unknowns: the length c of its features, and
+    k, which is B / c unless clipping left the image a factor s: then B / (s c). Away from the label,
+    ``log r - b = c W f + constant``: a straight line, whose slope begins a few Gauss-Newton steps.
+
+    Args:
+        weight: The layer's weight; at least three classes.
+        bias: Its bias, or None.
+        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
+        labels: The batch's labels, in any order. None is returned where they are others than those found.
+        scaled: Allow for clipping.
+    """
+    batch, classes = len(labels), len(weight)
+    found = unmix(weight_gradient, batch) if classes >= _FEWEST_CLASSES else None
+    if found is None or not torch.equal(found.labels.sort().values, labels.cpu().sort().values):
+        return None
+    exact = weight.detach().double().cpu()
+    shift = torch.zeros(classes).double() if bias is None else bias.detach().double().cpu()
+    logits = found.features @ exact.T
+    fit, scales = _fit(logits, shift, found.rows, found.labels, float(batch)), torch.ones(batch, dtype=torch.float64)
+    if not float(fit.error.max()) <= _CLEAR and scaled:
+        free = _fit(logits, shift, found.rows, found.labels, None)
+        if float(free.error.max()) < float(fit.error.max()):
+            fit, scales = free, batch / (free.factor * free.length)
+    order = torch.empty_like(found.labels)
+    order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
+    features = fit.length[:, None] * found.features
+    spread = found.noise * weight.shape[1] ** 0.5  # relative: the features' length is 1
+    error = worst(*(fit.error.hypot(2 * spread)).tolist())
+    head = Head(
+        features[order],
+        (found.rows / fit.length[:, None] @ exact)[order],
+        error,
+        uncertainty=-float(features.min()),
+    )
+    return ScaledHead(head, scales[order])
+
+
+def _fit(
+    logits: Float[Tensor, "image class"],
+    bias: Float[Tensor, " class"],
+    rows: Float[Tensor, "image class"],
+    labels: Int[Tensor, " image"],
+    product: float | None,
+) -> _Fit:
+    """Gauss-Newton in the logarithms of c and k; with ``product``, the known value of c k, in that of c alone."""
+    own = torch.zeros_like(rows).scatter(1, labels[:, None], 1.0)
+    length = _slope(logits, bias, rows, own)
+    factor = _match(length, logits, bias, rows, own) if product is None else product / length
+    for _ in range(_STEPS):
+        misfit, by_length = _misfit(length, factor, logits, bias, rows, own)
+        by_factor = -factor[:, None] * rows
+        if product is None:
+            steps, error = _two(by_length, by_factor, misfit)
+            length, factor = length * steps[:, 0].exp(), factor * steps[:, 1].exp()
+        else:
+            slope = by_length - by_factor
+            square = slope.square().sum(dim=1).clamp_min(1e-300)
+            step = (-(slope * misfit).sum(dim=1) / square).clamp(-1, 1)
+            length, factor = length * step.exp(), factor / step.exp()
+            error = misfit.norm(dim=1) / square.sqrt()
+    return _Fit(length, factor, error)
+
+
+def _two(by_length: Tensor, by_factor: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
+    """Both steps of each image, and the deviation of c."""
+    jacobian = torch.stack([by_length, by_factor], dim=2)
+    normal = jacobian.transpose(1, 2) @ jacobian
+    ridge = 1e-14 * normal.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(1e-300)
+    inverse = torch.linalg.inv(normal + ridge[:, None, None] * torch.eye(2, dtype=normal.dtype))
+    steps = -(inverse @ jacobian.transpose(1, 2) @ misfit[:, :, None])[:, :, 0]
+    variance = misfit.square().sum(dim=1)
+    return steps.clamp(-1, 1), (variance * inverse[:, 0, 0]).sqrt()
+
+
+def _slope(logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """c of the straight line through ``log r - b`` over ``W f`` away from the label, weighted by r squared."""
+    used = (own == 0) & (rows > 0)
+    weights = torch.where(used, rows, 0.0).square()
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-300)
+    heights = torch.where(used, rows.clamp_min(1e-300).log() - bias, 0.0)
+    places = logits - (weights * logits).sum(dim=1, keepdim=True)
+    heights = heights - (weights * heights).sum(dim=1, keepdim=True)
+    slope = (weights * places * heights).sum(dim=1) / (weights * places.square()).sum(dim=1).clamp_min(1e-300)
+    return slope.clamp_min(1e-6 * float(slope.abs().max().clamp_min(1e-300)))
+
+
+def _match(length: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    """k for a given c, from the probability of all classes but the label."""
+    outputs = (length[:, None] * logits + bias).softmax(dim=1)
+    return ((1 - own) * outputs).sum(dim=1) / ((1 - own) * rows).sum(dim=1).clamp_min(1e-300)
+
+
+def _misfit(
+    length: Tensor, factor: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The misfit, and its derivative by the logarithm of c."""
+    outputs = (length[:, None] * logits + bias).softmax(dim=1)
+    others = (1 - own) * outputs
+    # p - 1 at the label as the sum of the others: a sure model leaves no digits of it.
+    misfit = torch.where(own > 0, -others.sum(dim=1, keepdim=True), others) - factor[:, None] * rows
+    mean = (outputs * logits).sum(dim=1, keepdim=True)
+    return misfit, length[:, None] * outputs * (logits - mean)
