@@ -174,7 +174,10 @@ def _final(chain: list[Link], update: CapturedUpdate) -> tuple[Tensor, Tensor | 
 
 
 def _at_head(chain: list[Link], head: Head, scales: tuple[float, ...] = ()) -> _State:
-    spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty
+    spread = spread_error(head.features, head.error)
+    if _is_behind_relu(chain[:-1]):
+        # Units that are shut show the error of a single feature: half of them come out below zero.
+        spread = min(spread, max(0.0, -float(head.features.min())))
     return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
 
 

@@ -27,8 +27,6 @@ class Head:
     """The derivative of the mean loss by those features."""
     error: float
     """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
-    uncertainty: float | None = None
-    """Largest absolute error of a feature that is zero, where those are seen; None where they are not."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,6 @@ def peel_unmixed_head(
         features[order],
         (found.rows / fit.length[:, None] @ exact)[order],
         error,
-        uncertainty=-float(features.min()),
     )
     return ScaledHead(head, scales[order])
 
