@@ -25,8 +25,8 @@ _CROWD = 0.05
 _FEW = 0.1
 # Units below so many uncertainties may be open or shut.
 _DOUBTFUL = 20.0
-# So many activations below zero tell how large errors are.
-_MANY = 100
+# So many activations below zero tell how large errors are, unless a defence made them, which spare some units.
+_MANY, _SHOWN_UP_TO = 100, 1e-3
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,8 @@ def _final(chain: list[Link], update: CapturedUpdate) -> tuple[Tensor, Tensor | 
 
 def _at_head(chain: list[Link], head: Head, scales: tuple[float, ...] = ()) -> _State:
     spread = spread_error(head.features, head.error)
-    if _is_behind_relu(chain[:-1]):
-        # Units that are shut show the error of a single feature: half of them come out below zero.
-        spread = min(spread, max(0.0, -float(head.features.min())))
+    if head.error <= _SHOWN_UP_TO and _is_behind_relu(chain[:-1]):
+        spread = min(spread, _shown_error(head.features))
     return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
 
 
@@ -313,11 +312,16 @@ def _non_negative(solved: Solved, before: list[Link]) -> Solved:
     below = solved.activations[solved.activations < 0]
     negative = float(below.norm() / solved.activations.norm())
     uncertainty = solved.uncertainty
-    if len(below) >= _MANY:
-        # Units that are shut show the error of a single activation: half of them come out below zero.
-        uncertainty = min(uncertainty, -float(below.min()))
+    if solved.error <= _SHOWN_UP_TO:
+        uncertainty = min(uncertainty, _shown_error(solved.activations))
     error = worst(solved.error, negative)
     return replace(solved, activations=solved.activations.clamp_min(0), error=error, uncertainty=uncertainty)
+
+
+def _shown_error(activations: Tensor) -> float:
+    """The largest error of a single activation as units that are shut show it: half of them come out below zero."""
+    below = activations[activations < 0]
+    return -float(below.min()) if len(below) >= _MANY else float("inf")
 
 
 def _is_behind_relu(before: list[Link]) -> bool:

@@ -56,7 +56,7 @@ class FormulaObjective:
         self.peeled = False
         self._formula = formula
 
-    def terms(self, images: Tensor, consensus: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(self, images: Tensor, *rest: object) -> dict[str, Tensor]:
         value = self._formula(images, self.calls)
         self.calls += 1
         return {"gradient": value, "total": value}

@@ -176,9 +176,9 @@ def failing_agent(smooth_target: Callable[..., Any]) -> Callable[..., Agent]:
         runs = Agent(target, ObjectiveConfig(group_weight=0.1), _NOISY, seed=4)
         terms = runs._objective.terms
 
-        def poisoned(images: Tensor, consensus: Tensor | None = None) -> dict[str, Tensor]:
+        def poisoned(*arguments: Any) -> dict[str, Tensor]:
             factor = float("nan") if (runs._inverter.incarnation, runs._inverter.step) in fails else 1.0
-            return {name: factor * value for name, value in terms(images, consensus).items()}
+            return {name: factor * value for name, value in terms(*arguments).items()}
 
         runs._objective.terms = poisoned  # type: ignore[method-assign]
         return runs

@@ -165,8 +165,8 @@ def test_a_seed_that_keeps_failing_is_dropped_and_the_run_ends_without_it(
             return
         agent = group.agents[1]
         terms = agent._objective.terms
-        agent._objective.terms = lambda images, consensus=None: {
-            name: value * float("nan") for name, value in terms(images, consensus).items()
+        agent._objective.terms = lambda *arguments: {
+            name: value * float("nan") for name, value in terms(*arguments).items()
         }
 
     group.begin = poisoned
