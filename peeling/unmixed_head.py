@@ -14,8 +14,8 @@ from .layers import worst
 
 _STEPS = 12
 _FEWEST_CLASSES = 3
-# Relative error of the lengths up to which no factor of clipping is looked for.
-_CLEAR = 0.01
+# What shows clipping: a factor that differs from 1 by so many deviations, and by so much, and lowers the misfit so far.
+_DEVIATIONS, _LEAST_CLIPPING, _BETTER = 10.0, 0.01, 0.3
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class _Fit:
     """k"""
     error: Float[Tensor, " image"]
     """Relative deviation of c."""
+    misfit: Float[Tensor, " image"]
+    """Length of what is left."""
 
 
 def peel_unmixed_head(
@@ -58,11 +60,16 @@ def peel_unmixed_head(
     exact = weight.detach().double().cpu()
     shift = torch.zeros(classes).double() if bias is None else bias.detach().double().cpu()
     logits = found.features @ exact.T
-    fit, scales = _fit(logits, shift, found.rows, found.labels, float(batch)), torch.ones(batch, dtype=torch.float64)
-    if not float(fit.error.max()) <= _CLEAR and scaled:
-        free = _fit(logits, shift, found.rows, found.labels, None)
-        if float(free.error.max()) < float(fit.error.max()):
-            fit, scales = free, batch / (free.factor * free.length)
+    fit = _fit(logits, shift, found.rows, found.labels, float(batch))
+    free = _fit(logits, shift, found.rows, found.labels, None)
+    scales = batch / (free.factor * free.length)
+    differs = (scales - 1).abs() > (_DEVIATIONS * free.error).clamp_min(_LEAST_CLIPPING)
+    if bool((differs & (free.misfit < _BETTER * fit.misfit)).any()):
+        if not scaled:
+            return None
+        fit = free
+    else:
+        scales = torch.ones_like(scales)
     order = torch.empty_like(found.labels)
     order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
     features = fit.length[:, None] * found.features
@@ -99,7 +106,8 @@ def _fit(
             step = (-(slope * misfit).sum(dim=1) / square).clamp(-1, 1)
             length, factor = length * step.exp(), factor / step.exp()
             error = misfit.norm(dim=1) / square.sqrt()
-    return _Fit(length, factor, error)
+    misfit, _ = _misfit(length, factor, logits, bias, rows, own)
+    return _Fit(length, factor, error, misfit.norm(dim=1))
 
 
 def _two(by_length: Tensor, by_factor: Tensor, misfit: Tensor) -> tuple[Tensor, Tensor]:
