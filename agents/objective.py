@@ -42,7 +42,7 @@ from .local_steps import LocalSteps, fit_scale, step_groups
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
 _FLOOR = 1e-7
 # Estimated error of an anchor up to which a prior can be spared at the end.
-_EXACT = 0.01
+_EXACT = 0.015
 # The share of the run before total variation begins to fade.
 _FADES_FROM = 0.5
 

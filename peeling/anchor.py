@@ -13,11 +13,8 @@ from ..capture import CapturedUpdate
 from .chain import TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
-from .head import Head, peel_head
-from .joint_head import peel_joint_head
-from .layers import Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
-from .scaled_head import peel_scaled_head
-from .unmixed_head import peel_unmixed_head
+from .final_layer import peel_final_layer
+from .layers import SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
 
 # Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
 _CROWD = 0.05
@@ -25,8 +22,8 @@ _CROWD = 0.05
 _FEW = 0.1
 # Units below so many uncertainties may be open or shut.
 _DOUBTFUL = 20.0
-# So many activations below zero tell how large errors are, unless a defence made them, which spare some units.
-_MANY, _SHOWN_UP_TO = 100, 1e-3
+# So many activations below zero tell how large errors are.
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,9 @@ def peel(
     chain = confirm_chain(trace_chain(model, update.image_shape, mode), model, update.image_shape, mode)
     if not chain:
         return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
-    state = _start(chain, update, labels)
+    state = _start(chain, update, labels, config, scaled)
     if isinstance(state, str):
         return Peeling(None, state)
-    if not state.error <= config.tolerance:
-        state = _unmixed_start(chain, update, labels, scaled) or _joint_start(chain, update, labels) or state
-    if scaled and not state.error <= config.tolerance:
-        state = _scaled_start(chain, update, labels) or state
     if not state.error <= config.tolerance:
         return Peeling(None, _refusal(chain[-1], state.error, config.tolerance, len(labels)))
     anchor = _anchor(chain, state, config.tolerance)
@@ -157,52 +150,29 @@ def _undetermined(link: Link, error: float) -> str:
     return f"{where} is only known with an estimated error of {error:.1g}"
 
 
-def _start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | str:
+def _start(
+    chain: list[Link], update: CapturedUpdate, labels: Tensor, config: PeelingConfig, scaled: bool
+) -> _State | str:
     """At the input of the final layer, or why not."""
-    name = chain[-1].name
-    if f"{name}.weight" not in update.gradients:
-        return f"Layer peeling needs the gradient of {name}.weight, which the update lacks (a frozen layer)."
-    return _at_head(chain, peel_head(*_final(chain, update), labels))
-
-
-def _final(chain: list[Link], update: CapturedUpdate) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """The final layer's weight and bias, and their gradients."""
     last, gradients = chain[-1], update.gradients
     weight, bias = last.module.weight, getattr(last.module, "bias", None)
     assert isinstance(weight, Tensor)
-    return weight, bias, gradients[f"{last.name}.weight"], gradients.get(f"{last.name}.bias")
-
-
-def _at_head(chain: list[Link], head: Head, scales: tuple[float, ...] = ()) -> _State:
-    spread = spread_error(head.features, head.error)
-    if head.error <= _SHOWN_UP_TO and _is_behind_relu(chain[:-1]):
-        spread = min(spread, _shown_error(head.features))
+    if f"{last.name}.weight" not in gradients:
+        return f"Layer peeling needs the gradient of {last.name}.weight, which the update lacks (a frozen layer)."
+    found = peel_final_layer(
+        weight,
+        bias,
+        gradients[f"{last.name}.weight"],
+        gradients.get(f"{last.name}.bias"),
+        labels,
+        behind_relu=_is_behind_relu(chain[:-1]),
+        scaled=scaled,
+        tolerance=config.tolerance,
+    )
+    head = found.head
+    spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty
+    scales = tuple(found.scales.tolist()) if bool((found.scales != 1).any()) else ()
     return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
-
-
-def _unmixed_start(chain: list[Link], update: CapturedUpdate, labels: Tensor, scaled: bool) -> _State | None:
-    """As `_start` for any labels, where the final layer reads a ReLU; None where its images cannot be told apart."""
-    weight, bias, gradient, _ = _final(chain, update)
-    found = peel_unmixed_head(weight, bias, gradient, labels, scaled)
-    if found is None:
-        return None
-    clipped = bool((found.scales != 1).any())
-    return _at_head(chain, found.head, tuple(found.scales.tolist()) if clipped else ())
-
-
-def _joint_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
-    """As `_start` for labels that repeat; None where the equations are not solved."""
-    head = peel_joint_head(*_final(chain, update), labels)
-    return None if head is None else _at_head(chain, head)
-
-
-def _scaled_start(chain: list[Link], update: CapturedUpdate, labels: Tensor) -> _State | None:
-    """As `_start` for a clipped update; None where the gradient cannot tell the scale."""
-    weight, bias, gradient, bias_gradient = _final(chain, update)
-    if bias is None or bias_gradient is None or len(labels) >= len(bias):
-        return None
-    found = peel_scaled_head(weight, bias, gradient, bias_gradient, labels)
-    return _at_head(chain, found.head, tuple(found.scales.tolist()))
 
 
 def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
@@ -312,7 +282,7 @@ def _non_negative(solved: Solved, before: list[Link]) -> Solved:
     below = solved.activations[solved.activations < 0]
     negative = float(below.norm() / solved.activations.norm())
     uncertainty = solved.uncertainty
-    if solved.error <= _SHOWN_UP_TO:
+    if solved.error <= SHOWN_UP_TO:
         uncertainty = min(uncertainty, _shown_error(solved.activations))
     error = worst(solved.error, negative)
     return replace(solved, activations=solved.activations.clamp_min(0), error=error, uncertainty=uncertainty)

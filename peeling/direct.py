@@ -15,7 +15,7 @@ _MOST_PLACES = 4096
 # How much longer than the list of unknowns the list of equations must be.
 _OVERDETERMINED = 1.02
 # Units are switched while the misfit falls, so many at a time and so often.
-_AT_ONCE, _MOST_SWITCHES = 8, 40
+_AT_ONCE, _MOST_SWITCHES, _CANDIDATES = 8, 40, 256
 # By which share of the squared misfit a switch must lower it; the best of thousands does so by 0.001 by chance.
 _LEAST_GAIN = 0.01
 
@@ -30,6 +30,9 @@ class Direct:
     """What is left of the weight gradient, relative."""
     amplification: float
     """Root mean square error of an activation for one of 1 in what is left of the weight gradient."""
+    whitened: Tensor
+    """``(B H W, O K)``, the equations times the inverse Cholesky factor: ``whitened.T @ whitened`` projects onto
+    what the unknowns can take up."""
 
 
 def solve_directly(
@@ -72,13 +75,13 @@ def solve_directly(
     for _ in range(_MOST_SWITCHES):
         if best is None or not best.misfit > settled:
             break
-        switch, gain = _switches(layer, weight_gradient, best, unmasked, doubtful, 1 - places / equations)
-        order = gain.flatten().topk(_AT_ONCE).indices
-        worth = order[gain.flatten()[order] > max(_LEAST_GAIN, 0.3 * float(gain.max()))]
+        units, added, gain = _switches(layer, weight_gradient, best, unmasked, doubtful)
+        order = gain.topk(min(_AT_ONCE, len(gain))).indices
+        worth = order[gain[order] > max(_LEAST_GAIN, 0.3 * float(gain.max()))]
         following = None
         for some in (worth, worth[:1]):
             if len(some) and following is None:
-                trial = best.cotangent.flatten().index_add(0, some, switch.flatten()[some]).reshape(cotangent.shape)
+                trial = best.cotangent.flatten().index_add(0, units[some], added[some]).reshape(cotangent.shape)
                 following = _solve(layer, input_shape, weight_gradient, trial)
                 if following is None or not following.misfit < (1 - _LEAST_GAIN / 2) * best.misfit:
                     following = None
@@ -103,7 +106,8 @@ def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tens
     # of the noise that the unknowns did not take up.
     variance = float(torch.cholesky_inverse(factor).diagonal().mean()) * equations / (equations - places)
     activations = found.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
-    return Direct(activations, cotangent, misfit, math.sqrt(variance))
+    whitened = torch.linalg.solve_triangular(factor, matrix, upper=False)
+    return Direct(activations, cotangent, misfit, math.sqrt(variance), whitened)
 
 
 def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Tensor:
@@ -123,12 +127,9 @@ def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Te
 
 
 def _switches(
-    layer: nn.Conv2d, weight_gradient: Tensor, found: Direct, unmasked: Tensor, doubtful: Tensor, kept: float
-) -> tuple[Tensor, Tensor]:
-    """What switching each unit adds to its cotangent, and by which share it would lower the squared misfit.
-
-    ``kept`` is the share of an error in the cotangent that the unknowns cannot take up.
-    """
+    layer: nn.Conv2d, weight_gradient: Tensor, found: Direct, unmasked: Tensor, doubtful: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Units worth a switch, what it adds to their cotangent, and by which share it lowers the squared misfit."""
     padding = layer.padding
     assert not isinstance(padding, str)
     geometry = (layer.stride, padding, layer.dilation)
@@ -138,8 +139,24 @@ def _switches(
         explained = torch.autograd.grad(output, weight, found.cotangent)[0]
     left = weight_gradient - explained
     correlation = F.conv2d(found.activations, left, None, *geometry)
-    ones = torch.ones_like(left[:1])
-    size = F.conv2d(found.activations.square(), ones, None, *geometry)
     switch = torch.where(found.cotangent != 0, -unmasked, unmasked)
-    gain = (2 * switch * correlation - switch.square() * size * kept) / left.square().sum().clamp_min(1e-300)
-    return switch, torch.where(doubtful, gain, 0.0)
+    promise = torch.where(doubtful, 2 * switch * correlation, 0.0).flatten()
+    size = F.conv2d(found.activations.square(), torch.ones_like(left[:1]), None, *geometry)
+    kept = 1 - len(found.whitened) / found.whitened.shape[1]
+    usual = torch.where(doubtful, promise.reshape(switch.shape) - switch.square() * size * kept, 0.0).flatten()
+    # The best if each patch were as visible as the mean one, and those that may be the best if theirs is less so.
+    some = min(_CANDIDATES, len(promise))
+    units = torch.unique(torch.cat([promise.topk(some).indices, usual.topk(some).indices]))
+    # The unknowns take up most of what a wrong unit adds: only the rest of its patch can be seen, or taken away.
+    outputs, kernel = len(weight_gradient), weight_gradient[0, 0].numel()
+    patches = F.unfold(found.activations, layer.kernel_size, layer.dilation, padding, layer.stride)
+    places = patches.shape[2]
+    image, channel, place = units // (outputs * places), units // places % outputs, units % places
+    patch = patches[image, :, place].reshape(len(units), -1, kernel)
+    whitened = found.whitened.reshape(-1, outputs, kernel)
+    seen = torch.stack(
+        [one.square().sum() - (one @ whitened[:, o].T).square().sum() for one, o in zip(patch, channel, strict=True)]
+    )
+    added = switch.flatten()[units]
+    gain = promise[units] - added.square() * seen
+    return units, added, gain / left.square().sum().clamp_min(1e-300)

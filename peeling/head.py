@@ -27,6 +27,8 @@ class Head:
     """The derivative of the mean loss by those features."""
     error: float
     """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
+    uncertainty: float | None = None
+    """Largest absolute error of a feature, as those show it that must be zero; None where none must."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _RELATIVE_RESIDUAL = 1e-10
 _LARGEST_UNKNOWN = 8_000_000
 # How much longer than the list of unknowns the list of equations must be before a solve is tried.
 _OVERDETERMINED = 1.02
+# Up to this estimated error units that are shut show how large errors are; those of a defence spare some units.
+SHOWN_UP_TO = 1e-3
 # Above this estimated error of the direct solution the known outputs are asked too.
 _CLEAN = 1e-3
 # Misfit of the direct solution, in roundings of the gradient, at which no unit of the ReLU is looked for.

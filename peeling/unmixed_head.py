@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..capture import unmix
 from .head import Head, ScaledHead
-from .layers import worst
+from .layers import SHOWN_UP_TO, worst
 
 _STEPS = 12
+# The largest error of a feature, in deviations.
+_LARGEST = 5.0
 _FEWEST_CLASSES = 3
 # What shows clipping: a factor that differs from 1 by so many deviations, and by so much, and lowers the misfit so far.
-_DEVIATIONS, _LEAST_CLIPPING, _BETTER = 10.0, 0.01, 0.3
+_DEVIATIONS, _LEAST_CLIPPING, _BETTER = 10.0, 0.01, 0.03
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ def peel_unmixed_head(
         scales = torch.ones_like(scales)
     order = torch.empty_like(found.labels)
     order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
-    features = fit.length[:, None] * found.features
+    features, noise = fit.length[:, None] * found.features, fit.length * found.noise
     spread = found.noise * weight.shape[1] ** 0.5  # relative: the features' length is 1
     error = worst(*(fit.error.hypot(2 * spread)).tolist())
     head = Head(
         features[order],
         (found.rows / fit.length[:, None] @ exact)[order],
         error,
+        max(-float(features.min()), _LARGEST * float(noise.max())) if error <= SHOWN_UP_TO else None,
     )
     return ScaledHead(head, scales[order])
 

@@ -1,0 +1,70 @@
+"""Every way into the final layer, the most exact one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .head import Head, ScaledHead, peel_head
+from .joint_head import peel_joint_head
+from .scaled_head import peel_scaled_head
+from .unmixed_head import peel_unmixed_head
+
+
+def peel_final_layer(
+    weight: Float[Tensor, "class feature"],
+    bias: Float[Tensor, " class"] | None,
+    weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"] | None,
+    labels: Int[Tensor, " batch"],
+    *,
+    behind_relu: bool,
+    scaled: bool,
+    tolerance: float,
+) -> ScaledHead:
+    """The first solution whose estimated error is within the tolerance, else the one with the smallest.
+
+    Args:
+        weight: The layer's weight.
+        bias: Its bias, or None.
+        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
+        bias_gradient: The same by the bias, or None.
+        labels: The batch's labels.
+        behind_relu: Whether the layer reads the output of a ReLU as it is.
+        scaled: Allow for clipping.
+        tolerance: Largest estimated relative error of the features.
+    """
+    given = weight, bias, weight_gradient, bias_gradient, labels
+
+    def unmixed() -> ScaledHead | None:
+        return peel_unmixed_head(weight, bias, weight_gradient, labels, scaled) if behind_relu else None
+
+    def fixed_point() -> ScaledHead | None:
+        return _unscaled(peel_head(*given), labels)
+
+    def joint() -> ScaledHead | None:
+        head = peel_joint_head(*given)
+        return None if head is None else _unscaled(head, labels)
+
+    def clipped() -> ScaledHead | None:
+        if not scaled or bias is None or bias_gradient is None or len(labels) >= len(bias):
+            return None
+        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels)
+
+    ways: tuple[Callable[[], ScaledHead | None], ...] = (unmixed, fixed_point, joint, clipped)
+    found: list[ScaledHead] = []
+    for way in ways:
+        head = way()
+        if head is None:
+            continue
+        if head.head.error <= tolerance:
+            return head
+        found.append(head)
+    return min(found, key=lambda one: one.head.error)
+
+
+def _unscaled(head: Head, labels: Tensor) -> ScaledHead:
+    return ScaledHead(head, torch.ones(len(labels), dtype=torch.float64))
