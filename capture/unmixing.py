@@ -58,6 +58,8 @@ class Unmixed:
     """The share of the row's negative part that lies at its label: 1 without noise."""
     noise: Float[Tensor, " image"]
     """Root mean square of the features where they are shut."""
+    error: Float[Tensor, " image"]
+    """Estimated relative error of the features, which are less exact where they are not zero."""
 
 
 def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> Unmixed | None:
@@ -102,7 +104,9 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> 
         return None
     whole = gradient.new_zeros(image_count, gradient.shape[1])
     whole[:, live] = features
-    return Unmixed(whole, rows, labels, purity, torch.tensor(shut, dtype=torch.float64))
+    # What rounding leaves in the directions that the image's features are made of.
+    error = floor * (mixing / sizes[:image_count]).norm(dim=1)
+    return Unmixed(whole, rows, labels, purity, torch.tensor(shut, dtype=torch.float64), error)
 
 
 def _search(basis: Float[Tensor, "image unit"], noise: float) -> Float[Tensor, "image image"] | None:

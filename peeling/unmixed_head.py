@@ -76,7 +76,7 @@ def peel_unmixed_head(
     order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
     features, noise = fit.length[:, None] * found.features, fit.length * found.noise
     spread = found.noise * weight.shape[1] ** 0.5  # relative: the features' length is 1
-    error = worst(*(fit.error.hypot(2 * spread)).tolist())
+    error = worst(*(fit.error.hypot(2 * spread).hypot(found.error)).tolist())
     head = Head(
         features[order],
         (found.rows / fit.length[:, None] @ exact)[order],
