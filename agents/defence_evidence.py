@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, LabelError
 from ..capture.defences import told_defences
-from ..capture.final_layer import FinalLayer, find_final_layer
+from ..capture.labels.final_layer import FinalLayer, find_final_layer
 from .adaptation import Adaptation
 
 # A smaller share of zeros in the typical tensor is that of dead units, not of pruning.

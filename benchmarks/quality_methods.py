@@ -113,7 +113,7 @@ def code() -> str:
     """Short digest of the sources of the package: what came out of other sources may not be what comes out now."""
     digest = hashlib.sha256()
     for path in sorted(
-        path for folder in CODE for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".yaml")
+        path for folder in CODE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")
     ):
         digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -12,15 +12,15 @@ from .batch_norm import (
 from .client import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
 from .client_config import ClientConfig, ClientError
 from .defences import DefenceError, apply_defence
-from .final_layer import LabelError, find_final_layer
 from .images import ImageError, count_images, load_images
-from .labels import ClassCount, RecoveredLabels, recover_labels
+from .labels.final_layer import LabelError, find_final_layer
+from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
+from .labels.unmixing import Unmixed, unmix
 from .learning_rate import estimate_learning_rate
 from .local_client import train_locally
 from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
 from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
-from .unmixing import Unmixed, unmix
 from .update import (
     IMAGENET,
     BatchNormMode,

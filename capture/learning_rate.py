@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .final_layer import FinalLayer, LabelError, find_final_layer
-from .label_counts import absent_feature
+from .labels.counts import absent_feature
+from .labels.final_layer import FinalLayer, LabelError, find_final_layer
 from .local_training import LocalTraining
 from .pseudo_gradient import as_gradient, gradient_shares
 from .update import CapturedUpdate

@@ -12,7 +12,7 @@ from gradinversion.agents import Objective, ObjectiveConfig, Target
 from gradinversion.agents.adaptation import Adaptation
 from gradinversion.agents.defence_evidence import allow_for_defence, image_factors, pruning_slack
 from gradinversion.capture import ClientConfig, capture_gradient, simulate_client
-from gradinversion.capture.final_layer import find_final_layer
+from gradinversion.capture.labels.final_layer import find_final_layer
 from torch import Tensor, nn
 
 _SIDE = 8

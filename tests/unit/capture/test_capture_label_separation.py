@@ -19,8 +19,8 @@ from gradinversion.capture import (
     load_model,
     recover_labels,
 )
-from gradinversion.capture.final_layer import find_final_layer
-from gradinversion.capture.label_separation import separable, separate
+from gradinversion.capture.labels.final_layer import find_final_layer
+from gradinversion.capture.labels.separation import separable, separate
 from torch import Tensor, nn
 
 CLASSES, BATCH = 40, 12

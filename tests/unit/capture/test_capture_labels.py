@@ -18,8 +18,8 @@ from gradinversion.capture import (
     load_model,
     recover_labels,
 )
-from gradinversion.capture.final_layer import FinalLayer, find_final_layer, natural_noise
-from gradinversion.capture.label_counts import estimate_counts, round_counts
+from gradinversion.capture.labels.counts import estimate_counts, round_counts
+from gradinversion.capture.labels.final_layer import FinalLayer, find_final_layer, natural_noise
 from torch import Tensor, nn
 
 REPEATS = [1, 1, 2, 5, 5, 5, 7, 8]

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..learning_rate import estimate_learning_rate
+from ..pseudo_gradient import as_gradient, is_one_step
+from ..update import CapturedUpdate, UpdateKind
+from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
-from .label_counts import ClassCounts, estimate_counts
-from .label_separation import MOST_IMAGES, Separation, separable, separate
-from .learning_rate import estimate_learning_rate
-from .pseudo_gradient import as_gradient, is_one_step
+from .separation import MOST_IMAGES, Separation, separable, separate
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
 from .unmixing import unmix
-from .update import CapturedUpdate, UpdateKind
 
 METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .batch_norm import client_mode
-from .update import CapturedUpdate
+from ..batch_norm import client_mode
+from ..update import CapturedUpdate
 
 PROBE_COUNT = 16
 # Column sums of a clean float32 gradient stay below this share of its entries (measured: 3e-8 to 6e-7) ...
