@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# 400 MB in float64, and a Cholesky factor of 130 MB.
+# Entries (400 MB in float64, of which a few copies live at a time), and unknowns of each channel.
 _LARGEST_MATRIX = 50_000_000
 _MOST_PLACES = 4096
+# Operations of all solutions of one layer together: a minute on one core.
+_MOST_OPERATIONS = 4e11
 # How much longer than the list of unknowns the list of equations must be.
 _OVERDETERMINED = 1.02
 # Units are switched while the misfit falls, so many at a time and so often.
@@ -30,9 +32,10 @@ class Direct:
     """What is left of the weight gradient, relative."""
     amplification: float
     """Root mean square error of an activation for one of 1 in what is left of the weight gradient."""
-    whitened: Tensor
-    """``(B H W, O K)``, the equations times the inverse Cholesky factor: ``whitened.T @ whitened`` projects onto
-    what the unknowns can take up."""
+    matrix: Tensor
+    """The equations, ``(B H W, O K)``."""
+    factor: Tensor
+    """Lower Cholesky factor of ``matrix @ matrix.T``."""
 
 
 def solve_directly(
@@ -72,15 +75,16 @@ def solve_directly(
     if layer.groups != 1 or not fits or equations < _OVERDETERMINED * places:
         return None
     best = _solve(layer, input_shape, weight_gradient, cotangent)
-    for _ in range(_MOST_SWITCHES):
+    affordable = int(_MOST_OPERATIONS / (2 * places**2 * equations))
+    for _ in range(min(_MOST_SWITCHES, affordable)):
         if best is None or not best.misfit > settled:
             break
         units, added, gain = _switches(layer, weight_gradient, best, unmasked, doubtful)
         order = gain.topk(min(_AT_ONCE, len(gain))).indices
         worth = order[gain[order] > max(_LEAST_GAIN, 0.3 * float(gain.max()))]
         following = None
-        for some in (worth, worth[:1]):
-            if len(some) and following is None:
+        for some in (worth, worth[:1])[: len(worth)]:
+            if following is None:
                 trial = best.cotangent.flatten().index_add(0, units[some], added[some]).reshape(cotangent.shape)
                 following = _solve(layer, input_shape, weight_gradient, trial)
                 if following is None or not following.misfit < (1 - _LEAST_GAIN / 2) * best.misfit:
@@ -106,8 +110,7 @@ def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tens
     # of the noise that the unknowns did not take up.
     variance = float(torch.cholesky_inverse(factor).diagonal().mean()) * equations / (equations - places)
     activations = found.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
-    whitened = torch.linalg.solve_triangular(factor, matrix, upper=False)
-    return Direct(activations, cotangent, misfit, math.sqrt(variance), whitened)
+    return Direct(activations, cotangent, misfit, math.sqrt(variance), matrix, factor)
 
 
 def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Tensor:
@@ -142,7 +145,9 @@ def _switches(
     switch = torch.where(found.cotangent != 0, -unmasked, unmasked)
     promise = torch.where(doubtful, 2 * switch * correlation, 0.0).flatten()
     size = F.conv2d(found.activations.square(), torch.ones_like(left[:1]), None, *geometry)
-    kept = 1 - len(found.whitened) / found.whitened.shape[1]
+    # Its transpose times itself projects onto what the unknowns can take up.
+    whitened = torch.linalg.solve_triangular(found.factor, found.matrix, upper=False)
+    kept = 1 - len(whitened) / whitened.shape[1]
     usual = torch.where(doubtful, promise.reshape(switch.shape) - switch.square() * size * kept, 0.0).flatten()
     # The best if each patch were as visible as the mean one, and those that may be the best if theirs is less so.
     some = min(_CANDIDATES, len(promise))
@@ -153,7 +158,7 @@ def _switches(
     places = patches.shape[2]
     image, channel, place = units // (outputs * places), units // places % outputs, units % places
     patch = patches[image, :, place].reshape(len(units), -1, kernel)
-    whitened = found.whitened.reshape(-1, outputs, kernel)
+    whitened = whitened.reshape(-1, outputs, kernel)
     seen = torch.stack(
         [one.square().sum() - (one @ whitened[:, o].T).square().sum() for one, o in zip(patch, channel, strict=True)]
     )

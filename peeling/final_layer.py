@@ -40,7 +40,7 @@ def peel_final_layer(
     given = weight, bias, weight_gradient, bias_gradient, labels
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(weight, bias, weight_gradient, labels, scaled) if behind_relu else None
+        return peel_unmixed_head(*given, scaled) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
         return _unscaled(peel_head(*given), labels)

@@ -38,6 +38,7 @@ def peel_unmixed_head(
     weight: Float[Tensor, "class feature"],
     bias: Float[Tensor, " class"] | None,
     weight_gradient: Float[Tensor, "class feature"],
+    bias_gradient: Float[Tensor, " class"] | None,
     labels: Int[Tensor, " batch"],
     scaled: bool = True,
 ) -> ScaledHead | None:
@@ -52,6 +53,7 @@ def peel_unmixed_head(
         weight: The layer's weight; at least three classes.
         bias: Its bias, or None.
         weight_gradient: Captured gradient of the mean cross-entropy by the weight.
+        bias_gradient: The same by the bias, or None. It is not fitted, but must be the sum of all rows.
         labels: The batch's labels, in any order. None is returned where they are others than those found.
         scaled: Allow for clipping.
     """
@@ -77,11 +79,15 @@ def peel_unmixed_head(
     features, noise = fit.length[:, None] * found.features, fit.length * found.noise
     spread = found.noise * weight.shape[1] ** 0.5  # relative: the features' length is 1
     error = worst(*(fit.error.hypot(2 * spread).hypot(found.error)).tolist())
+    rows = found.rows / fit.length[:, None]
+    if bias_gradient is not None:
+        sent = bias_gradient.double().cpu()
+        error = worst(error, float((rows.sum(dim=0) - sent).norm() / sent.norm().clamp_min(1e-300)))
     head = Head(
         features[order],
-        (found.rows / fit.length[:, None] @ exact)[order],
+        (rows @ exact)[order],
         error,
-        max(-float(features.min()), _LARGEST * float(noise.max())) if error <= SHOWN_UP_TO else None,
+        2 * max(-float(features.min()), _LARGEST * float(noise.max())) if error <= SHOWN_UP_TO else None,
     )
     return ScaledHead(head, scales[order])
 

@@ -189,7 +189,10 @@ def _minimum_confidence(
 
 
 def _by_unmixing(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels | None:
-    found = unmix(layer.weight_gradient, update.image_count) if layer.non_negative else None
+    if not layer.non_negative:
+        return None
+    sent = update.gradients[f"{layer.name}.weight" if layer.name else "weight"]
+    found = unmix(sent, update.image_count)
     if found is None:
         return None
     labels, order = found.labels.sort(stable=True)

@@ -38,8 +38,12 @@ _WIDTHS = np.geomspace(5e-2, 1e-3, 20)
 _LEAST_SHUT, _DEVIATIONS = 0.1, 4.0
 # Two solutions are one where their cosine differs from 1 by less.
 _SAME = 1e-6
-# The least share of a row's negative part that lies at its label.
-_LEAST_LABEL = 0.9
+# The least share of a row's negative part that lies at its label, and how far above its noise that entry must be: of
+# 573 updates of small and of very sure networks the labels of 20 were wrong, all below 0.04 deviations; of the 553 that
+# were right 543 were above 12.
+_LEAST_LABEL, _LEAST_SIGNAL = 0.9, 3.0
+# Images whose features' matrix is worse conditioned are one image twice.
+_LARGEST_CONDITION = 1e6
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> 
         return None
     # Each entry was rounded relative to its size: rows of one length have one noise, and weak ones are not drowned.
     length = gradient.norm(dim=1)
-    weights = torch.where(length > 0, 1 / length.clamp_min(1e-300), 0.0)
+    # Rows of numbers too small to be stored with all their digits say nothing.
+    stored = torch.finfo(weight_gradient.dtype)
+    weights = torch.where(length > stored.tiny / stored.eps, 1 / length.clamp_min(1e-300), 0.0)
     left, sizes, right = torch.linalg.svd(gradient[:, live] * weights[:, None], full_matrices=False)
-    floor = max(float(sizes[image_count]), float(torch.finfo(weight_gradient.dtype).eps / 4 * sizes[0]))
+    floor = max(float(sizes[image_count]), float(stored.eps / 4 * sizes[0]))
     noise = floor / max(float(sizes[image_count - 1]), 1e-300)
     if not noise < _LARGEST_NOISE:
         return None
@@ -96,11 +102,16 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> 
         found, error = _polish(basis, features[image], noise)
         mixing[image], features[image] = found, found @ basis
         shut.append(error)
-    rows = torch.linalg.solve(mixing.T, (left[:, :image_count] * sizes[:image_count]).T) * length
+    if not float(torch.linalg.cond(mixing)) < _LARGEST_CONDITION:
+        return None
+    inverse = torch.linalg.inv(mixing)
+    rows = (left[:, :image_count] * sizes[:image_count] @ inverse).T * length
     labels = rows.argmin(dim=1)
     negative = rows.clamp_max(0)
     purity = negative.gather(1, labels[:, None])[:, 0] / negative.sum(dim=1).clamp_max(-1e-300)
-    if float(purity.min()) < _LEAST_LABEL:
+    # An image that the model is sure of may lie below what rounding left of the others: then this is not its row.
+    signal = -rows.gather(1, labels[:, None])[:, 0] / (floor * inverse.norm(dim=0) * length[labels]).clamp_min(1e-300)
+    if not (float(purity.min()) >= _LEAST_LABEL and float(signal.min()) >= _LEAST_SIGNAL):
         return None
     whole = gradient.new_zeros(image_count, gradient.shape[1])
     whole[:, live] = features

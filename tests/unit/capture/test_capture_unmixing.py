@@ -120,3 +120,26 @@ def test_asked_for_in_vain_it_says_what_it_needs(photos: Tensor, model: nn.Modul
     update = _capture(model, photos, list(range(10)))
     with pytest.raises(LabelError, match="fewer images than the 10 classes"):
         recover_labels(update, model, "unmixing")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_image_below_the_rounding_of_the_others_is_not_invented(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(4, 400, generator=random).clamp_min(0).double()
+    outputs = (3 * features @ torch.randn(10, 400, generator=random).double().T).softmax(dim=1)
+    labels = (outputs.argmax(dim=1) + torch.tensor([1, 1, 1, 0])) % 10  # the last one the model is sure of
+    rows = (outputs - F.one_hot(labels, 10)) / 4
+    found = unmix(rows.T.float() @ features.float(), 4)
+    assert found is None or sorted(found.labels.tolist()) == sorted(labels.tolist())
+
+
+@pytest.mark.parametrize("seed", [24, 27])
+def test_two_solutions_that_become_one_are_not_two_images(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    shut = torch.rand(5, 600, generator=random) < 0.97
+    features = torch.randn(5, 600, generator=random).abs().masked_fill(shut, 0)
+    rows = torch.randn(5, 10, generator=random).softmax(dim=1) - F.one_hot(torch.arange(5), 10)
+    gradient = rows.T @ features
+    noisy = gradient + 0.01 * gradient.square().mean().sqrt() * torch.randn(gradient.shape, generator=random)
+    found = unmix(noisy, 5)
+    assert found is None or bool(torch.isfinite(found.rows).all())

@@ -24,10 +24,10 @@ def _network(factor: float = 1.0) -> nn.Sequential:
     return model
 
 
-def _final(case: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _final(case: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *_, weight, bias = case.model.parameters()
-    *_, weight_gradient, _ = case.update.gradients.values()
-    return weight, bias, weight_gradient
+    *_, weight_gradient, bias_gradient = case.update.gradients.values()
+    return weight, bias, weight_gradient, bias_gradient
 
 
 def _apart(found: Tensor, truth: Tensor, labels: Tensor) -> float:
@@ -57,14 +57,14 @@ def test_a_clipped_update_shows_its_factor(capture: Callable[..., Any], labels: 
     case = capture(_network(5.0), labels, side=16)
     norm = float(torch.cat([g.flatten() for g in case.update.gradients.values()]).norm())
     clipped = replace(case.update, gradients=apply_defence(case.update.gradients, "clip", norm / 3))
-    weight, bias, _ = _final(case)
-    *_, gradient, _ = clipped.gradients.values()
-    found = peel_unmixed_head(weight, bias, gradient, case.labels)
+    weight, bias, *_ = _final(case)
+    sent = list(clipped.gradients.values())
+    found = peel_unmixed_head(weight, bias, *sent[-2:], case.labels)
     assert found is not None
     assert torch.allclose(found.scales, torch.full((len(labels),), 1 / 3, dtype=torch.float64), rtol=0.01)
     truth = case.model[:-1](case.images).detach().double()
     assert _apart(found.head.features, truth, case.labels) < 0.01
-    assert peel_unmixed_head(weight, bias, gradient, case.labels, scaled=False) is None
+    assert peel_unmixed_head(weight, bias, *sent[-2:], case.labels, scaled=False) is None
 
 
 def test_labels_that_are_not_the_batch_s_are_refused(capture: Callable[..., Any]) -> None:
@@ -92,3 +92,26 @@ def test_gradients_without_a_relu_in_between_are_named_continuous(capture: Calla
     assert {name.split(".")[0] for name in anchor.continuous} == {
         str(k) for k in range(first, index) if list(case.model[k].parameters())
     }
+
+
+def test_another_loss_than_it_says_is_noticed(capture: Callable[..., Any]) -> None:
+    case = capture(_network(), [3, 1, 4, 1], side=16)
+    weight, bias, *_ = _final(case)
+    loss = nn.functional.cross_entropy(case.model(case.images), case.labels, label_smoothing=0.1)
+    found = peel_unmixed_head(weight, bias, *torch.autograd.grad(loss, [weight, bias]), case.labels)
+    truth = case.model[:-1](case.images).detach().double()
+    assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8])
+def test_clipping_under_noise_is_not_taken_for_short_features(capture: Callable[..., Any], factor: float) -> None:
+    case = capture(_network(20.0), [3, 1, 4, 0], side=16)
+    weight, bias, gradient, bias_gradient = _final(case)
+    random = torch.Generator().manual_seed(0)
+    noisy = [
+        factor * g + 1e-3 * factor * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
+        for g in (gradient, bias_gradient)
+    ]
+    found = peel_unmixed_head(weight, bias, *noisy, case.labels)
+    truth = case.model[:-1](case.images).detach().double()
+    assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error
