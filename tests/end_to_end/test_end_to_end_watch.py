@@ -147,6 +147,8 @@ class Viewer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # A suite that was started in the background ignores the interrupt, and its children would inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
