@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 # Entries (400 MB in float64, of which a few copies live at a time), and unknowns of each channel.
 _LARGEST_MATRIX = 50_000_000
 _MOST_PLACES = 4096
 # Operations of all solutions of one layer together: a minute on one core.
 _MOST_OPERATIONS = 4e11
-# How much longer than the list of unknowns the list of equations must be.
-_OVERDETERMINED = 1.02
+OVERDETERMINED = 1.02
+"""How much longer than the list of unknowns the list of equations must be before a solution is tried."""
 # Units are switched while the misfit falls, so many at a time and so often.
 _AT_ONCE, _MOST_SWITCHES, _CANDIDATES = 8, 40, 256
 # By which share of the squared misfit a switch must lower it; the best of thousands does so by 0.001 by chance.
@@ -72,7 +73,7 @@ def solve_directly(
     batch, _, height, width = input_shape
     places, equations = batch * height * width, weight_gradient[:, 0].numel()
     fits = places <= _MOST_PLACES and places * equations <= _LARGEST_MATRIX
-    if layer.groups != 1 or not fits or equations < _OVERDETERMINED * places:
+    if layer.groups != 1 or not fits or equations < OVERDETERMINED * places:
         return None
     best = _solve(layer, input_shape, weight_gradient, cotangent)
     affordable = int(_MOST_OPERATIONS / (2 * places**2 * equations))
@@ -136,11 +137,8 @@ def _switches(
     padding = layer.padding
     assert not isinstance(padding, str)
     geometry = (layer.stride, padding, layer.dilation)
-    weight = torch.zeros_like(weight_gradient, requires_grad=True)
-    with torch.enable_grad():
-        output = F.conv2d(found.activations, weight, None, *geometry)
-        explained = torch.autograd.grad(output, weight, found.cotangent)[0]
-    left = weight_gradient - explained
+    shape = list(weight_gradient.shape)
+    left = weight_gradient - conv2d_weight(found.activations, shape, found.cotangent, *geometry)  # type: ignore[no-untyped-call]
     correlation = F.conv2d(found.activations, left, None, *geometry)
     switch = torch.where(found.cotangent != 0, -unmasked, unmasked)
     promise = torch.where(doubtful, 2 * switch * correlation, 0.0).flatten()

@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .direct import solve_directly
+from .direct import OVERDETERMINED, solve_directly
 
 _CONJUGATE_GRADIENT_STEPS = 600
 # Far below what a float32 gradient is rounded to, through the worst conditioned layer seen (1e4).
 _RELATIVE_RESIDUAL = 1e-10
 _LARGEST_UNKNOWN = 8_000_000
-# How much longer than the list of unknowns the list of equations must be before a solve is tried.
-_OVERDETERMINED = 1.02
 # Up to this estimated error units that are shut show how large errors are; those of a defence spare some units.
 SHOWN_UP_TO = 1e-3
 # Above this estimated error of the direct solution the known outputs are asked too.
@@ -127,7 +125,7 @@ def peel_convolution(
     unknowns = math.prod(input_shape)
     equations = weight_gradient.numel() + int(known.sum())
     usable = layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and unknowns <= _LARGEST_UNKNOWN
-    if not usable or equations < _OVERDETERMINED * unknowns:
+    if not usable or equations < OVERDETERMINED * unknowns:
         return _UNSOLVED
     gradient, outputs = weight_gradient.to(cotangent), outputs * known
     weight = layer.weight.detach().to(gradient)
