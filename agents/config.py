@@ -134,6 +134,8 @@ class AgentsConfig:
     """File of the generator's weights (.safetensors, .pt); none: the callable sees to them itself."""
     optimiser: OptimiserName = OptimiserName.ADAM
     """adam, or lbfgs (then sign, box and noise must be off)."""
+    finish: float = 0.7
+    """Share of the steps, at the end, that are Gauss-Newton steps where peeled layers determine the images; 0: none."""
     learning_rate: float = 0.1
     """Adam's step size after warm-up, in normalised pixels (or latents); with lbfgs the share of each full step."""
     warmup: int = 50
@@ -158,6 +160,8 @@ class AgentsConfig:
         for name in ("gpus", "cpus", "threads", "warmup", "noise", "restarts", "patience"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
+        if not 0 <= self.finish < 1:
+            raise ValueError(f"agents.finish={self.finish}: give a share of the steps, at least 0 and below 1.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"agents.learning_rate={self.learning_rate}: give a number above 0.")
         self._check_optimiser()

@@ -13,12 +13,13 @@ from torch import Tensor
 from .adam import Adam
 from .candidate import Candidate
 from .config import AgentsConfig, OptimiserName
+from .gauss_newton import GaussNewton
 from .lbfgs import Lbfgs
 from .objective import Objective
 from .optimiser import Optimiser, require_shape
 from .outcome import Outcome
 from .parametrisation import parametrisation_of
-from .schedule import learning_rate
+from .schedule import descent_steps, learning_rate
 
 # About so many points of each loss curve are kept over a run.
 _TRACE_POINTS = 200
@@ -31,6 +32,10 @@ _STATE = {"generator", "counters", "losses"}
 def never() -> bool:
     """No interruption."""
     return False
+
+
+def _anywhere(variables: Tensor) -> None:
+    """Allow all variables."""
 
 
 class Inverter:
@@ -70,6 +75,9 @@ class Inverter:
         }
         self._optimiser = kinds[config.optimiser](self._variables.detach())
         self._peak = config.learning_rate * 0.5**incarnation
+        finishes = objective.determined and config.optimiser is OptimiserName.ADAM
+        self._descent = descent_steps(config.iterations, config.finish) if finishes else config.iterations
+        self._finish: GaussNewton | None = None
         # What peeling leaves is smooth enough for steps of Adam's own size; plain gradient matching jumps.
         plain = config.optimiser is OptimiserName.LBFGS or objective.peeled
         self._sign = not plain if config.sign is None else config.sign
@@ -109,8 +117,9 @@ class Inverter:
         outcome = Outcome.RUNNING
         began = time.perf_counter()
         while self.step < until_step and not interrupted():
-            losses = self._step(target)
-            if self.step % every == 0 or self.step == until_step:
+            due = (self.step + 1) % every == 0 or self.step + 1 == until_step
+            losses = self._step(target) if self.step < self._descent else self._finish_step(target, due)
+            if due:
                 row = {name: float(value) for name, value in losses.items()}
                 outcome = self._judge(row)
                 if outcome is not Outcome.RUNNING:
@@ -133,7 +142,7 @@ class Inverter:
     def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
         config = self._config
         images, labels = self._parametrisation.images(self._variables), self._parametrisation.labels(self._variables)
-        terms = self._objective.terms(images, consensus, labels, self.step / config.iterations)
+        terms = self._objective.terms(images, consensus, labels, self.step / self._descent)
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.
@@ -148,6 +157,25 @@ class Inverter:
         self.step += 1
         return {name: value.detach() for name, value in terms.items()}
 
+    def _finish_step(self, consensus: Tensor | None, due: bool) -> dict[str, Tensor]:
+        """A step that follows the equations alone: no prior, no consensus. The terms only where they are asked for."""
+        finish = self._finishing()
+        finish.step(self._variables, last=self.step + 1 == self._config.iterations)
+        self.step += 1
+        if not due:
+            return {}
+        terms = self._objective.terms(self._parametrisation.images(self._variables), consensus, None, 1.0)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _finishing(self) -> GaussNewton:
+        if self._finish is None:
+            confine = self._parametrisation.confine if self._config.box else _anywhere
+            self._finish = GaussNewton(self._residual, confine, self._variables.detach())
+        return self._finish
+
+    def _residual(self, variables: Tensor) -> Tensor:
+        return self._objective.residual(self._parametrisation.images(variables))
+
     def _derivative(self, total: Tensor) -> Tensor:
         if not total.requires_grad:  # no term at all: the control of a generator, whose random images stay
             return torch.zeros_like(self._variables)
@@ -157,7 +185,7 @@ class Inverter:
         config = self._config
         if config.optimiser is OptimiserName.LBFGS:
             return self._peak
-        return learning_rate(self.step, steps=config.iterations, warmup=config.warmup, peak=self._peak)
+        return learning_rate(self.step, steps=self._descent, warmup=config.warmup, peak=self._peak)
 
     def _judge(self, losses: dict[str, float]) -> Outcome:
         if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._variables).all()):
@@ -176,6 +204,7 @@ class Inverter:
         return {
             self._parametrisation.name: self._variables.detach().cpu().clone(),
             **self._optimiser.state(),
+            **(self._finish.state() if self._finish is not None else {}),
             "generator": self._generator.get_state(),
             "counters": torch.tensor([self.seed, self.incarnation, self.step, self._optimiser.steps]),
             "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
@@ -193,6 +222,10 @@ class Inverter:
             raise ValueError(f"this is no state of a seed: it has no {', '.join(sorted(missing))}.")
         require_shape(f"this state's {name}", state[name], self._variables.shape)
         self._optimiser.require_fit(state)
+        # A state of the descent, or of a seed that has just joined, holds nothing of the end.
+        finishing = GaussNewton.names <= state.keys()
+        if finishing:
+            self._finishing().require_fit(state)
         require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
         seed, incarnation, step, steps = (int(value) for value in state["counters"])
         if seed != self.seed:
@@ -205,3 +238,6 @@ class Inverter:
         with torch.no_grad():
             self._variables.copy_(state[name])
         self._optimiser.restore(state, steps)
+        self._finish = None
+        if finishing:
+            self._finishing().restore(state)

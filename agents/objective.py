@@ -115,7 +115,7 @@ class Objective:
         self._open = [parameters[name] for name in self._open_names]
         self._open_targets = [gradients[name].to(self.device) for name in self._open_names]
         self._open_weights = self._continuity(config.jump_weight)
-        self._fades = self._determined()
+        self._fades = self._enough_equations()
         self._statistics_targets = self._known_statistics(target.model)
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
@@ -144,6 +144,11 @@ class Objective:
     def peeled(self) -> bool:
         """Whether the gradient is matched from recovered activations on."""
         return self._anchor is not None
+
+    @property
+    def determined(self) -> bool:
+        """Whether the `residual` is one for each pixel, or more: at its root no prior is needed."""
+        return self._fades and self.generator is None
 
     @property
     def labels(self) -> Int[Tensor, " batch"]:
@@ -223,16 +228,30 @@ class Objective:
 
     def _at_anchor(self, images: Tensor, anchor: Anchor) -> dict[str, Tensor]:
         reached = self._forward_to(images, anchor.module)
-        if anchor.one_sided:
-            # Where the ReLU was shut only a positive input is wrong.
-            difference = torch.where(anchor.activations > 0, reached - anchor.activations, reached.clamp_min(0))
-        else:
-            difference = reached - anchor.activations
-        terms = {"activation": difference.norm() / anchor.activations.norm().clamp_min(1e-30)}
+        terms = {"activation": _off(reached, anchor).norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
             terms["gradient"] = self._distance(self._open_names, found, self._open_targets, self._open_weights)
         return terms
+
+    def residual(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, " equations"]:
+        """What a batch leaves of the peeled layers' activations and of the gradients that are continuous in the images,
+        each relative to what was captured; zero to rounding at the private images. Only where it is `determined`.
+        """
+        anchor = self._anchor
+        assert anchor is not None
+        smooth = [k for k, name in enumerate(self._open_names) if name in anchor.continuous]
+        names, targets = [self._open_names[k] for k in smooth], [self._open_targets[k] for k in smooth]
+        with torch.enable_grad(), client_mode(self._model, self.update.batch_norm):
+            reached = self._forward_to(images.to(self._dtype), anchor.module)
+            parts = [_off(reached, anchor).flatten() / anchor.activations.norm().clamp_min(1e-30)]
+            if smooth:
+                open_ = [self._open[k] for k in smooth]
+                found = _derivatives(reached, open_, grad_outputs=anchor.cotangent, create_graph=True)
+                ours, theirs = self._adaptation.matched(names, found, targets)
+                size = torch.cat([target.flatten() for target in theirs]).norm().clamp_min(1e-30)
+                parts += [(a - b).flatten() / size for a, b in zip(ours, theirs, strict=True)]
+        return torch.cat(parts)
 
     def _continuity(self, jump_weight: float) -> tuple[float, ...] | None:
         """One weight for each gradient behind the anchor: 1 where it is continuous in the images; None: all are alike.
@@ -298,7 +317,7 @@ class Objective:
                 match = match + faded * getattr(config, f"{name}_weight") * terms[name]
         return match
 
-    def _determined(self) -> bool:
+    def _enough_equations(self) -> bool:
         """Whether exact activations and continuous gradients are at least as many as pixels: no prior is needed then,
         but on the way there.
         """
@@ -346,6 +365,13 @@ class Objective:
         if not self._scale_known:
             found = fit_scale(found, self._all_targets)
         return float(relative_l2(*self._adaptation.matched(self._names, found, self._all_targets)))
+
+
+def _off(reached: Tensor, anchor: Anchor) -> Tensor:
+    """How far the anchor's input is from what it was; where a ReLU was shut only a positive input is wrong."""
+    if not anchor.one_sided:
+        return reached - anchor.activations
+    return torch.where(anchor.activations > 0, reached - anchor.activations, reached.clamp_min(0))
 
 
 def _derivatives(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+# Steps of Adam before which few units of a network's ReLUs are on the right side, whatever the length of the run.
+_LEAST_DESCENT = 250
+
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     """Linear warm-up to ``peak``, then a half cosine down to zero at ``steps`` (Yin et al. 2021, section 4.1).
@@ -19,3 +22,13 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
         return peak * (step + 1) / (warmup + 1)
     share = (step - warmup) / max(1, steps - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def descent_steps(iterations: int, finish: float) -> int:
+    """How many of the steps of a run are made before it is finished by Gauss-Newton steps.
+
+    Args:
+        iterations: All steps of the run.
+        finish: The share that is asked for the end, in [0, 1); a short run has less or nothing of it.
+    """
+    return min(iterations, max(_LEAST_DESCENT, round((1 - finish) * iterations))) if finish > 0 else iterations

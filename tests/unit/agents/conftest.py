@@ -53,7 +53,7 @@ class FormulaObjective:
         self.calls = 0
         self.generator = None
         self.joint_labels = False
-        self.peeled = False
+        self.peeled = self.determined = False
         self._formula = formula
 
     def terms(self, images: Tensor, *rest: object) -> dict[str, Tensor]:

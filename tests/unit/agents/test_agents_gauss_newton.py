@@ -1,0 +1,252 @@
+"""Gauss-Newton steps: they solve what is linear, stop for units that change, go on after a pause, and end a descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from gradinversion.agents import Agent, AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
+from gradinversion.agents.gauss_newton import GaussNewton
+from gradinversion.agents.schedule import descent_steps
+from gradinversion.capture import capture_gradient, load_images
+from gradinversion.capture.models import convnet
+from gradinversion.peeling import peel
+from torch import Tensor
+
+_SIZE = 30
+
+
+def _anywhere(variables: Tensor) -> None:
+    """No bounds."""
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _start() -> Tensor:
+    return _random(_SIZE, seed=1) + 0.5 * _random(_SIZE, seed=5)
+
+
+def _linear(rows: int = 50) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A residual and its root."""
+    matrix, root = _random(rows, _SIZE), _random(_SIZE, seed=1)
+    return (lambda x: matrix @ (x - root)), root
+
+
+def _kinked(x: Tensor) -> Tensor:
+    """Two layers with a ReLU, as far from their values at the root."""
+    first, second = _random(90, _SIZE, seed=2), _random(60, 90, seed=3)
+    root = _random(_SIZE, seed=1)
+    there, here = (second @ (first @ z).clamp_min(0) for z in (root, x))
+    return (here - there) / there.norm()
+
+
+def _run(
+    residual: Callable[[Tensor], Tensor], steps: int, confine: Callable[[Tensor], None] = _anywhere
+) -> tuple[Tensor, GaussNewton]:
+    variables = _start()
+    confine(variables)
+    finish = GaussNewton(residual, confine, variables)
+    for step in range(steps):
+        finish.step(variables, last=step == steps - 1)
+    return variables, finish
+
+
+def test_a_linear_residual_is_solved_to_rounding() -> None:
+    residual, root = _linear()
+    found, finish = _run(residual, 60)
+    assert torch.allclose(found, root, atol=1e-6)
+    assert finish.converged
+
+
+def test_without_a_root_it_ends_at_the_least_squares() -> None:
+    matrix, given = _random(50, _SIZE), _random(50, seed=4)
+    found, _ = _run(lambda x: matrix @ x - given, 80)
+    assert torch.allclose(found, torch.linalg.lstsq(matrix, given[:, None]).solution[:, 0], atol=1e-5)
+
+
+def test_units_that_open_and_shut_are_found() -> None:
+    found, finish = _run(_kinked, 400)
+    assert finish.converged
+    assert torch.allclose(found, _random(_SIZE, seed=1), atol=1e-4)
+
+
+def test_no_move_makes_it_worse() -> None:
+    variables = _start()
+    finish = GaussNewton(_kinked, _anywhere, variables)
+    seen = []
+    for _ in range(200):
+        finish.step(variables, last=False)
+        seen.append(float(_kinked(variables).norm()))
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < 0.01 * seen[0]
+
+
+def test_the_last_step_makes_the_move() -> None:
+    residual, _ = _linear()
+    variables = _start()
+    finish = GaussNewton(residual, _anywhere, variables)
+    finish.step(variables, last=False)
+    assert torch.equal(variables, _start())
+    finish.step(variables, last=True)
+    assert float(residual(variables).norm()) < float(residual(_start()).norm())
+
+
+def test_bounds_are_kept() -> None:
+    residual, root = _linear()
+    half = float(root.abs().median())
+    found, _ = _run(residual, 60, confine=lambda variables: variables.clamp_(-half, half))
+    assert float(found.abs().max()) <= half
+    assert float(residual(found).norm()) < float(residual(_start().clamp(-half, half)).norm())
+
+
+@pytest.mark.parametrize("pause", [1, 5, 12, 13, 40])
+def test_a_pause_changes_no_bit(pause: int) -> None:
+    variables = _start()
+    finish = GaussNewton(_kinked, _anywhere, variables)
+    for _ in range(pause):
+        finish.step(variables, last=False)
+    state, copied = finish.state(), variables.clone()
+    other = GaussNewton(_kinked, _anywhere, copied)
+    other.require_fit(state)
+    other.restore(state)
+    for step in range(30):
+        finish.step(variables, last=step == 29)
+        other.step(copied, last=step == 29)
+    assert torch.equal(variables, copied)
+    assert all(torch.equal(finish.state()[name], other.state()[name]) for name in GaussNewton.names)
+
+
+@pytest.mark.parametrize("name", sorted(GaussNewton.names))
+def test_a_state_of_other_variables_is_refused(name: str) -> None:
+    _, finish = _run(_kinked, 3)
+    with pytest.raises(ValueError, match=name):
+        finish.require_fit(finish.state() | {name: torch.zeros(7)})
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_it_gives_up_on_a_residual_that_is_no_number(broken: float) -> None:
+    variables = torch.ones(_SIZE, dtype=torch.float64)
+    finish = GaussNewton(lambda x: x * broken, _anywhere, variables)
+    for _ in range(20):
+        finish.step(variables, last=False)
+    assert finish.converged
+    assert torch.equal(variables, torch.ones(_SIZE, dtype=torch.float64))
+
+
+def test_it_stops_where_nothing_helps() -> None:
+    calls = []
+
+    def constant(x: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.cat([torch.ones(3, dtype=torch.float64), 0 * x])
+
+    variables = torch.ones(_SIZE, dtype=torch.float64)
+    finish = GaussNewton(constant, _anywhere, variables)
+    for _ in range(100):
+        finish.step(variables, last=False)
+    assert finish.converged
+    assert torch.equal(variables, torch.ones(_SIZE, dtype=torch.float64))
+    assert len(calls) < 60
+
+
+@pytest.mark.parametrize(
+    ("iterations", "finish", "steps"),
+    [(1000, 0.7, 300), (1000, 0.0, 1000), (4000, 0.7, 1200), (400, 0.7, 250), (200, 0.7, 200), (1, 0.9, 1)],
+)
+def test_short_runs_descend_for_longer(iterations: int, finish: float, steps: int) -> None:
+    assert descent_steps(iterations, finish) == steps
+
+
+@pytest.mark.parametrize("finish", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(finish: float) -> None:
+    with pytest.raises(ValueError, match=r"agents\.finish=.*give a share"):
+        AgentsConfig(finish=finish)
+
+
+@pytest.fixture(scope="module")
+def anchored() -> tuple[Target, Tensor]:
+    """Four images on ConvNet-32, peeled to the second ReLU, and the images, normalised."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = convnet().eval()
+    images, labels = load_images("photos", 4, 32)[0], torch.arange(4)
+    update = capture_gradient(model, images, labels)
+    anchor = peel(update, model, labels).anchor
+    assert anchor is not None
+    return Target(update, model, labels, anchor), update.normalisation.apply(images)
+
+
+def test_the_residual_is_zero_at_the_private_images(anchored: tuple[Target, Tensor]) -> None:
+    target, truth = anchored
+    objective = Objective(target, ObjectiveConfig())
+    assert objective.determined
+    assert float(objective.residual(truth).norm().detach()) < 1e-5
+    away = objective.residual(truth + 0.1)
+    assert target.anchor is not None
+    smooth = sum(g.numel() for n, g in target.update.gradients.items() if n in target.anchor.continuous)
+    assert len(away) == target.anchor.activations.numel() + smooth >= truth.numel()
+    assert float(away.norm().detach()) > 0.01
+
+
+def _error(target: Target, truth: Tensor, config: AgentsConfig) -> float:
+    found = Inverter(Objective(target, ObjectiveConfig()), config, seed=0).run(config.iterations, None)
+    assert found.step == config.iterations
+    return float((found.images - truth).square().mean().sqrt())
+
+
+def test_the_finish_finds_the_images_to_rounding(anchored: tuple[Target, Tensor]) -> None:
+    config = AgentsConfig(iterations=500)
+    finished, descended = (_error(*anchored, replace(config, finish=share)) for share in (0.7, 0.0))
+    assert finished < 0.2 * descended
+    assert finished < 1e-3
+
+
+@pytest.mark.parametrize("doubt", ["no anchor", "error", "equations"])
+def test_where_something_is_left_open_there_is_none(anchored: tuple[Target, Tensor], doubt: str) -> None:
+    target, _ = anchored
+    assert target.anchor is not None
+    anchors = {
+        "no anchor": None,
+        "error": replace(target.anchor, error=0.02),
+        "equations": replace(target.anchor, continuous=()),
+    }
+    target = replace(target, anchor=anchors[doubt])
+    found = []
+    for share in (0.7, 0.0):
+        inverter = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=260, finish=share), seed=0)
+        found.append(inverter.run(12, None).images)
+        assert "finish_move" not in inverter.state()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("pause", [200, 250, 252, 260])
+def test_a_seed_goes_on_from_its_checkpoint(anchored: tuple[Target, Tensor], pause: int) -> None:
+    target, truth = anchored
+    config, objective = AgentsConfig(iterations=270), ObjectiveConfig()
+    straight, paused, fresh = (Agent(target, objective, config, seed=3) for _ in range(3))
+    for agent in (straight, paused):
+        agent.run(pause, truth)
+    fresh.restore(paused.state())
+    assert torch.equal(straight.run(270, truth).images, fresh.run(270, truth).images)
+    assert straight.state().keys() == fresh.state().keys()
+
+
+def test_a_seed_that_joins_at_the_end_begins_there(anchored: tuple[Target, Tensor]) -> None:
+    target, truth = anchored
+    agent = Agent(target, ObjectiveConfig(), AgentsConfig(iterations=1000), seed=1)
+    agent.join(900, truth)
+    before = float((agent.candidate().images - truth).norm())
+    found = agent.run(1000, truth)
+    assert found.step == 1000
+    assert float((found.images - truth).norm()) < 0.5 * before
+
+
+def test_losses_are_told_as_before(anchored: tuple[Target, Tensor]) -> None:
+    target, truth = anchored
+    found = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=270), seed=0).run(270, truth)
+    assert {row["step"] for row in found.trace} == {float(step) for step in range(1, 271)}
+    assert found.losses.keys() == {"gradient", "activation", "total_variation", "group", "total"}
