@@ -58,26 +58,31 @@ def client_mode(model: nn.Module, mode: BatchNormMode | str) -> Iterator[nn.Modu
         mode: ``eval``, ``train_shared`` or ``train_private``.
     """
     mode = BatchNormMode(mode)
+    batch = mode is not BatchNormMode.EVAL
     training = [(module, module.training) for module in model.modules()]
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module, _ in training if isinstance(module, _BatchNorm)] if batch else []
     tracking = [(module, module.track_running_stats) for module in norms]
     try:
         # Attributes instead of model.eval(): some models override train() to keep layers frozen.
         for module, _ in training:
-            module.training = False
-        if mode is not BatchNormMode.EVAL:
-            for norm in norms:
-                norm.training = True
-                # Without tracking the buffers are not even passed to the kernel. (Momentum 0 would still turn them
-                # into NaN through 0 * NaN when a candidate diverges.)
-                norm.track_running_stats = False
+            _set_training(module, batch and isinstance(module, _BatchNorm))
+        for norm in norms:
+            # Without tracking the buffers are not even passed to the kernel. (Momentum 0 would still turn them into
+            # NaN through 0 * NaN when a candidate diverges.)
+            norm.track_running_stats = False
         with sdpa_kernel(SDPBackend.MATH):
             yield model
     finally:
         for module, flag in training:
-            module.training = flag
+            _set_training(module, flag)
         for norm, flag in tracking:
             norm.track_running_stats = flag
+
+
+def _set_training(module: nn.Module, flag: bool) -> None:
+    """Only where it differs: an attribute of a module is slow to set, and a step of an attack does this for each."""
+    if module.training != flag:
+        module.training = flag
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_no_move_makes_it_worse() -> None:
         finish.step(variables, last=False)
         seen.append(float(_kinked(variables).norm()))
     assert seen == sorted(seen, reverse=True)
-    assert seen[-1] < 0.01 * seen[0]
+    assert seen[-1] < 0.05 * seen[0]
 
 
 def test_the_last_step_makes_the_move() -> None:
