@@ -23,6 +23,9 @@ _SMALLEST = 1 / 32
 # Damping after a move that was no help, as a share of the curvature along the derivative; ten times more each time.
 _DAMPING = 1e-5
 _GIVE_UP = 7
+# Steps within which the sum of squares must fall to this share, or it has stalled; and the share of what it was at
+# first that must be left then for the equations to be at fault.
+_PATIENCE, _FALLS, _MUCH = 50, 0.8, 0.25
 # Root of the sum of squares of relative residuals that rounding to float32 leaves.
 _ROUNDING = 1e-6
 
@@ -56,7 +59,17 @@ class GaussNewton:
         self._left, self._search = self._move.clone(), self._move.clone()
         self._made, self._length, self._failures = 0, _FIRST, 0
         self._damping = self._curvature = self._square = self._promised = 0.0
-        self.converged = False
+        # Steps since the sum of squares was last seen to fall, to what, and what it was at first.
+        self._since, self._mark, self._first = 0, float("inf"), float("inf")
+        self.ended = False
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it goes nowhere and has met little: the equations contradict each other, since what they rest on has
+        errors, or most units are on the wrong side. A descent with priors does better then.
+        """
+        still = self.ended or self._since > _PATIENCE
+        return still and not self._square <= max(_MUCH * self._first, _ROUNDING**2)
 
     def step(self, variables: Tensor, last: bool) -> None:
         """Two iterations of conjugate gradients, and the move of ``variables`` where the linearisation has been used
@@ -66,7 +79,7 @@ class GaussNewton:
             variables: As given at the beginning.
             last: There will be no other step, so that the move is made now.
         """
-        if self.converged:
+        if self.ended:
             return
         if self._products is None:
             self._products = _Products(self._residual, variables)
@@ -75,11 +88,14 @@ class GaussNewton:
         for _ in range(_ITERATIONS):
             if self._made < self._length:
                 self._iterate(self._products)
+        self._since += 1
         if last or self._made >= self._length:
             self._close(variables)
 
     def _begin(self, products: _Products) -> None:
         self._square = self._promised = float(products.value.square().sum())
+        if self._first == float("inf"):
+            self._first = self._square
         self._left = -products.transposed(products.value)
         self._search, self._move = self._left.clone(), torch.zeros_like(self._left)
 
@@ -116,7 +132,7 @@ class GaussNewton:
         if found < self._square:
             with torch.no_grad():
                 variables.copy_(trial)
-            gain = (self._square - found) / promised
+            gain, self._square = (self._square - found) / promised, found
             self._damping, self._failures = self._damping / 10 if self._damping > _DAMPING else 0.0, 0
         else:
             gain = 0.0
@@ -125,7 +141,9 @@ class GaussNewton:
             self._length = min(2 * self._length, _MOST)
         elif gain < _DOUBTED:
             self._length = max(self._length // 2, _LEAST)
-        self.converged = min(found, self._square) <= _ROUNDING**2 or self._failures == _GIVE_UP
+        if self._square < _FALLS * self._mark:
+            self._mark, self._since = self._square, 0
+        self.ended = self._square <= _ROUNDING**2 or self._failures == _GIVE_UP
         self._made, self._products = 0, None
 
     def state(self) -> dict[str, Tensor]:
@@ -134,11 +152,14 @@ class GaussNewton:
             float(self._made),
             float(self._length),
             float(self._failures),
-            float(self.converged),
+            float(self.ended),
+            float(self._since),
             self._damping,
             self._curvature,
             self._square,
             self._promised,
+            self._mark,
+            self._first,
         ]
         return {
             "finish_move": self._move.cpu().clone(),
@@ -155,20 +176,16 @@ class GaussNewton:
         """
         for name in ("finish_move", "finish_left", "finish_search"):
             require_shape(f"this state's {name}", state[name], self._move.shape)
-        require_shape("this state's finish_counters", state["finish_counters"], (8,))
+        require_shape("this state's finish_counters", state["finish_counters"], (11,))
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` that fits, with the variables of that time."""
         names = ("finish_move", "finish_left", "finish_search")
         self._move, self._left, self._search = (state[name].to(self._move, copy=True) for name in names)
-        made, length, failures, converged, *rest = state["finish_counters"].tolist()
-        self._made, self._length, self._failures, self.converged = (
-            int(made),
-            int(length),
-            int(failures),
-            bool(converged),
-        )
-        self._damping, self._curvature, self._square, self._promised = rest
+        made, length, failures, ended, since, *rest = state["finish_counters"].tolist()
+        self._made, self._length, self._failures = int(made), int(length), int(failures)
+        self.ended, self._since = bool(ended), int(since)
+        self._damping, self._curvature, self._square, self._promised, self._mark, self._first = rest
         self._products = None
 
 

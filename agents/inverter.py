@@ -73,10 +73,13 @@ class Inverter:
             OptimiserName.ADAM: Adam,
             OptimiserName.LBFGS: Lbfgs,
         }
-        self._optimiser = kinds[config.optimiser](self._variables.detach())
+        self._new_optimiser = kinds[config.optimiser]
+        self._optimiser = self._new_optimiser(self._variables.detach())
         self._peak = config.learning_rate * 0.5**incarnation
         finishes = objective.determined and config.optimiser is OptimiserName.ADAM
-        self._descent = descent_steps(config.iterations, config.finish) if finishes else config.iterations
+        until = descent_steps(config.iterations, config.finish) if finishes else config.iterations
+        # The descent that is going on, or the last one: its first step and its end.
+        self._descent = self._first_descent = (0, until)
         self._finish: GaussNewton | None = None
         # What peeling leaves is smooth enough for steps of Adam's own size; plain gradient matching jumps.
         plain = config.optimiser is OptimiserName.LBFGS or objective.peeled
@@ -118,7 +121,7 @@ class Inverter:
         began = time.perf_counter()
         while self.step < until_step and not interrupted():
             due = (self.step + 1) % every == 0 or self.step + 1 == until_step
-            losses = self._step(target) if self.step < self._descent else self._finish_step(target, due)
+            losses = self._step(target) if self.step < self._descent[1] else self._finish_step(target, due)
             if due:
                 row = {name: float(value) for name, value in losses.items()}
                 outcome = self._judge(row)
@@ -142,7 +145,9 @@ class Inverter:
     def _step(self, consensus: Tensor | None) -> dict[str, Tensor]:
         config = self._config
         images, labels = self._parametrisation.images(self._variables), self._parametrisation.labels(self._variables)
-        terms = self._objective.terms(images, consensus, labels, self.step / self._descent)
+        begin, end = self._descent
+        progress = (self.step - begin) / (end - begin)
+        terms = self._objective.terms(images, consensus, labels, progress)
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.
@@ -162,10 +167,17 @@ class Inverter:
         finish = self._finishing()
         finish.step(self._variables, last=self.step + 1 == self._config.iterations)
         self.step += 1
+        if finish.stalled and self.step < self._config.iterations:
+            self._descend_again(self.step)
         if not due:
             return {}
         terms = self._objective.terms(self._parametrisation.images(self._variables), consensus, None, 1.0)
         return {name: value.detach() for name, value in terms.items()}
+
+    def _descend_again(self, begin: int) -> None:
+        """Spend the steps that are left on a descent with priors, from where the variables are."""
+        self._descent = begin, self._config.iterations
+        self._finish, self._optimiser = None, self._new_optimiser(self._variables.detach())
 
     def _finishing(self) -> GaussNewton:
         if self._finish is None:
@@ -185,7 +197,8 @@ class Inverter:
         config = self._config
         if config.optimiser is OptimiserName.LBFGS:
             return self._peak
-        return learning_rate(self.step, steps=self._descent, warmup=config.warmup, peak=self._peak)
+        begin, end = self._descent
+        return learning_rate(self.step - begin, steps=end - begin, warmup=config.warmup, peak=self._peak)
 
     def _judge(self, losses: dict[str, float]) -> Outcome:
         if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._variables).all()):
@@ -205,6 +218,7 @@ class Inverter:
             self._parametrisation.name: self._variables.detach().cpu().clone(),
             **self._optimiser.state(),
             **(self._finish.state() if self._finish is not None else {}),
+            **({"again": torch.tensor([self._descent[0]])} if self._descent != self._first_descent else {}),
             "generator": self._generator.get_state(),
             "counters": torch.tensor([self.seed, self.incarnation, self.step, self._optimiser.steps]),
             "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
@@ -226,6 +240,7 @@ class Inverter:
         finishing = GaussNewton.names <= state.keys()
         if finishing:
             self._finishing().require_fit(state)
+        again = self._again(state)
         require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
         seed, incarnation, step, steps = (int(value) for value in state["counters"])
         if seed != self.seed:
@@ -238,6 +253,18 @@ class Inverter:
         with torch.no_grad():
             self._variables.copy_(state[name])
         self._optimiser.restore(state, steps)
-        self._finish = None
+        self._descent, self._finish = again, None
         if finishing:
             self._finishing().restore(state)
+
+    def _again(self, state: dict[str, Tensor]) -> tuple[int, int]:
+        """The descent that a state belongs to."""
+        if "again" not in state:
+            return self._first_descent
+        require_shape("this state's again", state["again"], (1,))
+        begin = int(state["again"])
+        if not 0 < begin < self._config.iterations:
+            raise ValueError(
+                f"this state's second descent begins at step {begin}, not between 0 and {self._config.iterations}."
+            )
+        return begin, self._config.iterations

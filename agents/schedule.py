@@ -6,6 +6,8 @@ import math
 
 # Steps of Adam before which few units of a network's ReLUs are on the right side, whatever the length of the run.
 _LEAST_DESCENT = 250
+# Gauss-Newton steps below which it is not worth the try.
+_LEAST_FINISH = 100
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -29,6 +31,7 @@ def descent_steps(iterations: int, finish: float) -> int:
 
     Args:
         iterations: All steps of the run.
-        finish: The share that is asked for the end, in [0, 1); a short run has less or nothing of it.
+        finish: The share that is asked for the end, in [0, 1); a run of less than 350 steps has nothing of it.
     """
-    return min(iterations, max(_LEAST_DESCENT, round((1 - finish) * iterations))) if finish > 0 else iterations
+    descent = max(_LEAST_DESCENT, round((1 - finish) * iterations))
+    return descent if finish > 0 and iterations - descent >= _LEAST_FINISH else iterations

@@ -59,7 +59,7 @@ def test_a_linear_residual_is_solved_to_rounding() -> None:
     residual, root = _linear()
     found, finish = _run(residual, 60)
     assert torch.allclose(found, root, atol=1e-6)
-    assert finish.converged
+    assert finish.ended
 
 
 def test_without_a_root_it_ends_at_the_least_squares() -> None:
@@ -70,7 +70,7 @@ def test_without_a_root_it_ends_at_the_least_squares() -> None:
 
 def test_units_that_open_and_shut_are_found() -> None:
     found, finish = _run(_kinked, 400)
-    assert finish.converged
+    assert finish.ended
     assert torch.allclose(found, _random(_SIZE, seed=1), atol=1e-4)
 
 
@@ -133,7 +133,7 @@ def test_it_gives_up_on_a_residual_that_is_no_number(broken: float) -> None:
     finish = GaussNewton(lambda x: x * broken, _anywhere, variables)
     for _ in range(20):
         finish.step(variables, last=False)
-    assert finish.converged
+    assert finish.ended
     assert torch.equal(variables, torch.ones(_SIZE, dtype=torch.float64))
 
 
@@ -148,14 +148,22 @@ def test_it_stops_where_nothing_helps() -> None:
     finish = GaussNewton(constant, _anywhere, variables)
     for _ in range(100):
         finish.step(variables, last=False)
-    assert finish.converged
+    assert finish.ended
     assert torch.equal(variables, torch.ones(_SIZE, dtype=torch.float64))
     assert len(calls) < 60
 
 
 @pytest.mark.parametrize(
     ("iterations", "finish", "steps"),
-    [(1000, 0.7, 300), (1000, 0.0, 1000), (4000, 0.7, 1200), (400, 0.7, 250), (200, 0.7, 200), (1, 0.9, 1)],
+    [
+        (1000, 0.7, 300),
+        (1000, 0.0, 1000),
+        (4000, 0.7, 1200),
+        (400, 0.7, 250),
+        (349, 0.7, 349),
+        (350, 0.7, 250),
+        (1, 0.9, 1),
+    ],
 )
 def test_short_runs_descend_for_longer(iterations: int, finish: float, steps: int) -> None:
     assert descent_steps(iterations, finish) == steps
@@ -217,21 +225,22 @@ def test_where_something_is_left_open_there_is_none(anchored: tuple[Target, Tens
     target = replace(target, anchor=anchors[doubt])
     found = []
     for share in (0.7, 0.0):
-        inverter = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=260, finish=share), seed=0)
+        inverter = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=360, finish=share), seed=0)
         found.append(inverter.run(12, None).images)
         assert "finish_move" not in inverter.state()
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("pause", [200, 250, 252, 260])
+@pytest.mark.parametrize("pause", [247, 250, 252, 265])
 def test_a_seed_goes_on_from_its_checkpoint(anchored: tuple[Target, Tensor], pause: int) -> None:
     target, truth = anchored
-    config, objective = AgentsConfig(iterations=270), ObjectiveConfig()
+    config, objective = AgentsConfig(iterations=350), ObjectiveConfig()
     straight, paused, fresh = (Agent(target, objective, config, seed=3) for _ in range(3))
     for agent in (straight, paused):
+        agent.join(245, truth)  # as one that was lost: the descent before costs a test only time
         agent.run(pause, truth)
     fresh.restore(paused.state())
-    assert torch.equal(straight.run(270, truth).images, fresh.run(270, truth).images)
+    assert torch.equal(straight.run(280, truth).images, fresh.run(280, truth).images)
     assert straight.state().keys() == fresh.state().keys()
 
 
@@ -245,8 +254,80 @@ def test_a_seed_that_joins_at_the_end_begins_there(anchored: tuple[Target, Tenso
     assert float((found.images - truth).norm()) < 0.5 * before
 
 
+def _contradictory(x: Tensor) -> Tensor:
+    """Far more equations than unknowns, which nothing meets."""
+    return _random(90, _SIZE, seed=2) @ x - 100 * _random(90, seed=6)
+
+
+def test_equations_that_contradict_each_other_are_seen() -> None:
+    _, finish = _run(_contradictory, 20)
+    assert not finish.stalled
+    _, finish = _run(_contradictory, 200)
+    assert finish.stalled
+
+
+@pytest.mark.parametrize("residual", [_linear()[0], _kinked])
+def test_what_is_solved_has_not_stalled(residual: Callable[[Tensor], Tensor]) -> None:
+    assert not _run(residual, 400)[1].stalled
+
+
+@pytest.fixture(scope="module")
+def wrong(anchored: tuple[Target, Tensor]) -> Target:
+    """As `anchored`, but what was recovered is off by more than its estimated error."""
+    target, _ = anchored
+    assert target.anchor is not None
+    noise = torch.randn(target.anchor.activations.shape, generator=torch.Generator().manual_seed(7))
+    activations = target.anchor.activations * (1 + 0.3 * noise)
+    return replace(target, anchor=replace(target.anchor, activations=activations))
+
+
+_LONG = AgentsConfig(iterations=600)
+
+
+@pytest.fixture(scope="module")
+def second(wrong: Target) -> Agent:
+    """In its second descent."""
+    agent = Agent(wrong, ObjectiveConfig(), _LONG, seed=0)
+    agent.run(420, None)
+    return agent
+
+
+def test_a_finish_that_stalls_gives_way_to_a_second_descent(
+    wrong: Target, second: Agent, anchored: tuple[Target, Tensor]
+) -> None:
+    state = second.state()
+    assert 300 < int(state["again"]) < 420
+    assert "finish_move" not in state
+    again, plain = Agent(wrong, ObjectiveConfig(), _LONG, seed=0), replace(_LONG, finish=0.0)
+    again.restore(state)
+    ends = [again.run(600, None), Inverter(Objective(wrong, ObjectiveConfig()), plain, seed=0).run(600, None)]
+    errors = [float((end.images - anchored[1]).norm()) for end in ends]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_a_second_descent_goes_on_from_its_checkpoint(wrong: Target, second: Agent) -> None:
+    fresh = Agent(wrong, ObjectiveConfig(), _LONG, seed=0)
+    state = second.state()
+    fresh.restore(state)
+    assert torch.equal(second.run(430, None).images, fresh.run(430, None).images)
+    assert torch.equal(second.state()["again"], fresh.state()["again"])
+    for again in (torch.tensor([0]), torch.tensor([600]), torch.tensor([1, 2])):
+        with pytest.raises(ValueError, match=r"again|second descent begins"):
+            fresh.restore(state | {"again": again})
+
+
+def test_a_first_descent_is_taken_over_from_a_second(wrong: Target, second: Agent) -> None:
+    agent = Agent(wrong, ObjectiveConfig(), _LONG, seed=0)
+    beginning, first = agent.state(), agent.run(3, None).images
+    agent.restore(second.state())
+    agent.restore(beginning)
+    assert torch.equal(agent.run(3, None).images, first)
+
+
 def test_losses_are_told_as_before(anchored: tuple[Target, Tensor]) -> None:
     target, truth = anchored
-    found = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=270), seed=0).run(270, truth)
-    assert {row["step"] for row in found.trace} == {float(step) for step in range(1, 271)}
+    found = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=350), seed=0, step=249).run(
+        280, truth
+    )
+    assert {row["step"] for row in found.trace} == {float(step) for step in range(250, 281)}
     assert found.losses.keys() == {"gradient", "activation", "total_variation", "group", "total"}
