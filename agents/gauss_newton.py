@@ -26,6 +26,8 @@ _GIVE_UP = 7
 # Steps within which the sum of squares must fall to this share, or it has stalled; and the share of what it was at
 # first that must be left then for the equations to be at fault.
 _PATIENCE, _FALLS, _MUCH = 50, 0.8, 0.25
+# How far a variable is moved to see whether it is at a bound.
+_PROBE = 1e-3
 # Root of the sum of squares of relative residuals that rounding to float32 leaves.
 _ROUNDING = 1e-6
 
@@ -56,7 +58,7 @@ class GaussNewton:
         self._products: _Products | None = None
         # The move so far, what it leaves of the normal equations, and the direction that is searched next.
         self._move = torch.zeros_like(variables)
-        self._left, self._search = self._move.clone(), self._move.clone()
+        self._left, self._search, self._free = self._move.clone(), self._move.clone(), torch.ones_like(self._move)
         self._made, self._length, self._failures = 0, _FIRST, 0
         self._damping = self._curvature = self._square = self._promised = 0.0
         # Steps since the sum of squares was last seen to fall, to what, and what it was at first.
@@ -68,7 +70,7 @@ class GaussNewton:
         """Whether it goes nowhere and has met little: the equations contradict each other, since what they rest on has
         errors, or most units are on the wrong side. A descent with priors does better then.
         """
-        still = self.ended or self._since > _PATIENCE
+        still = self.ended or (self._made == 0 and self._since > _PATIENCE)
         return still and not self._square <= max(_MUCH * self._first, _ROUNDING**2)
 
     def step(self, variables: Tensor, last: bool) -> None:
@@ -81,10 +83,12 @@ class GaussNewton:
         """
         if self.ended:
             return
+        if self._first == float("inf"):
+            with torch.no_grad():
+                self._confine(variables)
         if self._products is None:
-            self._products = _Products(self._residual, variables)
-        if self._made == 0:
-            self._begin(self._products)
+            self._linearise(variables)
+        assert self._products is not None
         for _ in range(_ITERATIONS):
             if self._made < self._length:
                 self._iterate(self._products)
@@ -92,11 +96,20 @@ class GaussNewton:
         if last or self._made >= self._length:
             self._close(variables)
 
-    def _begin(self, products: _Products) -> None:
+    def _linearise(self, variables: Tensor) -> None:
+        products = self._products = _Products(self._residual, variables)
+        descent = -products.transposed(products.value)
+        # Bertsekas 1982: a variable at its bound that is pushed outwards stays there, or the move is cut off at the
+        # bound and the rest of it is worth nothing.
+        probe = variables.detach() + _PROBE * descent.sign()
+        self._confine(probe)
+        self._free = (probe != variables.detach()).to(descent)
+        if self._made > 0:  # restored in the middle of a linearisation
+            return
         self._square = self._promised = float(products.value.square().sum())
         if self._first == float("inf"):
             self._first = self._square
-        self._left = -products.transposed(products.value)
+        self._left = descent * self._free
         self._search, self._move = self._left.clone(), torch.zeros_like(self._left)
 
     def _iterate(self, products: _Products) -> None:
@@ -104,7 +117,7 @@ class GaussNewton:
         image = products.forward(self._search)
         if self._made == 0:
             self._curvature = float(image.square().sum() / square)
-        normal = products.transposed(image).add_(self._search, alpha=self._damping * self._curvature)
+        normal = products.transposed(image).mul_(self._free).add_(self._search, alpha=self._damping * self._curvature)
         share = square / (self._search * normal).sum()
         self._made += 1
         if not bool(torch.isfinite(share)) or share <= 0:  # solved to rounding: there is no direction left
@@ -169,14 +182,21 @@ class GaussNewton:
         }
 
     def require_fit(self, state: dict[str, Tensor]) -> None:
-        """Return quietly when a state belongs to variables of the same shape.
+        """Return quietly when a state belongs to variables of the same shape, and its counters are possible ones.
 
         Raises:
-            ValueError: It does not.
+            ValueError: It does not, or they are not.
         """
         for name in ("finish_move", "finish_left", "finish_search"):
             require_shape(f"this state's {name}", state[name], self._move.shape)
         require_shape("this state's finish_counters", state["finish_counters"], (11,))
+        counters = state["finish_counters"]
+        if counters.dtype != torch.float64:
+            raise ValueError(f"this state's finish_counters are {counters.dtype}, but torch.float64 is wanted.")
+        made, length, failures, ended, since, damping = counters.tolist()[:6]
+        possible = 0 <= made <= length and _LEAST <= length <= _MOST and 0 <= failures <= _GIVE_UP
+        if not (possible and ended in (0, 1) and 0 <= since < float("inf") and 0 <= damping <= 1e12):
+            raise ValueError(f"this state's finish_counters are {counters.tolist()}, which no run could have come to.")
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` that fits, with the variables of that time."""

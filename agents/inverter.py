@@ -164,7 +164,7 @@ class Inverter:
 
     def _finish_step(self, consensus: Tensor | None, due: bool) -> dict[str, Tensor]:
         """A step that follows the equations alone: no prior, no consensus. The terms only where they are asked for."""
-        finish = self._finishing()
+        finish = self._finish = self._finish or self._new_finish()
         finish.step(self._variables, last=self.step + 1 == self._config.iterations)
         self.step += 1
         if finish.stalled and self.step < self._config.iterations:
@@ -179,11 +179,9 @@ class Inverter:
         self._descent = begin, self._config.iterations
         self._finish, self._optimiser = None, self._new_optimiser(self._variables.detach())
 
-    def _finishing(self) -> GaussNewton:
-        if self._finish is None:
-            confine = self._parametrisation.confine if self._config.box else _anywhere
-            self._finish = GaussNewton(self._residual, confine, self._variables.detach())
-        return self._finish
+    def _new_finish(self) -> GaussNewton:
+        confine = self._parametrisation.confine if self._config.box else _anywhere
+        return GaussNewton(self._residual, confine, self._variables.detach())
 
     def _residual(self, variables: Tensor) -> Tensor:
         return self._objective.residual(self._parametrisation.images(variables))
@@ -237,9 +235,13 @@ class Inverter:
         require_shape(f"this state's {name}", state[name], self._variables.shape)
         self._optimiser.require_fit(state)
         # A state of the descent, or of a seed that has just joined, holds nothing of the end.
-        finishing = GaussNewton.names <= state.keys()
-        if finishing:
-            self._finishing().require_fit(state)
+        finishing = bool(GaussNewton.names & state.keys())
+        if GaussNewton.names - state.keys() and finishing:
+            lacking = ", ".join(sorted(GaussNewton.names - state.keys()))
+            raise ValueError(f"this is no state of a seed: it has no {lacking}.")
+        finish = self._new_finish() if finishing else None
+        if finish is not None:
+            finish.require_fit(state)
         again = self._again(state)
         require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
         seed, incarnation, step, steps = (int(value) for value in state["counters"])
@@ -253,9 +255,9 @@ class Inverter:
         with torch.no_grad():
             self._variables.copy_(state[name])
         self._optimiser.restore(state, steps)
-        self._descent, self._finish = again, None
-        if finishing:
-            self._finishing().restore(state)
+        if finish is not None:
+            finish.restore(state)
+        self._descent, self._finish = again, finish
 
     def _again(self, state: dict[str, Tensor]) -> tuple[int, int]:
         """The descent that a state belongs to."""

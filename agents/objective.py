@@ -147,8 +147,9 @@ class Objective:
 
     @property
     def determined(self) -> bool:
-        """Whether the `residual` is one for each pixel, or more: at its root no prior is needed."""
-        return self._fades and self.generator is None
+        """Whether the `residual` has an equation for each pixel, or more: at its root no prior is needed."""
+        weighed = self.config.gradient_weight > 0 and self.config.activation_weight > 0
+        return self._fades and self.generator is None and weighed and self._equations(shut=False) >= self._pixels()
 
     @property
     def labels(self) -> Int[Tensor, " batch"]:
@@ -236,7 +237,7 @@ class Objective:
 
     def residual(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, " equations"]:
         """What a batch leaves of the peeled layers' activations and of the gradients that are continuous in the images,
-        each relative to what was captured; zero to rounding at the private images. Only where it is `determined`.
+        each relative to what was captured; zero to rounding at the private images. Only behind an anchor.
         """
         anchor = self._anchor
         assert anchor is not None
@@ -318,15 +319,23 @@ class Objective:
         return match
 
     def _enough_equations(self) -> bool:
-        """Whether exact activations and continuous gradients are at least as many as pixels: no prior is needed then,
-        but on the way there.
+        """Whether exact activations and continuous gradients are at least as many as pixels: little prior is needed
+        then but on the way there, where a unit that was shut tells as much as one that was open.
         """
+        exact = self._anchor is not None and self._anchor.error <= _EXACT
+        return exact and self._equations(shut=True) >= self._pixels()
+
+    def _equations(self, shut: bool) -> int:
+        """Activations and continuous gradients that are known; with or without units that are only known to be shut."""
         anchor = self._anchor
-        if anchor is None or not anchor.error <= _EXACT:
-            return False
+        if anchor is None:
+            return 0
         smooth = (t for n, t in zip(self._open_names, self._open_targets, strict=True) if n in anchor.continuous)
-        pixels = self.update.image_count * math.prod(self.update.image_shape)
-        return anchor.activations.numel() + sum(t.numel() for t in smooth) >= pixels
+        known = anchor.activations.numel() if shut or not anchor.one_sided else int((anchor.activations > 0).sum())
+        return known + sum(target.numel() for target in smooth)
+
+    def _pixels(self) -> int:
+        return self.update.image_count * math.prod(self.update.image_shape)
 
     def _fade(self, progress: float) -> float:
         """The share of total variation's weight at this progress."""

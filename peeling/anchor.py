@@ -13,6 +13,7 @@ from ..capture import CapturedUpdate
 from .chain import TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
+from .continuity import is_smooth_before
 from .final_layer import peel_final_layer
 from .layers import SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
 
@@ -49,7 +50,8 @@ class Anchor:
     scales: tuple[float, ...] = ()
     """The factor that clipping left each image, where the update was found to be scaled; empty otherwise."""
     continuous: tuple[str, ...] = ()
-    """Parameters before this module whose gradients are continuous in the images: no ReLU lies in between.
+    """Parameters before this module whose gradients are continuous in the images: no ReLU or other kink lies in
+    between.
 
     Behind a ReLU whose units open and shut as the images move, the cotangent jumps, and with it the gradient.
     """
@@ -129,6 +131,9 @@ def peel(
             break
         state = below
         anchor = _anchor(chain, state, config.tolerance)
+    if is_smooth_before(model, update.image_shape, mode, anchor.module):
+        explained = set(anchor.explained)
+        anchor = replace(anchor, continuous=tuple(name for name in update.gradients if name not in explained))
     message = (
         f"Layer peeling recovered each image's activations at the input of module {anchor.module!r} "
         f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "

@@ -302,7 +302,7 @@ def test_a_finish_that_stalls_gives_way_to_a_second_descent(
     again.restore(state)
     ends = [again.run(600, None), Inverter(Objective(wrong, ObjectiveConfig()), plain, seed=0).run(600, None)]
     errors = [float((end.images - anchored[1]).norm()) for end in ends]
-    assert errors[0] < 1.1 * errors[1]
+    assert errors[0] < 1.25 * errors[1]
 
 
 def test_a_second_descent_goes_on_from_its_checkpoint(wrong: Target, second: Agent) -> None:
@@ -331,3 +331,62 @@ def test_losses_are_told_as_before(anchored: tuple[Target, Tensor]) -> None:
     )
     assert {row["step"] for row in found.trace} == {float(step) for step in range(250, 281)}
     assert found.losses.keys() == {"gradient", "activation", "total_variation", "group", "total"}
+
+
+@pytest.mark.parametrize("weight", ["gradient_weight", "activation_weight"])
+def test_a_term_without_weight_has_no_say_at_the_end(anchored: tuple[Target, Tensor], weight: str) -> None:
+    # A control without the gradient must not see it, also where a target with an anchor is handed to it.
+    objective = Objective(anchored[0], ObjectiveConfig(**{weight: 0.0}))
+    assert not objective.determined
+
+
+def test_units_that_are_shut_are_no_equations(anchored: tuple[Target, Tensor]) -> None:
+    target, _ = anchored
+    assert target.anchor is not None
+    activations = target.anchor.activations.clone()
+    activations[:, 1:] = 0
+    # Enough entries, but hardly any of them says more than that a unit was not open.
+    few = replace(target.anchor, activations=activations, continuous=("4.weight",))
+    many = replace(few, activations=activations.repeat(1, 8, 1, 1))
+    assert many.activations.numel() > 4 * 3 * 32 * 32
+    assert not Objective(replace(target, anchor=many), ObjectiveConfig()).determined
+
+
+def test_variables_at_their_bounds_do_not_cut_the_move_off() -> None:
+    matrix = _random(50, _SIZE)
+    root = _random(_SIZE, seed=1)
+    bound = float(root.abs().quantile(0.5))
+    inside = root.clamp(-bound, bound)  # half of the variables lie on a bound, and the residual pushes them outwards
+    given = matrix @ inside + matrix @ torch.linalg.solve(matrix.T @ matrix, 0.1 * (root - inside).sign())
+    found, _ = _run(lambda x: matrix @ x - given, 300, confine=lambda variables: variables.clamp_(-bound, bound))
+    assert torch.allclose(found, inside, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, -1.0), (0, 500.0), (1, 1e18), (1, 0.0), (2, float("nan")), (3, 0.5), (5, 1e308)]
+)
+def test_counters_that_no_run_comes_to_are_refused(place: int, value: float) -> None:
+    _, finish = _run(_kinked, 3)
+    state = finish.state()
+    state["finish_counters"][place] = value
+    with pytest.raises(ValueError, match="no run could have come to"):
+        finish.require_fit(state)
+
+
+def test_a_state_that_is_refused_changes_nothing(anchored: tuple[Target, Tensor]) -> None:
+    target, truth = anchored
+    agent, other = (Agent(target, ObjectiveConfig(), AgentsConfig(iterations=350), seed=0) for _ in range(2))
+    agent.join(260, truth)
+    agent.run(263, None)
+    state, before = agent.state(), other.state()
+    broken = [
+        {name: tensor for name, tensor in state.items() if name != "finish_left"},
+        state | {"finish_counters": torch.full((11,), float("nan"), dtype=torch.float64)},
+        state | {"finish_counters": state["finish_counters"].to(torch.complex128)},
+    ]
+    for one in broken:
+        with pytest.raises(ValueError, match="finish_"):
+            other.restore(one)
+    after = other.state()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
