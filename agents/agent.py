@@ -62,8 +62,15 @@ class Agent:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """What a person should know about the objective, such as terms that were skipped."""
-        return tuple(self._objective.messages)
+        """What a person should know about the descent, such as terms that were skipped."""
+        begins = self._inverter.finish_begins
+        if begins is None:
+            return tuple(self._objective.messages)
+        finish = (
+            f"Peeled layers determine the images: from step {begins} of {self._config.iterations} on the steps are "
+            "Gauss-Newton steps, which follow the equations alone (agents.finish)."
+        )
+        return (*self._objective.messages, finish)
 
     def join(self, step: int, start: Float[Tensor, "batch channel height width"] | None) -> None:
         """Begin anew in the middle of a run, near what the other seeds have found.

@@ -64,7 +64,7 @@ class ObjectiveConfig:
     total_variation_weight: float = 0.2
     """Weight of total variation."""
     total_variation_end: float = 0.05
-    """What is left of that weight at the last step where peeled layers determine the images; it falls from half-way."""
+    """What is left of it at the end of a descent whose images peeled layers determine; it falls from half-way."""
     l2_weight: float = 0.0
     """Weight of the squared magnitude of the normalised pixels."""
     batch_norm_weight: float = 0.01
@@ -135,7 +135,7 @@ class AgentsConfig:
     optimiser: OptimiserName = OptimiserName.ADAM
     """adam, or lbfgs (then sign, box and noise must be off)."""
     finish: float = 0.7
-    """Share of the steps, at the end, that are Gauss-Newton steps where peeled layers determine the images; 0: none."""
+    """Share of the steps, the last ones, that are Gauss-Newton steps where peeled layers determine the images; 0: none."""
     learning_rate: float = 0.1
     """Adam's step size after warm-up, in normalised pixels (or latents); with lbfgs the share of each full step."""
     warmup: int = 50

@@ -93,6 +93,12 @@ class Inverter:
             return self._parametrisation.images(self._variables).detach().cpu().clone()
 
     @property
+    def finish_begins(self) -> int | None:
+        """The step from which on Gauss-Newton steps are made, unless they stall; None: there are none."""
+        end = self._first_descent[1]
+        return end if end < self._config.iterations else None
+
+    @property
     def labels(self) -> Float[Tensor, "batch classes"] | None:
         """The probability of each class, on the CPU; None where the labels are known."""
         with torch.no_grad():

@@ -43,7 +43,7 @@ from .local_steps import LocalSteps, fit_scale, step_groups
 _FLOOR = 1e-7
 # Estimated error of an anchor up to which a prior can be spared at the end.
 _EXACT = 0.015
-# The share of the run before total variation begins to fade.
+# The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5
 
 
@@ -193,7 +193,7 @@ class Objective:
             images: Normalised pixels; the derivative of ``total`` by them can be taken.
             consensus: Target of group consistency, normalised pixels, or None before there is one.
             labels: The probability of each class where labels are optimised with the images, else None.
-            progress: The share of the run that is over, in [0, 1]; total variation may fade with it.
+            progress: The share of the descent that is over, in [0, 1]; total variation may fade with it.
         """
         config = self.config
         terms = self._evidence(images, self._labels if labels is None else labels)

@@ -15,7 +15,7 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
 
     Args:
         step: The step about to be made, from 0.
-        steps: All steps of the run.
+        steps: All steps of the descent.
         warmup: Steps of the rise; at most a quarter of the run is used for it.
         peak: In normalised pixels.
     """

@@ -390,3 +390,11 @@ def test_a_state_that_is_refused_changes_nothing(anchored: tuple[Target, Tensor]
     after = other.state()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("iterations", "said"), [(1000, ["from step 300 of 1000 on"]), (300, [])])
+def test_the_agent_says_that_there_is_an_end(anchored: tuple[Target, Tensor], iterations: int, said: list[str]) -> None:
+    agent = Agent(anchored[0], ObjectiveConfig(), AgentsConfig(iterations=iterations), seed=0)
+    found = [text for text in agent.messages if "agents.finish" in text]
+    assert len(found) == len(said)
+    assert all(part in text for part, text in zip(said, found, strict=True))
