@@ -135,7 +135,7 @@ class AgentsConfig:
     optimiser: OptimiserName = OptimiserName.ADAM
     """adam, or lbfgs (then sign, box and noise must be off)."""
     finish: float = 0.7
-    """Share of the steps, the last ones, that are Gauss-Newton steps where peeled layers determine the images; 0: none."""
+    """Share of the steps, the last, that are Gauss-Newton steps where peeled layers determine the images; 0: none."""
     learning_rate: float = 0.1
     """Adam's step size after warm-up, in normalised pixels (or latents); with lbfgs the share of each full step."""
     warmup: int = 50

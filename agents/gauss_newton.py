@@ -24,8 +24,9 @@ _SMALLEST = 1 / 32
 _DAMPING = 1e-5
 _GIVE_UP = 7
 # Steps within which the sum of squares must fall to this share, or it has stalled; and the share of what it was at
-# first that must be left then for the equations to be at fault.
-_PATIENCE, _FALLS, _MUCH = 50, 0.8, 0.25
+# first, and its root, that must be left then for the equations to be at fault. Less is noise: it is met soon too, but a
+# descent would leave no less of it.
+_PATIENCE, _FALLS, _MUCH, _FAULT = 50, 0.8, 0.25, 0.02
 # How far a variable is moved to see whether it is at a bound.
 _PROBE = 1e-3
 # Root of the sum of squares of relative residuals that rounding to float32 leaves.
@@ -71,7 +72,7 @@ class GaussNewton:
         errors, or most units are on the wrong side. A descent with priors does better then.
         """
         still = self.ended or (self._made == 0 and self._since > _PATIENCE)
-        return still and not self._square <= max(_MUCH * self._first, _ROUNDING**2)
+        return still and not self._square <= max(_MUCH * self._first, _FAULT**2)
 
     def step(self, variables: Tensor, last: bool) -> None:
         """Two iterations of conjugate gradients, and the move of ``variables`` where the linearisation has been used

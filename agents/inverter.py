@@ -25,6 +25,8 @@ from .schedule import descent_steps, learning_rate
 _TRACE_POINTS = 200
 # A gradient loss so far above the best one seen, and above where it began, is not coming back.
 _DIVERGED = 20.0
+# Steps that a second descent must have before it, or it only stirs up what was found.
+_LEAST_AGAIN = 100
 # What a state holds beside the variables and what the optimiser knows; "generator" is that of the random numbers.
 _STATE = {"generator", "counters", "losses"}
 
@@ -173,7 +175,7 @@ class Inverter:
         finish = self._finish = self._finish or self._new_finish()
         finish.step(self._variables, last=self.step + 1 == self._config.iterations)
         self.step += 1
-        if finish.stalled and self.step < self._config.iterations:
+        if finish.stalled and self._config.iterations - self.step >= _LEAST_AGAIN:
             self._descend_again(self.step)
         if not due:
             return {}
