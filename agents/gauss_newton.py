@@ -29,6 +29,8 @@ _GIVE_UP = 7
 _PATIENCE, _FALLS, _MUCH, _FAULT = 50, 0.8, 0.25, 0.02
 # How far a variable is moved to see whether it is at a bound.
 _PROBE = 1e-3
+# The tensors of a state that have the shape of the variables, and its counters.
+_TENSORS, _COUNTERS = ("finish_move", "finish_left", "finish_search"), "finish_counters"
 # Root of the sum of squares of relative residuals that rounding to float32 leaves.
 _ROUNDING = 1e-6
 
@@ -47,7 +49,7 @@ class GaussNewton:
         variables: Descended in place. They stay where they are while a linearisation is worked on.
     """
 
-    names = frozenset({"finish_move", "finish_left", "finish_search", "finish_counters"})
+    names = frozenset({*_TENSORS, _COUNTERS})
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class GaussNewton:
         # Steps since the sum of squares was last seen to fall, to what, and what it was at first.
         self._since, self._mark, self._first = 0, float("inf"), float("inf")
         self.ended = False
+        """Whether steps do nothing any more: the equations are met, or no move has helped for long."""
 
     @property
     def stalled(self) -> bool:
@@ -175,12 +178,9 @@ class GaussNewton:
             self._mark,
             self._first,
         ]
-        return {
-            "finish_move": self._move.cpu().clone(),
-            "finish_left": self._left.cpu().clone(),
-            "finish_search": self._search.cpu().clone(),
-            "finish_counters": torch.tensor(counters, dtype=torch.float64),
-        }
+        tensors = (self._move, self._left, self._search)
+        copies = {name: tensor.cpu().clone() for name, tensor in zip(_TENSORS, tensors, strict=True)}
+        return {**copies, _COUNTERS: torch.tensor(counters, dtype=torch.float64)}
 
     def require_fit(self, state: dict[str, Tensor]) -> None:
         """Return quietly when a state belongs to variables of the same shape, and its counters are possible ones.
@@ -188,10 +188,10 @@ class GaussNewton:
         Raises:
             ValueError: It does not, or they are not.
         """
-        for name in ("finish_move", "finish_left", "finish_search"):
+        for name in _TENSORS:
             require_shape(f"this state's {name}", state[name], self._move.shape)
-        require_shape("this state's finish_counters", state["finish_counters"], (11,))
-        counters = state["finish_counters"]
+        counters = state[_COUNTERS]
+        require_shape(f"this state's {_COUNTERS}", counters, (11,))
         if counters.dtype != torch.float64:
             raise ValueError(f"this state's finish_counters are {counters.dtype}, but torch.float64 is wanted.")
         made, length, failures, ended, since, damping = counters.tolist()[:6]
@@ -201,9 +201,8 @@ class GaussNewton:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from a ``state()`` that fits, with the variables of that time."""
-        names = ("finish_move", "finish_left", "finish_search")
-        self._move, self._left, self._search = (state[name].to(self._move, copy=True) for name in names)
-        made, length, failures, ended, since, *rest = state["finish_counters"].tolist()
+        self._move, self._left, self._search = (state[name].to(self._move, copy=True) for name in _TENSORS)
+        made, length, failures, ended, since, *rest = state[_COUNTERS].tolist()
         self._made, self._length, self._failures = int(made), int(length), int(failures)
         self.ended, self._since = bool(ended), int(since)
         self._damping, self._curvature, self._square, self._promised, self._mark, self._first = rest

@@ -237,16 +237,14 @@ class Inverter:
             ValueError: It is the state of another seed, or of other images; nothing has changed then.
         """
         name = self._parametrisation.name
-        missing = (_STATE | self._optimiser.names | {name}) - state.keys()
+        # A state of the descent, or of a seed that has just joined, holds nothing of the end.
+        finishing = bool(GaussNewton.names & state.keys())
+        needed = _STATE | self._optimiser.names | {name} | (GaussNewton.names if finishing else set())
+        missing = needed - state.keys()
         if missing:
             raise ValueError(f"this is no state of a seed: it has no {', '.join(sorted(missing))}.")
         require_shape(f"this state's {name}", state[name], self._variables.shape)
         self._optimiser.require_fit(state)
-        # A state of the descent, or of a seed that has just joined, holds nothing of the end.
-        finishing = bool(GaussNewton.names & state.keys())
-        if GaussNewton.names - state.keys() and finishing:
-            lacking = ", ".join(sorted(GaussNewton.names - state.keys()))
-            raise ValueError(f"this is no state of a seed: it has no {lacking}.")
         finish = self._new_finish() if finishing else None
         if finish is not None:
             finish.require_fit(state)
