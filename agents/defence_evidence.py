@@ -1,7 +1,7 @@
 """What the attacker assumes about a defence, from the update itself and from what the client says.
 
 A defence that is only tested against an attack that ignores it proves nothing. What can be read off the update is read
-off it; what the client says (``CapturedUpdate.defence``, which nobody checks) is a hypothesis for the rest. An update
+off it; what the client says (``CapturedUpdate.defences``, which nobody checks) is a hypothesis for the rest. An update
 without a defence gives an ``Adaptation`` that changes nothing.
 """
 
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, LabelError
-from ..capture.defences import told_defences
+from ..capture import CapturedUpdate, Defence, LabelError
 from ..capture.labels.final_layer import FinalLayer, find_final_layer
 from .adaptation import Adaptation
 
@@ -54,8 +53,8 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         model: The server's model.
         labels: The batch's labels, one per image.
     """
-    told = told_defences(update.defence)
-    names = [name for name, _ in told]
+    told = update.defences
+    names = [one.name for one in told]
     try:
         layer = find_final_layer(update, model)
     except LabelError:
@@ -111,7 +110,7 @@ def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
     return Adaptation(pooled=True, messages=(message,))
 
 
-def _noise_as_told(told: Sequence[tuple[str, float | None]]) -> Adaptation:
+def _noise_as_told(told: Sequence[Defence]) -> Adaptation:
     """For an update whose column sums pruning or rounding has changed too."""
     if len(told) < 2 or not _adds_noise(told):
         return Adaptation()
@@ -122,13 +121,13 @@ def _noise_as_told(told: Sequence[tuple[str, float | None]]) -> Adaptation:
     return Adaptation(pooled=True, messages=(message,))
 
 
-def _adds_noise(told: Sequence[tuple[str, float | None]]) -> bool:
-    return any(name in ("noise", "dp_sgd") and strength != 0 for name, strength in told)
+def _adds_noise(told: Sequence[Defence]) -> bool:
+    return any(one.name in ("noise", "dp_sgd") and one.strength != 0 for one in told)
 
 
-def _not_allowed_for(told: Sequence[tuple[str, float | None]], allowed: Adaptation) -> tuple[str, ...]:
+def _not_allowed_for(told: Sequence[Defence], allowed: Adaptation) -> tuple[str, ...]:
     """One sentence for each of several defences that the match takes no account of."""
-    found, names = [], [name for name, _ in told]
+    found, names = [], [one.name for one in told]
     if "prune" in names and not allowed.slack:
         noisy = _comes_before(names, "prune", "noise")
         why = "its noise hides which entries are missing" if noisy else "the update does not show missing entries"

@@ -124,7 +124,8 @@ def without_statistics(update: CapturedUpdate) -> CapturedUpdate:
     """The update without the batch-norm statistics that its client shared: they are of the private batch too."""
     if update.buffers is None:
         return update
-    return replace(update, batch_norm=BatchNormMode.TRAIN_PRIVATE, buffers=None)
+    mode = replace(update.facts.batch_norm, value=BatchNormMode.TRAIN_PRIVATE)
+    return replace(update, facts=update.facts.stating(batch_norm=mode), buffers=None)
 
 
 def alone(config: Config) -> Config:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ def variant(way: str, update: CapturedUpdate, model: nn.Module) -> tuple[Capture
         return as_gradient(update, model), True
     if way == "retraced, rate estimated":
         rate = estimate_learning_rate(update, model)
-        return replace(update, local=replace(update.local, learning_rate=rate)), False
+        return update.stating(learning_rate=told(rate)), False
     if way == "retraced, order assumed":
-        return replace(update, local=replace(update.local, shuffled=False)), True
+        return update.stating(shuffled=told(False)), True
     return update, True
 
 

@@ -11,7 +11,20 @@ from .batch_norm import (
 )
 from .client import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
 from .client_config import ClientConfig, ClientError
-from .defences import DefenceError, apply_defence
+from .defences import Defence, DefenceError, apply_defence, defence_words
+from .facts import (
+    BatchNormMode,
+    ClientFacts,
+    Fact,
+    LocalFacts,
+    Penalty,
+    Provenance,
+    Reduction,
+    Sampling,
+    assumed,
+    read,
+    told,
+)
 from .images import ImageError, count_images, load_images
 from .labels.final_layer import LabelError, find_final_layer
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
@@ -20,16 +33,9 @@ from .learning_rate import estimate_learning_rate
 from .local_client import train_locally
 from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
+from .normalisation import IMAGENET, Normalisation
 from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
-from .update import (
-    IMAGENET,
-    BatchNormMode,
-    CapturedUpdate,
-    Normalisation,
-    UpdateError,
-    UpdateKind,
-    weight_hash,
-)
+from .update import CapturedUpdate, UpdateError, UpdateKind, weight_hash
 from .weight_delta import capture_weight_delta
 
 __all__ = [
@@ -40,27 +46,37 @@ __all__ = [
     "ClassCount",
     "ClientConfig",
     "ClientError",
+    "ClientFacts",
+    "Defence",
     "DefenceError",
+    "Fact",
     "ImageError",
     "LabelError",
+    "LocalFacts",
     "LocalTraining",
     "ModelError",
     "ModelSource",
     "Normalisation",
+    "Penalty",
     "PrivateBatch",
+    "Provenance",
     "RecoveredLabels",
+    "Reduction",
     "RunningStatistics",
+    "Sampling",
     "Unmixed",
     "UpdateError",
     "UpdateKind",
     "apply_defence",
     "as_gradient",
+    "assumed",
     "batch_norm_layers",
     "batch_norm_targets",
     "capture_gradient",
     "capture_weight_delta",
     "client_mode",
     "count_images",
+    "defence_words",
     "estimate_learning_rate",
     "find_final_layer",
     "gradient_shares",
@@ -69,11 +85,13 @@ __all__ = [
     "load_images",
     "load_model",
     "mean_gradients",
+    "read",
     "recover_batch_statistics",
     "recover_labels",
     "send_update",
     "simulate_client",
     "step_shares",
+    "told",
     "train_locally",
     "unmix",
     "weight_hash",

@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .update import BatchNormMode, CapturedUpdate, UpdateError
+from .errors import UpdateError
+from .facts import BatchNormMode
+from .update import CapturedUpdate
 
 
 @dataclass(frozen=True)

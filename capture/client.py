@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .client_config import ClientConfig, parse_labels
-from .defences import Defence, DefenceError, Gradients, apply_defence
+from .defences import Defence, DefenceError, Gradients, apply_defence, defence_words
 from .dp_sgd import noisy_mean, spent_privacy
+from .facts import BatchNormMode, assumed, known_facts, told
 from .images import load_images
 from .local_client import require_batch, train_locally
 from .models import load_model
+from .normalisation import IMAGENET, Normalisation
 from .soteria import soteria_gradient
-from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateError, weight_hash
+from .update import CapturedUpdate, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -80,14 +82,11 @@ def capture_gradient(
         buffers = {name: b.cpu() for name, b in running_buffers(model).items()} if shared else None
     return CapturedUpdate(
         gradients={name: g.detach().cpu().clone() for name, g in zip(parameters, found, strict=True)},
-        image_count=images.shape[0],
         image_shape=(images.shape[1], images.shape[2], images.shape[3]),
-        normalisation=normalisation,
         model_id=model_id or type(model).__name__,
         weight_hash=weight_hash(model),
-        batch_norm=mode,
+        facts=known_facts(images.shape[0], normalisation, mode, getattr(loss, "__name__", type(loss).__name__)),
         buffers=buffers,
-        loss=getattr(loss, "__name__", type(loss).__name__),
     )
 
 
@@ -134,9 +133,16 @@ def send_update(
         name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
         for name, g in updates[0].gradients.items()
     }
-    if config.defence != "none" and not any(bool(g.any()) for g in gradients.values()):
-        raise DefenceError(f"the defence {_told(config)} leaves nothing of the update but zeros; use a weaker one")
-    return replace(updates[0], gradients=gradients, image_count=len(images), defence=_told(config))
+    applied = _applied(config)
+    if applied and not any(bool(g.any()) for g in gradients.values()):
+        raise DefenceError(
+            f"the defence {defence_words(applied)} leaves nothing of the update but zeros; use a weaker one"
+        )
+    facts = replace(
+        updates[0].facts.stating(image_count=told(len(images)), defences=told(applied), clients=told(config.clients)),
+        privacy=_privacy(config),
+    )
+    return replace(updates[0], gradients=gradients, facts=facts)
 
 
 def load_batch(config: ClientConfig) -> PrivateBatch:
@@ -161,7 +167,7 @@ def _sent(
             model, images, labels, local=local, batch_norm=config.bn, model_id=config.model, generator=orders
         )
         if not config.learning_rate_known:
-            update = replace(update, local=replace(local, learning_rate=None))
+            update = update.stating(learning_rate=assumed(None, "the client keeps it to itself"))
     else:
         update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
     return replace(update, gradients=_defended(config, model, update, images, labels, generator))
@@ -204,21 +210,18 @@ def _private_step(
     return noisy_mean(per_image, config.defence_clip, noise_multiplier, generator)
 
 
-def _told(config: ClientConfig) -> str:
-    """The defence in the words that go with the update."""
-    words = " + ".join(_told_one(config, defence) for defence in config.defences)
+def _applied(config: ClientConfig) -> tuple[Defence, ...]:
+    """The client's defences with all their parameters."""
+    return tuple(
+        replace(one, clip=(config.defence_clip,)) if one.name == "dp_sgd" else one
+        for one in config.defences
+        if one.name != "none"
+    )
+
+
+def _privacy(config: ClientConfig) -> str:
+    """What DP-SGD spends, in words. What follows it sees no image, and spends nothing more."""
     private = next((defence for defence in config.defences if defence.name == "dp_sgd"), None)
-    if private is not None:
-        # What follows DP-SGD sees no image, and spends nothing more.
-        spent = spent_privacy(private.strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)
-        words += f"; {spent}"
-    if config.clients > 1:
-        words += f"; averaged over {config.clients} clients"
-    return words
-
-
-def _told_one(config: ClientConfig, defence: Defence) -> str:
-    if defence.name == "none":
-        return defence.name
-    words = f"{defence.name} {defence.strength:g}"
-    return f"{words}, clip {config.defence_clip:g}" if defence.name == "dp_sgd" else words
+    if private is None:
+        return ""
+    return spent_privacy(private.strength, config.dp_sample_rate, config.dp_steps, config.dp_delta)

@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .defences import FROM_IMAGES, Defence, DefenceError, parse_defences
+from .errors import UpdateError
+from .facts import BatchNormMode
 from .local_training import LocalTraining
 from .models import TIMM_PREFIX
-from .update import BatchNormMode, UpdateError
 
 
 class ClientError(ValueError):

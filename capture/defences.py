@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,22 @@ class Defence:
     """One defence of those that a client applies."""
 
     name: str
-    strength: float
+    strength: float = 0.0
+    """See ``apply_defence``; of ``dp_sgd`` the noise multiplier, of ``soteria`` the share of the features."""
+    clip: tuple[float, ...] = ()
+    """``dp_sgd``: largest L2 norm of one image's gradient; several: of each parameter's, in order; empty: not known."""
+
+
+def defence_words(defences: Sequence[Defence]) -> str:
+    """Defences as a person reads them; nothing reads them back."""
+    return " + ".join(map(_in_words, defences)) or "none"
+
+
+def _in_words(defence: Defence) -> str:
+    words = f"{defence.name} {defence.strength:g}"
+    if len(defence.clip) > 1:
+        return f"{words}, clip {min(defence.clip):g} to {max(defence.clip):g} by layer"
+    return f"{words}, clip {defence.clip[0]:g}" if defence.clip else words
 
 
 def parse_defences(text: str, strength: float = 0.0) -> tuple[Defence, ...]:
@@ -94,27 +109,6 @@ def _order_problem(names: list[str], text: str) -> str | None:
     return None
 
 
-def told_defences(words: str) -> tuple[tuple[str, float | None], ...]:
-    """Names and strengths, in order, of the defences that an update's ``defence`` tells of; nobody checked them.
-
-    What is not known by name is left out; a strength that is no finite number is None.
-    """
-    found = []
-    for part in words.partition(";")[0].split(" + "):
-        name, *others = part.replace(",", " ").split()[:2] or [""]
-        if name in (*_DEFENCES, *FROM_IMAGES):
-            found.append((name, _number(others[0]) if others else None))
-    return tuple(found)
-
-
-def _number(word: str) -> float | None:
-    try:
-        value = float(word)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def apply_defence(
     gradients: Mapping[str, Tensor], name: str, strength: float, generator: torch.Generator | None = None
 ) -> Gradients:
@@ -148,6 +142,11 @@ def apply_defence(
         )
     copies = {key: value.detach().clone() for key, value in gradients.items()}
     return _DEFENCES[name](copies, strength, generator)
+
+
+def defence_names() -> tuple[str, ...]:
+    """Every defence that is known by name."""
+    return (*_DEFENCES, *FROM_IMAGES)
 
 
 def defence_problem(name: str, strength: float) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .facts import assumed
 from .labels.counts import absent_feature
 from .labels.final_layer import FinalLayer, LabelError, find_final_layer
 from .local_training import LocalTraining
@@ -40,7 +39,7 @@ def estimate_learning_rate(update: CapturedUpdate, model: nn.Module) -> float:
     """
     local = update.local
     assert local is not None
-    unit = as_gradient(replace(update, local=replace(local, learning_rate=1.0, weight_decay=0.0)), model)
+    unit = as_gradient(update.stating(learning_rate=assumed(1.0), weight_decay=assumed(0.0)), model)
     layer = find_final_layer(unit, model)
     if layer.bias_gradient is None:
         raise LabelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .errors import UpdateError
+from .facts import BatchNormMode, known_facts
 from .local_training import LocalTraining
-from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation
+from .normalisation import IMAGENET, Normalisation
+from .update import CapturedUpdate
 from .weight_delta import capture_weight_delta
 
 
@@ -73,7 +76,7 @@ def train_locally(
                 optimiser.step()
         state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
         state |= running_buffers(after) if shared else {}
-    return capture_weight_delta(
+    found = capture_weight_delta(
         model,
         state,
         image_count=len(images),
@@ -82,8 +85,9 @@ def train_locally(
         normalisation=normalisation,
         batch_norm=mode,
         model_id=model_id or type(model).__name__,
-        loss=getattr(loss, "__name__", type(loss).__name__),
     )
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return replace(found, facts=known_facts(len(images), normalisation, mode, name, local))
 
 
 def require_batch(images: Tensor, labels: Tensor) -> None:

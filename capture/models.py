@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch_norm import client_mode
-from .update import BatchNormMode
+from .facts import BatchNormMode
 from .weights import ModelError as ModelError
 from .weights import load_state, read_weights
 

@@ -64,7 +64,8 @@ def as_gradient(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
     if decay:
         weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
         gradients = {name: g - decay * weights[name].to(g) for name, g in gradients.items()}
-    return replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, local=None)
+    facts = replace(update.facts, local=None)
+    return replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts)
 
 
 def is_one_step(update: CapturedUpdate) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .batch_norm import client_mode
-from .update import BatchNormMode
+from .facts import BatchNormMode
 
 # Features whose derivatives are taken in one call; each needs the memory of one backward pass.
 _CHUNK = 64

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from .defences import Defence
 from .errors import UpdateError as UpdateError
+from .facts import BatchNormMode, ClientFacts
 from .local_training import LocalTraining
+from .normalisation import Normalisation
 
 LARGEST_IMAGE_COUNT = 65_536
 LARGEST_CHANNEL_COUNT = 64
 LARGEST_IMAGE_SIDE = 8_192
-
-
-class BatchNormMode(StrEnum):
-    """How the client ran its batch-norm layers, and whether their statistics left the client."""
-
-    EVAL = "eval"
-    """The server's running statistics normalise the batch; nothing about the batch is shared beside the gradient."""
-    TRAIN_SHARED = "train_shared"
-    """The batch's own statistics normalise it, and the running statistics after the step are sent along."""
-    TRAIN_PRIVATE = "train_private"
-    """The batch's own statistics normalise it and stay with the client."""
 
 
 class UpdateKind(StrEnum):
@@ -42,85 +33,66 @@ class UpdateKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """The affine map per channel between pixels in [0, 1] and what the model is fed: ``(x - mean) / std``."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.mean or len(self.mean) != len(self.std):
-            raise UpdateError(
-                f"the normalisation has {len(self.mean)} means and {len(self.std)} deviations; "
-                "give one of each per image channel"
-            )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
-            raise UpdateError(
-                f"the normalisation is mean {self.mean} and std {self.std}; "
-                "every mean must be finite and every deviation finite and above 0"
-            )
-
-    @classmethod
-    def of(cls, given: Normalisation | tuple[Sequence[float], Sequence[float]]) -> Normalisation:
-        """What was given, be it one already or mean and deviation per channel."""
-        if isinstance(given, Normalisation):
-            return given
-        mean, std = given
-        return cls(tuple(map(float, mean)), tuple(map(float, std)))
-
-    def apply(
-        self, images: Float[Tensor, "*batch channel height width"]
-    ) -> Float[Tensor, "*batch channel height width"]:
-        """Normalised pixels from pixels in [0, 1]."""
-        return (images - _per_channel(self.mean, images)) / _per_channel(self.std, images)
-
-    def invert(
-        self, images: Float[Tensor, "*batch channel height width"]
-    ) -> Float[Tensor, "*batch channel height width"]:
-        """Pixels in the unit of [0, 1] from normalised pixels. Values outside the box stay outside: no clamp."""
-        return images * _per_channel(self.std, images) + _per_channel(self.mean, images)
-
-    def bounds(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> tuple[Float[Tensor, "1 channel 1 1"], Float[Tensor, "1 channel 1 1"]]:
-        """The lowest and the highest normalised value of each channel: where black (0) and white (1) land."""
-        black = torch.zeros(1, len(self.mean), 1, 1, device=device, dtype=dtype)
-        return self.apply(black), self.apply(torch.ones_like(black))
-
-
-IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-@dataclass(frozen=True)
 class CapturedUpdate:
     """One client's update as an honest-but-curious server receives it. No private image is reachable from here."""
 
     gradients: dict[str, Tensor]
     """By parameter name, as in ``model.named_parameters()``; for a weight delta the differences of the weights."""
-    image_count: int
-    """B, the number of images that the gradient was averaged over, or that the client trained on."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
-    normalisation: Normalisation
     model_id: str
     """What ``load_model`` was given, for example ``"convnet"``, ``"resnet18"`` or ``"my.module:build"``."""
     weight_hash: str
     """``weight_hash(model)`` of the server's model that the client started from."""
-    batch_norm: BatchNormMode
-    buffers: dict[str, Tensor] | None
+    facts: ClientFacts
+    """What is believed of the client: each fact told, read off the update, or assumed."""
+    buffers: dict[str, Tensor] | None = None
     """Batch-norm running statistics *after* the client's step(s), by buffer name; only with ``train_shared``."""
     kind: UpdateKind = UpdateKind.GRADIENT
-    loss: str = "cross_entropy"
-    defence: str = "none"
-    """What the client says it did to the update before it was sent. Informational: nothing relies on it."""
-    local: LocalTraining | None = None
-    """The client's local steps; given for a weight delta and for nothing else."""
 
     def __post_init__(self) -> None:
         _check_facts(self)
         _check_local(self)
         _check_tensors("gradient", self.gradients)
         _check_tensors("buffer", self.buffers or {})
+
+    @property
+    def image_count(self) -> int:
+        """B, the number of images that the gradient was averaged over, or that the client trained on."""
+        return self.facts.image_count.value
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The map from pixels to what the client fed its model."""
+        return self.facts.normalisation.value
+
+    @property
+    def batch_norm(self) -> BatchNormMode:
+        """How the client ran its batch-norm layers."""
+        return self.facts.batch_norm.value
+
+    @property
+    def loss(self) -> str:
+        """The name of the client's loss."""
+        return self.facts.loss.value
+
+    @property
+    def defences(self) -> tuple[Defence, ...]:
+        """What the client did to its update before it was sent, in order; empty: nothing."""
+        return self.facts.defences.value
+
+    @property
+    def local(self) -> LocalTraining | None:
+        """The client's local steps; None for a gradient."""
+        return None if self.facts.local is None else self.facts.local.training
+
+    def stating(self, **facts: Any) -> CapturedUpdate:
+        """The same update with other facts in place of these; see ``ClientFacts.stating``.
+
+        Raises:
+            UpdateError: The facts contradict each other.
+        """
+        return replace(self, facts=self.facts.stating(**facts))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; a reader sees the old file or the whole new one, never a part.
@@ -195,10 +167,6 @@ def weight_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _per_channel(values: tuple[float, ...], images: Tensor) -> Float[Tensor, "channel 1 1"]:
-    return images.new_tensor(values)[:, None, None]
-
-
 def _check_facts(update: CapturedUpdate) -> None:
     """Raise UpdateError for counts and shapes that no batch can have."""
     if not 1 <= update.image_count <= LARGEST_IMAGE_COUNT:
@@ -233,11 +201,12 @@ def _check_local(update: CapturedUpdate) -> None:
         if update.local is not None:
             raise UpdateError("the update is a gradient and names local steps; only a weight delta has them")
         return
-    if update.local is None:
+    local = update.local
+    if local is None:
         raise UpdateError(
             "the update is a weight delta and does not tell the client's local steps; give local=LocalTraining(...)"
         )
-    update.local.require_images(update.image_count)
+    local.require_images(update.image_count)
     if not any(bool(delta.any()) for delta in update.gradients.values()):
         raise UpdateError(
             "the weight delta is zero everywhere, so the client trained nothing (a learning rate of 0 does this, or a "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batch_norm import running_buffers
 from .errors import UpdateError
+from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
 from .local_training import LocalTraining
-from .update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, UpdateKind, weight_hash
+from .normalisation import IMAGENET, Normalisation
+from .update import CapturedUpdate, UpdateKind, weight_hash
 
 _MOST_LISTED = 5
 
@@ -21,11 +24,11 @@ def capture_weight_delta(
     *,
     image_count: int,
     image_shape: tuple[int, int, int],
-    local: LocalTraining,
-    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
-    batch_norm: BatchNormMode | str = BatchNormMode.EVAL,
+    local: LocalTraining | LocalFacts,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] | None = None,
+    batch_norm: BatchNormMode | str | Fact[BatchNormMode] | None = None,
     model_id: str | None = None,
-    loss: str = "cross_entropy",
+    stated: Mapping[str, Fact[Any]] | None = None,
 ) -> CapturedUpdate:
     """The update of a client that trained: its weights after its local steps minus those it started from.
 
@@ -35,12 +38,14 @@ def capture_weight_delta(
             buffers are not looked at.
         image_count: How many images the client trained on.
         image_shape: Channels, height, width.
-        local: The client's local steps.
-        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``.
+        local: The client's local steps: as the client tells them, or fact by fact.
+        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``. None: nobody said,
+            and ImageNet's is assumed.
         batch_norm: How the client ran its batch-norm layers, and whether it shares their statistics: with
-            ``train_shared`` the running buffers in ``after`` become part of the update.
+            ``train_shared`` the running buffers in ``after`` become part of the update. None: nobody said, and ``eval``
+            is assumed.
         model_id: What ``load_model`` takes to build the model; by default its class.
-        loss: Name of the loss that the client minimised, a mean over each batch.
+        stated: Further facts about the client by their names in `ClientFacts`; those that are missing are assumed.
 
     Returns:
         The update, on the CPU. Parameters with ``requires_grad=False`` are not part of it.
@@ -48,31 +53,47 @@ def capture_weight_delta(
     Raises:
         UpdateError: Tensors are missing or of another shape, nothing was trained, or the facts contradict each other.
     """
-    mode = BatchNormMode(batch_norm)
-    normalisation = Normalisation.of(normalisation)
+    mode = _mode(batch_norm)
     state = after.state_dict() if isinstance(after, nn.Module) else after
     parameters = {name: p.detach() for name, p in before.named_parameters() if p.requires_grad}
     if not parameters:
         raise UpdateError("the model has no parameter with requires_grad=True, so the client had nothing to train")
     _require_tensors("parameter", state, parameters)
     buffers = None
-    if mode is BatchNormMode.TRAIN_SHARED:
+    if mode.value is BatchNormMode.TRAIN_SHARED:
         running = running_buffers(before)
         _require_tensors("batch-norm buffer", state, running)
         buffers = {name: state[name].detach().cpu().clone() for name in running}
     return CapturedUpdate(
         gradients={name: _difference(state[name], weight) for name, weight in parameters.items()},
-        image_count=image_count,
         image_shape=image_shape,
-        normalisation=normalisation,
         model_id=model_id or type(before).__name__,
         weight_hash=weight_hash(before),
-        batch_norm=mode,
+        facts=ClientFacts(
+            image_count=told(image_count),
+            normalisation=_normalisation(normalisation, image_shape[0]),
+            batch_norm=mode,
+            local=local if isinstance(local, LocalFacts) else LocalFacts.told(local),
+        ).stating(**(stated or {})),
         buffers=buffers,
         kind=UpdateKind.WEIGHT_DELTA,
-        loss=loss,
-        local=local,
     )
+
+
+def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[BatchNormMode]:
+    if isinstance(given, Fact):
+        return given
+    return assumed(BatchNormMode.EVAL) if given is None else told(BatchNormMode(given))
+
+
+def _normalisation(
+    given: Normalisation | tuple[Sequence[float], Sequence[float]] | None, channels: int
+) -> Fact[Normalisation]:
+    if given is not None:
+        return told(Normalisation.of(given))
+    # ImageNet's is of three channels; of other images nothing is as common as none at all.
+    common = IMAGENET if channels == len(IMAGENET.mean) else Normalisation((0.0,) * channels, (1.0,) * channels)
+    return assumed(common)
 
 
 def _difference(after: Tensor, before: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient, estimate_learning_rate, is_one_step
+from ..capture import CapturedUpdate, as_gradient, estimate_learning_rate, is_one_step, read
 from ..peeling import find_scale
 
 _ROUNDS_OF_DECAY = 3
@@ -72,8 +72,7 @@ def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: 
 
 def with_rate(update: CapturedUpdate, rate: float) -> CapturedUpdate:
     """The weight delta with this learning rate."""
-    assert update.local is not None
-    return replace(update, local=replace(update.local, learning_rate=rate))
+    return update.stating(learning_rate=read(rate, "the final layer's gradient"))
 
 
 def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> str:

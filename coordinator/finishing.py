@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..agents import Candidate, Objective, Outcome
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, defence_words
 from .config import AttackConfig
 from .ordering import arrange
 from .preparation import Preparation, identity, joint_labels
@@ -90,9 +90,10 @@ def conclude(
         config=facts,
         model_id=update.model_id,
         batch_norm=update.batch_norm.value,
-        defence=update.defence,
+        defence=defence_words(update.defences),
         normalisation=update.normalisation,
         training=prepared.training,
+        facts=prepared.facts,
     )
 
 

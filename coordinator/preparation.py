@@ -21,11 +21,13 @@ from ..capture import (
     RecoveredLabels,
     UpdateError,
     client_mode,
+    defence_words,
     recover_labels,
     weight_hash,
 )
-from ..capture.defences import told_defences
+from ..capture.stated import StatedFact
 from ..peeling import peel
+from ..target import weigh_evidence
 from .config import JOINT, AttackConfig
 from .deltas import describe, refine, settle
 
@@ -42,6 +44,8 @@ class Preparation:
     messages: tuple[str, ...]
     training: str = ""
     """What is taken for granted about the client's local steps; empty for a gradient."""
+    facts: tuple[StatedFact, ...] = ()
+    """What is believed of the client, each fact with how it is known, the most decisive first."""
 
 
 def prepare(
@@ -56,9 +60,11 @@ def prepare(
     update.require_match(model)
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
-            f"every entry of the update is zero, so it shows nothing (defence, as told: {update.defence!r}): "
+            f"every entry of the update is zero, so it shows nothing (defence: {defence_words(update.defences)}): "
             "give an update of which a defence has left something."
         )
+    evidence = weigh_evidence(update, model)
+    update = evidence.update
     found = settle(update, model)
     if config.labels == JOINT:
         if found.update.local is not None:
@@ -68,13 +74,14 @@ def prepare(
             )
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
-        return Preparation(target, unknown, found.messages, describe(update, found, False))
+        messages = (*evidence.messages, *found.messages)
+        return Preparation(target, unknown, messages, describe(update, found, False), evidence.stated(model))
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
     labels = given or recover_labels(found.update, model, config.labels)
     found = refine(found, update, model, labels.labels)
-    messages = [*found.messages, *labels.warnings]
+    messages = [*evidence.messages, *found.messages, *labels.warnings]
     anchor = None
     if config.objective.adaptive and _perturbs_representation(update):
         messages.append(
@@ -86,11 +93,12 @@ def prepare(
         anchor = peeling.anchor
         messages.append(peeling.message)
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
-    return Preparation(target, labels, tuple(messages), describe(update, found, given is not None))
+    training = describe(update, found, given is not None)
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model))
 
 
 def _perturbs_representation(update: CapturedUpdate) -> bool:
-    return any(name == "soteria" for name, _ in told_defences(update.defence))
+    return any(one.name == "soteria" for one in update.defences)
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:
@@ -156,8 +164,7 @@ def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module 
     for name, gradient in update.gradients.items():
         digest.update(name.encode())
         digest.update(gradient.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    if update.local is not None:
-        flat |= {f"local.{name}": value for name, value in dataclasses.asdict(update.local).items()}
+    flat |= {f"fact.{name}": str(fact.value) for name, fact in update.facts.items()}
     if generator is not None:
         flat["generator"] = weight_hash(generator)
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
+from ..capture.stated import StatedFact
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Reconstruction:
     normalisation: Normalisation
     training: str = ""
     """What was taken for granted about the client's local steps; empty for a gradient."""
+    facts: tuple[StatedFact, ...] = ()
+    """What was believed of the client, each fact with how it was known, the most decisive first."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..agents import Candidate, Outcome
-from ..capture import Normalisation, RecoveredLabels
+from ..capture import Normalisation, Provenance, RecoveredLabels
+from ..capture.stated import StatedFact
 from .reconstruction import Reconstruction
 from .storage import AbsentError, Storage
 from .tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
@@ -128,5 +129,6 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
             "candidates": candidates,
             "outcome": Outcome(facts["outcome"]),
             "normalisation": Normalisation(**facts["normalisation"]),
+            "facts": tuple(StatedFact(**row | {"provenance": Provenance(row["provenance"])}) for row in facts["facts"]),
         }
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..errors import UpdateError
-from ..local_training import LocalTraining
+from ..facts import Fact, LocalFacts, told
 
 KEYS = {
     "learning_rate": ("lr", "learning-rate", "local-lr", "client-lr"),
@@ -16,28 +17,29 @@ KEYS = {
     "weight_decay": ("weight-decay",),
 }
 """Under which names each fact of local training is looked for; an underscore counts as a hyphen."""
+_WHOLE = ("epochs", "batch_size")
 
 
-def read_local_training(*sources: Mapping[str, object]) -> LocalTraining:
-    """The local training that settings and metrics tell of; what they do not tell keeps its default.
+def read_local_training(*sources: Mapping[str, object], source: str = "the client's settings") -> LocalFacts:
+    """The local training that settings and metrics tell of; what they do not tell is assumed.
 
     Args:
         sources: Names and values; a later one wins.
+        source: Whose they are, for the record.
 
     Raises:
         UpdateError: A value that cannot be such a fact, in one sentence.
     """
-    told = {name.lower().replace("_", "-"): value for source in sources for name, value in source.items()}
-    found = {fact: next((told[key] for key in keys if key in told), None) for fact, keys in KEYS.items()}
-    epochs, batch_size = _whole("epochs", found["epochs"]), _whole("batch size", found["batch_size"])
-    momentum, weight_decay = _number("momentum", found["momentum"]), _number("weight decay", found["weight_decay"])
-    return LocalTraining(
-        learning_rate=_number("learning rate", found["learning_rate"]),
-        epochs=1 if epochs is None else epochs,
-        batch_size=batch_size,
-        momentum=momentum or 0.0,
-        weight_decay=weight_decay or 0.0,
-    )
+    said = {name.lower().replace("_", "-"): value for one in sources for name, value in one.items()}
+    found: dict[str, Fact[Any]] = {}
+    for name, keys in KEYS.items():
+        value = next((said[key] for key in keys if key in said), None)
+        if value is not None:
+            parse = _whole if name in _WHOLE else _number
+            found[name] = told(parse(name.replace("_", " "), value), source)
+    facts = LocalFacts(**found)
+    facts.training  # noqa: B018 - refuses values that no training has
+    return facts
 
 
 def read_image_count(metrics: Mapping[str, object], key: str) -> int:
@@ -47,19 +49,20 @@ def read_image_count(metrics: Mapping[str, object], key: str) -> int:
         UpdateError: It does not say, or it says what cannot be.
     """
     if key not in metrics:
-        told = ", ".join(sorted(metrics)) or "nothing"
-        raise UpdateError(f"its metrics lack {key!r}, the number of images (they hold {told}); give count_key")
+        held = ", ".join(sorted(metrics)) or "nothing"
+        raise UpdateError(f"its metrics lack {key!r}, the number of images (they hold {held}); give count_key")
     count = _whole(repr(key), metrics[key])
     if count is None or count < 1:
         raise UpdateError(f"it says that it trained on {metrics[key]} images; at least 1 is needed")
     return count
 
 
-def within(local: LocalTraining, image_count: int) -> LocalTraining:
+def within(local: LocalFacts, image_count: int) -> LocalFacts:
     """The same training with a batch no larger than the data: a data loader then makes one batch of all images."""
-    if local.batch_size is None or local.batch_size <= image_count:
+    size = local.batch_size
+    if size.value is None or size.value <= image_count:
         return local
-    return replace(local, batch_size=None)
+    return replace(local, batch_size=replace(size, value=None))
 
 
 def _whole(what: str, value: object) -> int | None:

@@ -12,8 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batch_norm import batch_norm_layers
+from ..defences import Defence
 from ..errors import UpdateError
-from ..update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, weight_hash
+from ..facts import BatchNormMode, ClientFacts, Reduction, Sampling, assumed, read, told
+from ..normalisation import IMAGENET, Normalisation
+from ..update import CapturedUpdate, weight_hash
 
 
 @dataclass
@@ -47,7 +50,7 @@ def record_private_steps(
     engine: Any = None,
     *,
     image_shape: tuple[int, int, int],
-    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] | None = None,
     delta: float = 1e-5,
     image_count: int | None = None,
     most_steps: int = 1,
@@ -64,7 +67,8 @@ def record_private_steps(
         optimizer: As it returned it.
         engine: The privacy engine, for epsilon; None when its accountant is out of reach.
         image_shape: Channels, height, width.
-        normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
+        normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``. None: nobody said,
+            and ImageNet's is assumed.
         delta: At which epsilon is told.
         image_count: How many images a step used; None to count the gradients per image, which is possible unless the
             batch was split (``BatchMemoryManager``) or ghost clipping is used.
@@ -76,7 +80,7 @@ def record_private_steps(
             images) is a sentence in ``problems``.
     """
     _require_private(optimizer)
-    normalisation = Normalisation.of(normalisation)
+    normalisation = None if normalisation is None else Normalisation.of(normalisation)
     plain = _plain(model)
     accounting = optimizer.step_hook
     recorded = PrivateSteps()
@@ -87,17 +91,14 @@ def record_private_steps(
         if len(recorded.updates) >= most_steps:
             return
         try:
+            _require_no_batch_statistics(plain)
             count = _images(stepping) if image_count is None else image_count
             update = CapturedUpdate(
                 gradients=_gradients(plain, stepping, count),
-                image_count=count,
                 image_shape=image_shape,
-                normalisation=normalisation,
                 model_id=model_id or type(plain).__name__,
                 weight_hash=weight_hash(plain),
-                batch_norm=_batch_norm(plain),
-                buffers=None,
-                defence=_describe(stepping, engine, delta, count),
+                facts=_facts(stepping, engine, delta, count, normalisation),
             )
         except UpdateError as error:
             recorded.problems.append(str(error))
@@ -160,31 +161,40 @@ def _gradients(plain: nn.Module, optimizer: Any, count: int) -> dict[str, Tensor
     return {name: (p.grad.detach() / divisor).cpu().clone() for name, p in trained.items() if p.grad is not None}
 
 
-def _batch_norm(plain: nn.Module) -> BatchNormMode:
+def _require_no_batch_statistics(plain: nn.Module) -> None:
     """Opacus refuses batch norm in training mode, since it mixes images; what is left runs on running statistics."""
     if any(layer.training for layer in batch_norm_layers(plain).values()):
         raise UpdateError(
             "the private model has batch norm in training mode, which has no gradient per image; replace it "
             "(opacus.validators.ModuleValidator.fix) or run it in evaluation mode"
         )
-    return BatchNormMode.EVAL
 
 
-def _describe(optimizer: Any, engine: Any, delta: float, count: int) -> str:
+def _facts(optimizer: Any, engine: Any, delta: float, count: int, normalisation: Normalisation | None) -> ClientFacts:
+    """What the optimiser and the engine tell of the step."""
     import opacus
 
+    source = f"Opacus {opacus.__version__}"
     norm = optimizer.max_grad_norm
-    clipped = f"{norm:g}" if isinstance(norm, int | float) else "per layer " + ", ".join(f"{one:g}" for one in norm)
-    said = (
-        f"DP-SGD by Opacus {opacus.__version__}: max_grad_norm {clipped[:200]}, "
-        f"noise_multiplier {optimizer.noise_multiplier:g}, {count} image{'s' * (count != 1)}"
+    clip = (float(norm),) if isinstance(norm, int | float) else tuple(float(one) for one in norm)
+    expected = optimizer.expected_batch_size
+    return ClientFacts(
+        image_count=told(count, source),
+        normalisation=assumed(IMAGENET) if normalisation is None else told(normalisation, "the user"),
+        batch_norm=read(BatchNormMode.EVAL, "the model, which has no batch norm in training mode"),
+        # What is recorded is divided by the batch, whatever the client's loss was summed by.
+        reduction=told(Reduction.MEAN, source),
+        defences=told((Defence("dp_sgd", float(optimizer.noise_multiplier), clip),), source),
+        sampling=told(Sampling(expected is not None and expected != count, expected), source),
+        privacy=_privacy(engine, delta),
     )
-    if optimizer.expected_batch_size is not None:
-        said += f" (expected batch {optimizer.expected_batch_size})"
+
+
+def _privacy(engine: Any, delta: float) -> str:
     if engine is None:
-        return f"{said}, epsilon not known"
+        return "epsilon not known"
     steps = sum(history[-1] for history in engine.accountant.history)
-    return f"{said}, epsilon {_epsilon(engine, delta)} at delta {delta:g} after {steps} step{'s' * (steps != 1)}"
+    return f"epsilon {_epsilon(engine, delta)} at delta {delta:g} after {steps} step{'s' * (steps != 1)}"
 
 
 def _epsilon(engine: Any, delta: float) -> str:

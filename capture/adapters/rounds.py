@@ -14,8 +14,10 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ..errors import UpdateError
+from ..facts import BatchNormMode, LocalFacts
 from ..local_training import LocalTraining
-from ..update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, weight_hash
+from ..normalisation import Normalisation
+from ..update import CapturedUpdate, weight_hash
 from ..weight_delta import capture_weight_delta
 from ..weights import ModelError, fit_names
 from .arrays import decode_array, name_arrays
@@ -68,8 +70,8 @@ class RoundRecorder:
         image_shape: tuple[int, int, int],
         client: int | str | Mapping[str, object] | None = None,
         rounds: Collection[int] | None = None,
-        local: LocalTraining | None = None,
-        normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+        local: LocalTraining | LocalFacts | None = None,
+        normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] | None = None,
         batch_norm: BatchNormMode | str | None = None,
         model_id: str | None = None,
         count_key: str = "num-examples",
@@ -84,7 +86,8 @@ class RoundRecorder:
                 ``{"partition-id": 0}``; None for every client.
             rounds: Their numbers, from 1; None for every round.
             local: The clients' local training; None to read it from the settings and metrics, see `facts.KEYS`.
-            normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``.
+            normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``. None: nobody
+                said, and ImageNet's is assumed.
             batch_norm: How clients run batch norm; None to infer it, see `infer_batch_norm`.
             model_id: What ``load_model`` takes to build the model; by default its class.
             count_key: Under which name the metrics hold the number of images.
@@ -96,14 +99,15 @@ class RoundRecorder:
         """The updates written so far."""
         self.problems: list[str] = []
         """What could not be recorded, one sentence each."""
-        normalisation = Normalisation.of(normalisation)
+        normalisation = None if normalisation is None else Normalisation.of(normalisation)
         if batch_norm is not None and batch_norm not in list(BatchNormMode):
             raise UpdateError(
                 f"batch_norm is {batch_norm!r}; use one of {', '.join(BatchNormMode)}, or None to infer it"
             )
-        if len(image_shape) != 3 or len(normalisation.mean) != image_shape[0]:
+        means = image_shape[0] if normalisation is None else len(normalisation.mean)
+        if len(image_shape) != 3 or means != image_shape[0]:
             raise UpdateError(
-                f"image_shape is {tuple(image_shape)} and the normalisation is for {len(normalisation.mean)} channels; "
+                f"image_shape is {tuple(image_shape)} and the normalisation is for {means} channels; "
                 "give (channels, height, width), and one mean and deviation per channel"
             )
         self._model = copy.deepcopy(model).cpu()
@@ -115,7 +119,7 @@ class RoundRecorder:
         self._image_shape = image_shape
         self._client = client if client is None or isinstance(client, Mapping) else str(client)
         self._rounds = None if rounds is None else frozenset(rounds)
-        self._local = local
+        self._local = LocalFacts.told(local, "the user") if isinstance(local, LocalTraining) else local
         self._normalisation = normalisation
         self._batch_norm = batch_norm
         self._model_id = model_id or type(model).__name__

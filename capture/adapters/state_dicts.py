@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batch_norm import batch_norm_layers, running_buffers
+from ..facts import BatchNormMode, Fact, LocalFacts, assumed, read
 from ..local_training import LocalTraining
-from ..update import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation
+from ..normalisation import Normalisation
+from ..update import CapturedUpdate
 from ..weight_delta import capture_weight_delta
 from ..weights import fit_names, load_state, read_weights
 
@@ -26,10 +29,11 @@ def capture_state_dicts(
     *,
     image_count: int,
     image_shape: tuple[int, int, int],
-    local: LocalTraining,
-    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,
+    local: LocalTraining | LocalFacts,
+    normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] | None = None,
     batch_norm: BatchNormMode | str | None = None,
     model_id: str | None = None,
+    stated: Mapping[str, Fact[Any]] | None = None,
 ) -> CapturedUpdate:
     """The weight delta of a client, from the weights that it was sent and those that it sent back.
 
@@ -39,8 +43,10 @@ def capture_state_dicts(
         after: The client's; batch-norm buffers may be missing.
         image_count: How many images the client trained on.
         image_shape: Channels, height, width.
-        local: The client's local steps.
-        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``.
+        local: The client's local steps: as the client tells them, or fact by fact.
+        normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``. None: nobody said,
+            and ImageNet's is assumed.
+        stated: Further facts about the client by their names in `ClientFacts`; those that are missing are assumed.
         batch_norm: How the client ran batch norm; None to infer it, see `infer_batch_norm`.
         model_id: What ``load_model`` takes to build the model; by default its class.
 
@@ -60,14 +66,16 @@ def capture_state_dicts(
         normalisation=normalisation,
         batch_norm=infer_batch_norm(server, sent) if batch_norm is None else batch_norm,
         model_id=model_id or type(model).__name__,
+        stated=stated,
     )
 
 
-def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> BatchNormMode:
-    """How the client must have run batch norm, by the running statistics that it sent back.
+def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> Fact[BatchNormMode]:
+    """How the client ran batch norm, by the running statistics that it sent back.
 
-    They moved: ``train_shared``. They are the server's to the bit: ``eval``. They are missing: ``train_private``, since
-    a client in training mode is the rule. Without batch-norm layers: ``eval``.
+    They moved: ``train_shared``, which is read off them. They are the server's to the bit: ``eval``, likewise. They are
+    missing: ``train_private`` is assumed, since a client in training mode is the rule. Without batch-norm layers it
+    makes no difference: ``eval``.
 
     Args:
         before: The server's model, with the statistics that the client was sent.
@@ -75,12 +83,14 @@ def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> BatchNor
     """
     layers = batch_norm_layers(before)
     if not layers:
-        return BatchNormMode.EVAL
+        return read(BatchNormMode.EVAL, "the model, which has no batch norm")
     own = {name: b for name, b in running_buffers(before).items() if not name.endswith("num_batches_tracked")}
     if any(name not in after for name in own):
-        return BatchNormMode.TRAIN_PRIVATE
+        return assumed(BatchNormMode.TRAIN_PRIVATE, "no running statistics came with the weights")
     same = all(torch.equal(after[name].cpu().to(buffer.dtype), buffer.cpu()) for name, buffer in own.items())
-    return BatchNormMode.EVAL if same else BatchNormMode.TRAIN_SHARED
+    if same:
+        return read(BatchNormMode.EVAL, "running statistics that came back as they were")
+    return read(BatchNormMode.TRAIN_SHARED, "running statistics that moved")
 
 
 def _state(given: State) -> Mapping[str, Tensor]:

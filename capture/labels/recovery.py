@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..facts import CROSS_ENTROPY, read
 from ..learning_rate import estimate_learning_rate
 from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate, UpdateKind
@@ -132,7 +133,7 @@ def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) ->
     warnings = []
     if update.local.learning_rate is None:
         rate = estimate_learning_rate(update, model)
-        update = replace(update, local=replace(update.local, learning_rate=rate))
+        update = update.stating(learning_rate=read(rate, "the final layer"))
         warnings.append(f"labels were read with an estimated learning rate of {rate:.3g}")
     found = recover_labels(as_gradient(update, model), model, method)
     if not is_one_step(update):
@@ -281,8 +282,8 @@ def _guess_unseen(layer: FinalLayer, found: Separation, unseen: int) -> list[tup
 
 def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:
     warnings = []
-    if update.loss != "cross_entropy":
-        warnings.append(f"the rules are derived for cross_entropy and the update names the loss {update.loss!r}")
+    if update.loss != CROSS_ENTROPY:
+        warnings.append(f"the rules are derived for {CROSS_ENTROPY} and the update names the loss {update.loss!r}")
     if not layer.clean:
         warnings.append(
             "the final layer's gradient does not sum to zero over the classes, so it was changed after it was computed "

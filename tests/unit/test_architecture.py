@@ -16,9 +16,10 @@ ALLOWED = {
     "priors": set(),
     "registration": set(),
     "peeling": {"capture"},
-    "agents": {"capture", "peeling", "priors"},
-    "coordinator": {"agents", "capture", "peeling", "priors", "registration"},
-    "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration"},
+    "target": {"capture", "peeling"},
+    "agents": {"capture", "peeling", "priors", "target"},
+    "coordinator": {"agents", "capture", "peeling", "priors", "registration", "target"},
+    "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration", "target"},
     "audit": {"agents", "capture", "coordinator"},
     "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "config", "config_keys"},
     "presets": set(),
@@ -26,7 +27,7 @@ ALLOWED = {
 # Modules of the root that a folder may build on: they come after the settings of every folder, and before the rest.
 SETTINGS = {"config", "config_keys"}
 # Folders in which the attack runs: the private images are out of their reach.
-ATTACK = {"priors", "registration", "peeling", "agents", "coordinator", "cluster"}
+ATTACK = {"priors", "registration", "peeling", "target", "agents", "coordinator", "cluster"}
 PRIVATE_NAMES = {"PrivateBatch", "simulate_client", "ClientConfig", "load_images"}
 PRIVATE_MODULES = {
     "gradinversion.capture.client",

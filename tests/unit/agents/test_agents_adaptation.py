@@ -77,7 +77,7 @@ def test_what_is_rounded_after_pruning_is_found_at_the_level_nearest_to_zero() -
     assert naive > 0.4
     assert adaptive < 0.05
     # The client's word is what it rests on.
-    silent = replace(target, update=replace(target.update, defence="none"))
+    silent = replace(target, update=target.update.stating(defences=told(())))
     assert _losses(silent, truth)[1] > 0.4
 
 
@@ -110,7 +110,7 @@ def test_what_is_not_allowed_for_is_said(
 
 def test_pruning_that_the_update_does_not_show_is_not_guessed() -> None:
     target, _ = _target()
-    lied = replace(target.update, defence="prune 0.9 + clip 1")
+    lied = target.update.stating(defences=told((Defence("prune", 0.9), Defence("clip", 1))))
     found = allow_for_defence(lied, target.model, target.labels)
     assert not found.slack
     assert "the update does not show missing entries: pruning is not allowed for" in " ".join(found.messages)
@@ -193,7 +193,7 @@ def _images() -> Tensor:
 def test_what_a_stranger_says_is_only_a_hypothesis() -> None:
     target, _ = _target()
     for said in ("soteria", "dp_sgd 1", "clip", "prune 0.9", "x" * 400, ""):
-        lied = replace(target.update, defence=said)
+        lied = target.update.stating(defences=told(said))
         objective = Objective(replace(target, update=lied), ObjectiveConfig())
         assert torch.isfinite(objective.terms(torch.zeros(4, 3, _SIDE, _SIDE).requires_grad_())["total"])
         believed = any("The client says" in message for message in objective.messages)

@@ -89,7 +89,9 @@ def test_in_the_wrong_mode_it_is_far_from_zero(
     cases: Callable[..., Case], model: str, mode: BatchNormMode, wrong: BatchNormMode
 ) -> None:
     target, truth = cases(model, mode, False)
-    mistaken = replace(target, update=replace(target.update, batch_norm=wrong, buffers=None))
+    mistaken = replace(
+        target, update=replace(target.update, facts=target.update.facts.stating(batch_norm=told(wrong)), buffers=None)
+    )
     objective = Objective(mistaken, _SETTLED)
     assert float(objective.terms(truth)["gradient"].detach()) > 0.1
     assert objective.gradient_loss(truth) > 0.1

@@ -143,7 +143,7 @@ def test_several_steps_are_not_one_gradient(smooth_target: SmoothTarget) -> None
 def test_with_an_open_scale_a_wrong_learning_rate_costs_little(smooth_target: SmoothTarget) -> None:
     target, images = trained(smooth_target, LocalTraining(0.01, epochs=2, batch_size=2))
     assert target.update.local is not None
-    guessed = replace(target.update, local=replace(target.update.local, learning_rate=0.012))
+    guessed = target.update.stating(learning_rate=told(0.012))
     fixed = Objective(replace(target, update=guessed), ObjectiveConfig())
     scaled = Objective(replace(target, update=guessed, scale_known=False), ObjectiveConfig())
     assert fixed.gradient_loss(images) > 0.1
@@ -156,7 +156,7 @@ def test_with_an_open_scale_a_wrong_learning_rate_costs_little(smooth_target: Sm
 def test_without_an_order_each_step_is_made_on_all_images(smooth_target: SmoothTarget) -> None:
     target, images = trained(smooth_target, LocalTraining(0.05, epochs=2, batch_size=2))
     assert target.update.local is not None
-    unordered = replace(target, update=replace(target.update, local=replace(target.update.local, shuffled=True)))
+    unordered = replace(target, update=target.update.stating(shuffled=told(True)))
     turned = torch.tensor([1, 0, 2, 3])
     objectives = [
         Objective(replace(unordered, labels=labels), ObjectiveConfig())
@@ -172,7 +172,9 @@ def test_images_of_one_label_are_exchanged_within_a_step_alone(smooth_target: Sm
     assert groups[0] == groups[1] != groups[2]
     assert len(set(groups)) == 3
     for local in (LocalTraining(0.1, epochs=2), LocalTraining(0.1, batch_size=2, shuffled=True)):
-        free = replace(same, update=replace(same.update, local=local))
+        free = replace(
+            same, update=replace(same.update, facts=replace(same.update.facts, local=LocalFacts.told(local)))
+        )
         assert torch.equal(free.interchangeable, same.labels)
 
 

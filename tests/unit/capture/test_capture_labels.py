@@ -245,7 +245,7 @@ def test_what_cannot_be_done_is_a_sentence(photos: Tensor) -> None:
 
 def test_another_loss_is_warned_about(photos: Tensor, models: dict[tuple[str, int], nn.Module]) -> None:
     update = capture_gradient(models["convnet", 10], photos[:2], torch.tensor([0, 1]))
-    found = recover_labels(replace(update, loss="focal_loss"), models["convnet", 10])
+    found = recover_labels(update.stating(loss=told("focal_loss")), models["convnet", 10])
     assert any("focal_loss" in line for line in found.warnings)
 
 

@@ -121,7 +121,7 @@ def test_repeated_labels_are_read_off_a_delta_with_a_learning_rate_that_is_not_k
     labels = torch.tensor([2, 2, 7, 2])
     sent = train_locally(model, images, labels, local=LocalTraining(0.003, epochs=2))
     assert sent.local is not None
-    found = recover_labels(replace(sent, local=replace(sent.local, learning_rate=None)), model)
+    found = recover_labels(sent.stating(learning_rate=assumed(None)), model)
     assert sorted(found.labels.tolist()) == [2, 2, 2, 7]
     assert any("estimated learning rate" in line for line in found.warnings)
 
@@ -144,7 +144,7 @@ def test_without_an_absent_class_the_learning_rate_is_asked_for(images: Tensor) 
     model = load_model("convnet", classes=4, image_size=16)
     sent = train_locally(model, images, torch.arange(4), local=LocalTraining(0.01))
     assert sent.local is not None
-    unknown = replace(sent, local=replace(sent.local, learning_rate=None))
+    unknown = sent.stating(learning_rate=assumed(None))
     with pytest.raises(LabelError, match="some class has no image"):
         recover_labels(unknown, model)
     with pytest.raises(UpdateError, match="not known; estimate it first"):

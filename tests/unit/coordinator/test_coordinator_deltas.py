@@ -44,7 +44,7 @@ def sent(model: nn.Module, images: Tensor, local: LocalTraining, **facts: Any) -
 
 def hidden(update: CapturedUpdate) -> CapturedUpdate:
     assert update.local is not None
-    return replace(update, local=replace(update.local, learning_rate=None))
+    return update.stating(learning_rate=assumed(None))
 
 
 def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Reconstruction:
@@ -166,6 +166,6 @@ def test_a_rate_that_cannot_be_estimated_is_asked_for(images: Tensor, quick: Att
 
 def test_a_run_is_another_one_with_other_local_steps(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
     update = sent(model, images, LocalTraining(0.1))
-    other = replace(update, local=LocalTraining(0.1, epochs=2))
+    other = replace(update, facts=replace(update.facts, local=LocalFacts.told(LocalTraining(0.1, epochs=2))))
     assert identity(quick, update) != identity(quick, other)
     assert identity(quick, update)["local.learning_rate"] == 0.1

@@ -50,7 +50,11 @@ def test_nothing_is_claimed_where_the_gradient_does_not_tell(capture: Callable[.
 
 def test_a_weight_delta_is_refused_politely(capture: Callable[..., Any]) -> None:
     case = capture(network(), [0, 2])
-    delta = replace(case.update, kind=UpdateKind.WEIGHT_DELTA, local=LocalTraining(0.1, epochs=3))
+    delta = replace(
+        case.update,
+        kind=UpdateKind.WEIGHT_DELTA,
+        facts=replace(case.update.facts, local=LocalFacts.told(LocalTraining(0.1, epochs=3))),
+    )
     found = peel(delta, case.model, case.labels)
     assert found.anchor is None
     assert "the weight delta of 3 local step(s)" in found.message

@@ -1,0 +1,5 @@
+"""What one look at an update determines, once, for every seed: its facts held against its evidence."""
+
+from .evidence import Evidence, weigh_evidence
+
+__all__ = ["Evidence", "weigh_evidence"]

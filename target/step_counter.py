@@ -1,0 +1,43 @@
+"""Batch norm counts the batches that it has seen: by how much the counter moved is the number of local steps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, batch_norm_layers
+from .finding import Finding
+
+
+def check_step_counter(update: CapturedUpdate, model: nn.Module) -> Finding:
+    """Hold the number of steps that the facts make against ``num_batches_tracked``, where the client shared it.
+
+    Args:
+        update: What the client sent.
+        model: The server's model, before the client's steps.
+    """
+    counted = counted_steps(update, model)
+    if counted is None:
+        return Finding()
+    local = update.local
+    steps = 1 if local is None else local.steps(update.image_count)
+    if counted == steps:
+        return Finding()
+    sentence = (
+        f"batch norm's counter num_batches_tracked moved by {counted}, so the client ran {counted} "
+        f"batch{'es' * (counted != 1)}, and the facts say {steps}"
+    )
+    names = ("image_count",) if local is None else ("epochs", "batch_size")
+    return Finding(contradictions=dict.fromkeys(names, sentence))
+
+
+def counted_steps(update: CapturedUpdate, model: nn.Module) -> int | None:
+    """By how much the counters of batch norm moved; None where they were not shared or disagree."""
+    if update.buffers is None:
+        return None
+    moved = set()
+    for name, layer in batch_norm_layers(model).items():
+        counter = f"{name}.num_batches_tracked" if name else "num_batches_tracked"
+        before, after = layer.num_batches_tracked, update.buffers.get(counter)
+        if isinstance(before, Tensor) and after is not None and after.numel() == 1:
+            moved.add(int(after) - int(before))
+    return moved.pop() if len(moved) == 1 else None
