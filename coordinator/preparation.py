@@ -74,8 +74,8 @@ def prepare(
             )
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
-        messages = (*evidence.messages, *found.messages)
-        return Preparation(target, unknown, messages, describe(update, found, False), evidence.stated(model))
+        said = (*evidence.messages, *found.messages)
+        return Preparation(target, unknown, said, describe(update, found, False), evidence.stated(model))
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
