@@ -14,6 +14,7 @@ from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pool import Pool, load_pool
 from .report import write_report
 from .results import AgentResult, AuditReport, ControlResult, ControlScore, ImageResult
+from .truth import measure_truth_gap
 from .verdict import Leak, Verdict
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "make_embedding",
     "match",
     "measure_exposure",
+    "measure_truth_gap",
     "psnr",
     "run_controls",
     "ssim",

@@ -11,12 +11,6 @@ from typing import Any
 from .. import __version__
 from ..coordinator import Reconstruction
 
-_BATCH_NORM = {
-    "eval": "Batch norm: the client used the public running statistics (eval mode)",
-    "train_shared": "Batch norm: the client used its batch's statistics and sent them along (train_shared)",
-    "train_private": "Batch norm: the client used its batch's statistics and kept them to itself (train_private)",
-}
-
 
 def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None) -> tuple[str, ...]:
     """One sentence per assumption, in the order in which a reader doubts them.
@@ -29,12 +23,10 @@ def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None
     labels = reconstruction.labels
     return (
         f"{_trained(reconstruction.model_id, model_trained)}.",
-        f"{_BATCH_NORM.get(reconstruction.batch_norm, f'Batch norm: {reconstruction.batch_norm}')}.",
-        f"Batch: {counted(len(reconstruction.images), 'image')} of {channels} x {height} x {width} pixels; the server "
-        "knows how many, their size and their normalisation.",
+        f"Batch: {counted(len(reconstruction.images), 'image')} of {channels} x {height} x {width} pixels; what is "
+        "known of the client stands above, fact by fact.",
         *([f"Local training: {reconstruction.training}"] if reconstruction.training else []),
         f"Labels: inferred from the update by the rule “{labels.method}”. {as_sentence(labels.assumption)}",
-        f"Defence, as told by the client and not checked: {reconstruction.defence}.",
         f"Priors and weights of the objective: {_weights(reconstruction.config)}{_range(reconstruction.config)}.",
         f"Effort: {_effort(reconstruction)}.",
         "Threat: an honest-but-curious server that knows the model and sees this one update; it changes nothing.",

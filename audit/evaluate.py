@@ -16,6 +16,7 @@ from ..coordinator import Reconstruction
 from .assumptions import state_assumptions, state_provenance
 from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
+from .doubt import find_doubts, in_sentences, withhold, withhold_from_images
 from .exposure import Exposure
 from .identification import Embedding, make_embedding
 from .label_scores import score_labels
@@ -24,7 +25,7 @@ from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pool import Pool, describe
 from .results import AgentResult, AuditReport, ImageResult
-from .verdict import RULE, STRICT_RULE, Verdict, judge_batch, no_ground_truth, no_reconstruction
+from .verdict import RULE, STRICT_RULE, Leak, Verdict, judge_batch, no_ground_truth, no_reconstruction
 
 
 def evaluate(
@@ -37,6 +38,7 @@ def evaluate(
     pool: Pool | None = None,
     embedding: Embedding | None = None,
     exposure: Exposure | None = None,
+    truth_gap: float | None = None,
 ) -> AuditReport:
     """The audit of a reconstruction against the private batch, or without it.
 
@@ -49,6 +51,8 @@ def evaluate(
         pool: other images among which the private ones are to be recognised; without it there is no IIP.
         embedding: the features to recognise by; ``pixels`` when none is given.
         exposure: loss and gradient norm of each private image (``measure_exposure``).
+        truth_gap: how far the captured update is from what its facts make of the private images
+            (``measure_truth_gap``); None where that is not known.
 
     Raises:
         ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
@@ -76,13 +80,18 @@ def evaluate(
     results = hold_against_controls(results, images[list(matching.order)], seeds, true, controls, pool, embedding)
     results = _add_exposure(results, exposure)
     strict = deciding_means(results)
+    doubts = find_doubts(reconstruction, truth_gap)
+    verdict = _tell_controls(_verdict(reconstruction, results, strict), controls)
+    accuracy = label_accuracy(labels, true_labels)
+    verdict = _tell_labels(verdict, round((1 - accuracy) * len(true_labels)), len(true_labels))
+    unshown = sum(image.verdict.leak is Leak.NONE for image in results)
     return AuditReport(
-        images=results,
+        images=withhold_from_images(results, doubts),
         agents=agents,
-        verdict=_tell_controls(_verdict(reconstruction, results, strict), controls),
+        verdict=withhold(verdict, unshown, doubts),
         matching=matching,
         consensus_order=consensus_order,
-        label_accuracy=label_accuracy(labels, true_labels),
+        label_accuracy=accuracy,
         label_scores=score_labels(labels, true_labels),
         lpips_note=lpips_note,
         assumptions=assumptions,
@@ -92,6 +101,7 @@ def evaluate(
         embedding="" if embedding is None else embedding.name,
         gallery_size=None if pool is None else len(true) + len(pool),
         pool_note="" if pool is None else describe(pool),
+        truth_gap=truth_gap,
     )
 
 
@@ -138,7 +148,7 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
     return AuditReport(
         images=_add_plain_mean(rows, reconstruction, order, None),
         agents=_agents(reconstruction, None, None),
-        verdict=_verdict(reconstruction, None),
+        verdict=_with_doubts(_verdict(reconstruction, None), reconstruction),
         matching=None,
         consensus_order=order,
         label_accuracy=None,
@@ -146,6 +156,25 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
         assumptions=assumptions,
         provenance=state_provenance(),
     )
+
+
+def _tell_labels(verdict: Verdict, wrong: int, total: int) -> Verdict:
+    """An attack that looks for images of other classes finds nothing for that reason alone."""
+    if verdict.leak is not Leak.NONE or not wrong:
+        return verdict
+    caution = (
+        f" {wrong} of {total} labels were recovered wrongly, so the attack looked for images of other classes; a server "
+        "that knows or guesses the labels may see more (labels=0,1,2 gives them)."
+    )
+    return replace(verdict, detail=verdict.detail + caution)
+
+
+def _with_doubts(verdict: Verdict, reconstruction: Reconstruction) -> Verdict:
+    """Without ground truth nothing is called safe; what may be wrong with the pictures is said all the same."""
+    doubts = find_doubts(reconstruction)
+    if not doubts or verdict.leak is Leak.FAILED:
+        return verdict
+    return replace(verdict, detail=f"{verdict.detail} {in_sentences(doubts)}")
 
 
 def _answer(reconstruction: Reconstruction) -> Tensor:

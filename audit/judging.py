@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..capture import CapturedUpdate, ClientConfig, PrivateBatch
+from ..capture.facts import CROSS_ENTROPY
 from ..coordinator import Reconstruction
 from .config import AuditConfig
 from .controls import Control
@@ -16,6 +17,7 @@ from .exposure import measure_exposure
 from .identification import Embedding, make_embedding
 from .pool import Pool
 from .results import AuditReport
+from .truth import measure_truth_gap
 
 
 def judge(
@@ -52,7 +54,8 @@ def judge(
         controls=tuple(controls),
         pool=pool,
         embedding=embedding_for(settings, update, model),
-        exposure=None if private is None else measure_exposure(model, private, update),
+        exposure=None if private is None or update.loss != CROSS_ENTROPY else measure_exposure(model, private, update),
+        truth_gap=None if private is None else measure_truth_gap(model, private, update),
     )
 
 

@@ -59,7 +59,13 @@ def render_page(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(
-        db=_db, number=_number, share=_share, plain=_plain, sentence=as_sentence, counted=counted
+        db=_db,
+        number=_number,
+        share=_share,
+        share_fine=_share_fine,
+        plain=_plain,
+        sentence=as_sentence,
+        counted=counted,
     )
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     seeds = list_seeds(report, reconstruction)
@@ -271,6 +277,11 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3g}" if math.isfinite(value) else ("∞" if value > 0 else "not finite")
+
+
+def _share_fine(value: float) -> str:
+    """A share of any size: rounding of float32 is no 0 %."""
+    return f"{value:.1%}" if value >= 0.001 else f"{100 * value:.1g} %"
 
 
 def _share(value: float | None) -> str:

@@ -105,6 +105,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
             "counts": [asdict(found) for found in reconstruction.labels.class_counts],
         },
         "registration": reconstruction.registration,
+        "facts": [{**asdict(fact), "doubtful": fact.doubtful} for fact in reconstruction.facts],
+        "truth_gap": report.truth_gap,
         "assumptions": report.assumptions,
         "provenance": report.provenance,
         "config": reconstruction.config,

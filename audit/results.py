@@ -163,6 +163,8 @@ class AuditReport:
     """Where the pool comes from and what was left out of it, in words; empty without one."""
     label_scores: LabelScores | None = None
     """How right the recovered labels are; None without ground truth."""
+    truth_gap: float | None = None
+    """Relative distance between the captured update and the one that its facts make of the private images."""
 
     @property
     def iip(self) -> float | None:

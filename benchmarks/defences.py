@@ -32,7 +32,7 @@ from gradinversion.agents.defence_evidence import allow_for_defence
 from gradinversion.audit import constant_images, psnr
 from gradinversion.audit.matching import match
 from gradinversion.audit.metrics import label_accuracy
-from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, simulate_client
+from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, defence_words, simulate_client
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
 from safetensors.torch import save_file
@@ -132,7 +132,7 @@ def measure(defence: Defence, photos: int, steps: int, network: str, folder: Pat
         "steps": steps,
         "network": network,
         "torch": torch.__version__,
-        "said": update.defence,
+        "said": defence_words(update.defences),
         "constant": float(psnr(constant_images(private.images), private.images).mean()),
         "naive": naive,
         "adaptive": adaptive,

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gradinversion.audit.label_scores import score_labels
-from gradinversion.capture import IMAGENET, CapturedUpdate, RecoveredLabels, UpdateKind, load_model, recover_labels
-from gradinversion.capture.update import BatchNormMode
+from gradinversion.capture import IMAGENET, BatchNormMode, CapturedUpdate, RecoveredLabels, load_model, recover_labels
+from gradinversion.capture.facts import CROSS_ENTROPY, known_facts
 from torch import Tensor, nn
 
 from .label_networks import STAGES, Task, accuracy, digits, regions, train_stages
@@ -58,15 +58,10 @@ class Pool:
         weight, bias = torch.autograd.grad(loss, [layer.weight, layer.bias])
         return CapturedUpdate(
             gradients={f"{self.layer}.weight": weight, f"{self.layer}.bias": bias},
-            image_count=len(labels),
             image_shape=(3, self.size, self.size),
-            normalisation=IMAGENET,
             model_id=type(self.model).__name__,
             weight_hash="",
-            kind=UpdateKind.GRADIENT,
-            batch_norm=BatchNormMode.EVAL,
-            buffers=None,
-            loss="cross_entropy",
+            facts=known_facts(len(labels), IMAGENET, BatchNormMode.EVAL, CROSS_ENTROPY),
         )
 
 

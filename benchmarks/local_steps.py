@@ -29,6 +29,7 @@ from gradinversion.capture import (
     estimate_learning_rate,
     recover_labels,
     simulate_client,
+    told,
 )
 from rich.console import Console
 from rich.table import Table

@@ -36,6 +36,7 @@ from gradinversion.capture import (
     load_model,
     weight_hash,
 )
+from gradinversion.capture.facts import CROSS_ENTROPY, known_facts
 from torch import Tensor, nn
 
 from .peers import run_peer
@@ -140,13 +141,10 @@ def footprint(name: str, what: str) -> tuple[float, float]:
     gradients = {key: torch.randn_like(parameter) for key, parameter in model.named_parameters()}
     update = CapturedUpdate(
         gradients=gradients,
-        image_count=batch,
         image_shape=(3, side, side),
-        normalisation=IMAGENET,
         model_id="",
         weight_hash=weight_hash(model),
-        batch_norm=BatchNormMode.EVAL,
-        buffers=None,
+        facts=known_facts(batch, IMAGENET, BatchNormMode.EVAL, CROSS_ENTROPY),
     )
     before = largest_size()
     make = our_steps if what == "ours" else bare_steps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .defences import defence_words
-from .facts import ClientFacts, Penalty, Provenance, Sampling
+from .facts import BatchNormMode, ClientFacts, Penalty, Provenance, Sampling
 from .normalisation import IMAGENET, Normalisation
 
 
@@ -110,11 +110,17 @@ def _batch(value: int | None) -> str:
     return "all images in one batch" if value is None else f"{value}"
 
 
+_BATCH_NORM = {
+    BatchNormMode.EVAL: "eval: the public running statistics",
+    BatchNormMode.TRAIN_SHARED: "train_shared: the batch's own statistics, sent along",
+    BatchNormMode.TRAIN_PRIVATE: "train_private: the batch's own statistics, kept to itself",
+}
+
 # In the order of how much hangs on them.
 _ENTRIES: dict[str, _Entry] = {
     "image_count": _Entry("Images", "{:,}".format, "8"),
     "normalisation": _Entry("Normalisation of the pixels", _normalisation, "0.5,0.5,0.5/0.5,0.5,0.5"),
-    "batch_norm": _Entry("Batch norm", str, "train_private"),
+    "batch_norm": _Entry("Batch norm", _BATCH_NORM.__getitem__, "train_private"),
     "dropout": _Entry("Dropout and stochastic depth", _flag("active", "not active"), "false"),
     "loss": _Entry("Loss", str, "cross_entropy"),
     "reduction": _Entry("Reduction of the loss", str, "mean"),

@@ -22,6 +22,8 @@ class Attackable:
     scale_known: bool = True
     """False: the learning rate is an estimate."""
     messages: tuple[str, ...] = ()
+    rate: float | None = None
+    """The learning rate, where it was estimated."""
 
 
 def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
@@ -33,19 +35,19 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     local = update.local
     if local is None:
         return Attackable(update)
-    messages = []
+    messages, rate = [], None
     known = local.learning_rate is not None
     if not known:
         rate = estimate_learning_rate(update, model)
         update = with_rate(update, rate)
         messages.append(f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}.")
     if is_one_step(update):
-        return Attackable(as_gradient(update, model), known, tuple(messages))
+        return Attackable(as_gradient(update, model), known, tuple(messages), rate)
     messages.append(
         f"Every step of the attack retraces the client's {local.steps(update.image_count)} local steps, and "
         "takes as many times the time and the memory of a single gradient."
     )
-    return Attackable(update, known, tuple(messages))
+    return Attackable(update, known, tuple(messages), rate)
 
 
 def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Attackable:
@@ -67,7 +69,7 @@ def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: 
             return found
         rate /= factor
     message = f"The features behind the final layer fit together at a learning rate of {rate:.6g} alone."
-    return Attackable(as_gradient(with_rate(update, rate), model), True, (*found.messages, message))
+    return Attackable(as_gradient(with_rate(update, rate), model), True, (*found.messages, message), rate)
 
 
 def with_rate(update: CapturedUpdate, rate: float) -> CapturedUpdate:

@@ -22,14 +22,15 @@ from ..capture import (
     UpdateError,
     client_mode,
     defence_words,
+    read,
     recover_labels,
     weight_hash,
 )
 from ..capture.stated import StatedFact
 from ..peeling import peel
-from ..target import weigh_evidence
+from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
-from .deltas import describe, refine, settle
+from .deltas import Attackable, describe, refine, settle
 
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
@@ -74,6 +75,7 @@ def prepare(
             )
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
+        evidence = _with_rate(evidence, found)
         said = (*evidence.messages, *found.messages)
         return Preparation(target, unknown, said, describe(update, found, False), evidence.stated(model))
     given = given_labels(config.labels, update)
@@ -81,6 +83,7 @@ def prepare(
         _require_classes(given, update, model)
     labels = given or recover_labels(found.update, model, config.labels)
     found = refine(found, update, model, labels.labels)
+    evidence = _with_rate(evidence, found)
     messages = [*evidence.messages, *found.messages, *labels.warnings]
     anchor = None
     if config.objective.adaptive and _perturbs_representation(update):
@@ -95,6 +98,12 @@ def prepare(
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
     training = describe(update, found, given is not None)
     return Preparation(target, labels, tuple(messages), training, evidence.stated(model))
+
+
+def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:
+    if found.rate is None:
+        return evidence
+    return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
 
 
 def _perturbs_representation(update: CapturedUpdate) -> bool:

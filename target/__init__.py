@@ -1,5 +1,6 @@
 """What one look at an update determines, once, for every seed: its facts held against its evidence."""
 
 from .evidence import Evidence, weigh_evidence
+from .finding import Finding
 
-__all__ = ["Evidence", "weigh_evidence"]
+__all__ = ["Evidence", "Finding", "weigh_evidence"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+# The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ..capture import CapturedUpdate, batch_norm_layers
+from ..capture.labels.final_layer import natural_noise
 
 _ALWAYS = (
     "image_count",
@@ -30,7 +35,7 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
     found = set(_ALWAYS)
     if batch_norm_layers(model):
         found.add("batch_norm")
-    if random_layers(model):
+    if draws_in_training(model, update.image_shape):
         found.add("dropout")
     local = update.local
     if local is not None:
@@ -43,21 +48,38 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
-def random_layers(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that draw random numbers in training mode: dropout, and stochastic depth by its usual names.
+def draws_in_training(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a pass in training mode draws random numbers: dropout and stochastic depth do, as layers or as calls.
 
-    A call of ``torch.nn.functional.dropout`` is not seen here.
+    Found by running one input twice, batch norm on its running statistics. A model that cannot be run so is taken for
+    one that draws.
+
+    Args:
+        model: left as it was; the global random state too.
+        shape: channels, height, width of an image.
     """
-    return tuple(name for name, module in model.named_modules() if _draws(module))
+    like = next(model.parameters())
+    flags = [(module, module.training) for module in model.modules()]
+    probe = natural_noise(2, shape).to(like)
+    try:
+        for module, _ in flags:
+            module.training = not isinstance(module, _BatchNorm)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs = []
+            for seed in range(2):
+                torch.default_generator.manual_seed(seed)
+                outputs.append(_first_tensor(model(probe.clone())))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return True
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    return outputs[0] is None or outputs[1] is None or not torch.equal(outputs[0], outputs[1])
 
 
-def _draws(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    # torchvision and timm have classes of their own for it.
-    return type(module).__name__ in ("StochasticDepth", "DropPath", "DropBlock2d") and _chance(module) > 0
-
-
-def _chance(module: nn.Module) -> float:
-    value = getattr(module, "p", getattr(module, "drop_prob", 1.0))
-    return float(value) if isinstance(value, int | float) else 1.0
+def _first_tensor(output: object) -> torch.Tensor | None:
+    """What a model returns, or the first tensor in it: some return auxiliary outputs beside logits in training."""
+    if isinstance(output, torch.Tensor):
+        return output
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((value for value in values if isinstance(value, torch.Tensor)), None)

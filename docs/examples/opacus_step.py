@@ -13,7 +13,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from gradinversion.capture import IMAGENET, CapturedUpdate, load_model
+from gradinversion.capture import IMAGENET, CapturedUpdate, defence_words, load_model
 from gradinversion.capture.adapters.opacus import record_private_steps
 from opacus import PrivacyEngine
 from torch import nn
@@ -59,7 +59,7 @@ def main(path: Path) -> None:
     update = CapturedUpdate.load(path)
     update.require_match(load_model(NAME, weights=str(weights)))
     print(f"Captured update: {path}")
-    print(f"{update.image_count} images, {update.defence}")
+    print(f"{update.image_count} images, {defence_words(update.defences)}, {update.facts.privacy}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gradinversion.agents import Objective, ObjectiveConfig, Target
-from gradinversion.capture import IMAGENET, BatchNormMode, capture_gradient, load_model
+from gradinversion.capture import IMAGENET, BatchNormMode, capture_gradient, load_model, told
 from gradinversion.peeling import peel
 from torch import Tensor
 

@@ -10,12 +10,14 @@ import torch
 from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
 from gradinversion.capture import (
     CapturedUpdate,
+    LocalFacts,
     LocalTraining,
     UpdateKind,
     as_gradient,
     client_mode,
     gradient_shares,
     mean_gradients,
+    told,
     train_locally,
 )
 from torch import Tensor
@@ -111,7 +113,7 @@ def test_one_step_is_the_gradient_bit_for_bit_where_the_division_is_exact(smooth
         gradient.update,
         gradients={name: -0.25 * g for name, g in gradient.update.gradients.items()},  # a power of two rounds nothing
         kind=UpdateKind.WEIGHT_DELTA,
-        local=LocalTraining(0.25),
+        facts=replace(gradient.update.facts, local=LocalFacts.told(LocalTraining(0.25))),
     )
     again = as_gradient(delta, gradient.model)
     assert again.kind is UpdateKind.GRADIENT

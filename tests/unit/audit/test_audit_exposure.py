@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gradinversion.audit import Control, Exposure, evaluate, measure_exposure
 from gradinversion.audit.exposure import rank_correlation
 from gradinversion.audit.risk import risk_sentences
-from gradinversion.capture import PrivateBatch, capture_gradient, load_images, load_model
+from gradinversion.capture import PrivateBatch, capture_gradient, load_images, load_model, told
 from gradinversion.coordinator import Reconstruction
 from scipy.stats import spearmanr
 
@@ -78,7 +78,7 @@ def test_frozen_parameters_do_not_count(private: PrivateBatch) -> None:
 
 def test_another_loss_is_refused(private: PrivateBatch) -> None:
     model = load_model("convnet", seed=0)
-    update = dataclasses.replace(capture_gradient(model, private.images, private.labels), loss="mse_loss")
+    update = capture_gradient(model, private.images, private.labels).stating(loss=told("mse_loss"))
     with pytest.raises(ValueError, match="mse_loss"):
         measure_exposure(model, private, update)
 

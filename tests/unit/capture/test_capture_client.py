@@ -12,6 +12,7 @@ from gradinversion.capture import (
     CapturedUpdate,
     ClientConfig,
     ClientError,
+    Defence,
     Normalisation,
     UpdateError,
     capture_gradient,
@@ -74,7 +75,7 @@ def test_default_client_is_a_function_of_the_seed_and_saves(tmp_path: Path) -> N
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(g, second.gradients[name]) for name, g in first.gradients.items())
     assert first.weight_hash != third.weight_hash
-    assert first.defence == "noise 0.1"
+    assert first.defences == (Defence("noise", 0.1),)
     assert not model.training
     assert private.names == ("astronaut", "chelsea", "coffee", "rocket")
     assert private.labels.tolist() == [0, 1, 2, 3]

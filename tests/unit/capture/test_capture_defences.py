@@ -6,7 +6,7 @@ import pytest
 import torch
 from gradinversion.capture import ClientConfig, apply_defence, simulate_client
 from gradinversion.capture.client_config import ClientError
-from gradinversion.capture.defences import Defence, DefenceError, parse_defences, told_defences
+from gradinversion.capture.defences import Defence, DefenceError, defence_words, parse_defences
 from torch import Tensor
 
 
@@ -148,8 +148,7 @@ def test_a_combination_is_applied_in_its_order() -> None:
         for name in order:
             expected = apply_defence(expected, name, strengths[name], generator)
         assert all(torch.equal(update.gradients[name], g) for name, g in expected.items())
-        assert update.defence == " + ".join(f"{name} {strengths[name]:g}" for name in order)
-        assert [name for name, _ in told_defences(update.defence)] == list(order)
+        assert update.defences == tuple(Defence(name, strengths[name]) for name in order)
     norm = torch.cat([g.flatten() for g in simulate_both("noise:0.5+clip:0.2")]).norm()
     assert float(norm) == pytest.approx(0.2, rel=1e-5)
 
@@ -159,9 +158,9 @@ def simulate_both(text: str) -> list[Tensor]:
 
 
 def test_what_needs_the_images_comes_first_and_the_rest_is_done_to_its_gradient() -> None:
-    for text, said in (
-        ("dp_sgd:0.1+quantise:4", "dp_sgd 0.1, clip 1 + quantise 4; epsilon"),
-        ("soteria:0.2+prune:0.5", "soteria 0.2 + prune 0.5"),
+    for text, told in (
+        ("dp_sgd:0.1+quantise:4", (Defence("dp_sgd", 0.1, (1.0,)), Defence("quantise", 4))),
+        ("soteria:0.2+prune:0.5", (Defence("soteria", 0.2), Defence("prune", 0.5))),
     ):
         first, second = text.split("+")
         name, strength = first.split(":")
@@ -170,8 +169,8 @@ def test_what_needs_the_images_comes_first_and_the_rest_is_done_to_its_gradient(
         after, number = second.split(":")
         expected = apply_defence(alone.gradients, after, float(number))
         assert all(torch.equal(update.gradients[key], g) for key, g in expected.items())
-        assert update.defence.startswith(said)
-        assert told_defences(update.defence) == ((name, float(strength)), (after, float(number)))
+        assert update.defences == told
+        assert bool(update.facts.privacy) == (name == "dp_sgd")
 
 
 @pytest.mark.parametrize(
@@ -191,9 +190,8 @@ def test_a_combination_that_leaves_nothing_is_refused() -> None:
         simulate_client(ClientConfig(image_size=8, defence="clip:1e-46+quantise:1"), 0)
 
 
-def test_what_is_told_of_a_defence_is_read_with_care() -> None:
-    assert told_defences("none") == (("none", None),)
-    assert told_defences("clip 0.5 + fog 3 + noise nan") == (("clip", 0.5), ("noise", None))
-    assert told_defences("clip 0.5; averaged over 2 clients") == (("clip", 0.5),)
-    for text in ("", " + ", ";", "x" * 400, "DP-SGD by Opacus 1.5: max_grad_norm 1"):
-        assert told_defences(text) == ()
+def test_defences_are_told_in_words() -> None:
+    assert defence_words(()) == "none"
+    assert defence_words((Defence("clip", 0.5), Defence("noise", 0.1))) == "clip 0.5 + noise 0.1"
+    assert defence_words((Defence("dp_sgd", 1.1, (1.0,)),)) == "dp_sgd 1.1, clip 1"
+    assert defence_words((Defence("dp_sgd", 1.1, (0.5, 2.0)),)) == "dp_sgd 1.1, clip 0.5 to 2 by layer"

@@ -17,6 +17,7 @@ from gradinversion.capture import (
     load_images,
     load_model,
     recover_labels,
+    told,
 )
 from gradinversion.capture.labels.counts import estimate_counts, round_counts
 from gradinversion.capture.labels.final_layer import FinalLayer, find_final_layer, natural_noise

@@ -11,11 +11,13 @@ from gradinversion.capture import (
     CapturedUpdate,
     ClientConfig,
     ClientError,
+    Defence,
     LabelError,
     LocalTraining,
     UpdateError,
     UpdateKind,
     as_gradient,
+    assumed,
     capture_gradient,
     estimate_learning_rate,
     load_model,
@@ -175,7 +177,7 @@ def test_simulated_client_sends_a_delta_only_when_asked() -> None:
     assert sent.local == LocalTraining(0.05, epochs=2, batch_size=1)
     hidden, _, _ = simulate_client(replace(config, learning_rate_known=False, defence="clip", defence_strength=1e-3), 0)
     assert hidden.local == LocalTraining(None, epochs=2, batch_size=1)
-    assert hidden.defence == "clip 0.001"
+    assert hidden.defences == (Defence("clip", 0.001),)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import ClientConfig, ClientError, DefenceError, capture_gradient, load_model, simulate_client
+from gradinversion.capture import (
+    ClientConfig,
+    ClientError,
+    Defence,
+    DefenceError,
+    capture_gradient,
+    load_model,
+    simulate_client,
+    told,
+)
 from gradinversion.capture.dp_sgd import noisy_mean, spent_privacy
 from gradinversion.capture.soteria import most_telling, soteria_gradient
 from torch import Tensor, nn
@@ -76,8 +85,9 @@ def test_privacy_is_told_with_its_terms() -> None:
 def test_without_opacus_dp_sgd_works_and_says_what_epsilon_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opacus.accountants", None)
     update, _, _ = simulate_client(ClientConfig(defence="dp_sgd", defence_strength=1.1), seed=0)
-    assert update.defence.startswith("dp_sgd 1.1, clip 1; epsilon")
-    assert "gradinversion[opacus]" in update.defence
+    assert update.defences == (Defence("dp_sgd", 1.1, (1.0,)),)
+    assert update.facts.privacy.startswith("epsilon")
+    assert "gradinversion[opacus]" in update.facts.privacy
 
 
 def test_the_most_telling_features_have_the_largest_ratio() -> None:
@@ -109,7 +119,7 @@ def test_soteria_changes_one_tensor_of_the_update() -> None:
     defended, _, _ = simulate_client(ClientConfig(image_size=8, defence="soteria", defence_strength=0.2), seed=0)
     changed = [name for name, g in plain.gradients.items() if not torch.equal(g, defended.gradients[name])]
     assert changed == ["13.weight"]
-    assert defended.defence == "soteria 0.2"
+    assert defended.defences == (Defence("soteria", 0.2),)
 
 
 def _without_linear(num_classes: int = 10) -> nn.Module:
@@ -129,7 +139,7 @@ def test_the_server_sees_the_mean_of_the_clients(defence: tuple[str, float]) -> 
     update, model, private = simulate_client(config, seed=0)
     assert update.image_count == len(private.images) == 6
     assert private.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    assert "averaged over 3 clients" in update.defence
+    assert update.facts.clients == told(3)
     own, _, first = simulate_client(
         ClientConfig(batch_size=2, image_size=8, defence=name, defence_strength=strength), seed=0
     )

@@ -18,6 +18,7 @@ from gradinversion.capture import (
     UpdateError,
     UpdateKind,
     capture_weight_delta,
+    told,
 )
 from torch import Tensor, nn
 
@@ -47,8 +48,10 @@ def rewrite(path: Path, **changes: Any) -> None:
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    facts = json.loads(header["__metadata__"]["gradinversion"]) | changes
-    header["__metadata__"]["gradinversion"] = json.dumps(facts)
+    metadata = json.loads(header["__metadata__"]["gradinversion"])
+    for name, value in changes.items():
+        metadata["facts"][name]["value"] = value
+    header["__metadata__"]["gradinversion"] = json.dumps(metadata)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
 
@@ -101,44 +104,35 @@ def test_file_gives_back_the_local_steps(local: LocalTraining, tmp_path: Path) -
 
 def test_file_of_a_gradient_has_no_entry_for_local_steps(tmp_path: Path) -> None:
     path = tmp_path / "u.safetensors"
-    replace(delta(), kind=UpdateKind.GRADIENT, local=None).save(path)
-    assert b"local" not in path.read_bytes()
+    update = delta()
+    replace(update, kind=UpdateKind.GRADIENT, facts=replace(update.facts, local=None)).save(path)
+    assert b"epochs" not in path.read_bytes()
     assert CapturedUpdate.load(path).local is None
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("name", "value", "message"),
     [
-        (None, "does not tell the client's local steps"),
-        (3, "its entry local is 3"),
-        ({"learning_rate": 0.1}, "must have the entries batch_size, epochs"),
-        ({"learning_rate": "0.1"}, "local learning_rate is '0.1'"),
-        ({"learning_rate": 0}, "learning rate is 0"),
-        ({"learning_rate": float("nan")}, "local learning_rate is nan"),
-        ({"learning_rate": 10**400}, "local learning_rate is a huge number"),
-        ({"epochs": None}, "epochs are None"),
-        ({"epochs": 1.5}, "local epochs is 1.5"),
-        ({"epochs": 10**6}, "at most 10,000 can be retraced"),
-        ({"batch_size": 4}, "local batch size is 4 and it has 3 images"),
-        ({"batch_size": True}, "local batch_size is True"),
-        ({"momentum": None}, "momentum is None"),
-        ({"weight_decay": -1}, "weight decay is -1"),
-        ({"shuffled": 1}, "local shuffled is 1"),
+        ("learning_rate", "0.1", "learning_rate is '0.1'"),
+        ("learning_rate", 0, "learning rate is 0"),
+        ("learning_rate", float("nan"), "learning_rate is nan"),
+        ("learning_rate", 10**400, "learning_rate is a huge number"),
+        ("epochs", None, "epochs is None"),
+        ("epochs", 1.5, "epochs is 1.5"),
+        ("epochs", 10**6, "at most 10,000 can be retraced"),
+        ("batch_size", 4, "local batch size is 4 and it has 3 images"),
+        ("batch_size", True, "batch_size is True"),
+        ("momentum", None, "momentum is None"),
+        ("weight_decay", -1, "weight decay is -1"),
+        ("shuffled", 1, "shuffled is 1"),
     ],
 )
-def test_a_file_with_bad_local_steps_is_refused_in_a_sentence(entry: Any, message: str, tmp_path: Path) -> None:
+def test_a_file_with_bad_local_steps_is_refused_in_a_sentence(
+    name: str, value: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "u.safetensors"
     delta().save(path)
-    whole = {
-        "learning_rate": 0.1,
-        "epochs": 1,
-        "batch_size": None,
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "shuffled": False,
-    }
-    merged = whole | entry if isinstance(entry, dict) and len(entry) == 1 and message[:4] != "must" else entry
-    rewrite(path, local=merged)
+    rewrite(path, **{name: value})
     with pytest.raises(UpdateError, match="the update file") as raised:
         CapturedUpdate.load(path)
     assert message in str(raised.value)
@@ -167,9 +161,9 @@ def test_kind_and_local_steps_must_agree() -> None:
     with pytest.raises(UpdateError, match="only a weight delta has them"):
         replace(delta(), kind=UpdateKind.GRADIENT)
     with pytest.raises(UpdateError, match="does not tell the client's local steps"):
-        replace(delta(), local=None)
+        replace(delta(), facts=replace(delta().facts, local=None))
     with pytest.raises(UpdateError, match="local batch size is 2 and it has 1 images"):
-        replace(delta(), image_count=1)
+        delta().stating(image_count=told(1))
 
 
 def test_a_delta_of_zeros_is_refused() -> None:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, ObjectiveConfig
-from gradinversion.capture import CapturedUpdate, LabelError, LocalTraining, UpdateKind, capture_gradient, train_locally
+from gradinversion.capture import (
+    CapturedUpdate,
+    LabelError,
+    LocalFacts,
+    LocalTraining,
+    UpdateKind,
+    assumed,
+    capture_gradient,
+    train_locally,
+)
 from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction, Storage, read_result
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.peeling import PeelingConfig
@@ -53,7 +62,8 @@ def attack(serial: Any, update: CapturedUpdate, model: nn.Module, config: Attack
 
 def as_delta(update: CapturedUpdate, rate: float) -> CapturedUpdate:
     gradients = {name: -rate * gradient for name, gradient in update.gradients.items()}
-    return replace(update, gradients=gradients, kind=UpdateKind.WEIGHT_DELTA, local=LocalTraining(rate))
+    facts = replace(update.facts, local=LocalFacts.told(LocalTraining(rate)))
+    return replace(update, gradients=gradients, kind=UpdateKind.WEIGHT_DELTA, facts=facts)
 
 
 @pytest.mark.parametrize("peeling", [True, False])
@@ -168,4 +178,4 @@ def test_a_run_is_another_one_with_other_local_steps(model: nn.Module, images: T
     update = sent(model, images, LocalTraining(0.1))
     other = replace(update, facts=replace(update.facts, local=LocalFacts.told(LocalTraining(0.1, epochs=2))))
     assert identity(quick, update) != identity(quick, other)
-    assert identity(quick, update)["local.learning_rate"] == 0.1
+    assert identity(quick, update)["fact.learning_rate"] == "0.1"

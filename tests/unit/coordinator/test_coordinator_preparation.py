@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from gradinversion.agents import ObjectiveConfig
-from gradinversion.capture import capture_gradient, load_model
+from gradinversion.capture import Defence, capture_gradient, load_model, told
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
 
 
-@pytest.mark.parametrize("defence", ["soteria 0.1", "soteria 0.1 + clip 1"])
-def test_a_representation_that_the_client_perturbed_is_not_peeled(defence: str) -> None:
+@pytest.mark.parametrize("defences", [(Defence("soteria", 0.1),), (Defence("soteria", 0.1), Defence("clip", 1))])
+def test_a_representation_that_the_client_perturbed_is_not_peeled(defences: tuple[Defence, ...]) -> None:
     model = load_model("convnet", image_size=16)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    update = replace(capture_gradient(model, images, torch.tensor([1, 4])), defence=defence)
+    update = capture_gradient(model, images, torch.tensor([1, 4])).stating(defences=told(defences))
     allowing = prepare(update, model, AttackConfig())
     assert allowing.target.anchor is None
     assert any("Soteria" in message and "left out" in message for message in allowing.messages)

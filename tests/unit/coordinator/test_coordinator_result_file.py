@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Candidate, Outcome
-from gradinversion.capture import Normalisation, RecoveredLabels
+from gradinversion.capture import Normalisation, Provenance, RecoveredLabels
+from gradinversion.capture.stated import StatedFact
 from gradinversion.coordinator import Reconstruction
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.coordinator.storage import Storage
@@ -71,6 +72,9 @@ def result() -> Reconstruction:
         defence="none",
         normalisation=Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3)),
         training="The client made four steps.",
+        facts=(
+            StatedFact("momentum", "Momentum", "0.9", Provenance.READ, "x", True, "told.momentum=0.9", "It is not."),
+        ),
     )
 
 
@@ -114,7 +118,7 @@ def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:
 
 
 def test_no_field_was_left_at_its_default(result: Reconstruction) -> None:
-    for value in (result, result.labels, *result.candidates):
+    for value in (result, result.labels, *result.candidates, *result.facts):
         for field in dataclasses.fields(value):
             assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.capture import LocalTraining, UpdateKind
+from gradinversion.capture import LocalFacts, LocalTraining, UpdateKind
 from gradinversion.peeling import find_scale, peel
 from torch import nn
 

@@ -1,0 +1,41 @@
+"""What the facts make of the private images: where that is not the captured update, a fact is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ..agents import Objective, ObjectiveConfig, Target
+from ..capture import CapturedUpdate, PrivateBatch
+
+# What these leave of an update is meant to be far from what the images make of it.
+_DISTORTING = frozenset({"noise", "prune", "quantise", "dp_sgd", "soteria"})
+
+
+def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) -> float | None:
+    """Relative distance between the captured update and the one that its facts make of the private images.
+
+    It is zero to rounding where every fact is right and these are the images: the strongest evidence there is, and only
+    who holds the private batch can have it.
+
+    Args:
+        model: the server's model; it is left as it was.
+        private: the true images in [0, 1] and their labels, in the order in which the client trained on them.
+        update: what the client sent, with the facts that the attack believed.
+
+    Returns:
+        None where no such number can be had: after a defence that distorts the update, for several clients that each
+        clipped, where the learning rate or the order of the images is not known.
+    """
+    names = {one.name for one in update.defences}
+    local = update.local
+    if names & _DISTORTING or (names and update.facts.clients.value > 1):
+        return None
+    if local is not None and (local.learning_rate is None or local.shuffled):
+        return None
+    if update.facts.dropout.value and not update.facts.dropout.assumed:
+        return None
+    target = Target(update, model, private.labels)
+    objective = Objective(target, replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0))
+    return objective.gradient_loss(update.normalisation.apply(private.images))
