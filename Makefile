@@ -18,7 +18,7 @@ help:
 	@echo "make test    everything below: lint, types, tests"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
-	@echo "make unit    the unit tests alone"
+	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -34,11 +34,13 @@ example: $(INSTALLED)
 	  sweep.states=untrained,$(EXAMPLE)/late.safetensors sweep.batch_sizes=1,4,8 sweep.bn=eval \
 	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
-test: lint types
-	$(RUN) -m pytest
+# Unit tests run side by side, each process with one thread; those that start processes of their own run alone.
+WORKERS ?= auto
+test: lint types unit
+	$(RUN) -m pytest tests/distributed tests/end_to_end
 
 unit: $(INSTALLED)
-	$(RUN) -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/unit -n $(WORKERS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -69,7 +69,7 @@ def test_without_a_root_it_ends_at_the_least_squares() -> None:
 
 
 def test_units_that_open_and_shut_are_found() -> None:
-    found, finish = _run(_kinked, 400)
+    found, finish = _run(_kinked, 1500)  # how many it takes depends on the machine's rounding: 350 to 600 were seen
     assert finish.ended
     assert torch.allclose(found, _random(_SIZE, seed=1), atol=1e-4)
 
