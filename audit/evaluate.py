@@ -163,8 +163,8 @@ def _tell_labels(verdict: Verdict, wrong: int, total: int) -> Verdict:
     if verdict.leak is not Leak.NONE or not wrong:
         return verdict
     caution = (
-        f" {wrong} of {total} labels were recovered wrongly, so the attack looked for images of other classes; a server "
-        "that knows or guesses the labels may see more (labels=0,1,2 gives them)."
+        f" {wrong} of {total} labels were recovered wrongly, so the attack looked for images of other classes; a "
+        "server that knows or guesses the labels may see more (labels=0,1,2 gives them)."
     )
     return replace(verdict, detail=verdict.detail + caution)
 
