@@ -27,7 +27,7 @@ from ..capture import (
     weight_hash,
 )
 from ..capture.stated import StatedFact
-from ..peeling import peel
+from ..peeling import TapCut, find_tap_cut, peel
 from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
 from .deltas import Attackable, describe, refine, settle
@@ -47,6 +47,8 @@ class Preparation:
     """What is taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What is believed of the client, each fact with how it is known, the most decisive first."""
+    cut: TapCut | None = None
+    """Features of every image that the gradient determines, where no layer could be peeled."""
 
 
 def prepare(
@@ -96,8 +98,29 @@ def prepare(
         anchor = peeling.anchor
         messages.append(peeling.message)
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
+    cut = _take_apart(found.update, model, config) if anchor is None else None
+    if cut is not None:
+        messages.append(_cut_in_words(cut))
     training = describe(update, found, given is not None)
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model))
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), cut)
+
+
+def _take_apart(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> TapCut | None:
+    """What taps determine, where the attack looks at the gradient at all."""
+    wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
+    # With the batch's own statistics the cotangents sum to zero, and the pencil is singular.
+    if not wanted or update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
+        return None
+    return find_tap_cut(update, model, config.peeling.tolerance)
+
+
+def _cut_in_words(cut: TapCut) -> str:
+    channels, height, width = cut.activations.shape[1:]
+    return (
+        f"The taps of the convolution {cut.convolution!r} give every image's activations in front of it ({channels} x "
+        f"{height} x {width} numbers each, estimated error {cut.error:.1g}), whatever lies behind. This attack does "
+        "not turn them into pictures; whoever holds an image can tell by them whether it was in the batch."
+    )
 
 
 def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:

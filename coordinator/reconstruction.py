@@ -11,6 +11,7 @@ from torch import Tensor
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
 from ..capture.stated import StatedFact
+from ..peeling import TapCut
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Reconstruction:
     """What was taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What was believed of the client, each fact with how it was known, the most decisive first."""
+    cut: TapCut | None = None
+    """Features of every image that the gradient determines, where no layer could be peeled."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -59,16 +59,17 @@ class _Candidate:
     """Height and width of its input."""
 
 
-def find_tap_cut(update: CapturedUpdate, model: nn.Module) -> TapCut | None:
+def find_tap_cut(update: CapturedUpdate, model: nn.Module, tolerance: float = 3e-2) -> TapCut | None:
     """The cut nearest to the images; None where no convolution has few enough places, or nothing fits together.
 
     Args:
         update: a gradient; batch norm on its running statistics.
         model: the server's model; it is left as it was.
+        tolerance: the largest estimated error of the activations.
     """
     for candidate in _candidates(update, model):
         found = _solve(candidate, update, model)
-        if found is not None:
+        if found is not None and found.error <= tolerance:
             return found
     return None
 
@@ -95,7 +96,7 @@ def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> T
         return None
     activations = inputs * is_open / inverse[:, None, None, None]
     error = max(_LEAST_ERROR, float(apart.error.max()), 3 * factors.misfit, misfit)
-    return TapCut(candidate.convolution, candidate.batch_norm, activations, error)
+    return TapCut(candidate.convolution, candidate.batch_norm, activations.float(), error)
 
 
 def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
