@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
 from ..peeling import TapCut
-from .matching import assign_costs
 from .pool import Pool
 
 _CLEARLY = 0.1
@@ -64,7 +64,7 @@ def measure_feature_leak(
     found = cut.activations.flatten(1).double().cpu()
     own = features[: len(private.images)]
     distances = torch.cdist(own, found) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    order = assign_costs(distances)
+    order = linear_sum_assignment(distances.numpy())[1].tolist()
     rows = found[list(order)]
     others = torch.cdist(rows, features) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
     others[torch.arange(len(own)), torch.arange(len(own))] = torch.inf
