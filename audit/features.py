@@ -59,7 +59,7 @@ def measure_feature_leak(
     images = private.images if pool is None else torch.cat([private.images, pool.images.to(private.images)])
     like = next(model.parameters())
     with torch.no_grad(), client_mode(model, update.batch_norm), _stopping_at(model, cut.batch_norm) as reached:
-        parts = [reached(update.normalisation.apply(part.to(like))) for part in images.split(_AT_ONCE)]
+        parts = [reached(update.normalisation.apply(part.to(like))) for part in torch.split(images, _AT_ONCE)]
     features = torch.cat(parts).clamp_min(0).flatten(1).double().cpu()
     found = cut.activations.flatten(1).double().cpu()
     own = features[: len(private.images)]
