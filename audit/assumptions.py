@@ -19,6 +19,7 @@ _LABELS = {
     "joint": "optimised together with the images",
 }
 
+
 def state_assumptions(reconstruction: Reconstruction, weights: WeightState) -> tuple[str, ...]:
     """One sentence per assumption, in the order in which a reader doubts them.
 

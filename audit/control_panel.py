@@ -111,8 +111,8 @@ def _cell(
 
 
 def _lead(image: ImageResult, score: ControlScore) -> str:
-    """The reconstruction's lead over this control, with its interval."""
-    if image.psnr is None or not math.isfinite(image.psnr) or not math.isfinite(score.psnr):
+    """The reconstruction's lead over this control, with its interval; none where the private image is flat."""
+    if image.flat or image.psnr is None or not math.isfinite(image.psnr) or not math.isfinite(score.psnr):
         return ""
     lead = f"{image.psnr - score.psnr:+.1f} dB"
     return lead if score.low is None or score.high is None else f"{lead} [{score.low:+.1f}, {score.high:+.1f}]"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
-from .assumptions import state_assumptions, state_provenance
+from .assumptions import GIVEN_LABELS, state_assumptions, state_provenance
 from .averages import add_averages, candidate_images
 from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
@@ -87,7 +87,8 @@ def evaluate(
     doubts = find_doubts(reconstruction, truth_gap)
     verdict = _tell_controls(_verdict(reconstruction, results, strict), controls)
     accuracy = label_accuracy(labels, true_labels)
-    verdict = _tell_labels(verdict, round((1 - accuracy) * len(true_labels)), len(true_labels))
+    wrong, given = round((1 - accuracy) * len(true_labels)), reconstruction.labels.method == GIVEN_LABELS
+    verdict = _tell_labels(verdict, wrong, len(true_labels), given=given)
     unshown = sum(image.verdict.leak is Leak.NONE for image in results)
     return AuditReport(
         images=withhold_from_images(results, doubts),
@@ -134,13 +135,13 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
     )
 
 
-def _tell_labels(verdict: Verdict, wrong: int, total: int) -> Verdict:
+def _tell_labels(verdict: Verdict, wrong: int, total: int, *, given: bool) -> Verdict:
     """An attack that looks for images of other classes finds nothing for that reason alone."""
     if verdict.leak is not Leak.NONE or not wrong:
         return verdict
     caution = (
-        f" {wrong} of {total} labels were recovered wrongly, so the attack looked for images of other classes; a server "
-        "that knows or guesses the labels may see more (labels=0,1,2 gives them)."
+        f" {wrong} of {total} labels were {'given' if given else 'recovered'} wrongly, so the attack looked for images "
+        "of other classes; a server that knows or guesses the labels may see more (labels=0,1,2 gives them)."
     )
     return replace(verdict, detail=verdict.detail + caution)
 

@@ -150,7 +150,7 @@ def _agreement(report: AuditReport) -> tuple[str, str, str]:
 def _floor(image: ImageResult) -> str:
     if image.constant_image_psnr is None:
         return ""
-    return "one flat colour: no floor" if image.flat else f"floor {psnr_in_words(image.constant_image_psnr)}"
+    return "flat: no floor" if image.flat else f"floor {psnr_in_words(image.constant_image_psnr)}"
 
 
 def _ruler(report: AuditReport) -> object:

@@ -73,7 +73,7 @@ def elsewhere(changes: Sequence[Change]) -> str:
     leaking = [change for change in changes if change.effect is Effect.LEAKS]
     if not leaking:
         unknown = sum(change.effect is Effect.UNKNOWN for change in changes)
-        known = f"Nor at any of the {len(changes) - unknown} other combinations of settings that have a result."
+        known = f"Neither was one at any of the {len(changes) - unknown} other combinations of settings with a result."
         if unknown == len(changes):
             return "Of the other combinations of settings nothing is known."
         return known + (f" Of {unknown} more nothing is known." if unknown else "")
@@ -91,9 +91,8 @@ def unknown(cells: Sequence[tuple[str, CellResult | None]]) -> str:
         if result.state is not State.DONE:
             return f"{which} {_END[result.state]}: {result.sentence}"
     number, images = max((result.unknown, result.images) for _, result in cells if result is not None)
-    return (
-        f"Of {number} of its {images} images nothing can be told (the page of the cell says why); the others show no "
-        "leak. Replace those images to learn more."
+    return f"Of {number} of its {images} images nothing can be told, and the page of the cell says why" + (
+        "; the others show no leak." if number < images else "."
     )
 
 

@@ -15,7 +15,8 @@ from .results import CellResult, State
 # Of these a larger strength is more, of the others a smaller one; of further defences nothing is known.
 _MORE_IS_STRONGER = ("noise", "prune", "dp_sgd", "soteria")
 _LESS_IS_STRONGER = ("clip", "quantise")
-_MOST_LISTED = 6
+_LONGEST_LIST = 70
+"""Characters; a headline says no more than it can."""
 
 
 class Effect(StrEnum):
@@ -78,14 +79,15 @@ class Outcomes:
         cells, tally = self.cells(levels), self.tally(levels)
         if len(cells) == 1:
             return ""
-        if len(cells) > _MOST_LISTED:
-            return f" in the worst of the {tally.cells} cells that have a result at these settings"
         parts = []
         for name, one in cells:
             known = one is not None and one.state is State.DONE
             shown = 0 if one is None else one.leaked if tally.leaked else one.leaked + one.weak
             parts.append(f"{name}: {shown} of {one.images}" if one is not None and known else f"{name}: –")
-        return f" in the worst case ({'; '.join(parts)})"
+        listed = "; ".join(parts)
+        if len(listed) > _LONGEST_LIST:
+            return f" in the worst of the {tally.cells} cells that have a result at these settings"
+        return f" in the worst case ({listed})"
 
     def effect(self, levels: tuple[int, ...]) -> Effect:
         """The worst over all that is no setting, without a look at stronger levels."""

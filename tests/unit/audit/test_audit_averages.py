@@ -12,7 +12,7 @@ from gradinversion.agents import Candidate
 from gradinversion.audit import evaluate, psnr
 from gradinversion.audit.averages import unregistered
 from gradinversion.audit.page import render_page
-from gradinversion.capture import PrivateBatch
+from gradinversion.capture import PrivateBatch, load_images
 from gradinversion.coordinator import Reconstruction
 from gradinversion.registration import RegistrationConfig, register
 
@@ -23,7 +23,8 @@ def registered(
     attack: Attack, shift: int = 0, rule: str = "huber", **changes: Any
 ) -> tuple[Reconstruction, PrivateBatch]:
     """Five seeds, one of them an outlier, shifted against each other, and their consensus as a run makes it."""
-    reconstruction, private = attack(batch=2, seeds=5, size=32)
+    images, names = load_images("photos", 2, 32)
+    reconstruction, private = attack(PrivateBatch(images, torch.arange(2), names), seeds=5)
     candidates = []
     for place, candidate in enumerate(reconstruction.candidates):
         images = candidate.images.roll(shift * (place - 2), -1)
@@ -73,7 +74,7 @@ def test_the_rule_on_the_candidates_as_they_stand_is_the_consensus_to_the_bit(at
 
 
 def test_what_registration_gains_is_told_beside_what_the_rule_gains(attack: Attack) -> None:
-    reconstruction, private = registered(attack, 2)
+    reconstruction, private = registered(attack, 1)
     assert reconstruction.registration[-1]["rejected"] < 1.0
     report = evaluate(reconstruction, private)
     standing = unregistered(reconstruction)
@@ -93,7 +94,7 @@ def test_what_registration_gains_is_told_beside_what_the_rule_gains(attack: Atta
 
 
 def test_a_run_that_registers_nothing_gains_nothing_by_it(attack: Attack) -> None:
-    reconstruction, private = registered(attack, 2, method="none")
+    reconstruction, private = registered(attack, 1, method="none")
     report = evaluate(reconstruction, private)
     assert [image.registration_gain for image in report.images] == [0.0, 0.0]
     page = render_page(report, reconstruction, private)

@@ -102,7 +102,7 @@ def test_numbers_are_finite_and_the_page_says_what_is_left_out(attack: Attack, t
     assert [image["flat"] for image in values["images"]] == [True, False, False, True]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "over 2 of 4 images" in page
-    assert "one flat colour: no floor" in page
+    assert "flat: no floor" in page
     assert "against ∞" not in page
     assert 'class="ruler"' in page
 

@@ -379,27 +379,3 @@ def test_grid_enlarges_pixels_and_wraps_after_eight() -> None:
     red = (pixels == (255, 0, 0)).all(2)
     assert red.sum() == 2 * 128 * 128
     assert red[: pixels.shape[0] // 2].sum() == 0
-
-
-def test_labels_that_were_given_are_not_called_inferred(attack: Attack, tmp_path: Path) -> None:
-    reconstruction, private = attack()
-    given = dataclasses.replace(
-        reconstruction.labels, method="given", assumption="The server knows the labels.", confidence=torch.ones(4)
-    )
-    told = dataclasses.replace(reconstruction, labels=given)
-    for truth in (private, None):
-        values, page = _write(tmp_path / str(truth is None), told, truth)
-        assert "Labels: given to the attack, not read off the update. The server knows the labels." in page.text
-        for words in ("recovered from the update", "inferred from the update", "by the rule", "speaks against"):
-            assert words not in page.text, words
-        assert "Labels were given to the attack" in page.text
-        assert not any("inferred" in line for line in values["assumptions"])
-    assert "Labels were given to the attack, not read off the update: 4 of 4 are those of the batch." in (
-        _write(tmp_path / "again", told, private)[1].text
-    )
-
-
-def test_one_seed_agrees_with_nobody(attack: Attack, tmp_path: Path) -> None:
-    reconstruction, _ = attack(seeds=1)
-    page = _write(tmp_path, reconstruction, None)[1]
-    assert "a single seed agrees with nobody" in page.text

@@ -93,7 +93,7 @@ def test_a_calm_headline_tells_the_labels(settings: Settings, fakes: Any) -> Non
     grid = make_grid(settings())
     verdict = judge_grid(grid, fakes.results(grid, lambda words: 0))
     assert verdict.headline.endswith("no image leak was shown, but 75% of the labels are recovered")
-    assert verdict.advice == "Nor at any of the 5 other combinations of settings that have a result."
+    assert verdict.advice == "Neither was one at any of the 5 other combinations of settings with a result."
 
 
 def test_prices_are_those_that_were_measured(facts: Facts) -> None:
