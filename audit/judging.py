@@ -15,6 +15,7 @@ from .controls import Control
 from .evaluate import evaluate
 from .exposure import measure_exposure
 from .identification import Embedding, make_embedding
+from .initialisation import judge_weights
 from .pool import Pool
 from .results import AuditReport
 from .truth import measure_truth_gap
@@ -49,7 +50,7 @@ def judge(
     return evaluate(
         reconstruction,
         private,
-        model_trained=client.trained,
+        weights=judge_weights(model, client, update.image_shape[-1]),
         lpips_weights=settings.lpips_weights,
         controls=tuple(controls),
         pool=pool,

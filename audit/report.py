@@ -63,6 +63,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
     """The audit as JSON values. A number that is absent, infinite or not a number is None (``null``)."""
     values = {
         "psnr_mean": report.psnr_mean,
+        "gain_mean": report.gain_mean,
+        "means_note": report.means_note,
         "ssim_mean": report.ssim_mean,
         "fft2d_mean": report.fft2d_mean,
         "lpips_mean": report.lpips_mean,
@@ -72,6 +74,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "no_gradient_psnr": report.no_gradient_psnr,
         "consensus_psnr": report.consensus_psnr,
         "plain_mean_psnr": report.plain_mean_psnr,
+        "unregistered_psnr": report.unregistered_psnr,
         "agents_psnr": [agent.psnr_mean for agent in report.agents],
         "agents_psnr_mean": report.agents_psnr_mean,
         "rdlv_mean": report.rdlv_mean,
@@ -138,6 +141,9 @@ def _image(image: ImageResult) -> dict[str, Any]:
     return {
         **fields,
         "gain": image.gain,
+        "flat": image.flat,
+        "consensus_gain": image.consensus_gain,
+        "rule_gain": image.rule_gain,
         "registration_gain": image.registration_gain,
         "no_gradient_psnr": image.no_gradient_psnr,
         "at_risk": image.at_risk,
@@ -178,4 +184,4 @@ def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateB
 def _caption(psnr: float, floor: float | None) -> str:
     if math.isnan(psnr):
         return "not finite"
-    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {floor:.1f})"
+    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {decibels(floor).removesuffix(' dB')})"
