@@ -18,6 +18,8 @@ from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
 from .doubt import find_doubts, in_sentences, withhold, withhold_from_images
 from .exposure import Exposure
+from .feature_leak import FeatureLeak
+from .features import FEATURE_RULE, with_feature_leaks, with_features
 from .identification import Embedding, make_embedding
 from .initialisation import WeightState
 from .label_scores import score_labels
@@ -41,6 +43,7 @@ def evaluate(
     embedding: Embedding | None = None,
     exposure: Exposure | None = None,
     truth_gap: float | None = None,
+    features: FeatureLeak | None = None,
 ) -> AuditReport:
     """The audit of a reconstruction against the private batch, or without it.
 
@@ -56,6 +59,7 @@ def evaluate(
         exposure: loss and gradient norm of each private image (``measure_exposure``).
         truth_gap: how far the captured update is from what its facts make of the private images
             (``measure_truth_gap``); None where that is not known.
+        features: the recovered features held against those of the private images (``measure_feature_leak``).
 
     Raises:
         ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
@@ -89,11 +93,12 @@ def evaluate(
     accuracy = label_accuracy(labels, true_labels)
     wrong, given = round((1 - accuracy) * len(true_labels)), reconstruction.labels.method == GIVEN_LABELS
     verdict = _tell_labels(verdict, wrong, len(true_labels), given=given)
+    pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)
     unshown = sum(image.verdict.leak is Leak.NONE for image in results)
     return AuditReport(
-        images=withhold_from_images(results, doubts),
+        images=withhold_from_images(with_feature_leaks(results, features), doubts),
         agents=agents,
-        verdict=withhold(verdict, unshown, doubts),
+        verdict=with_features(withhold(verdict, unshown, doubts), features, pictures),
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=accuracy,
@@ -101,12 +106,13 @@ def evaluate(
         lpips_note=lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),
-        rule=RULE if strict is None else STRICT_RULE,
+        rule=(RULE if strict is None else STRICT_RULE) + (FEATURE_RULE if features is not None else ""),
         controls=tuple(outcome(control) for control in controls),
         embedding="" if embedding is None else embedding.name,
         gallery_size=None if pool is None else len(true) + len(pool),
         pool_note="" if pool is None else describe(pool),
         truth_gap=truth_gap,
+        features=features,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, Control
+from .feature_leak import FeatureLeak
 from .files import replace_files
 from .page import list_seeds, render_page
 from .pictures import GridRow, draw_grid
@@ -110,6 +111,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "registration": reconstruction.registration,
         "facts": [{**asdict(fact), "doubtful": fact.doubtful} for fact in reconstruction.facts],
         "truth_gap": report.truth_gap,
+        "features": None if report.features is None else _features(report.features),
         "assumptions": report.assumptions,
         "provenance": report.provenance,
         "config": reconstruction.config,
@@ -126,6 +128,10 @@ def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:
         "iip": report.control_iip(control.name),
         "decides": control.name in NULL_CONTROLS,
     }
+
+
+def _features(leak: FeatureLeak) -> dict[str, Any]:
+    return {**asdict(leak), "recognised": leak.recognised}
 
 
 def _label_scores(report: AuditReport) -> dict[str, Any]:

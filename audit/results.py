@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .feature_leak import FeatureLeak
 from .label_scores import LabelScores
 from .matching import Matching
 from .verdict import FLAT_DB, Leak, Verdict
@@ -181,6 +182,8 @@ class AuditReport:
     """Where the pool comes from and what was left out of it, in words; empty without one."""
     label_scores: LabelScores | None = None
     """How right the recovered labels are; None without ground truth."""
+    features: FeatureLeak | None = None
+    """The features that the attack recovered, held against those of the private images; None where there are none."""
     truth_gap: float | None = None
     """Relative distance between the captured update and the one that its facts make of the private images."""
 

@@ -94,7 +94,7 @@ def conclude(
         normalisation=update.normalisation,
         training=prepared.training,
         facts=prepared.facts,
-        cut=prepared.cut,
+        known=prepared.known,
     )
 
 

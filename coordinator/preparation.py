@@ -27,11 +27,13 @@ from ..capture import (
     weight_hash,
 )
 from ..capture.stated import StatedFact
-from ..peeling import TapCut, find_tap_cut, peel
+from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps, peel
 from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
 from .deltas import Attackable, describe, refine, settle
 
+# Where peeling that ends in front of one of these has passed the final layer.
+_NOT_HEADS = (nn.Conv2d, nn.ReLU)
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
 
@@ -47,8 +49,8 @@ class Preparation:
     """What is taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What is believed of the client, each fact with how it is known, the most decisive first."""
-    cut: TapCut | None = None
-    """Features of every image that the gradient determines, where no layer could be peeled."""
+    known: KnownFeatures | None = None
+    """Features of every image that the gradient determines."""
 
 
 def prepare(
@@ -98,29 +100,29 @@ def prepare(
         anchor = peeling.anchor
         messages.append(peeling.message)
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
-    cut = _take_apart(found.update, model, config) if anchor is None else None
-    if cut is not None:
-        messages.append(_cut_in_words(cut))
+    known = _known_features(found.update, model, config, anchor)
+    if known is not None and known.output:
+        messages.append(
+            f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
+            "behind. This attack does not turn them into pictures; whoever holds an image can tell by them whether it "
+            "was in the batch."
+        )
     training = describe(update, found, given is not None)
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), cut)
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), known)
 
 
-def _take_apart(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> TapCut | None:
-    """What taps determine, where the attack looks at the gradient at all."""
+def _known_features(
+    update: CapturedUpdate, model: nn.Module, config: AttackConfig, anchor: Anchor | None
+) -> KnownFeatures | None:
+    """What the gradient determines of every image: where peeling came no further than the final layer, by taps."""
     wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
-    # With the batch's own statistics the cotangents sum to zero, and the pencil is singular.
-    if not wanted or update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
-        return None
-    return find_tap_cut(update, model, config.peeling.tolerance)
-
-
-def _cut_in_words(cut: TapCut) -> str:
-    channels, height, width = cut.activations.shape[1:]
-    return (
-        f"The taps of the convolution {cut.convolution!r} give every image's activations in front of it ({channels} x "
-        f"{height} x {width} numbers each, estimated error {cut.error:.1g}), whatever lies behind. This attack does "
-        "not turn them into pictures; whoever holds an image can tell by them whether it was in the batch."
-    )
+    # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
+    possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
+    shallow = anchor is not None and any(isinstance(model.get_submodule(anchor.module), kind) for kind in _NOT_HEADS)
+    cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not shallow else None
+    if cut is not None:
+        return known_by_taps(cut)
+    return None if anchor is None else known_by_peeling(anchor)
 
 
 def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
 from ..capture.stated import StatedFact
-from ..peeling import TapCut
+from ..peeling import KnownFeatures
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Reconstruction:
     """What was taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What was believed of the client, each fact with how it was known, the most decisive first."""
-    cut: TapCut | None = None
-    """Features of every image that the gradient determines, where no layer could be peeled."""
+    known: KnownFeatures | None = None
+    """Features of every image that the gradient determines."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -2,7 +2,19 @@
 
 from .anchor import Anchor, Peeling, peel
 from .config import PeelingConfig
+from .known import KnownFeatures, known_by_peeling, known_by_taps
 from .scale import find_scale
 from .tap_cut import TapCut, find_tap_cut
 
-__all__ = ["Anchor", "Peeling", "PeelingConfig", "TapCut", "find_scale", "find_tap_cut", "peel"]
+__all__ = [
+    "Anchor",
+    "KnownFeatures",
+    "Peeling",
+    "PeelingConfig",
+    "TapCut",
+    "find_scale",
+    "find_tap_cut",
+    "known_by_peeling",
+    "known_by_taps",
+    "peel",
+]
