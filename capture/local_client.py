@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .batch import as_batch, require_classes
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .errors import UpdateError
 from .facts import BatchNormMode, known_facts
@@ -38,8 +39,8 @@ def train_locally(
 
     Args:
         model: The server's model.
-        images: Pixels in [0, 1], in the order in which the client trains on them.
-        labels: One class index per image.
+        images: Pixels in [0, 1], in the order in which the client trains on them: a tensor, an array, or a list.
+        labels: One class index per image, in the same ways.
         local: Epochs, batch size and optimiser; the learning rate must be a number.
         loss: ``loss(logits, labels)``, a mean over the batch.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
@@ -48,13 +49,14 @@ def train_locally(
         generator: Draws each epoch's order when ``local.shuffled``, on the CPU.
 
     Raises:
-        UpdateError: The batches cannot be run in this mode, or the weights do not stay finite.
+        UpdateError: The batch is none (see `capture_gradient`), cannot be run in this mode, or the weights do not stay
+            finite.
     """
     mode = BatchNormMode(batch_norm)
     normalisation = Normalisation.of(normalisation)
     if local.learning_rate is None:
         raise UpdateError("a client cannot train without a learning rate; give one")
-    require_batch(images, labels)
+    images, labels = as_batch(images, labels, normalisation)
     local.require_images(len(images))
     after = copy.deepcopy(model)
     trained = [parameter for parameter in after.parameters() if parameter.requires_grad]
@@ -72,7 +74,7 @@ def train_locally(
             for batch in local.batches(len(images)):
                 chosen = order[batch.start : batch.stop]
                 optimiser.zero_grad()
-                torch.autograd.backward(loss(after(inputs[chosen]), targets[chosen]))
+                torch.autograd.backward(loss(require_classes(after(inputs[chosen]), targets[chosen]), targets[chosen]))
                 optimiser.step()
         state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
         state |= running_buffers(after) if shared else {}
@@ -88,18 +90,6 @@ def train_locally(
     )
     name = getattr(loss, "__name__", type(loss).__name__)
     return replace(found, facts=known_facts(len(images), normalisation, mode, name, local))
-
-
-def require_batch(images: Tensor, labels: Tensor) -> None:
-    """Return quietly when these are images with one label each.
-
-    Raises:
-        UpdateError: They are not.
-    """
-    if images.ndim != 4 or images.shape[0] < 1:
-        raise UpdateError(f"images have shape {tuple(images.shape)}; give (batch, channel, height, width), batch >= 1")
-    if labels.shape != images.shape[:1]:
-        raise UpdateError(f"labels have shape {tuple(labels.shape)} for {images.shape[0]} images; give one per image")
 
 
 def _orders(local: LocalTraining, count: int, generator: torch.Generator | None) -> list[Int[Tensor, " batch"]]:
