@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import UpdateError
-from .update import Normalisation
+from .normalisation import Normalisation
 
 ROUNDING = 1e-5
 """By so much pixels may leave [0, 1]: an interpolation in single precision rounds."""
