@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .audit.config import AuditConfig
-from .capture import ClientConfig
+from .capture import ClientConfig, ClientError, PrivateConfig
 from .config_keys import Key, convert, format_value, keys, unknown, wanted
 from .coordinator import AttackConfig
 from .sweep.config import SweepConfig
@@ -29,11 +29,14 @@ WITHOUT_EFFECT = frozenset(
     {"out", "resume", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
     | {"budget"}
+    | keys(PrivateConfig, "private.").keys()
     | keys(SweepConfig, "sweep.").keys()
 )
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+_SHORT = {"private": "private.images"}
+"""A group of keys that a word names alone, and the key that is meant."""
 _LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", "joint")
 
 
@@ -58,7 +61,10 @@ class RunConfig(AttackConfig):
     preset: str = DEFAULT_PRESET
     """The published attack that the other keys start from; see the list of presets."""
     client: ClientConfig = field(default_factory=ClientConfig)
-    """The simulated client; with update=FILE only client.model, weights and classes are used."""
+    """The simulated client; with update=FILE only client.model and client.weights are used, and client.classes where it
+    is not what the update says."""
+    private: PrivateConfig = field(default_factory=PrivateConfig)
+    """The truth behind update=FILE, for the audit alone."""
     audit: AuditConfig = field(default_factory=AuditConfig)
     """What the result is compared with."""
     budget: str | None = None
@@ -80,8 +86,24 @@ class RunConfig(AttackConfig):
             problems.append("out= is empty: give a folder.")
         if self.budget is not None and not self.budget_seconds:
             problems.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
+        problems += self._client_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _client_problems(self) -> list[str]:
+        """What is wrong with where the update comes from."""
+        if self.update is not None:
+            return []
+        if self.private.images is not None:
+            return [
+                f"private.images={self.private.images}: they belong to a captured update; give update=FILE, or name "
+                "the images of a simulated client with client.images."
+            ]
+        try:
+            self.client.require_labels()
+        except ClientError as error:
+            return [str(error)]
+        return []
 
     @property
     def budget_seconds(self) -> float | None:
@@ -221,7 +243,7 @@ def _split(words: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name.strip():
-            yield name.strip(), value.strip()
+            yield _SHORT.get(name.strip(), name.strip()), value.strip()
         else:
             problems.append(f"{word!r} is not a setting: write key=value, for example agents.count=4.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gradinversion.capture import (
     simulate_client,
     train_locally,
 )
+from gradinversion.capture.facts import assumed, told
 from gradinversion.capture.real_client import load_private, load_server_model, resend
 from PIL import Image
 from safetensors.torch import save_file
@@ -215,10 +215,11 @@ def test_the_clients_own_images_give_its_update_again(settings: dict[str, Any]) 
 
 def test_what_the_update_does_not_tell_cannot_be_sent_again() -> None:
     update, model, private = simulate_client(ClientConfig(batch_size=2, image_size=8), 0)
-    with pytest.raises(UpdateError, match="loss 'focal' is not at hand"):
-        resend(replace(update, loss="focal"), model, private.images, private.labels)
+    other = update.stating(loss=told("focal"), label_smoothing=told(0.1))
+    with pytest.raises(UpdateError, match="a client with this loss and label smoothing is not simulated"):
+        resend(other, model, private.images, private.labels)
     delta = train_locally(model, private.images, private.labels, local=LocalTraining(0.1))
-    unknown = replace(delta, local=LocalTraining(None))
+    unknown = delta.stating(learning_rate=assumed(None))
     with pytest.raises(UpdateError, match="learning rate is not known"):
         resend(unknown, model, private.images, private.labels)
 
