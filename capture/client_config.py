@@ -13,7 +13,7 @@ from .label_words import AUTO, UNIQUE, parse_labels
 from .label_words import ClientError as ClientError
 from .local_training import LocalTraining
 from .models import TIMM_PREFIX
-from .normalisation import IMAGENET, Normalisation
+from .normalisation import Normalisation, usual_normalisation
 from .update import LARGEST_CHANNEL_COUNT
 
 
@@ -39,9 +39,9 @@ class ClientConfig:
     channels: int = 3
     """Of the images: 1 grey, 3 RGB, 4 RGB with alpha from files that have it."""
     mean: tuple[float, ...] = ()
-    """Of the normalisation, one number per channel; none: ImageNet's for RGB, else 0.5."""
+    """Of the normalisation, one number per channel; none: ImageNet's for RGB, else 0."""
     std: tuple[float, ...] = ()
-    """Deviation of the normalisation, one number per channel; none: ImageNet's for RGB, else 0.5."""
+    """Deviation of the normalisation, one number per channel; none: ImageNet's for RGB, else 1."""
     labels: str = "auto"
     """"unique" for 0, 1, 2, ...; one label per image separated by commas, such as 0,0,3,7; or "auto" for the classes of
     class folders, and "unique" where there are none."""
@@ -172,13 +172,7 @@ class ClientConfig:
     @property
     def normalisation(self) -> Normalisation:
         """What the model is fed in place of pixels in [0, 1]."""
-        if self.mean:
-            return Normalisation(self.mean, self.std)
-        return (
-            IMAGENET
-            if self.channels == len(IMAGENET.mean)
-            else Normalisation((0.5,) * self.channels, (0.5,) * self.channels)
-        )
+        return Normalisation(self.mean, self.std) if self.mean else usual_normalisation(self.channels)
 
     @property
     def image_count(self) -> int:

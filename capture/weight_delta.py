@@ -12,7 +12,7 @@ from .batch_norm import running_buffers
 from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
 from .local_training import LocalTraining
-from .normalisation import IMAGENET, Normalisation
+from .normalisation import Normalisation, usual_normalisation
 from .update import CapturedUpdate, UpdateKind, weight_hash
 
 _MOST_LISTED = 5
@@ -89,11 +89,7 @@ def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[Batch
 def _normalisation(
     given: Normalisation | tuple[Sequence[float], Sequence[float]] | None, channels: int
 ) -> Fact[Normalisation]:
-    if given is not None:
-        return told(Normalisation.of(given))
-    # ImageNet's is of three channels; of other images nothing is as common as none at all.
-    common = IMAGENET if channels == len(IMAGENET.mean) else Normalisation((0.0,) * channels, (1.0,) * channels)
-    return assumed(common)
+    return assumed(usual_normalisation(channels)) if given is None else told(Normalisation.of(given))
 
 
 def _difference(after: Tensor, before: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def test_more_photos_than_classes_are_refused_when_the_labels_are_chosen() -> No
 @pytest.mark.parametrize(
     ("settings", "shape", "mean"),
     [
-        ({"channels": 1, "image_size": 28}, (1, 28, 28), (0.5,)),
+        ({"channels": 1, "image_size": 28}, (1, 28, 28), (0.0,)),
         ({"image_size": 24, "image_width": 40}, (3, 24, 40), IMAGENET.mean),
         ({"channels": 1, "image_size": 12, "mean": (0.13,), "std": (0.31,)}, (1, 12, 12), (0.13,)),
     ],
