@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .audit.config import AuditConfig
-from .capture import ClientConfig, ClientError, PrivateConfig
+from .capture import ClientConfig, PrivateConfig
 from .config_keys import Key, convert, format_value, keys, unknown, wanted
+from .config_origin import origin_problems, untold
 from .coordinator import AttackConfig
 from .sweep.config import SweepConfig
 
@@ -58,6 +59,11 @@ class RunConfig(AttackConfig):
     """Continue the run that lies in the folder out, from its last checkpoint."""
     update: str | None = None
     """File of a captured update (.safetensors) to attack; without it a client is simulated."""
+    before: str | None = None
+    """File of the weights that a client was sent (.safetensors, .pt or .pth): with after=FILE, those that it sent
+    back, their difference is attacked; client.batch_size, image_size, local_epochs and learning_rate must be given."""
+    after: str | None = None
+    """File of the weights that the client sent back; see before."""
     preset: str = DEFAULT_PRESET
     """The published attack that the other keys start from; see the list of presets."""
     client: ClientConfig = field(default_factory=ClientConfig)
@@ -86,24 +92,9 @@ class RunConfig(AttackConfig):
             problems.append("out= is empty: give a folder.")
         if self.budget is not None and not self.budget_seconds:
             problems.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
-        problems += self._client_problems()
+        problems += origin_problems(self)
         if problems:
             raise ConfigError(problems)
-
-    def _client_problems(self) -> list[str]:
-        """What is wrong with where the update comes from."""
-        if self.update is not None:
-            return []
-        if self.private.images is not None:
-            return [
-                f"private.images={self.private.images}: they belong to a captured update; give update=FILE, or name "
-                "the images of a simulated client with client.images."
-            ]
-        try:
-            self.client.require_labels()
-        except ClientError as error:
-            return [str(error)]
-        return []
 
     @property
     def budget_seconds(self) -> float | None:
@@ -142,7 +133,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
     else:
         problems.append(f"preset={name} is not known: choose one of {', '.join(preset_names())}.")
         settings = given
-    return _resolve(settings, problems)
+    return _resolve(settings, problems + untold(given))
 
 
 def load_config_file(path: Path) -> RunConfig:

@@ -9,7 +9,7 @@ from torch import nn
 from .audit.controls import Send, like_the_client, simulated
 from .audit.truth import describe_truth_gap, measure_truth_gap
 from .capture import CapturedUpdate, PrivateBatch, simulate_client
-from .capture.real_client import load_private, load_server_model
+from .capture.real_client import load_checkpoints, load_private, load_server_model
 from .config import RunConfig
 
 
@@ -30,17 +30,21 @@ class Subject:
 
 
 def obtain(config: RunConfig) -> Subject:
-    """The update of a file, with the truth where its owner tells it, or that of a simulated client.
+    """The update of a file, or between two checkpoints, with the truth where its owner tells it; or that of a simulated
+    client.
 
     Raises:
         UpdateError, ModelError, ImageError, ClientError, DefenceError: What cannot be read, built or run, or does not
             belong together, in one sentence.
     """
-    if config.update is None:
+    if config.before is not None and config.after is not None:
+        update, model, classes = load_checkpoints(config.before, config.after, config.client, config.seed)
+    elif config.update is not None:
+        update = CapturedUpdate.load(config.update)
+        model, classes = load_server_model(update, config.client, config.seed)
+    else:
         update, model, private = simulate_client(config.client, config.seed)
         return Subject(update, model, private, config, simulated(config.client, config.seed))
-    update = CapturedUpdate.load(config.update)
-    model, classes = load_server_model(update, config.client, config.seed)
     config = replace(config, client=replace(config.client, classes=classes))
     truth = load_private(config.private, update, classes)
     evidence = "" if truth is None else describe_truth_gap(measure_truth_gap(model, truth, update), update)

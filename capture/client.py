@@ -145,7 +145,7 @@ def send_update(
         name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
         for name, g in updates[0].gradients.items()
     }
-    applied = _applied(config)
+    applied = applied_defences(config)
     if applied and not any(bool(g.any()) for g in gradients.values()):
         raise DefenceError(
             f"the defence {defence_words(applied)} leaves nothing of the update but zeros; use a weaker one"
@@ -239,7 +239,7 @@ def _private_step(
     return noisy_mean(per_image, config.defence_clip, noise_multiplier, generator)
 
 
-def _applied(config: ClientConfig) -> tuple[Defence, ...]:
+def applied_defences(config: ClientConfig) -> tuple[Defence, ...]:
     """The client's defences with all their parameters."""
     return tuple(
         replace(one, clip=(config.defence_clip,)) if one.name == "dp_sgd" else one

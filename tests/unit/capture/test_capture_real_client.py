@@ -73,7 +73,7 @@ def test_classes_are_read_off_the_update(name: str, told: int) -> None:
 
 def test_classes_that_contradict_the_update_are_refused() -> None:
     with pytest.raises(
-        ModelError, match=r"client\.classes is 7, and .* update has 100 classes; give client\.classes=100"
+        ModelError, match=r"client\.classes is 7, and .* sent has 100 classes; give client\.classes=100"
     ):
         load_server_model(grey_update(classes=100), ClientConfig(classes=7), 0)
 
