@@ -26,10 +26,6 @@ EXAMPLES = (
     ("python run.py audit budget=10m out=runs/audit", "which change of settings stops it? In at most ten minutes"),
     ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
     (
-        "python run.py before=a.pt after=b.pt client.batch_size=8 client.image_size=64 client.local_epochs=1 ...",
-        "what a client's weights reveal, by the two checkpoints around its training",
-    ),
-    (
         "python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt private=FOLDER",
         "with the images behind it, one folder per class: what of them leaked?",
     ),

@@ -12,9 +12,9 @@ class PrivateConfig:
     """The truth behind a real client's update."""
 
     images: str | None = None
-    """With update=FILE, or before and after: folder of the images that the client trained on (of all of them and no others), in order of
-    name; or a .safetensors file of "images" (in [0, 1]) and "labels". private=FOLDER is short for it. Only the audit
-    sees them."""
+    """With update=FILE, or before and after: folder of the images that the client trained on (all of them and no others),
+    in order of name; or a .safetensors file of "images" (in [0, 1]) and "labels". private=FOLDER is short for it. Only
+    the audit sees them."""
     labels: str = AUTO
     """One label per image in order of name, separated by commas, such as 0,0,3,7; "auto" for those of class folders, or
     of the file."""
