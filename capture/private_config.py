@@ -12,7 +12,7 @@ class PrivateConfig:
     """The truth behind a real client's update."""
 
     images: str | None = None
-    """With update=FILE, or before and after: folder of the images that the client trained on (all of them and no others),
+    """With update=FILE, or before and after: folder of the images that the client trained on (all of them, no others),
     in order of name; or a .safetensors file of "images" (in [0, 1]) and "labels". private=FOLDER is short for it. Only
     the audit sees them."""
     labels: str = AUTO
