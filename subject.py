@@ -9,6 +9,7 @@ from torch import nn
 from .audit.controls import Send, like_the_client, simulated
 from .audit.truth import describe_truth_gap, measure_truth_gap
 from .capture import CapturedUpdate, PrivateBatch, simulate_client
+from .capture.fitting import fit
 from .capture.real_client import load_checkpoints, load_private, load_server_model
 from .config import RunConfig
 
@@ -42,6 +43,7 @@ def obtain(config: RunConfig) -> Subject:
     elif config.update is not None:
         update = CapturedUpdate.load(config.update)
         model, classes = load_server_model(update, config.client, config.seed)
+        update, model = fit(update, model)
     else:
         update, model, private = simulate_client(config.client, config.seed)
         return Subject(update, model, private, config, simulated(config.client, config.seed))

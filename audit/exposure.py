@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, PrivateBatch, client_mode
+from ..capture.fitting import fit
 
 DOMINANT = 1.5
 """From so many times an equal share of the gradient norm on, an image is called dominant."""
@@ -50,6 +51,7 @@ def measure_exposure(model: nn.Module, private: PrivateBatch, update: CapturedUp
     """
     if update.loss != "cross_entropy":
         raise ValueError(f"the exposure is that of cross-entropy, and the update names the loss {update.loss!r}")
+    update, model = fit(update, model)
     named = dict(model.named_parameters())
     parameters = [named[name] for name in update.gradients]
     like = parameters[0]

@@ -16,12 +16,14 @@ from .client_config import ClientConfig
 from .defences import Defence, DefenceError, Gradients, apply_defence, defence_words
 from .dp_sgd import noisy_mean, spent_privacy
 from .facts import BatchNormMode, assumed, known_facts, told
+from .forward import gradient, run
 from .images import class_labels, load_images
 from .label_words import AUTO, UNIQUE, folder_labels, parse_labels
 from .local_client import train_locally
 from .models import load_model
 from .normalisation import IMAGENET, Normalisation
 from .soteria import soteria_gradient
+from .unwrap import unwrap
 from .update import CapturedUpdate, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +63,7 @@ def capture_gradient(
     The model is left as it was: weights, buffers, modes and ``.grad`` are unchanged.
 
     Args:
-        model: The server's model.
+        model: The server's model; wrappers such as DataParallel and ``torch.compile`` are taken off.
         images: Pixels in [0, 1], shape (B, C, H, W): a tensor, an array, or a list of either.
         labels: One class index per image, shape (B,), in the same ways.
         loss: ``loss(logits, labels)``, a mean over the batch.
@@ -76,7 +78,9 @@ def capture_gradient(
     Raises:
         UpdateError: The batch is none (pixels outside [0, 1], channels last or of another number than the
             normalisation's, a label that is no class), cannot be run in this mode, or has no finite gradient.
+        ModelError: The model does not take the batch, returns no logits, or its gradient cannot be taken.
     """
+    model = unwrap(model)
     mode = BatchNormMode(batch_norm)
     normalisation = Normalisation.of(normalisation)
     images, labels = as_batch(images, labels, normalisation)
@@ -89,8 +93,8 @@ def capture_gradient(
         require_batch_statistics(model, inputs)
     shared = mode is BatchNormMode.TRAIN_SHARED
     with recording_mode(model) if shared else client_mode(model, mode), torch.enable_grad():
-        value = loss(require_classes(model(inputs), labels), labels.to(like.device))
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        value = loss(require_classes(run(model, inputs), labels), labels.to(like.device))
+        found = gradient(value, list(parameters.values()))
         buffers = {name: b.cpu() for name, b in running_buffers(model).items()} if shared else None
     return CapturedUpdate(
         gradients={name: g.detach().cpu().clone() for name, g in zip(parameters, found, strict=True)},

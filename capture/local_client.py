@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,10 +12,13 @@ from torch import Tensor, nn
 
 from .batch import as_batch, require_classes
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
+from .copying import copy_model
 from .errors import UpdateError
 from .facts import BatchNormMode, known_facts
+from .forward import run
 from .local_training import LocalTraining
 from .normalisation import IMAGENET, Normalisation
+from .unwrap import unwrap
 from .update import CapturedUpdate
 from .weight_delta import capture_weight_delta
 
@@ -51,6 +53,7 @@ def train_locally(
     Raises:
         UpdateError: The batch is none (see `capture_gradient`), cannot be run in this mode, or the weights do not stay
             finite.
+        ModelError: The model does not take them, or returns no logits.
     """
     mode = BatchNormMode(batch_norm)
     normalisation = Normalisation.of(normalisation)
@@ -58,7 +61,8 @@ def train_locally(
         raise UpdateError("a client cannot train without a learning rate; give one")
     images, labels = as_batch(images, labels, normalisation)
     local.require_images(len(images))
-    after = copy.deepcopy(model)
+    model = unwrap(model)
+    after = copy_model(model)
     trained = [parameter for parameter in after.parameters() if parameter.requires_grad]
     if not trained:
         raise UpdateError("the model has no parameter with requires_grad=True, so the client has nothing to train")
@@ -74,7 +78,8 @@ def train_locally(
             for batch in local.batches(len(images)):
                 chosen = order[batch.start : batch.stop]
                 optimiser.zero_grad()
-                torch.autograd.backward(loss(require_classes(after(inputs[chosen]), targets[chosen]), targets[chosen]))
+                logits = require_classes(run(after, inputs[chosen]), targets[chosen])
+                torch.autograd.backward(loss(logits, targets[chosen]))
                 optimiser.step()
         state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
         state |= running_buffers(after) if shared else {}

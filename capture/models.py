@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode
 from .facts import BatchNormMode
+from .unwrap import unwrap
 from .weights import ModelError as ModelError
 from .weights import load_state, read_weights
 
@@ -50,7 +51,7 @@ def load_model(
             takes that and with nothing otherwise.
         classes: Number of outputs.
         image_size: Side of square RGB images in pixels, or channels, height and width; the model must accept them.
-        weights: A .safetensors, .pt or .pth file with the model's state dict, see `read_weights`; None for random
+        weights: A .safetensors, .pt, .pth or .ckpt file with the state dict, see `read_weights`; None for random
             weights.
         seed: Random weights are a function of it.
 
@@ -96,6 +97,8 @@ def output_shape(model: nn.Module, name: str, image_shape: Sequence[int]) -> tup
     try:
         with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
             output = model(parameter.new_zeros(2, *image_shape))
+    except ModelError as error:
+        raise ModelError(f"the model {name!r} cannot be used: {error}") from None
     except Exception as error:
         raise ModelError(
             f"the model {name!r} cannot take {describe_images(image_shape)} ({type(error).__name__}: {error}); give "
@@ -231,7 +234,7 @@ def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
         raise ModelError(f"building the {what} {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    return unwrap(model)
 
 
 def _find(name: str, module_name: str, attribute: str, what: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from ..capture import BatchNormMode, client_mode
 TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 _PEELABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d, *TRANSPARENT)
 # Two images: batch norm in train mode refuses one value per feature.
-_PROBE_IMAGES = 2
+PROBE_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class _Call:
     result: _Value | None
 
 
-def probe_images(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Two random images of the model's type and device, the same on every call."""
+def probe_images(model: nn.Module, image_shape: Sequence[int], count: int = PROBE_IMAGES) -> Tensor:
+    """Random images of the model's type and device, the same on every call."""
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_PROBE_IMAGES, *image_shape, generator=generator).to(parameter)
+    return torch.randn(count, *image_shape, generator=generator).to(parameter)
 
 
 def _at_this_moment(value: object) -> _Value | None:
@@ -65,7 +65,9 @@ def _same(produced: _Value | None, used: _Value | None) -> bool:
     return in_order or (one.shape == other.shape and one.stride() == other.stride())
 
 
-def _watch(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> tuple[list[_Call], _Value | None]:
+def _watch(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int
+) -> tuple[list[_Call], _Value | None]:
     """Every call of a leaf module in one forward pass, in order, and the model's output."""
     calls: list[_Call] = []
     sources: dict[nn.Module, _Value | None] = {}
@@ -80,11 +82,11 @@ def _watch(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) ->
     handles = []
     try:
         for module in model.modules():
-            if not list(module.children()):
+            if not list(module.children()) and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(before))
                 handles.append(module.register_forward_hook(after))
         with torch.no_grad(), client_mode(model, mode):
-            output = model(probe_images(model, image_shape))
+            output = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
             handle.remove()
@@ -100,7 +102,9 @@ def _is_closed_form(call: _Call, mode: BatchNormMode) -> bool:
     return isinstance(module, _PEELABLE)
 
 
-def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[Link]:
+def trace_chain(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int = PROBE_IMAGES
+) -> list[Link]:
     """The chain from its first closed-form layer to the final linear layer, in forward order; ``[]`` without one.
 
     It ends, seen from the back, at the first layer that is not closed-form (pooling, attention), at a sum (a residual
@@ -112,8 +116,9 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
         model: The server's model, on any device; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
+        count: How many images the model is given.
     """
-    calls, output = _watch(model, image_shape, mode)
+    calls, output = _watch(model, image_shape, mode, count)
     ends = [position for position, call in enumerate(calls) if _same(call.result, output)]
     if not ends or not isinstance(calls[ends[-1]].module, nn.Linear):
         return []
@@ -121,7 +126,7 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
     chain: list[_Call] = []
     for position in range(ends[-1], -1, -1):
         call = calls[position]
-        if call.source is None or call.result is None or call.result.tensor.shape[:1] != (_PROBE_IMAGES,):
+        if call.source is None or call.result is None or call.result.tensor.shape[:1] != (count,):
             break
         if chain and not _same(call.result, chain[0].source):
             break

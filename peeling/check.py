@@ -9,12 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, client_mode
-from .chain import Link, probe_images
+from ..capture.forward import gradient
+from .chain import PROBE_IMAGES, Link, probe_images
 from .layers import batch_norm_affine
 
 
 def confirm_chain(
-    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+    chain: Sequence[Link],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    mode: BatchNormMode,
+    count: int = PROBE_IMAGES,
 ) -> list[Link]:
     """The longest end of the chain whose layers, in closed form, give the model's own values and derivatives.
 
@@ -27,18 +32,22 @@ def confirm_chain(
         model: The server's model; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
+        count: How many images the model is given.
+
+    Raises:
+        ModelError: The model's gradient cannot be taken.
     """
     if not chain:
         return []
     with torch.enable_grad():
-        values = _watch_values(chain, model, image_shape, mode)
+        values = _watch_values(chain, model, image_shape, mode, count)
         logits = values[-1]
         if not logits.requires_grad:
             return []
         trained = [[p for p in link.module.parameters() if p.requires_grad] for link in chain]
         wanted = [*values, *(p for parameters in trained for p in parameters)]
         loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
-        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        found = gradient(loss, wanted)
         cotangents, gradients = list(found[: len(values)]), list(found[len(values) :])
         start = len(chain)
         for index in range(len(chain) - 1, -1, -1):
@@ -53,9 +62,9 @@ def confirm_chain(
 
 
 def _watch_values(
-    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int
 ) -> list[Tensor]:
-    """What enters each layer of the chain, and the model's output, for two random images; part of the graph."""
+    """What enters each layer of the chain, and the model's output, for random images; part of the graph."""
     seen: dict[str, Tensor] = {}
     handles = []
     for link in chain:
@@ -70,7 +79,7 @@ def _watch_values(
         handles.append(link.module.register_forward_pre_hook(note))
     try:
         with client_mode(model, mode):
-            logits = model(probe_images(model, image_shape))
+            logits = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..batch_norm import client_mode
+from ..fitting import fit
+from ..forward import on_probes
 from ..update import CapturedUpdate
 
 PROBE_COUNT = 16
@@ -104,8 +106,21 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
 
     Raises:
         LabelError: There is no such layer, or the update does not hold its gradient.
+        ModelError: The model does not take the client's batch.
     """
-    inputs, name = _trace(update, model)
+    update, model = fit(update, model)
+
+    def trace(size: int) -> list[tuple[Tensor, str]]:
+        passes = [_trace(update, model, part) for part in _probes(update, size)]
+        return [found for found in passes if found is not None]
+
+    passes = on_probes(trace, update.image_shape, PROBE_COUNT, update.image_count)
+    if not passes:
+        raise LabelError(
+            "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
+            "read off its gradient; use a model that ends in one"
+        )
+    inputs, name = torch.cat([inputs for inputs, _ in passes]), passes[0][1]
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     prefix = f"{name}." if name else ""
@@ -129,8 +144,16 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
     )
 
 
-def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "probe features"], str]:
-    """Input and name of the linear layer that makes the logits, found by running probes through the model."""
+def _probes(update: CapturedUpdate, size: int) -> tuple[Tensor, ...]:
+    """At least ``PROBE_COUNT`` images, so many at a time."""
+    passes = -(-PROBE_COUNT // size)
+    return torch.split(natural_noise(passes * size, update.image_shape), size)
+
+
+def _trace(
+    update: CapturedUpdate, model: nn.Module, images: Tensor
+) -> tuple[Float[Tensor, "probe features"], str] | None:
+    """Input and name of the linear layer that makes the logits, found by running probes through the model, or None."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -143,17 +166,14 @@ def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "pro
     like = next(model.parameters())
     try:
         with torch.no_grad(), client_mode(model, update.batch_norm):
-            logits = model(natural_noise(PROBE_COUNT, update.image_shape).to(like))
+            logits = model(images.to(like))
     finally:
         for handle in handles:
             handle.remove()
     for name, (inputs, output) in reversed(seen.items()):
         if inputs.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits):
             return inputs, name
-    raise LabelError(
-        "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be read "
-        "off its gradient; use a model that ends in one"
-    )
+    return None
 
 
 def natural_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Float[Tensor, "count channel h w"]:
