@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -97,7 +96,7 @@ class Objective:
         self._composed = config.gradient_weight > 0 and needs_composing(self._model, update)
         self._labels = target.labels.to(self.device)
         self.joint_labels = target.joint_labels
-        self.generator = copy.deepcopy(target.generator).to(self.device) if target.generator is not None else None
+        self.generator = copy_model(target.generator).to(self.device) if target.generator is not None else None
         parameters = dict(self._model.named_parameters())
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None

@@ -24,7 +24,7 @@ class ClientConfig:
     model: str = "convnet"
     """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
     weights: str | None = None
-    """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
+    """File with the model's weights (.safetensors, .pt, .pth or .ckpt); without it they are random, from the seed."""
     classes: int = 10
     """Number of classes that the model tells apart."""
     images: str = "photos"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, ImageError, Normalisation, UpdateError, load_model, send_update
+from ..capture.copying import copy_model
 from ..capture.images import count_images, load_images
 from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
@@ -172,7 +172,7 @@ def _train(
 @torch.no_grad()
 def _test(model: nn.Module, data: _Data, mode: BatchNormMode, normalisation: Normalisation) -> float:
     inputs = normalisation.apply(data.images)
-    tested = copy.deepcopy(model)
+    tested = copy_model(model)
     if mode is not BatchNormMode.EVAL:
         _measure_statistics(tested, inputs[~data.held_out])
     tested.eval()
