@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .audit.config import AuditConfig
 from .capture import ClientConfig, PrivateConfig
+from .capture.told_config import ToldConfig
 from .config_keys import Key, convert, format_value, keys, unknown, wanted
 from .config_origin import origin_problems, untold
 from .coordinator import AttackConfig
@@ -69,6 +70,8 @@ class RunConfig(AttackConfig):
     client: ClientConfig = field(default_factory=ClientConfig)
     """The simulated client; with update=FILE only client.model and client.weights are used, and client.classes where it
     is not what the update says."""
+    told: ToldConfig = field(default_factory=ToldConfig)
+    """What the user knows of the client behind a captured update."""
     private: PrivateConfig = field(default_factory=PrivateConfig)
     """The truth behind update=FILE, for the audit alone."""
     audit: AuditConfig = field(default_factory=AuditConfig)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from .capture import ClientConfig, ClientError, PrivateConfig
+from .capture.told_config import ToldConfig
 
 _OF_CHECKPOINTS = ("client.batch_size", "client.image_size", "client.local_epochs", "client.learning_rate")
 _INSTEAD = {"client.learning_rate": "client.learning_rate_known"}
@@ -23,6 +24,8 @@ class Origin(Protocol):
     @property
     def client(self) -> ClientConfig: ...
     @property
+    def told(self) -> ToldConfig: ...
+    @property
     def private(self) -> PrivateConfig: ...
 
 
@@ -37,6 +40,9 @@ def origin_problems(run: Origin) -> list[str]:
             f"private.images={run.private.images}: they belong to a captured update; give update=FILE, or name the "
             "images of a simulated client with client.images."
         ]
+    if run.told.given:
+        named = ", ".join(f"told.{name}" for name in run.told.given)
+        return [f"{named}: a simulated client tells everything itself; give update=FILE, or leave it out."]
     try:
         run.client.require_labels()
     except ClientError as error:

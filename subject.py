@@ -11,6 +11,7 @@ from .audit.truth import describe_truth_gap, measure_truth_gap
 from .capture import CapturedUpdate, PrivateBatch, simulate_client
 from .capture.fitting import fit
 from .capture.real_client import load_checkpoints, load_private, load_server_model
+from .capture.told_config import apply_told
 from .config import RunConfig
 
 
@@ -47,6 +48,7 @@ def obtain(config: RunConfig) -> Subject:
     else:
         update, model, private = simulate_client(config.client, config.seed)
         return Subject(update, model, private, config, simulated(config.client, config.seed))
+    update = apply_told(update, config.told)
     config = replace(config, client=replace(config.client, classes=classes))
     truth = load_private(config.private, update, classes)
     evidence = "" if truth is None else describe_truth_gap(measure_truth_gap(model, truth, update), update)

@@ -9,6 +9,7 @@ from torch import nn
 from ..agents import Objective, ObjectiveConfig, Target
 from ..capture import CapturedUpdate, PrivateBatch
 from ..capture.defences import defence_words
+from ..coordinator.deltas import settle
 from .doubt import LARGEST_GAP
 
 # What these leave of an update is meant to be far from what the images make of it.
@@ -38,7 +39,8 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
         return None
     if update.facts.dropout.value and not update.facts.dropout.assumed:
         return None
-    target = Target(update, model, private.labels)
+    # As the attack takes it: one step as its gradient, and as a mean over the images that came.
+    target = Target(settle(update, model).update, model, private.labels)
     objective = Objective(target, replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0))
     return objective.gradient_loss(update.normalisation.apply(private.images))
 

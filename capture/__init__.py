@@ -35,7 +35,7 @@ from .local_training import LocalTraining
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
 from .private_config import PrivateConfig
-from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
+from .pseudo_gradient import as_gradient, as_mean, gradient_shares, is_one_step, mean_gradients
 from .update import CapturedUpdate, UpdateError, UpdateKind, weight_hash
 from .weight_delta import capture_weight_delta
 
@@ -71,6 +71,7 @@ __all__ = [
     "UpdateKind",
     "apply_defence",
     "as_gradient",
+    "as_mean",
     "assumed",
     "batch_norm_layers",
     "batch_norm_targets",

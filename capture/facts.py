@@ -6,7 +6,7 @@ not say is *assumed* by construction, with the commonest value, and a verdict mu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -71,7 +71,8 @@ class Sampling:
     poisson: bool = False
     """Each image by chance, so that the batch's size is chance too; False: batches of a given size."""
     expected: float | None = None
-    """By what the sum over a Poisson batch was divided: its expected size. None: by the images that came."""
+    """By what the sum over the batch was divided, where that is not the number of images that came: the expected size
+    of a Poisson batch, or the usual one of a last, smaller batch. None: by the images that came."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ class ClientFacts:
         too.
 
         Raises:
-            UpdateError: A fact of local training for a client that sent a gradient.
+            UpdateError: A fact of local training for a client that sent a gradient, or what is no fact at all.
         """
+        require_facts(facts)
         local = {name: facts.pop(name) for name in local_names() if name in facts}
         if local and self.local is None:
             raise UpdateError(f"{', '.join(local)} is of local training, and the update is a gradient; leave it out")
@@ -219,6 +221,21 @@ class ClientFacts:
         if self.local is not None:
             for name in local_names():
                 yield name, getattr(self.local, name)
+
+
+def require_facts(given: Mapping[str, object]) -> None:
+    """Return quietly when these are facts by their names.
+
+    Raises:
+        UpdateError: A name that no fact has, or a value without its provenance.
+    """
+    known = {*(one.name for one in fields(ClientFacts)), *local_names()} - {"local", "privacy"}
+    unknown = sorted(given.keys() - known - {"local", "privacy"})
+    if unknown:
+        raise UpdateError(f"there is no fact {unknown[0]!r}; the facts are {', '.join(sorted(known))}")
+    bare = next((name for name, fact in given.items() if name in known and not isinstance(fact, Fact)), None)
+    if bare is not None:
+        raise UpdateError(f"the fact {bare} is {given[bare]!r}; give it with its provenance, such as told(...)")
 
 
 def known_facts(

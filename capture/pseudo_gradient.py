@@ -68,6 +68,24 @@ def as_gradient(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
     return replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts)
 
 
+def as_mean(update: CapturedUpdate) -> CapturedUpdate:
+    """The gradient as a mean over the images that came, where the client divided their sum by another number.
+
+    Under Poisson sampling DP-SGD divides by the expected number of images, whatever came: its gradient is the mean
+    times ``count / expected``, an exact factor, which is taken out here. The noise, if any, is scaled along.
+
+    Args:
+        update: A gradient. A weight delta is returned as it is: see ``as_gradient``.
+    """
+    divisor = update.facts.sampling.value.expected
+    if update.local is not None or divisor is None or divisor == update.image_count:
+        return update
+    factor = divisor / update.image_count
+    sampling = replace(update.facts.sampling, value=replace(update.facts.sampling.value, expected=None))
+    gradients = {name: factor * g for name, g in update.gradients.items()}
+    return replace(update, gradients=gradients, facts=update.facts.stating(sampling=sampling))
+
+
 def is_one_step(update: CapturedUpdate) -> bool:
     """Whether the update is, or is as good as, one gradient."""
     return update.local is None or update.local.steps(update.image_count) == 1

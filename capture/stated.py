@@ -92,10 +92,11 @@ def _penalty(value: Penalty) -> str:
 
 
 def _sampling(value: Sampling) -> str:
-    if not value.poisson:
-        return "batches of a given size"
-    divided = "" if value.expected is None else f", divided by an expected {value.expected:g} images"
-    return f"each image by chance (Poisson){divided}"
+    if value.poisson:
+        divided = "" if value.expected is None else f", the sum divided by an expected {value.expected:g} images"
+        return f"each image by chance (Poisson){divided}"
+    divided = "" if value.expected is None else f", the sum divided by {value.expected:g}"
+    return f"batches of a given size{divided}"
 
 
 def _or_unknown(value: float | None) -> str:

@@ -14,6 +14,7 @@ from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
 from .local_training import LocalTraining
 from .normalisation import Normalisation, usual_normalisation
+from .step_count import counted_steps, with_counted_steps
 from .unwrap import inside
 from .update import CapturedUpdate, UpdateKind, weight_hash
 from .weights import fit_names
@@ -78,11 +79,15 @@ def capture_weight_delta(
             image_count=told(image_count),
             normalisation=_normalisation(normalisation, image_shape[0]),
             batch_norm=mode,
-            local=local if isinstance(local, LocalFacts) else LocalFacts.told(local),
+            local=_local(local, image_count, counted_steps(before, buffers or {})),
         ).stating(**(stated or {})),
         buffers=buffers,
         kind=UpdateKind.WEIGHT_DELTA,
     )
+
+
+def _local(given: LocalTraining | LocalFacts, image_count: int, steps: int | None) -> LocalFacts:
+    return with_counted_steps(given if isinstance(given, LocalFacts) else LocalFacts.told(given), image_count, steps)
 
 
 def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[BatchNormMode]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient, estimate_learning_rate, is_one_step, read
+from ..capture import CapturedUpdate, as_gradient, as_mean, estimate_learning_rate, is_one_step, read
 from ..peeling import find_scale
 
 _ROUNDS_OF_DECAY = 3
@@ -27,14 +27,15 @@ class Attackable:
 
 
 def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
-    """The update with an estimate where the learning rate is not known, as a gradient where it is of one step.
+    """The update with an estimate where the learning rate is not known, as a gradient where it is of one step, and as a
+    mean over the images that came.
 
     Raises:
         LabelError: The learning rate is not known and cannot be estimated.
     """
     local = update.local
     if local is None:
-        return Attackable(update)
+        return Attackable(as_mean(as_gradient(update, model)), messages=_divided(update))
     messages, rate = [], None
     known = local.learning_rate is not None
     if not known:
@@ -42,12 +43,27 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
         update = with_rate(update, rate)
         messages.append(f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}.")
     if is_one_step(update):
-        return Attackable(as_gradient(update, model), known, tuple(messages), rate)
+        gradient = as_gradient(update, model)
+        if known:
+            gradient, messages = as_mean(gradient), [*messages, *_divided(update)]
+        # An estimated rate has taken up the divisor.
+        return Attackable(gradient, known, tuple(messages), rate)
     messages.append(
         f"Every step of the attack retraces the client's {local.steps(update.image_count)} local steps, and "
         "takes as many times the time and the memory of a single gradient."
     )
     return Attackable(update, known, tuple(messages), rate)
+
+
+def _divided(update: CapturedUpdate) -> tuple[str, ...]:
+    """That the client divided by another number than that of its images."""
+    divisor, count = update.facts.sampling.value.expected, update.image_count
+    if divisor is None or divisor == count:
+        return ()
+    return (
+        f"The client divided the sum over its {count} images by {divisor:g}; the gradient is taken times "
+        f"{divisor / count:.4g}, so that it is their mean.",
+    )
 
 
 def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Attackable:
@@ -85,15 +101,14 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> s
         found: What is attacked in its place.
         labels_given: Whether the server was told the labels, image by image.
     """
-    local = update.local
-    if local is None:
+    local, facts = update.local, update.facts.local
+    if local is None or facts is None:
         return ""
     known = "known to the server" if local.learning_rate is not None else "estimated by the server"
+    taken = [name for name in _DESCRIBED if getattr(facts, name).assumed]
     if is_one_step(update):
-        return (
-            f"The client sent the weight delta of one step of SGD, learning rate {known}: the gradient, but for the "
-            "rounding of the weights."
-        )
+        # The velocity of a first step is its gradient.
+        return _one_step(known, [name for name in taken if name != "momentum"])
     rate = found.update.local.learning_rate if found.update.local is not None else None
     batches = local.batches(update.image_count)
     epochs = "1 epoch" if local.epochs == 1 else f"{local.epochs} epochs"
@@ -106,7 +121,37 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> s
         order = "which image is in which step is taken for known, from the order of the labels that were given"
     else:
         order = "which image is in which step is taken for known, as if images came in order of their labels"
+    others = "" if {"momentum", "weight_decay"} & set(taken) else ", known to the server"
     return (
-        f"The client sent the weight delta of {steps}, learning rate {rate:.3g}, {known}, momentum "
-        f"{local.momentum:g} and weight decay {local.weight_decay:g}, known to the server; {order}."
+        f"{_subject(taken)} the weight delta of {steps}, learning rate {rate:.3g}, {known}, momentum "
+        f"{local.momentum:g} and weight decay {local.weight_decay:g}{others}; {order}.{_unsaid(taken)}"
     )
+
+
+_DESCRIBED = {"epochs": "epochs", "batch_size": "batch size", "momentum": "momentum", "weight_decay": "weight decay"}
+_STEPS = {"epochs", "batch_size"}
+
+
+def _one_step(known: str, taken: list[str]) -> str:
+    if _STEPS & set(taken):
+        return (
+            f"The update is taken for the weight delta of one step of SGD, learning rate {known}, and attacked as the "
+            f"gradient.{_unsaid(taken)}"
+        )
+    return (
+        f"The client sent the weight delta of one step of SGD, learning rate {known}: the gradient, but for the "
+        f"rounding of the weights.{_unsaid(taken)}"
+    )
+
+
+def _subject(taken: list[str]) -> str:
+    return "The update is taken for" if taken else "The client sent"
+
+
+def _unsaid(taken: list[str]) -> str:
+    """What nobody told of the local steps, in a sentence of its own."""
+    if not taken:
+        return ""
+    words = [_DESCRIBED[name] for name in taken]
+    listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f" Nobody told the client's {listed}: the commonest is assumed."

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..capture import CapturedUpdate
+from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
-from .decisive import decisive_facts
 from .finding import Finding
+from .sampling import check_sampling
 from .step_counter import check_step_counter
 
 Check = Callable[[CapturedUpdate, nn.Module], Finding]
 
-CHECKS: tuple[Check, ...] = (check_step_counter,)
+CHECKS: tuple[Check, ...] = (check_step_counter, check_sampling)
 
 
 @dataclass(frozen=True)

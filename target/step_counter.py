@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..capture import CapturedUpdate, batch_norm_layers
+from ..capture import CapturedUpdate
+from ..capture.step_count import counted_steps
 from .finding import Finding
 
 
@@ -15,7 +16,7 @@ def check_step_counter(update: CapturedUpdate, model: nn.Module) -> Finding:
         update: What the client sent.
         model: The server's model, before the client's steps.
     """
-    counted = counted_steps(update, model)
+    counted = counted_steps(model, update.buffers or {})
     if counted is None:
         return Finding()
     local = update.local
@@ -28,16 +29,3 @@ def check_step_counter(update: CapturedUpdate, model: nn.Module) -> Finding:
     )
     names = ("image_count",) if local is None else ("epochs", "batch_size")
     return Finding(contradictions=dict.fromkeys(names, sentence))
-
-
-def counted_steps(update: CapturedUpdate, model: nn.Module) -> int | None:
-    """By how much the counters of batch norm moved; None where they were not shared or disagree."""
-    if update.buffers is None:
-        return None
-    moved = set()
-    for name, layer in batch_norm_layers(model).items():
-        counter = f"{name}.num_batches_tracked" if name else "num_batches_tracked"
-        before, after = layer.num_batches_tracked, update.buffers.get(counter)
-        if isinstance(before, Tensor) and after is not None and after.numel() == 1:
-            moved.add(int(after) - int(before))
-    return moved.pop() if len(moved) == 1 else None

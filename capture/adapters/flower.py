@@ -21,6 +21,10 @@ class FlowerRecorder(RoundRecorder):
     ``recorder = FlowerRecorder(model, "captured", image_shape=(3, 32, 32), client={"partition-id": 0})``, then
     ``strategy = recorder.wrap(FedAvg(...))`` in place of ``FedAvg(...)``. Messages and results pass unchanged.
 
+    In the layout of Flower's quickstart the clients read their local epochs, batch size and learning rate from the
+    settings of the run and not from the server's message: give ``run_config=context.run_config`` of the server's
+    context. What neither they nor a message nor a reply tells is assumed, and ``problems`` says so.
+
     ``client`` is the node id (the ``cid`` of a client proxy), or what the metrics of its reply must say. Weights of
     clients are taken as what Flower's own strategies take them for: the client's model after its local training.
     """

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 
 from ..batch_norm import batch_norm_layers
+from ..decisive import draws
 from ..defences import Defence
 from ..errors import UpdateError
-from ..facts import BatchNormMode, ClientFacts, Reduction, Sampling, assumed, read, told
+from ..facts import BatchNormMode, ClientFacts, Fact, Penalty, Reduction, Sampling, assumed, read, told
 from ..normalisation import IMAGENET, Normalisation
 from ..update import CapturedUpdate, weight_hash
 
@@ -55,6 +57,9 @@ def record_private_steps(
     image_count: int | None = None,
     most_steps: int = 1,
     model_id: str | None = None,
+    loader: Any = None,
+    poisson: bool | None = None,
+    stated: Mapping[str, Fact[Any]] | None = None,
 ) -> Iterator[PrivateSteps]:
     """Record real steps of a private training: ``with record_private_steps(...) as steps: ... optimizer.step()``.
 
@@ -74,6 +79,10 @@ def record_private_steps(
             batch was split (``BatchMemoryManager``) or ghost clipping is used.
         most_steps: Later ones are not recorded.
         model_id: What ``load_model`` takes to build the plain model; by default its class.
+        loader: The data loader that ``make_private`` returned, from whose sampler it is read whether batches are drawn
+            by Poisson sampling.
+        poisson: Whether they are, where no loader is at hand; None and no loader: nobody said, and it is assumed.
+        stated: Further facts about the client by their names in `ClientFacts`, which win over what Opacus tells.
 
     Raises:
         UpdateError: The optimiser is not private. A step that cannot be recorded (an empty batch, an unknown number of
@@ -82,6 +91,7 @@ def record_private_steps(
     _require_private(optimizer)
     normalisation = None if normalisation is None else Normalisation.of(normalisation)
     plain = _plain(model)
+    sampled = _sampled(loader, poisson)
     accounting = optimizer.step_hook
     recorded = PrivateSteps()
 
@@ -98,7 +108,9 @@ def record_private_steps(
                 image_shape=image_shape,
                 model_id=model_id or type(plain).__name__,
                 weight_hash=weight_hash(plain),
-                facts=_facts(stepping, engine, delta, count, normalisation),
+                facts=_facts(
+                    stepping, plain, engine, delta, count, normalisation, sampled, _dropout(plain, image_shape)
+                ).stating(**(stated or {})),
             )
         except UpdateError as error:
             recorded.problems.append(str(error))
@@ -170,24 +182,91 @@ def _require_no_batch_statistics(plain: nn.Module) -> None:
         )
 
 
-def _facts(optimizer: Any, engine: Any, delta: float, count: int, normalisation: Normalisation | None) -> ClientFacts:
-    """What the optimiser and the engine tell of the step."""
+def _facts(
+    optimizer: Any,
+    plain: nn.Module,
+    engine: Any,
+    delta: float,
+    count: int,
+    normalisation: Normalisation | None,
+    sampled: Fact[bool],
+    dropout: Fact[bool],
+) -> ClientFacts:
+    """What the optimiser, the engine and the model as it was trained tell of the step."""
     import opacus
 
     source = f"Opacus {opacus.__version__}"
-    norm = optimizer.max_grad_norm
-    clip = (float(norm),) if isinstance(norm, int | float) else tuple(float(one) for one in norm)
-    expected = optimizer.expected_batch_size
     return ClientFacts(
         image_count=told(count, source),
         normalisation=assumed(IMAGENET) if normalisation is None else told(normalisation, "the user"),
         batch_norm=read(BatchNormMode.EVAL, "the model, which has no batch norm in training mode"),
-        # What is recorded is divided by the batch, whatever the client's loss was summed by.
+        # What is recorded is a mean over a batch, whatever the client's loss was summed by.
         reduction=told(Reduction.MEAN, source),
-        defences=told((Defence("dp_sgd", float(optimizer.noise_multiplier), clip),), source),
-        sampling=told(Sampling(expected is not None and expected != count, expected), source),
+        # A penalty has no gradient per image, and the optimiser's own decay comes after what is recorded.
+        penalty=told(Penalty(), source),
+        dropout=dropout,
+        defences=told((Defence("dp_sgd", _noise_multiplier(optimizer), _clip(optimizer, plain)),), source),
+        sampling=Fact(
+            Sampling(sampled.value, _divisor(optimizer, count, sampled.value)), sampled.provenance, sampled.source
+        ),
+        clients=told(1, source),
         privacy=_privacy(engine, delta),
     )
+
+
+def _dropout(plain: nn.Module, image_shape: tuple[int, int, int]) -> Fact[bool]:
+    """Dropout as the private model runs it."""
+    if draws(plain, image_shape):
+        return read(True, "the private model, whose outputs are random")
+    return read(False, "the private model, whose outputs are not random")
+
+
+def _clip(optimizer: Any, plain: nn.Module) -> tuple[float, ...]:
+    """Largest norm of one image's gradient, or of each parameter's with clipping by layer, in the model's order."""
+    norms = getattr(optimizer, "max_grad_norms", None)
+    if norms is None:
+        # A tensor where it is adapted.
+        return (float(optimizer.max_grad_norm),)
+    of = {id(parameter): float(norm) for parameter, norm in zip(optimizer.params, norms, strict=True)}
+    return tuple(of[id(p)] for p in plain.parameters() if id(p) in of)
+
+
+def _noise_multiplier(optimizer: Any) -> float:
+    """Deviation of the noise on the sum, in clipping norms, as it is drawn.
+
+    Adaptive clipping (Andrew et al., NeurIPS 2021, theorem 1) spends a part of the privacy on its count of unclipped
+    images, and adds more noise to the gradient for it than its multiplier says.
+    """
+    told_one = float(optimizer.noise_multiplier)
+    deviation = getattr(optimizer, "unclipped_num_std", None)
+    if deviation is None or told_one == 0:
+        # Set by the engine for adaptive ghost clipping alone.
+        return float(getattr(optimizer, "_adjusted_noise_multiplier", told_one))
+    return float((told_one**-2 - (2 * float(deviation)) ** -2) ** -0.5)
+
+
+def _divisor(optimizer: Any, count: int, poisson: bool) -> float | None:
+    """By what the sum over the images was divided; None where it is their number."""
+    if optimizer.loss_reduction != "mean":
+        return None
+    # Opacus divides by the expected size of each batch whose gradients wait for this step.
+    divisor = float(optimizer.expected_batch_size * optimizer.accumulated_iterations)
+    return divisor if poisson or divisor != count else None
+
+
+def _sampled(loader: Any, poisson: bool | None) -> Fact[bool]:
+    """Whether batches are drawn by Poisson sampling."""
+    if poisson is not None:
+        return told(poisson, "the user")
+    sampler: Any = getattr(loader, "batch_sampler", None)
+    # BatchMemoryManager wraps the sampler in one that splits batches.
+    while type(sampler).__name__ == "BatchSplittingSampler":
+        sampler = sampler.sampler
+    if type(sampler).__name__ in ("UniformWithReplacementSampler", "DistributedUniformWithReplacementSampler"):
+        return read(True, "the sampler of the data loader")
+    if type(sampler) is BatchSampler:
+        return read(False, "the sampler of the data loader")
+    return assumed(False, "nobody gave the data loader")
 
 
 def _privacy(engine: Any, delta: float) -> str:

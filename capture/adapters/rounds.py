@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from ..copying import copy_model
 from ..counters import settle_counters
+from ..decisive import words_for_assumed
 from ..errors import UpdateError
-from ..facts import BatchNormMode, LocalFacts
+from ..facts import BatchNormMode, Fact, LocalFacts, local_names, read, require_facts, told
 from ..local_training import LocalTraining
 from ..normalisation import Normalisation
 from ..unwrap import unwrap
@@ -23,7 +25,7 @@ from ..update import CapturedUpdate, weight_hash
 from ..weight_delta import capture_weight_delta
 from ..weights import ModelError, fit_names
 from .arrays import decode_array, name_arrays
-from .facts import read_image_count, read_local_training, within
+from .facts import Said, local_facts, read_image_count, read_said, within
 from .state_dicts import infer_batch_norm
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ class RoundRecorder:
         batch_norm: BatchNormMode | str | None = None,
         model_id: str | None = None,
         count_key: str = "num-examples",
+        run_config: Mapping[str, object] | None = None,
+        stated: Mapping[str, Fact[Any]] | None = None,
     ) -> None:
         """What to record.
 
@@ -87,12 +91,17 @@ class RoundRecorder:
             client: The framework's identifier of one client, or what its metrics must say, such as
                 ``{"partition-id": 0}``; None for every client.
             rounds: Their numbers, from 1; None for every round.
-            local: The clients' local training; None to read it from the settings and metrics, see `facts.KEYS`.
+            local: The clients' local training; None to read it from the settings and metrics, see `facts.KEYS`. What
+                they do not say is assumed, and a sentence in ``problems`` says so.
             normalisation: Mean and deviation per channel; the model was fed ``(images - mean) / std``. None: nobody
                 said, and ImageNet's is assumed.
             batch_norm: How clients run batch norm; None to infer it, see `infer_batch_norm`.
             model_id: What ``load_model`` takes to build the model; by default its class.
             count_key: Under which name the metrics hold the number of images.
+            run_config: Settings of the whole run, such as Flower's ``context.run_config``. What the server sends to a
+                client, and what the client sends back, win over them.
+            stated: Further facts about the clients by their names in `ClientFacts` or `LocalFacts`, which win over
+                whatever else is said; ``ToldConfig(dropout="false").facts()`` makes them from words.
 
         Raises:
             UpdateError: The folder cannot be made, or the facts cannot be.
@@ -100,7 +109,7 @@ class RoundRecorder:
         self.files: list[Path] = []
         """The updates written so far."""
         self.problems: list[str] = []
-        """What could not be recorded, one sentence each."""
+        """What could not be recorded, and what of the recorded had to be assumed, one sentence each."""
         normalisation = None if normalisation is None else Normalisation.of(normalisation)
         if batch_norm is not None and batch_norm not in list(BatchNormMode):
             raise UpdateError(
@@ -126,6 +135,9 @@ class RoundRecorder:
         self._batch_norm = batch_norm
         self._model_id = model_id or type(self._model).__name__
         self._count_key = count_key
+        self._run_config = dict(run_config or {})
+        require_facts(stated or {})
+        self._stated = dict(stated or {})
         self._servers: dict[str, str] = {}
 
     def wants(self, number: int) -> bool:
@@ -144,11 +156,19 @@ class RoundRecorder:
         chosen = [reply for reply in replies if self._is_chosen(reply)]
         if not chosen:
             self._report(f"round {number}: {self._absence(asked, replies)}")
+        assumed: dict[str, list[str]] = {}
         for reply in chosen:
             try:
-                self._record_one(number, asked.get(reply.client), reply)
+                update, server = self._capture(asked.get(reply.client), reply)
+                self._write(number, reply.client, server, update)
             except (UpdateError, ModelError, OSError) as error:
                 self._report(f"round {number}, client {reply.client}: {error}")
+            else:
+                assumed.setdefault(words_for_assumed(update, server), []).append(reply.client)
+        for words, clients in assumed.items():
+            if words:
+                who = f"client{'s' * (len(clients) > 1)} {', '.join(clients)}"
+                self._report(f"round {number}, {who}: {words}")
 
     def _is_chosen(self, reply: Reply) -> bool:
         if isinstance(self._client, Mapping):
@@ -169,7 +189,8 @@ class RoundRecorder:
         listed = ", ".join(list(asked)[:8]) + (", ..." if len(asked) > 8 else "")
         return f"client {self._client} was not asked to train (asked: {listed or 'nobody'}), so nothing was recorded"
 
-    def _record_one(self, number: int, order: Order | None, reply: Reply) -> None:
+    def _capture(self, order: Order | None, reply: Reply) -> tuple[CapturedUpdate, nn.Module]:
+        """The update, and the model that it belongs to."""
         if reply.failure is not None or reply.weights is None:
             raise UpdateError(f"it failed, so nothing was recorded: {reply.failure or 'it sent no weights'}")
         if order is None:
@@ -177,18 +198,33 @@ class RoundRecorder:
         server = self._server(order)
         after = _named(reply.weights, server, "the client")
         count = read_image_count(reply.metrics, self._count_key)
-        local = self._local or read_local_training(order.settings, reply.metrics)
+        found = self._facts(order, reply)
+        local = self._local or local_facts(found)
+        others = {name: fact for name, fact in found.items() if name not in local_names()}
+        own = {name: fact for name, fact in self._stated.items() if name in local_names()}
         update = capture_weight_delta(
             server,
             after,
             image_count=count,
             image_shape=self._image_shape,
-            local=within(local, count),
-            normalisation=self._normalisation,
+            local=within(replace(local, **own), count),
             batch_norm=self._batch_norm or infer_batch_norm(server, after),
             model_id=self._model_id,
+            stated={"clients": read(1, "one client's reply")} | others,
         )
-        self._write(number, reply.client, server, update)
+        return update, server
+
+    def _facts(self, order: Order, reply: Reply) -> dict[str, Fact[Any]]:
+        """What settings and metrics tell, and what the user states of all clients."""
+        said = (
+            Said("the settings of the run", self._run_config),
+            Said("the server's message to the client", order.settings),
+            Said("the client's metrics", reply.metrics),
+        )
+        found = read_said(said, self._image_shape[0])
+        if self._normalisation is not None:
+            found["normalisation"] = told(self._normalisation, "the user")
+        return found | self._stated
 
     def _server(self, order: Order) -> nn.Module:
         """The model with the weights that this client was sent."""

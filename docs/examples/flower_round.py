@@ -23,10 +23,27 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from gradinversion.capture import IMAGENET, CapturedUpdate, load_model
 from gradinversion.capture.adapters.flower import FlowerRecorder
+from gradinversion.capture.told_config import ToldConfig
 from torch.nn.functional import cross_entropy
 
 client_app, server_app = ClientApp(), ServerApp()
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "captured")
+# In an app that `flwr run` starts this is `context.run_config`, from `[tool.flwr.app.config]` in its pyproject.toml.
+RUN_CONFIG = {"num-server-rounds": 2, "local-epochs": 2, "batch-size": 4, "learning-rate": 0.01}
+# What no setting says of the clients below; a fact that nobody tells is assumed, and `problems` says so.
+STATED = ToldConfig(
+    momentum="0",
+    weight_decay="0",
+    shuffled="false",
+    dropout="false",
+    loss="cross_entropy",
+    reduction="mean",
+    loss_scale="1",
+    label_smoothing="0",
+    penalty="none",
+    defences="none",
+    sampling="fixed",
+)
 
 
 @client_app.train()
@@ -35,14 +52,13 @@ def train(message: Message, context: Context) -> Message:
     # Flower runs its clients in processes of their own, with threads of their own.
     torch.set_num_threads(1)
     partition = int(context.node_config["partition-id"])
-    settings = message.content["config"]
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(partition))
     labels = torch.arange(8)
     model = load_model("convnet")
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=float(settings["lr"]))
-    for _ in range(int(settings["local-epochs"])):
-        for part in torch.arange(8).split(int(settings["batch-size"])):
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(message.content["config"]["lr"]))
+    for _ in range(int(RUN_CONFIG["local-epochs"])):
+        for part in torch.arange(8).split(int(RUN_CONFIG["batch-size"])):
             optimizer.zero_grad()
             cross_entropy(model(IMAGENET.apply(images[part])), labels[part]).backward()
             optimizer.step()
@@ -58,17 +74,25 @@ def main(grid: Grid, context: Context) -> None:
     """Federated averaging as ever; the recorder is the one line more."""
     model = load_model("convnet")
     recorder = FlowerRecorder(
-        model, folder, image_shape=(3, 32, 32), client={"partition-id": 1}, rounds={2}, model_id="convnet"
+        model,
+        folder,
+        image_shape=(3, 32, 32),
+        client={"partition-id": 1},
+        rounds={2},
+        run_config=RUN_CONFIG | dict(context.run_config),
+        normalisation=IMAGENET,
+        stated=STATED.facts(),
+        model_id="convnet",
     )
     strategy = recorder.wrap(FedAvg(fraction_evaluate=0.0, min_available_nodes=3))
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(model.state_dict()),
-        num_rounds=2,
-        train_config=ConfigRecord({"lr": 0.01, "local-epochs": 2, "batch-size": 4}),
+        num_rounds=int(RUN_CONFIG["num-server-rounds"]),
+        train_config=ConfigRecord({"lr": RUN_CONFIG["learning-rate"]}),
     )
     for problem in recorder.problems:
-        print(f"Not recorded: {problem}")
+        print(f"Problem: {problem}")
     for path in recorder.files:
         update = CapturedUpdate.load(path)
         update.require_match(load_model("convnet", weights=str(folder / "round-0002-server.safetensors")))

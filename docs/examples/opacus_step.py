@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from gradinversion.capture import IMAGENET, CapturedUpdate, defence_words, load_model
 from gradinversion.capture.adapters.opacus import record_private_steps
+from gradinversion.capture.told_config import ToldConfig
 from opacus import PrivacyEngine
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -47,7 +48,18 @@ def main(path: Path) -> None:
         noise_multiplier=1.1,
         max_grad_norm=1.0,
     )
-    with record_private_steps(model, optimizer, engine, image_shape=(3, 32, 32), model_id=NAME) as steps:
+    # Whatever Opacus cannot know of the client; a fact that nobody tells is assumed.
+    stated = ToldConfig(loss="cross_entropy", loss_scale="1", label_smoothing="0").facts()
+    with record_private_steps(
+        model,
+        optimizer,
+        engine,
+        image_shape=(3, 32, 32),
+        normalisation=IMAGENET,
+        loader=loader,
+        stated=stated,
+        model_id=NAME,
+    ) as steps:
         for images, labels in loader:
             optimizer.zero_grad()
             cross_entropy(model(IMAGENET.apply(images)), labels).backward()

@@ -13,7 +13,21 @@ import safetensors.torch
 import torch
 from gradinversion.capture import IMAGENET, CapturedUpdate, LocalTraining, load_model
 from gradinversion.capture.adapters import capture_state_dicts
+from gradinversion.capture.told_config import ToldConfig
 from torch.nn.functional import cross_entropy
+
+# What two states do not show; a fact that nobody tells is assumed.
+STATED = ToldConfig(
+    dropout="false",
+    loss="cross_entropy",
+    reduction="mean",
+    loss_scale="1",
+    label_smoothing="0",
+    penalty="none",
+    defences="none",
+    sampling="fixed",
+    clients="1",
+)
 
 
 def main(path: Path) -> None:
@@ -36,6 +50,8 @@ def main(path: Path) -> None:
         image_count=4,
         image_shape=(3, 32, 32),
         local=LocalTraining(learning_rate=0.01, epochs=3, momentum=0.9),
+        normalisation=IMAGENET,
+        stated=STATED.facts(),
         model_id="convnet",
     )
     weights = path.with_name(f"{path.stem}-server.safetensors")

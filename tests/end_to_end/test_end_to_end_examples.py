@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gradinversion.capture import CapturedUpdate, LocalTraining, UpdateKind
+from gradinversion.capture import CapturedUpdate, Defence, LocalTraining, Sampling, UpdateKind
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NEEDS = {"flower_round": ("flwr", "flower"), "opacus_step": ("opacus", "opacus"), "timm_model": ("timm", "timm")}
@@ -41,25 +41,33 @@ def test_every_example_is_run_here_and_is_told_of() -> None:
 
 def test_a_round_of_a_flower_simulation(tmp_path: Path) -> None:
     shown = run("flower_round", tmp_path / "captured")
-    assert "Not recorded" not in shown
+    assert "Problem:" not in shown
     (path,) = (tmp_path / "captured").glob("round-0002-client-*.safetensors")
     update = CapturedUpdate.load(path)
     assert update.kind is UpdateKind.WEIGHT_DELTA
     assert update.local == LocalTraining(0.01, epochs=2, batch_size=4)
     assert update.image_count == 8
+    # Nothing was left to be assumed, and the settings of the run were read.
+    assert not any(fact.assumed for _, fact in update.facts.items())
+    assert update.facts.local is not None
+    assert update.facts.local.epochs.source == "the settings of the run"
+    assert update.facts.local.learning_rate.source == "the server's message to the client"
 
 
 def test_a_step_of_opacus(tmp_path: Path) -> None:
     assert "epsilon" in run("opacus_step", tmp_path / "private.safetensors")
     update = CapturedUpdate.load(tmp_path / "private.safetensors")
     assert update.kind is UpdateKind.GRADIENT
-    assert "noise_multiplier 1.1" in update.defence
+    assert update.defences == (Defence("dp_sgd", 1.1, (1.0,)),)
+    assert update.facts.sampling.value == Sampling(True, 8.0)
+    assert not any(fact.assumed for _, fact in update.facts.items())
 
 
 def test_a_weight_delta_of_plain_pytorch(tmp_path: Path) -> None:
     run("weight_delta", tmp_path / "delta.safetensors")
     update = CapturedUpdate.load(tmp_path / "delta.safetensors")
     assert update.local == LocalTraining(0.01, epochs=3, momentum=0.9)
+    assert not any(fact.assumed for _, fact in update.facts.items())
 
 
 def test_a_timm_model_from_a_checkpoint(tmp_path: Path) -> None:

@@ -59,6 +59,21 @@ def test_a_truncated_update_file(capsys: pytest.CaptureFixture[str], captured: P
     assert "update.safetensors" in refused(capsys, f"update={captured}")
 
 
+def test_facts_that_are_told_of_a_simulated_client(capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(capsys, "told.momentum=0.9", "told.loss=cross_entropy")
+    assert "told.loss, told.momentum: a simulated client tells everything itself; give update=FILE" in text
+
+
+def test_facts_that_cannot_be_told_all_together(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
+    text = refused(capsys, f"update={captured}", "told.momentum=2", "told.reduction=median", "agents.count=0")
+    for part in ("told.momentum=2: give", "told.reduction=median: give one of mean, sum", "agents.count=0"):
+        assert part in text
+
+
+def test_local_steps_that_are_told_of_a_gradient(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
+    assert "told.epochs=2: the update is a gradient" in refused(capsys, f"update={captured}", "told.epochs=2")
+
+
 def test_an_update_of_another_model_lists_all_mismatches(capsys: pytest.CaptureFixture[str], captured: Path) -> None:
     text = refused(capsys, f"update={captured}", "client.model=resnet18", "client.classes=10")
     assert "conv1.weight" in text

@@ -338,3 +338,17 @@ def test_the_shape_and_normalisation_of_the_client_are_written_and_read_back() -
     assert config.client.normalisation.std == (0.31,)
     assert load_config(command_words(config)) == config
     assert parse_config(config_yaml(config).encode(), "file") == config
+
+
+def test_facts_are_told_in_words_of_which_none_is_one() -> None:
+    """``told.defences=none`` says that there were none; what is not told is empty."""
+    words = ["update=u.safetensors", "told.defences=none", "told.penalty=l2:5e-4+l1:1e-5", "told.batch_size=all"]
+    config = load_config(words)
+    assert (config.told.defences, config.told.penalty, config.told.batch_size) == ("none", "l2:5e-4+l1:1e-5", "all")
+    assert config.told.given == ("penalty", "batch_size", "defences")
+    assert load_config(command_words(config)) == config
+    assert problems("told.momentum=0.9") == (
+        "told.momentum: a simulated client tells everything itself; give update=FILE, or leave it out.",
+    )
+    assert len(problems("update=u.safetensors", "told.momentum=9", "told.epochs=0")) == 1
+    assert differences(config, load_config([*words, "told.momentum=0.9"])) == ["told.momentum ( before, 0.9 now)"]

@@ -9,8 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, UpdateError, load_model
+from gradinversion.capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    LocalTraining,
+    Normalisation,
+    Provenance,
+    UpdateError,
+    load_model,
+    told,
+)
 from gradinversion.capture.adapters.flower import FlowerRecorder
+from gradinversion.capture.told_config import ToldConfig
+from gradinversion.coordinator.deltas import describe, settle
 from torch import Tensor
 
 REASON = "flwr is not installed: pip install 'gradinversion[flower]'"
@@ -47,6 +58,11 @@ def moved(before: State, by: float) -> State:
 
 def recorder(tmp_path: Path, **options: Any) -> FlowerRecorder:
     return FlowerRecorder(load_model("convnet", seed=3), tmp_path / "out", image_shape=(3, 32, 32), **options)
+
+
+def not_recorded(recording: FlowerRecorder) -> list[str]:
+    """The problems beside facts that had to be assumed."""
+    return [problem for problem in recording.problems if "nobody told and nothing shows" not in problem]
 
 
 class Nodes:
@@ -95,7 +111,7 @@ def test_a_message_based_round_is_recorded_and_its_result_unchanged(tmp_path: Pa
         torch.equal(value, plain.to_torch_state_dict()[key]) for key, value in recorded.to_torch_state_dict().items()
     )
     assert metrics == plain_metrics
-    assert recording.problems == []
+    assert not_recorded(recording) == []
     update = CapturedUpdate.load(tmp_path / "out" / "round-0001-client-12.safetensors")
     assert torch.equal(update.gradients["13.weight"], moved(before, 0.25)["13.weight"] - before["13.weight"])
     assert update.local == LocalTraining(0.1, epochs=2)
@@ -109,7 +125,7 @@ def test_lists_of_arrays_are_named_by_their_place(tmp_path: Path, before: State)
     lists = [[v.numpy() for v in state.values()] for state in (before, moved(before, 0.5))]
     messages = asked(wrapped, lists[0])  # type: ignore[arg-type]
     wrapped.aggregate_train(1, [reply(messages[11], lists[1])])
-    assert recording.problems == []
+    assert not_recorded(recording) == []
     update = CapturedUpdate.load(recording.files[0])
     assert torch.equal(update.gradients["0.bias"], moved(before, 0.5)["0.bias"] - before["0.bias"])
 
@@ -139,7 +155,7 @@ def test_only_the_chosen_rounds_are_looked_at(tmp_path: Path, before: State) -> 
         replies = [reply(m, moved(before, 0.1 * number), **{"partition-id": node - 11}) for node, m in messages.items()]
         wrapped.aggregate_train(number, replies)
     assert [path.name for path in recording.files] == ["round-0002-client-12.safetensors"]
-    assert recording.problems == []
+    assert not_recorded(recording) == []
 
 
 def test_what_a_strategy_of_your_own_overrides_stays_in_force(tmp_path: Path, before: State) -> None:
@@ -167,6 +183,54 @@ def test_what_a_strategy_of_your_own_overrides_stays_in_force(tmp_path: Path, be
     assert not hasattr(given, "best")
     given.start()
     assert len(recording.files) == 2
+
+
+QUICKSTART = {
+    "num-server-rounds": 3,
+    "fraction-evaluate": 0.5,
+    "local-epochs": 2,
+    "learning-rate": 0.1,
+    "batch-size": 4,
+}
+
+
+def test_the_settings_of_the_run_tell_what_no_message_does(tmp_path: Path, before: State) -> None:
+    """In the quickstart's layout only the learning rate is sent; the clients read the rest from ``run_config``."""
+    stated = ToldConfig(momentum="0.9", loss="cross_entropy").facts()
+    recording = recorder(tmp_path, client=12, run_config=QUICKSTART, stated=stated, normalisation=((0.5,) * 3,) * 2)
+    wrapped = recording.wrap(strategy())
+    wrapped.aggregate_train(1, [reply(asked(wrapped, before, lr=0.05)[12], moved(before, 0.25), train_loss=2.0)])
+    update = CapturedUpdate.load(recording.files[0])
+    facts = dict(update.facts.items())
+    assert update.local == LocalTraining(0.05, epochs=2, batch_size=4, momentum=0.9)
+    assert facts["learning_rate"] == told(0.05, "the server's message to the client")
+    assert facts["epochs"] == told(2, "the settings of the run")
+    assert facts["batch_size"] == told(4, "the settings of the run")
+    assert facts["momentum"] == told(0.9, "the user")
+    assert facts["normalisation"] == told(Normalisation((0.5,) * 3, (0.5,) * 3), "the user")
+    (problem,) = recording.problems
+    assert problem.startswith("round 1, client 12: nobody told and nothing shows 8 decisive facts")
+    listed = problem.split("assumed are ")[1]
+    for name in ("reduction", "loss_scale", "label_smoothing", "penalty", "weight_decay", "shuffled", "defences"):
+        assert f"(told.{name})" in listed
+    for name in ("epochs", "batch_size", "momentum", "normalisation", "learning_rate", "batch_norm", "image_count"):
+        assert f"(told.{name})" not in listed
+
+
+def test_without_the_settings_of_the_run_nothing_is_taken_for_a_fact(tmp_path: Path, before: State) -> None:
+    recording = recorder(tmp_path, client=12)
+    wrapped = recording.wrap(strategy())
+    wrapped.aggregate_train(1, [reply(asked(wrapped, before, lr=0.05)[12], moved(before, 0.25))])
+    update = CapturedUpdate.load(recording.files[0])
+    assumed = {name for name, fact in update.facts.items() if fact.provenance is Provenance.ASSUMED}
+    assert {"epochs", "batch_size", "momentum", "normalisation", "weight_decay"} <= assumed
+    (problem,) = recording.problems
+    for name in ("epochs", "batch_size", "normalisation"):
+        assert f"(told.{name})" in problem
+    sentence = describe(update, settle(update, load_model("convnet")), labels_given=False)
+    assert "The client sent" not in sentence
+    assert sentence.startswith("The update is taken for the weight delta of one step of SGD")
+    assert "Nobody told the client's epochs, batch size and weight decay" in sentence
 
 
 class Proxy:
@@ -200,7 +264,7 @@ def test_a_fit_based_round_is_recorded_and_its_result_unchanged(tmp_path: Path, 
         results = [(Proxy("a"), fitted(0.5, 0.1)), (Proxy("b"), fitted(0.25, 0.2))]
         sums.append(parameters_to_ndarrays(one.aggregate_fit(1, results, [])[0]))
     assert all((one == other).all() for one, other in zip(*sums, strict=True))
-    assert recording.problems == []
+    assert not_recorded(recording) == []
     update = CapturedUpdate.load(recording.files[0])
     assert torch.equal(update.gradients["0.bias"], moved(before, 0.25)["0.bias"] - before["0.bias"])
     assert update.local == LocalTraining(0.2, epochs=3)
@@ -210,7 +274,7 @@ def test_a_fit_based_round_is_recorded_and_its_result_unchanged(tmp_path: Path, 
     one.aggregate_fit(2, results[:1], [(Proxy("b"), failed)])
     one.configure_fit(3, parameters, Manager())
     one.aggregate_fit(3, results[:1], [RuntimeError("connection lost")])
-    assert recording.problems == [
+    assert not_recorded(recording) == [
         "round 2, client b: it failed, so nothing was recorded: no fit",
         "round 3: client b was asked to train and sent nothing back, so nothing was recorded "
         "(client of unknown id failed: connection lost)",

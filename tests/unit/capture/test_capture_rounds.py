@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, UpdateError, load_model
+from gradinversion.capture import (
+    BatchNormMode,
+    CapturedUpdate,
+    Defence,
+    LocalTraining,
+    Normalisation,
+    Provenance,
+    UpdateError,
+    load_model,
+    told,
+)
 from gradinversion.capture.adapters.arrays import decode_array, name_arrays
-from gradinversion.capture.adapters.facts import read_local_training
+from gradinversion.capture.adapters.facts import Said, local_facts, read_said
 from gradinversion.capture.adapters.rounds import Order, Reply, RoundRecorder, Weights
+from gradinversion.capture.told_config import ToldConfig
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -45,6 +56,11 @@ def recorder(tmp_path: Path, **options: Any) -> RoundRecorder:
     return RoundRecorder(load_model("convnet", seed=3), tmp_path / "out", image_shape=(3, 32, 32), **options)
 
 
+def not_recorded(recording: RoundRecorder) -> list[str]:
+    """The problems beside facts that had to be assumed."""
+    return [problem for problem in recording.problems if "nobody told and nothing shows" not in problem]
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_round_becomes_an_update_and_the_weights_that_it_belongs_to(
     tmp_path: Path, before: State, after: State, named: bool
@@ -52,7 +68,7 @@ def test_a_round_becomes_an_update_and_the_weights_that_it_belongs_to(
     recording = recorder(tmp_path, client=7, model_id="convnet")
     orders = [Order(name, weights(before, named), {"lr": 0.1, "local_epochs": 2, "batch-size": 4}) for name in "67"]
     recording.record(3, orders, [Reply("6", weights(before), METRICS), Reply("7", weights(after, named), METRICS)])
-    assert recording.problems == []
+    assert not_recorded(recording) == []
     assert [path.name for path in recording.files] == ["round-0003-client-7.safetensors"]
     update = CapturedUpdate.load(recording.files[0])
     assert torch.equal(update.gradients["13.weight"], after["13.weight"] - before["13.weight"])
@@ -69,7 +85,7 @@ def test_every_client_is_recorded_when_none_is_chosen(tmp_path: Path, before: St
         [Order("a/b", weights(before), {}), Order("c", weights(load_model("convnet", seed=5).state_dict()), {})],
         replies,
     )
-    assert recording.problems == []
+    assert not_recorded(recording) == []
     # The second was sent other weights, so it has a file of its own; its batch is no larger than its data.
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "round-0001-client-a_b.safetensors",
@@ -86,7 +102,7 @@ def test_a_client_is_chosen_by_what_its_metrics_say(tmp_path: Path, before: Stat
     recording.record(1, orders, [Reply(n, weights(after), {**METRICS, "partition-id": i}) for i, n in enumerate("xy")])
     assert [path.name for path in recording.files] == ["round-0001-client-y.safetensors"]
     recording.record(2, orders, [Reply("x", weights(after), METRICS), Reply("y", None, {}, "out of memory")])
-    assert recording.problems == [
+    assert not_recorded(recording) == [
         "round 2: none of the 2 replies has partition-id=1 in its metrics, so nothing was recorded "
         "(client y failed: out of memory)"
     ]
@@ -171,6 +187,11 @@ def test_settings_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
         recorder(tmp_path, batch_norm="evil")
     with pytest.raises(UpdateError, match="normalisation is for 1 channels"):
         recorder(tmp_path, normalisation=((0.5,), (0.5,)))
+    with pytest.raises(UpdateError, match="there is no fact 'momentun'; the facts are batch_norm, "):
+        recorder(tmp_path, stated={"momentun": told(0.9)})
+    with pytest.raises(UpdateError, match=r"the fact momentum is 0\.9; give it with its provenance"):
+        recorder(tmp_path, stated={"momentum": 0.9})
+    (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UpdateError, match="cannot be made"):
         recorder(tmp_path)
@@ -224,5 +245,95 @@ def test_a_list_may_leave_out_the_counters_of_batch_norm(before: State) -> None:
 
 
 def test_later_sources_win_and_hyphens_do_not_matter() -> None:
-    found = read_local_training({"LR": 0.1, "batch_size": 4}, {"lr": 0.2, "Weight-Decay": 0.01, "momentum": 0.9})
-    assert found == LocalTraining(0.2, batch_size=4, momentum=0.9, weight_decay=0.01)
+    run, message, metrics = (
+        Said("the run", {"learning-rate": 0.5, "LOCAL_EPOCHS": 3, "shuffle": True, "normalization": "0.5/0.25"}),
+        Said("the message", {"LR": 0.1, "batch_size": 4}),
+        Said("the metrics", {"lr": 0.2, "Weight-Decay": 0.01, "momentum": 0.9, "loss": 0.3, "label-smoothing": 0.1}),
+    )
+    found = read_said((run, message, metrics))
+    assert found == {
+        "learning_rate": told(0.2, "the metrics"),
+        "epochs": told(3, "the run"),
+        "batch_size": told(4, "the message"),
+        "shuffled": told(True, "the run"),
+        "normalisation": told(Normalisation((0.5,) * 3, (0.25,) * 3), "the run"),
+        "weight_decay": told(0.01, "the metrics"),
+        "momentum": told(0.9, "the metrics"),
+        "label_smoothing": told(0.1, "the metrics"),
+    }
+    local = local_facts(found)
+    assert local.training == LocalTraining(0.2, 3, 4, 0.9, 0.01, True)
+    # A message wins over the run's settings under another of the names too.
+    assert read_said((run, message))["learning_rate"] == told(0.1, "the message")
+    assert local_facts(read_said((message,))).momentum.provenance is Provenance.ASSUMED
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer": "adam"}, "its optimiser is 'adam'; only local steps of plain SGD"),
+        ({"optimizer": "torch.optim.AdamW"}, "'torch.optim.AdamW'; only"),
+        ({"nesterov": True}, "its nesterov is True; only"),
+        ({"proximal-mu": 0.1}, "its proximal-mu is 0.1; only"),
+        ({"normalisation": "soft"}, "told.normalisation=soft: give as many means"),
+        ({"label-smoothing": 1.5}, "the label smoothing is 1.5"),
+        ({"shuffle": 2}, "its shuffled is '2'; it must be true or false"),
+    ],
+)
+def test_a_training_that_the_record_cannot_tell_is_not_recorded(
+    tmp_path: Path, before: State, after: State, settings: dict[str, object], sentence: str
+) -> None:
+    recording = recorder(tmp_path, run_config=settings)
+    recording.record(1, [Order("7", weights(before), {})], [Reply("7", weights(after), METRICS)])
+    assert recording.files == []
+    assert sentence in recording.problems[0]
+
+
+def test_plain_sgd_by_any_name_is_recorded(tmp_path: Path, before: State, after: State) -> None:
+    settings = {"optimizer": "torch.optim.SGD", "nesterov": False, "proximal-mu": 0.0, "dampening": 0}
+    recording = recorder(tmp_path, run_config=settings)
+    recording.record(1, [Order("7", weights(before), {})], [Reply("7", weights(after), METRICS)])
+    assert len(recording.files) == 1
+
+
+def test_clipping_that_a_message_tells_of_is_assumed_to_be_all(tmp_path: Path, before: State, after: State) -> None:
+    """Flower's strategies for differential privacy send the norm; what mods the client runs beside it nobody knows."""
+    recording = recorder(tmp_path)
+    recording.record(1, [Order("7", weights(before), {"clipping_norm": 2.0})], [Reply("7", weights(after), METRICS)])
+    fact = CapturedUpdate.load(recording.files[0]).facts.defences
+    assert (fact.value, fact.provenance) == ((Defence("clip", 2.0),), Provenance.ASSUMED)
+
+
+def test_all_facts_told_leave_no_problem(tmp_path: Path, before: State, after: State) -> None:
+    words = {
+        "normalisation": "0.5/0.5",
+        "dropout": "false",
+        "loss": "cross_entropy",
+        "reduction": "mean",
+        "loss_scale": "1",
+        "label_smoothing": "0",
+        "penalty": "none",
+        "learning_rate": "0.1",
+        "epochs": "2",
+        "batch_size": "32",
+        "momentum": "0",
+        "weight_decay": "0",
+        "shuffled": "true",
+        "defences": "none",
+        "sampling": "fixed",
+    }
+    recording = recorder(tmp_path, stated=ToldConfig(**words).facts())
+    recording.record(1, [Order("7", weights(before), {"lr": 0.3})], [Reply("7", weights(after), METRICS)])
+    assert recording.problems == []
+    update = CapturedUpdate.load(recording.files[0])
+    # A batch no larger than the data.
+    assert update.local == LocalTraining(0.1, 2, None, shuffled=True)
+    assert not any(fact.assumed for _, fact in update.facts.items())
+
+
+def test_clients_of_a_round_with_the_same_gaps_share_a_sentence(tmp_path: Path, before: State, after: State) -> None:
+    recording = recorder(tmp_path)
+    orders = [Order(name, weights(before), {}) for name in "67"]
+    recording.record(3, orders, [Reply(name, weights(after), METRICS) for name in "67"])
+    (problem,) = recording.problems
+    assert problem.startswith("round 3, clients 6, 7: nobody told and nothing shows")

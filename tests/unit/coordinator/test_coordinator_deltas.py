@@ -14,12 +14,15 @@ from gradinversion.capture import (
     LabelError,
     LocalFacts,
     LocalTraining,
+    Sampling,
     UpdateKind,
     assumed,
     capture_gradient,
+    told,
     train_locally,
 )
 from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction, Storage, read_result
+from gradinversion.coordinator.deltas import describe, settle
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.peeling import PeelingConfig
 from torch import Tensor, nn
@@ -179,3 +182,74 @@ def test_a_run_is_another_one_with_other_local_steps(model: nn.Module, images: T
     other = replace(update, facts=replace(update.facts, local=LocalFacts.told(LocalTraining(0.1, epochs=2))))
     assert identity(quick, update) != identity(quick, other)
     assert identity(quick, update)["fact.learning_rate"] == "0.1"
+
+
+@pytest.mark.parametrize("local", [None, LocalTraining(0.5), LocalTraining(0.5, weight_decay=0.1)])
+def test_a_sum_divided_by_the_expected_number_of_images_is_taken_as_their_mean(
+    model: nn.Module, images: Tensor, quick: AttackConfig, local: LocalTraining | None
+) -> None:
+    """Three images of which four were expected, as Poisson sampling makes them."""
+    mean = capture_gradient(model, images, LABELS, normalisation=NORMALISATION)
+    divided = replace(mean, gradients={name: 0.75 * g for name, g in mean.gradients.items()})
+    if local is not None:
+        divided = as_delta(divided, local.learning_rate or 0.0)
+        weights = dict(model.named_parameters())
+        steps = {name: g - 0.5 * local.weight_decay * weights[name].detach() for name, g in divided.gradients.items()}
+        divided = replace(divided, gradients=steps).stating(weight_decay=told(local.weight_decay))
+    update = divided.stating(sampling=told(Sampling(True, 4.0)))
+    prepared = prepare(update, model, quick)
+    for name, gradient in mean.gradients.items():
+        torch.testing.assert_close(prepared.target.update.gradients[name], gradient, rtol=1e-4, atol=1e-6)
+    assert sum("divided the sum over its 3 images by 4" in line for line in prepared.messages) == 1
+    assert torch.equal(prepared.labels.labels, LABELS)
+    # The same number of images as were expected: nothing to take out, and nothing to say.
+    plain = prepare(mean.stating(sampling=told(Sampling(True, 3.0))), model, quick)
+    assert all(plain.target.update.gradients[name] is g for name, g in mean.gradients.items())
+    assert not any("divided the sum" in line for line in plain.messages)
+
+
+def test_an_estimated_rate_has_taken_up_the_divisor(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
+    mean = capture_gradient(model, images, LABELS, normalisation=NORMALISATION)
+    update = as_delta(replace(mean, gradients={name: 0.75 * g for name, g in mean.gradients.items()}), 0.4)
+    prepared = prepare(hidden(update).stating(sampling=told(Sampling(True, 4.0))), model, quick)
+    for name, gradient in mean.gradients.items():
+        torch.testing.assert_close(prepared.target.update.gradients[name], gradient, rtol=1e-2, atol=1e-4)
+
+
+def test_local_steps_on_batches_drawn_by_chance_are_doubted(
+    model: nn.Module, images: Tensor, quick: AttackConfig
+) -> None:
+    update = sent(model, images, LocalTraining(0.2, epochs=2, batch_size=2)).stating(sampling=told(Sampling(True, 2.0)))
+    (fact,) = [fact for fact in prepare(update, model, quick).facts if fact.doubtful]
+    assert fact.name == "sampling"
+    assert "4 local steps by chance" in fact.contradiction
+
+
+@pytest.mark.parametrize(
+    ("guessed", "said", "unsaid"),
+    [
+        ({}, "The client sent the weight delta of one step of SGD", ""),
+        ({"epochs": 1}, "The update is taken for the weight delta of one step", "Nobody told the client's epochs: the"),
+        (
+            {"weight_decay": 0.0},
+            "The client sent the weight delta of one step",
+            "Nobody told the client's weight decay",
+        ),
+        # The velocity of a first step is its gradient.
+        ({"momentum": 0.0}, "The client sent the weight delta of one step of SGD", ""),
+        ({"epochs": 2}, "The update is taken for the weight delta of 2 steps", "Nobody told the client's epochs: the"),
+        (
+            {"epochs": 2, "momentum": 0.0, "batch_size": None},
+            "The update is taken for the weight delta of 2 steps",
+            "Nobody told the client's epochs, batch size and momentum: the commonest is assumed.",
+        ),
+    ],
+)
+def test_what_was_assumed_of_the_local_steps_is_never_stated_as_a_fact(
+    model: nn.Module, images: Tensor, guessed: dict[str, Any], said: str, unsaid: str
+) -> None:
+    update = sent(model, images, LocalTraining(0.2)).stating(**{n: assumed(v) for n, v in guessed.items()})
+    sentence = describe(update, settle(update, model), labels_given=False)
+    assert sentence.startswith(said)
+    assert unsaid in sentence
+    assert ("Nobody told" in sentence) is bool(unsaid)

@@ -10,10 +10,13 @@ from torch import nn
 # The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..capture import CapturedUpdate, ModelError, batch_norm_layers
-from ..capture.copying import copy_model
-from ..capture.forward import on_probes
-from ..capture.labels.final_layer import natural_noise
+from .batch_norm import batch_norm_layers
+from .copying import copy_model
+from .forward import on_probes
+from .labels.final_layer import natural_noise
+from .stated import state_facts
+from .update import CapturedUpdate
+from .weights import ModelError
 
 _ALWAYS = (
     "image_count",
@@ -53,6 +56,25 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
+def words_for_assumed(update: CapturedUpdate, model: nn.Module) -> str:
+    """One sentence on the decisive facts that nobody told and nothing shows, and how to give them; empty without any.
+
+    Args:
+        update: What the client sent.
+        model: The server's model.
+    """
+    stated = state_facts(update.facts, decisive_facts(update, model), {})
+    found = [fact for fact in stated if fact.doubtful]
+    if not found:
+        return ""
+    listed = "; ".join(f"{fact.title.lower()}: {fact.words} (told.{fact.name})" for fact in found)
+    return (
+        f"nobody told and nothing shows {len(found)} decisive fact{'s' * (len(found) > 1)}, so that the commonest "
+        "value is assumed and no attack can show that nothing leaks: give each one when recording (run_config, local, "
+        f"normalisation, batch_norm or stated), or as told.FACT=VALUE beside update=FILE; assumed are {listed}"
+    )
+
+
 def draws_in_training(model: nn.Module, shape: tuple[int, int, int], count: int = 2) -> bool:
     """Whether a pass in training mode draws random numbers: dropout and stochastic depth do, as layers or as calls.
 
@@ -71,17 +93,36 @@ def draws_in_training(model: nn.Module, shape: tuple[int, int, int], count: int 
 
 
 def _draws(model: nn.Module, shape: tuple[int, int, int], count: int) -> bool:
-    probe = natural_noise(count, shape).to(next(model.parameters()))
-    outputs = []
+    probe, outputs = natural_noise(count, shape).to(next(model.parameters())), []
     for seed in range(2):
         # A copy each time: in training mode a spectral norm moves its buffers, which is no chance.
         copied = copy_model(model)
         for module in copied.modules():
             module.training = not isinstance(module, _BatchNorm)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            outputs.append(_first_tensor(copied(probe.clone())))
-    return outputs[0] is None or outputs[1] is None or not torch.equal(outputs[0], outputs[1])
+        outputs.append(_output(copied, probe, seed))
+    return _differ(outputs)
+
+
+def draws(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """The same of a model that is being trained, itself, with every module in the mode that it is in."""
+    try:
+        probe = natural_noise(2, shape).to(next(model.parameters()))
+        return _differ([_output(model, probe, seed) for seed in range(2)])
+    # A model is its owner's code: it may refuse such an input with anything, and the training goes on.
+    except Exception:
+        return True
+
+
+def _output(model: nn.Module, probe: torch.Tensor, seed: int) -> torch.Tensor | None:
+    devices = [probe.device] if probe.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        return _first_tensor(model(probe.clone()))
+
+
+def _differ(outputs: list[torch.Tensor | None]) -> bool:
+    one, other = outputs
+    return one is None or other is None or not torch.equal(one, other)
 
 
 def _first_tensor(output: object) -> torch.Tensor | None:
