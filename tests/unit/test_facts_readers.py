@@ -13,6 +13,7 @@ from gradinversion.agents import AgentsConfig, Candidate, Outcome
 from gradinversion.agents.defence_evidence import allow_for_defence
 from gradinversion.audit import evaluate, write_report
 from gradinversion.audit.doubt import find_doubts
+from gradinversion.audit.truth import measure_truth_gap
 from gradinversion.capture import (
     IMAGENET,
     BatchNormMode,
@@ -23,11 +24,13 @@ from gradinversion.capture import (
     LocalTraining,
     Normalisation,
     Penalty,
+    PrivateBatch,
     Provenance,
     RecoveredLabels,
     Reduction,
     Sampling,
     assumed,
+    capture_gradient,
     simulate_client,
     told,
     train_locally,
@@ -196,6 +199,16 @@ def test_the_result_the_audit_and_the_report_keep_every_fact(
     }
     page = (tmp_path / "report.html").read_text()
     assert all(one.title in page for one in found.facts)
+
+
+def test_the_truth_is_held_against_the_mean_over_the_images_that_came() -> None:
+    private = PrivateBatch(images(), LABELS, ("a", "b", "c", "d"))
+    mean = capture_gradient(network(), images(), LABELS)
+    divided = replace(mean, gradients={name: 0.5 * g for name, g in mean.gradients.items()})
+    for update, right in ((divided.stating(sampling=told(Sampling(True, 8.0))), True), (divided, False)):
+        gap = measure_truth_gap(network(), private, update)
+        assert gap is not None
+        assert (gap < 1e-4) is right
 
 
 def test_what_the_command_line_tells_reaches_the_attack_and_is_another_run(tmp_path: Path) -> None:

@@ -337,3 +337,17 @@ def test_clients_of_a_round_with_the_same_gaps_share_a_sentence(tmp_path: Path, 
     recording.record(3, orders, [Reply(name, weights(after), METRICS) for name in "67"])
     (problem,) = recording.problems
     assert problem.startswith("round 3, clients 6, 7: nobody told and nothing shows")
+
+
+def test_a_model_that_cannot_be_tried_never_stops_the_training(tmp_path: Path, before: State, after: State) -> None:
+    model = load_model("convnet")
+
+    def refuse(*_: object) -> None:
+        raise KeyError("not now")
+
+    model.register_forward_pre_hook(refuse)
+    recording = RoundRecorder(model, tmp_path / "out", image_shape=(3, 32, 32))
+    recording.record(1, [Order("7", weights(before), {})], [Reply("7", weights(after), METRICS)])
+    assert len(recording.files) == 1
+    # Whether it draws random numbers is not known, so that dropout is among what was assumed.
+    assert "(told.dropout)" in recording.problems[0]
