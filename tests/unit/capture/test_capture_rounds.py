@@ -322,11 +322,13 @@ def test_all_facts_told_leave_no_problem(tmp_path: Path, before: State, after: S
         "defences": "none",
         "sampling": "fixed",
     }
-    recording = recorder(tmp_path, stated=ToldConfig(**words).facts())
+    settings = {"label-smoothing": 0.1, "epochs": 9}
+    recording = recorder(tmp_path, stated=ToldConfig(**words).facts(), run_config=settings)
     recording.record(1, [Order("7", weights(before), {"lr": 0.3})], [Reply("7", weights(after), METRICS)])
     assert recording.problems == []
     update = CapturedUpdate.load(recording.files[0])
-    # A batch no larger than the data.
+    # What is stated wins over the settings, and a batch is no larger than the data.
+    assert update.facts.label_smoothing == told(0.0, "the user")
     assert update.local == LocalTraining(0.1, 2, None, shuffled=True)
     assert not any(fact.assumed for _, fact in update.facts.items())
 

@@ -211,7 +211,13 @@ def test_a_sum_divided_by_the_expected_number_of_images_is_taken_as_their_mean(
 def test_an_estimated_rate_has_taken_up_the_divisor(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
     mean = capture_gradient(model, images, LABELS, normalisation=NORMALISATION)
     update = as_delta(replace(mean, gradients={name: 0.75 * g for name, g in mean.gradients.items()}), 0.4)
-    prepared = prepare(hidden(update).stating(sampling=told(Sampling(True, 4.0))), model, quick)
+    held = hidden(update).stating(sampling=told(Sampling(True, 4.0)))
+    found = settle(held, model)
+    assert not any("divided the sum" in line for line in found.messages)
+    assert found.rate is not None
+    for name, delta in held.gradients.items():
+        torch.testing.assert_close(found.update.gradients[name], -delta / found.rate)
+    prepared = prepare(held, model, quick)
     for name, gradient in mean.gradients.items():
         torch.testing.assert_close(prepared.target.update.gradients[name], gradient, rtol=1e-2, atol=1e-4)
 
