@@ -19,7 +19,7 @@ _USER = "the user"
 
 @dataclass(frozen=True)
 class ToldConfig:
-    """What you know of the client behind update=FILE; empty: nothing, so that the file's word or the usual stands.
+    """What you know of the client behind a captured update, and nothing where a key is empty; it wins over the file.
 
     Raises:
         UpdateError: Every value that cannot be such a fact, one line each.
