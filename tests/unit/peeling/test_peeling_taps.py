@@ -159,7 +159,7 @@ def test_a_residual_network_gives_its_features_away_whatever_lies_behind(seed: i
     found, true = attack(model, seed)
     assert found is not None
     assert (found.convolution, found.batch_norm) == ("second", "norm")
-    distance = torch.cdist(true.flatten(1).double(), found.activations.flatten(1))
+    distance = torch.cdist(true.flatten(1).double(), found.activations.flatten(1).double())
     relative = distance.min(dim=1).values / true.flatten(1).norm(dim=1)
     assert float(relative.max()) < 1e-4
     assert float(relative.max()) < 10 * found.error
