@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, Defence, LabelError
 from ..capture.labels.final_layer import FinalLayer, find_final_layer
+from ..target.final_layer import softmax_layer
+from ..target.scale import scale_evidence
 from .adaptation import Adaptation
 
 # A smaller share of zeros in the typical tensor is that of dead units, not of pruning.
@@ -64,16 +66,28 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         found = _without_final_layer(layer)
         if len(told) == 1:
             return found
-    # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero.
-    clean = layer is not None and layer.clean
+    # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero, as a softmax has them.
+    softmax = softmax_layer(update, model)
+    clean = softmax is not None and softmax.clean
     pruned = Adaptation() if clean else _pruned(update.gradients, names)
     if "clip" in names or "dp_sgd" in names:
         found = found.and_also(_clipped(layer, labels, names))
     found = found.and_also(pruned)
     if not clean:
         hidden = bool(pruned.slack) or is_rounded(update.gradients)
-        found = found.and_also(_noise_as_told(told) if hidden else _noise(update, layer))
+        found = found.and_also(_noise_as_told(told) if hidden else _noise(softmax))
+    if not found.free_scale and softmax is not None:
+        found = found.and_also(_scaled(softmax, labels))
     return found if len(told) < 2 else found.and_also(Adaptation(messages=_not_allowed_for(told, found)))
+
+
+def _scaled(layer: FinalLayer, labels: Tensor) -> Adaptation:
+    evidence = scale_evidence(layer, labels)
+    if evidence is None:
+        return Adaptation()
+    size = "" if evidence.estimate is None else f", {evidence.estimate:.3g} times as large"
+    message = f"The gradient is not that of a mean over the batch{size}: it is matched up to one common factor."
+    return Adaptation(free_scale=True, messages=(message,))
 
 
 def _pruned(gradients: Mapping[str, Tensor], names: Sequence[str]) -> Adaptation:
@@ -100,7 +114,7 @@ def _comes_before(names: Sequence[str], first: str, second: str) -> bool:
     return first in names and second in names and names.index(first) < names.index(second)
 
 
-def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
+def _noise(layer: FinalLayer | None) -> Adaptation:
     if layer is None or layer.noise < _NOTICED * float(layer.weight_gradient.square().mean().sqrt()):
         return Adaptation()
     message = (

@@ -17,6 +17,7 @@ from .dp_sgd import noisy_mean, spent_privacy
 from .facts import BatchNormMode, assumed, known_facts, told
 from .images import load_images
 from .local_client import require_batch, train_locally
+from .losses import state_loss
 from .models import load_model
 from .normalisation import IMAGENET, Normalisation
 from .soteria import soteria_gradient
@@ -45,7 +46,7 @@ def capture_gradient(
     batch_norm: BatchNormMode | str = BatchNormMode.EVAL,
     model_id: str | None = None,
 ) -> CapturedUpdate:
-    """What a client would send after one pass over its batch: the gradient of the mean loss, and what it shares.
+    """What a client would send after one pass over its batch: the gradient of its loss, and what it shares.
 
     The model is left as it was: weights, buffers, modes and ``.grad`` are unchanged.
 
@@ -53,7 +54,8 @@ def capture_gradient(
         model: The server's model.
         images: Pixels in [0, 1], shape (B, C, H, W).
         labels: One class index per image, shape (B,).
-        loss: ``loss(logits, labels)``, a mean over the batch.
+        loss: ``loss(outputs, labels)``. It is recorded as what it is, with its reduction, its scale and its smoothing
+            (see ``state_loss``); the attack matches with it.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
         batch_norm: How the client runs its batch-norm layers, and whether it shares their statistics.
         model_id: A name for the model in files and reports; by default its class.
@@ -77,7 +79,9 @@ def capture_gradient(
         require_batch_statistics(model, inputs)
     shared = mode is BatchNormMode.TRAIN_SHARED
     with recording_mode(model) if shared else client_mode(model, mode), torch.enable_grad():
-        value = loss(model(inputs), labels.to(like.device))
+        outputs, targets = model(inputs), labels.to(like.device)
+        value = loss(outputs, targets)
+        stated = state_loss(loss, value, outputs, targets)
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
         buffers = {name: b.cpu() for name, b in running_buffers(model).items()} if shared else None
     return CapturedUpdate(
@@ -85,7 +89,7 @@ def capture_gradient(
         image_shape=(images.shape[1], images.shape[2], images.shape[3]),
         model_id=model_id or type(model).__name__,
         weight_hash=weight_hash(model),
-        facts=known_facts(images.shape[0], normalisation, mode, getattr(loss, "__name__", type(loss).__name__)),
+        facts=known_facts(images.shape[0], normalisation, mode, stated["loss"].value).stating(**stated),
         buffers=buffers,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .errors import UpdateError
-from .facts import BatchNormMode, known_facts
+from .facts import BatchNormMode, Fact, known_facts
 from .local_training import LocalTraining
+from .losses import state_loss
 from .normalisation import IMAGENET, Normalisation
 from .update import CapturedUpdate
 from .weight_delta import capture_weight_delta
@@ -41,7 +43,7 @@ def train_locally(
         images: Pixels in [0, 1], in the order in which the client trains on them.
         labels: One class index per image.
         local: Epochs, batch size and optimiser; the learning rate must be a number.
-        loss: ``loss(logits, labels)``, a mean over the batch.
+        loss: ``loss(outputs, labels)`` of one step's batch, recorded as in ``capture_gradient``.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
         batch_norm: How the client runs its batch-norm layers, and whether it shares their statistics after training.
         model_id: A name for the model in files and reports; by default its class.
@@ -67,12 +69,16 @@ def train_locally(
         trained, lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay
     )
     shared = mode is BatchNormMode.TRAIN_SHARED
+    stated: dict[str, Fact[Any]] = {}
     with recording_mode(after) if shared else client_mode(after, mode), torch.enable_grad():
         for order in _orders(local, len(images), generator):
             for batch in local.batches(len(images)):
                 chosen = order[batch.start : batch.stop]
                 optimiser.zero_grad()
-                torch.autograd.backward(loss(after(inputs[chosen]), targets[chosen]))
+                outputs = after(inputs[chosen])
+                value = loss(outputs, targets[chosen])
+                stated = stated or state_loss(loss, value, outputs, targets[chosen])
+                torch.autograd.backward(value)
                 optimiser.step()
         state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
         state |= running_buffers(after) if shared else {}
@@ -86,8 +92,8 @@ def train_locally(
         batch_norm=mode,
         model_id=model_id or type(model).__name__,
     )
-    name = getattr(loss, "__name__", type(loss).__name__)
-    return replace(found, facts=known_facts(len(images), normalisation, mode, name, local))
+    facts = known_facts(len(images), normalisation, mode, stated["loss"].value, local).stating(**stated)
+    return replace(found, facts=facts)
 
 
 def require_batch(images: Tensor, labels: Tensor) -> None:

@@ -34,7 +34,7 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     """
     local = update.local
     if local is None:
-        return Attackable(update)
+        return Attackable(as_gradient(update, model))
     messages, rate = [], None
     known = local.learning_rate is not None
     if not known:

@@ -28,7 +28,7 @@ from ..capture import (
 )
 from ..capture.stated import StatedFact
 from ..peeling import peel
-from ..target import Evidence, Finding, weigh_evidence
+from ..target import Evidence, Finding, check_scale, found_scale, weigh_evidence
 from .config import JOINT, AttackConfig
 from .deltas import Attackable, describe, refine, settle
 
@@ -47,6 +47,8 @@ class Preparation:
     """What is taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What is believed of the client, each fact with how it is known, the most decisive first."""
+    limits: tuple[str, ...] = ()
+    """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
 
 
 def prepare(
@@ -76,12 +78,17 @@ def prepare(
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
         evidence = _with_rate(evidence, found)
-        said = (*evidence.messages, *found.messages)
-        return Preparation(target, unknown, said, describe(update, found, False), evidence.stated(model))
+        said = (*evidence.messages, *found.messages, *evidence.limits)
+        training = describe(update, found, False)
+        return Preparation(target, unknown, said, training, evidence.stated(model), evidence.limits)
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
     labels = given or recover_labels(found.update, model, config.labels)
+    evidence = evidence.and_also(check_scale(update, model, labels.labels))
+    if evidence.update is not update:
+        update = evidence.update
+        found = settle(update, model)
     found = refine(found, update, model, labels.labels)
     evidence = _with_rate(evidence, found)
     messages = [*evidence.messages, *found.messages, *labels.warnings]
@@ -95,9 +102,12 @@ def prepare(
         peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
         anchor = peeling.anchor
         messages.append(peeling.message)
+        if anchor is not None and update.local is None:
+            evidence = evidence.and_also(found_scale(anchor.scales, update))
     target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
     training = describe(update, found, given is not None)
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model))
+    messages += evidence.limits
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits)
 
 
 def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:

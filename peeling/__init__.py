@@ -1,7 +1,9 @@
 """Layer peeling: activations that the update determines in closed form, from the last layer towards the image."""
 
 from .anchor import Anchor, Peeling, peel
+from .chain import find_normalised
 from .config import PeelingConfig
 from .scale import find_scale
+from .scaled_head import common_scale
 
-__all__ = ["Anchor", "Peeling", "PeelingConfig", "find_scale", "peel"]
+__all__ = ["Anchor", "Peeling", "PeelingConfig", "common_scale", "find_normalised", "find_scale", "peel"]

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, as_gradient, is_softmax
 from .chain import TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
 from .continuity import is_smooth_before
 from .final_layer import peel_final_layer
 from .layers import SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
+from .scaled_head import scale_words
 
 # Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
 _CROWD = 0.05
@@ -110,7 +111,9 @@ def peel(
         return Peeling(
             None, f"Layer peeling needs a gradient, and the update is the weight delta of {steps} local step(s)."
         )
-    mode = update.batch_norm
+    update, mode = as_gradient(update, model), update.batch_norm
+    if not is_softmax(update, model):
+        return Peeling(None, f"Layer peeling is for cross-entropy, and the client's loss is {update.loss!r}.")
     chain = confirm_chain(trace_chain(model, update.image_shape, mode), model, update.image_shape, mode)
     if not chain:
         return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
@@ -140,10 +143,7 @@ def peel(
         f"{reason}."
     )
     if state.scales:
-        message += (
-            f" The update is clipped: its images count {min(state.scales):.3g} to {max(state.scales):.3g} times what "
-            "they would, which was found with their activations and undone."
-        )
+        message += f" {scale_words(state.scales)}"
         anchor = replace(anchor, scales=state.scales)
     return Peeling(anchor, message)
 

@@ -138,3 +138,27 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
         for call in chain
         if call.source is not None and call.result is not None
     ]
+
+
+def find_normalised(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[tuple[str, str]]:
+    """Each fully connected or convolutional layer whose output is the input of a batch norm, and of nothing else that
+    is a module, with that batch norm; both by name, each running once.
+
+    Args:
+        model: The server's model; it is not changed.
+        image_shape: Channels, height and width.
+        mode: How the client ran batch norm.
+    """
+    calls, _ = _watch(model, image_shape, mode)
+    once = {call.module for call in calls if sum(other.module is call.module for other in calls) == 1}
+    found = []
+    for call in calls:
+        if not isinstance(call.module, nn.Linear | nn.Conv2d) or call.module not in once:
+            continue
+        readers = [other for other in calls if _same(call.result, other.source)]
+        if len(readers) != 1 or readers[0].module not in once:
+            continue
+        norm = readers[0].module
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine and norm.running_mean is not None:
+            found.append((call.name, readers[0].name))
+    return found

@@ -13,6 +13,9 @@ from .joint_head import peel_joint_head
 from .scaled_head import peel_scaled_head
 from .unmixed_head import peel_unmixed_head
 
+# Factors nearer to 1 than this, or than so many estimated errors, are none.
+_LEAST_SCALING, _DOUBT = 1e-3, 2.0
+
 
 def peel_final_layer(
     weight: Float[Tensor, "class feature"],
@@ -61,9 +64,15 @@ def peel_final_layer(
         if head is None:
             continue
         if head.head.error <= tolerance:
-            return head
+            return _without_idle_scales(head)
         found.append(head)
-    return min(found, key=lambda one: one.head.error)
+    return _without_idle_scales(min(found, key=lambda one: one.head.error))
+
+
+def _without_idle_scales(head: ScaledHead) -> ScaledHead:
+    """Factors that differ from 1 by less than what they are known to are 1."""
+    off = float((head.scales - 1).abs().max())
+    return _unscaled(head.head, head.scales) if off <= max(_LEAST_SCALING, _DOUBT * head.head.error) else head
 
 
 def _unscaled(head: Head, labels: Tensor) -> ScaledHead:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -12,6 +14,8 @@ from .layers import rounding, worst
 
 _ITERATIONS = 500
 _SETTLED = 1e-12
+# Factors that differ by less, relatively, are one.
+_ONE = 1e-3
 
 
 def peel_scaled_head(
@@ -41,6 +45,24 @@ def peel_scaled_head(
     if found[0].head.error > _good_enough(weight_gradient) and len(labels) < len(weight) - 1:
         found.append(_iterate(*known, one_hot, torch.eye(len(labels), dtype=torch.float64)))
     return min(found, key=lambda scaled: scaled.head.error)
+
+
+def scale_words(scales: Sequence[float]) -> str:
+    """What the images' factors show, in a sentence."""
+    low, high = min(scales), max(scales)
+    undone = "which was found with their activations and undone."
+    if high - low > _ONE * high:
+        return (
+            f"The update is clipped image by image: they count {low:.3g} to {high:.3g} times what they would, {undone}"
+        )
+    why = "a sum in place of a mean, or a loss that was scaled" if high > 1 else "clipped as a whole, or scaled"
+    return f"The gradient is {high:.4g} times that of the mean over the batch ({why}), {undone}"
+
+
+def common_scale(scales: Sequence[float]) -> float | None:
+    """The factor that all images have in common; None where they differ."""
+    low, high = min(scales), max(scales)
+    return sum(scales) / len(scales) if high - low <= _ONE * high else None
 
 
 def _good_enough(gradient: Tensor) -> float:

@@ -2,5 +2,6 @@
 
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
+from .scale import check_scale, found_scale
 
-__all__ = ["Evidence", "Finding", "weigh_evidence"]
+__all__ = ["Evidence", "Finding", "check_scale", "found_scale", "weigh_evidence"]

@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..facts import CROSS_ENTROPY, read
+from ..facts import read
 from ..learning_rate import estimate_learning_rate
 from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate, UpdateKind
 from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .separation import MOST_IMAGES, Separation, separable, separate
+from .sign import REVERSED, is_reversed
+from .softmax import is_softmax
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
 from .unmixing import unmix
 
@@ -103,7 +105,13 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
     if update.kind is UpdateKind.WEIGHT_DELTA:
         return _from_weight_delta(update, model, method)
+    update = as_gradient(update, model)
+    _require_softmax(update, model)
     layer = find_final_layer(update, model)
+    if is_reversed(layer, update.image_count):
+        turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
+        found = recover_labels(turned, model, method)
+        return replace(found, warnings=(REVERSED, *found.warnings))
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
@@ -126,6 +134,15 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         return counted
     separated = _by_separation(layer, update)
     return separated if float(separated.confidence.mean()) > float(counted.confidence.mean()) else counted
+
+
+def _require_softmax(update: CapturedUpdate, model: nn.Module) -> None:
+    if is_softmax(update, model):
+        return
+    raise LabelError(
+        f"labels are read off a gradient by rules for cross-entropy, and the client's loss is {update.loss!r}; give "
+        "the labels themselves, such as labels=0,3"
+    )
 
 
 def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) -> RecoveredLabels:
@@ -282,8 +299,6 @@ def _guess_unseen(layer: FinalLayer, found: Separation, unseen: int) -> list[tup
 
 def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:
     warnings = []
-    if update.loss != CROSS_ENTROPY:
-        warnings.append(f"the rules are derived for {CROSS_ENTROPY} and the update names the loss {update.loss!r}")
     if not layer.clean:
         warnings.append(
             "the final layer's gradient does not sum to zero over the classes, so it was changed after it was computed "
