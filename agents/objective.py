@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from ..capture import (
     client_mode,
     mean_gradients,
 )
+from ..capture.functional_layers import functional_layers_called
 from ..peeling import Anchor
 from ..priors import (
     InputStatistics,
@@ -106,6 +108,8 @@ class Objective:
         parameters = dict(self._model.named_parameters())
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
+        # Whether the anchor's module is one that the model does not call but whose weights it hands to a function.
+        self._functional = False
         explained = set(self._anchor.explained) if self._anchor is not None else set()
         gradients = mean_gradients(update)
         local = update.local is not None
@@ -278,13 +282,18 @@ class Objective:
             raise _AnchorReached(inputs[0])
 
         handle = self._model.get_submodule(name).register_forward_pre_hook(stop)
+        calling = functional_layers_called(self._model, (name,)) if self._functional else nullcontext()
         try:
-            self._model(images)
+            with calling:
+                self._model(images)
         except _AnchorReached as reached:
             return reached.value
         finally:
             handle.remove()
-        raise RuntimeError(f"the model did not run its module {name!r}")
+        if self._functional:
+            raise RuntimeError(f"the model did not run its module {name!r}")
+        self._functional = True
+        return self._forward_to(images, name)
 
     def _priors(self, images: Tensor) -> dict[str, Tensor]:
         config = self.config

@@ -162,10 +162,5 @@ def found_scale(scales: Sequence[float], update: CapturedUpdate) -> Finding:
     stated = facts.loss_scale.value or 1.0
     found: dict[str, Fact[Any]] = {"loss_scale": read(factor * stated, _BY_PEELING)}
     if facts.reduction.value is Reduction.MEAN and abs(factor * stated / update.image_count - 1) < _SUM:
-        found: dict[str, Fact[Any]] = {
-            "reduction": read(Reduction.SUM, _BY_PEELING),
-            "loss_scale": read(1.0, _BY_PEELING),
-        }
-    else:
-        found = {"loss_scale": read(factor * stated, _BY_PEELING)}
+        found = {"reduction": read(Reduction.SUM, _BY_PEELING), "loss_scale": read(1.0, _BY_PEELING)}
     return Finding(facts=found, resolved=frozenset({"loss_scale", "reduction"}))

@@ -9,13 +9,16 @@ so that labels are written into both, and each column of either sums to zero ove
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..batch_norm import client_mode
+from ..functional_layers import functional_layers_called
 from ..update import CapturedUpdate
 
 PROBE_COUNT = 16
@@ -130,7 +133,23 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
 
 
 def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "probe features"], str]:
-    """Input and name of the linear layer that makes the logits, found by running probes through the model."""
+    """Input and name of the linear layer that makes the logits, found by running probes through the model.
+
+    A logarithm of the softmax at the end changes no derivative of the loss; nor does it matter whether the layer is
+    called as a module or its weights are handed to a function.
+    """
+    found = _watch(update, model, nullcontext(model)) or _watch(update, model, functional_layers_called(model))
+    if found is None:
+        raise LabelError(
+            "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
+            "read off its gradient; use a model that ends in one"
+        )
+    return found
+
+
+def _watch(
+    update: CapturedUpdate, model: nn.Module, calling: AbstractContextManager[nn.Module]
+) -> tuple[Float[Tensor, "probe features"], str] | None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -142,18 +161,20 @@ def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "pro
             handles.append(module.register_forward_hook(note))
     like = next(model.parameters())
     try:
-        with torch.no_grad(), client_mode(model, update.batch_norm):
+        with torch.no_grad(), client_mode(model, update.batch_norm), calling:
             logits = model(natural_noise(PROBE_COUNT, update.image_shape).to(like))
     finally:
         for handle in handles:
             handle.remove()
     for name, (inputs, output) in reversed(seen.items()):
-        if inputs.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits):
+        if inputs.ndim == 2 and output.shape == logits.shape and makes_outputs(output, logits):
             return inputs, name
-    raise LabelError(
-        "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be read "
-        "off its gradient; use a model that ends in one"
-    )
+    return None
+
+
+def makes_outputs(logits: Tensor, outputs: Tensor) -> bool:
+    """Whether a model's outputs are these logits, or the logarithm of their softmax."""
+    return torch.equal(logits, outputs) or torch.equal(F.log_softmax(logits, dim=1), outputs)
 
 
 def natural_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Float[Tensor, "count channel h w"]:

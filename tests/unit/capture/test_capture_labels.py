@@ -244,10 +244,13 @@ def test_what_cannot_be_done_is_a_sentence(photos: Tensor) -> None:
         recover_labels(update, pooled, "magic")
 
 
-def test_another_loss_is_warned_about(photos: Tensor, models: dict[tuple[str, int], nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["foreign: focal_loss", "mse_loss", "nll_loss"])
+def test_labels_of_another_loss_are_not_guessed(
+    name: str, photos: Tensor, models: dict[tuple[str, int], nn.Module]
+) -> None:
     update = capture_gradient(models["convnet", 10], photos[:2], torch.tensor([0, 1]))
-    found = recover_labels(update.stating(loss=told("focal_loss")), models["convnet", 10])
-    assert any("focal_loss" in line for line in found.warnings)
+    with pytest.raises(LabelError, match=f"'{name}'; give the labels"):
+        recover_labels(update.stating(loss=told(name)), models["convnet", 10])
 
 
 def test_round_counts_is_the_nearest_allowed_point() -> None:
