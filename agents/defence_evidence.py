@@ -77,12 +77,12 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         hidden = bool(pruned.slack) or is_rounded(update.gradients)
         found = found.and_also(_noise_as_told(told) if hidden else _noise(softmax))
     if not found.free_scale and softmax is not None:
-        found = found.and_also(_scaled(softmax, labels))
+        found = found.and_also(_scaled(softmax, labels, update.facts.label_smoothing.value))
     return found if len(told) < 2 else found.and_also(Adaptation(messages=_not_allowed_for(told, found)))
 
 
-def _scaled(layer: FinalLayer, labels: Tensor) -> Adaptation:
-    evidence = scale_evidence(layer, labels)
+def _scaled(layer: FinalLayer, labels: Tensor, smoothing: float) -> Adaptation:
+    evidence = scale_evidence(layer, labels, smoothing)
     if evidence is None:
         return Adaptation()
     size = "" if evidence.estimate is None else f", {evidence.estimate:.3g} times as large"

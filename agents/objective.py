@@ -393,6 +393,8 @@ def _derivatives(
     output: Tensor, parameters: Sequence[Tensor], grad_outputs: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
     """One derivative for each parameter, zero for one that the output does not depend on: as a client captures it."""
+    if not output.requires_grad:
+        return tuple(torch.zeros_like(parameter) for parameter in parameters)
     return torch.autograd.grad(
         output, parameters, grad_outputs, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )

@@ -249,6 +249,8 @@ def observed_loss_facts(
         return foreign
     wanted = derivative.detach().double()
     for name, known in KNOWN_LOSSES.items():
+        if given.shape[1] == 1 and not known.elementwise:
+            continue  # of a single output a softmax says nothing
         parts = [_derivative(known, given, labels, 0.0)]
         if known.smooths and given.shape[1] > 1:
             # Affine in the smoothing: the difference between all of it and none.

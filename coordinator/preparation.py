@@ -23,14 +23,13 @@ from ..capture import (
     client_mode,
     defence_words,
     read,
-    recover_labels,
     weight_hash,
 )
 from ..capture.stated import StatedFact
-from ..peeling import peel
-from ..target import Evidence, Finding, check_scale, found_scale, weigh_evidence
+from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
-from .deltas import Attackable, describe, refine, settle
+from .deltas import Attackable, describe, settle
+from .solving import solve
 
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
@@ -84,40 +83,23 @@ def prepare(
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
-    labels = given or recover_labels(found.update, model, config.labels)
-    evidence = evidence.and_also(check_scale(update, model, labels.labels))
-    if evidence.update is not update:
-        update = evidence.update
-        found = settle(update, model)
-    found = refine(found, update, model, labels.labels)
-    evidence = _with_rate(evidence, found)
-    messages = [*evidence.messages, *found.messages, *labels.warnings]
-    anchor = None
-    if config.objective.adaptive and _perturbs_representation(update):
-        messages.append(
-            "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), so "
-            "it is left out."
-        )
-    elif config.objective.gradient_weight > 0:
-        peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
-        anchor = peeling.anchor
-        messages.append(peeling.message)
-        if anchor is not None and update.local is None:
-            evidence = evidence.and_also(found_scale(anchor.scales, update))
-    target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
-    training = describe(update, found, given is not None)
-    messages += evidence.limits
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits)
+    solved = solve(evidence, found, model, config, given)
+    evidence, found, labels = solved.evidence, solved.found, solved.labels
+    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
+    return Preparation(
+        target,
+        labels,
+        (*evidence.messages, *found.messages, *solved.messages, *evidence.limits),
+        describe(evidence.update, found, given is not None),
+        evidence.stated(model),
+        evidence.limits,
+    )
 
 
 def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:
     if found.rate is None:
         return evidence
     return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
-
-
-def _perturbs_representation(update: CapturedUpdate) -> bool:
-    return any(one.name == "soteria" for one in update.defences)
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:

@@ -173,6 +173,7 @@ def _start(
         behind_relu=_is_behind_relu(chain[:-1]),
         scaled=scaled,
         tolerance=config.tolerance,
+        smoothing=update.facts.label_smoothing.value,
     )
     head = found.head
     spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty

@@ -27,6 +27,7 @@ def peel_final_layer(
     behind_relu: bool,
     scaled: bool,
     tolerance: float,
+    smoothing: float = 0.0,
 ) -> ScaledHead:
     """The first solution whose estimated error is within the tolerance, else the one with the smallest.
 
@@ -39,23 +40,24 @@ def peel_final_layer(
         behind_relu: Whether the layer reads the output of a ReLU as it is.
         scaled: Allow for clipping.
         tolerance: Largest estimated relative error of the features.
+        smoothing: Share of each label that is spread over all classes.
     """
     given = weight, bias, weight_gradient, bias_gradient, labels
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(*given, scaled) if behind_relu else None
+        return peel_unmixed_head(*given, scaled, smoothing) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
-        return _unscaled(peel_head(*given), labels)
+        return _unscaled(peel_head(*given, smoothing), labels)
 
     def joint() -> ScaledHead | None:
-        head = peel_joint_head(*given)
+        head = peel_joint_head(*given, smoothing)
         return None if head is None else _unscaled(head, labels)
 
     def clipped() -> ScaledHead | None:
         if not scaled or bias is None or bias_gradient is None or len(labels) >= len(bias):
             return None
-        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels)
+        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels, smoothing)
 
     ways: tuple[Callable[[], ScaledHead | None], ...] = (unmixed, fixed_point, joint, clipped)
     found: list[ScaledHead] = []

@@ -50,12 +50,15 @@ class ScaleEvidence:
         return self.reach > _BEYOND
 
 
-def scale_evidence(layer: FinalLayer, labels: Int[Tensor, " batch"] | None = None) -> ScaleEvidence | None:
+def scale_evidence(
+    layer: FinalLayer, labels: Int[Tensor, " batch"] | None = None, smoothing: float = 0.0
+) -> ScaleEvidence | None:
     """What speaks against the gradient being that of the mean; None where nothing does.
 
     Args:
         layer: The final layer, with a gradient that is taken for that of the mean.
         labels: The batch's, where they are known; without them only what is proven counts.
+        smoothing: Of the labels.
     """
     gradient = layer.bias_gradient
     if gradient is None or not layer.clean:
@@ -67,7 +70,14 @@ def scale_evidence(layer: FinalLayer, labels: Int[Tensor, " batch"] | None = Non
     estimate = _estimate(layer, present)
     if reach > _BEYOND:
         return ScaleEvidence(reach, estimate)
-    if labels is None or estimate is None or 1 / _LEAST < estimate < _LEAST or not _explains(layer, labels, estimate):
+    # Smoothed labels take from the classes without an image what a scale would.
+    if (
+        labels is None
+        or smoothing
+        or estimate is None
+        or 1 / _LEAST < estimate < _LEAST
+        or not _explains(layer, labels, estimate)
+    ):
         return None
     return ScaleEvidence(reach, estimate)
 
@@ -113,7 +123,7 @@ def check_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " 
         return Finding()
     plain = as_gradient(update, model)
     layer = softmax_layer(plain, model)
-    evidence = None if layer is None else scale_evidence(layer, labels)
+    evidence = None if layer is None else scale_evidence(layer, labels, facts.label_smoothing.value)
     clips = any(one.name in ("clip", "dp_sgd") for one in update.defences)
     if evidence is None or (clips and not evidence.proven):
         return Finding()
@@ -164,3 +174,16 @@ def found_scale(scales: Sequence[float], update: CapturedUpdate) -> Finding:
     if facts.reduction.value is Reduction.MEAN and abs(factor * stated / update.image_count - 1) < _SUM:
         found = {"reduction": read(Reduction.SUM, _BY_PEELING), "loss_scale": read(1.0, _BY_PEELING)}
     return Finding(facts=found, resolved=frozenset({"loss_scale", "reduction"}))
+
+
+def confirmed_loss(update: CapturedUpdate) -> Finding:
+    """The facts on the loss that nobody told, where the final layer fitted together with them: they are read then.
+
+    Args:
+        update: What the client sent, whose final layer was solved as the facts have the loss.
+    """
+    names = ("loss", "reduction", "loss_scale", "label_smoothing")
+    facts = {name: getattr(update.facts, name) for name in names}
+    return Finding(
+        facts={name: read(fact.value, _BY_PEELING) for name, fact in facts.items() if fact.assumed},
+    )

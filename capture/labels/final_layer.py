@@ -52,6 +52,8 @@ class FinalLayer:
     """Whether those inputs are never below zero, as after a ReLU."""
     name: str = ""
     """Of the module; empty when the layer is the whole model."""
+    smoothing: float = 0.0
+    """Of the labels, as the facts have it."""
 
     @property
     def noise(self) -> float:
@@ -77,8 +79,8 @@ class FinalLayer:
 
     @property
     def signs_prove(self) -> bool:
-        """Whether a negative entry proves that its class is in the batch."""
-        return self.non_negative and self.clean
+        """Whether a negative entry proves that its class is in the batch. Smoothed labels make one of any class."""
+        return self.non_negative and self.clean and not self.smoothing
 
     def compressed(self) -> FinalLayer:
         """The same layer in the few directions of feature space that the gradient and the mean prior feature span.
@@ -129,6 +131,7 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
         prior_features=features,
         non_negative=bool((features >= 0).all()),
         name=name,
+        smoothing=update.facts.label_smoothing.value,
     )
 
 

@@ -210,7 +210,7 @@ def _by_unmixing(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels |
     if not layer.non_negative:
         return None
     sent = update.gradients[f"{layer.name}.weight" if layer.name else "weight"]
-    found = unmix(sent, update.image_count)
+    found = unmix(sent, update.image_count, layer.smoothing)
     if found is None:
         return None
     labels, order = found.labels.sort(stable=True)

@@ -25,7 +25,7 @@ def is_reversed(layer: FinalLayer, image_count: int) -> bool:
         layer: The final layer with its gradient.
         image_count: B.
     """
-    if not layer.clean:
+    if not layer.clean or layer.smoothing:
         return False
     turned = layer.scaled(-1.0)
     as_it_is, otherwise = _negative(layer), _negative(turned)
