@@ -90,7 +90,7 @@ def prepare(
         target,
         labels,
         (*evidence.messages, *found.messages, *solved.messages, *evidence.limits),
-        describe(evidence.update, found, given is not None),
+        describe(update, found, given is not None),
         evidence.stated(model),
         evidence.limits,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from ..capture import CapturedUpdate
 from ..capture.stated import StatedFact, state_facts
 from .decisive import decisive_facts
+from .defences import check_defences
 from .finding import Finding
 from .loss import check_loss
 from .penalty import check_penalty
@@ -24,7 +25,15 @@ from .step_counter import check_step_counter
 Check = Callable[[CapturedUpdate, nn.Module], Finding]
 
 # The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have.
-CHECKS: tuple[Check, ...] = (check_step_counter, check_loss, check_penalty, check_sign, check_scale, check_reach)
+CHECKS: tuple[Check, ...] = (
+    check_step_counter,
+    check_loss,
+    check_penalty,
+    check_sign,
+    check_scale,
+    check_defences,
+    check_reach,
+)
 
 
 @dataclass(frozen=True)
