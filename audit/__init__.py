@@ -6,6 +6,7 @@ from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .files import ReportError
 from .identification import Embedding, Gallery, make_embedding
+from .initialisation import WeightState, judge_weights
 from .judging import embedding_for, judge
 from .label_scores import LabelScores
 from .lpips import Lpips, LpipsError, load_lpips
@@ -38,12 +39,14 @@ __all__ = [
     "Pool",
     "ReportError",
     "Verdict",
+    "WeightState",
     "assign",
     "constant_images",
     "embedding_for",
     "evaluate",
     "fft2d",
     "judge",
+    "judge_weights",
     "label_accuracy",
     "load_lpips",
     "load_pool",

@@ -10,23 +10,32 @@ from typing import Any
 
 from .. import __version__
 from ..coordinator import Reconstruction
+from .initialisation import WeightState
+
+GIVEN_LABELS = "given"
+"""The method of labels that somebody stated: they were not read off the update (`coordinator.preparation`)."""
+_LABELS = {
+    GIVEN_LABELS: "given to the attack, not read off the update",
+    "joint": "optimised together with the images",
+}
 
 
-def state_assumptions(reconstruction: Reconstruction, model_trained: bool | None) -> tuple[str, ...]:
+def state_assumptions(reconstruction: Reconstruction, weights: WeightState) -> tuple[str, ...]:
     """One sentence per assumption, in the order in which a reader doubts them.
 
     Args:
         reconstruction: the result of the attack, with the facts of the update that it attacked.
-        model_trained: whether the attacked model had trained weights; None when nobody said.
+        weights: what is known of the attacked model's weights.
     """
     _, channels, height, width = reconstruction.images.shape
     labels = reconstruction.labels
     return (
-        f"{_trained(reconstruction.model_id, model_trained)}.",
+        f"Model: {reconstruction.model_id}{weights}.",
         f"Batch: {counted(len(reconstruction.images), 'image')} of {channels} x {height} x {width} pixels; what is "
         "known of the client stands above, fact by fact.",
         *([f"Local training: {reconstruction.training}"] if reconstruction.training else []),
-        f"Labels: inferred from the update by the rule “{labels.method}”. {as_sentence(labels.assumption)}",
+        f"Labels: {_LABELS.get(labels.method, f'inferred from the update by the rule “{labels.method}”')}. "
+        f"{as_sentence(labels.assumption)}",
         f"Priors and weights of the objective: {_weights(reconstruction.config)}{_range(reconstruction.config)}.",
         f"Effort: {_effort(reconstruction)}.",
         "Threat: an honest-but-curious server that knows the model and sees this one update; it changes nothing.",
@@ -67,14 +76,6 @@ def as_sentence(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """``"1 round"``, ``"2 rounds"``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _trained(model_id: str, trained: bool | None) -> str:
-    if trained is None:
-        return f"Model: {model_id}; whether its weights are trained or random is not known"
-    if trained:
-        return f"Model: {model_id} with trained weights"
-    return f"Model: {model_id} with random weights (untrained), which usually leak more than trained ones"
 
 
 def _weights(config: Mapping[str, Any]) -> str:

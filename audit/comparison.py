@@ -17,13 +17,15 @@ from .identification import Embedding, Gallery
 from .matching import assign
 from .metrics import constant_images, psnr, ssim
 from .pool import Pool
-from .results import ControlResult, ControlScore, ImageResult
+from .results import ControlResult, ControlScore, ImageResult, compared
 from .verdict import Lead, Verdict, judge_image, judge_with_controls
 
 DRAWS = 2000
 """Bootstrap draws of an interval."""
 HIGHEST_DB = 100.0
 """An exact image has an infinite PSNR; differences and means are taken of this instead."""
+_CONSENSUS = "consensus"
+"""The one source of pixels in which all seeds have a part; of any other only one has, which makes an interval wider."""
 SMALLEST_SIMILARITY = 0.01
 """RDLV divides by the similarity of the control; below this it would be a number about nothing."""
 
@@ -89,11 +91,15 @@ def judge(image: ImageResult, seeds: int) -> Verdict:
 
 
 def deciding_means(images: Sequence[ImageResult]) -> dict[str, float] | None:
-    """Mean PSNR in dB of the controls that decide beside the constant image, by title; None where there is none."""
+    """Mean PSNR in dB of the controls that decide beside the constant image, by title; None where there is none.
+
+    Over the same images as all means of PSNR (`compared`).
+    """
     found = {}
+    over = compared(images)
     for name in NULL_CONTROLS[1:]:
-        values = [image.controls[name].psnr for image in images if name in image.controls]
-        if values and len(values) == len(images) and not any(map(math.isnan, values)):
+        values = [image.controls[name].psnr for image in over if name in image.controls]
+        if values and len(values) == len(over) and not any(map(math.isnan, values)):
             found[TITLES[name]] = sum(values) / len(values)
     return found or None
 
@@ -155,7 +161,7 @@ def compare(image: ImageResult, seeds: Sequence[float], controls: Sequence[Contr
     for name, score in image.controls.items():
         of_seed = _is_of_one_seed(sources.get(name), score.position)
         bounds = lead_interval(
-            image.psnr, seeds, score.psnr, score.seeds, image.source.startswith("seed"), control_of_one_seed=of_seed
+            image.psnr, seeds, score.psnr, score.seeds, image.source != _CONSENSUS, control_of_one_seed=of_seed
         )
         scores[name] = score if bounds is None else replace(score, low=bounds[0], high=bounds[1])
     return replace(image, controls=scores)
@@ -236,7 +242,7 @@ def _flags(images: Tensor, gallery: Gallery | None) -> Sequence[bool | None]:
 
 
 def _is_of_one_seed(control: Reconstruction | None, position: int | None) -> bool:
-    return control is not None and position is not None and control.sources[position].startswith("seed")
+    return control is not None and position is not None and control.sources[position] != _CONSENSUS
 
 
 def _has_result(control: Control) -> bool:

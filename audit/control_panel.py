@@ -15,7 +15,7 @@ from .metrics import constant_images
 from .pictures import data_uri
 from .results import AuditReport, ControlScore, ImageResult
 from .risk import is_dominant
-from .verdict import decibels
+from .verdict import psnr_in_words
 
 _PICTURE = 112
 
@@ -85,7 +85,7 @@ def _row(
     original = private.images[image.index].detach().cpu()
     cells = [
         _cell("original", original, ""),
-        _cell("reconstruction", reconstruction.images[image.position], _db(image.psnr), image.identified),
+        _cell("reconstruction", reconstruction.images[image.position], psnr_in_words(image.psnr), image.identified),
     ]
     for name in names:
         score = image.controls.get(name)
@@ -94,7 +94,7 @@ def _row(
         picture = constant_images(original[None])[0] if name == "constant_image" else None
         if name in answers and score.position is not None:
             picture = answers[name].images[score.position]
-        cells.append(_cell(name, picture, _db(score.psnr), score.identified, _lead(image, score)))
+        cells.append(_cell(name, picture, psnr_in_words(score.psnr), score.identified, _lead(image, score)))
     return {"image": image, "cells": cells}
 
 
@@ -111,12 +111,8 @@ def _cell(
 
 
 def _lead(image: ImageResult, score: ControlScore) -> str:
-    """The reconstruction's lead over this control, with its interval."""
-    if image.psnr is None or not math.isfinite(image.psnr) or not math.isfinite(score.psnr):
+    """The reconstruction's lead over this control, with its interval; none where the private image is flat."""
+    if image.flat or image.psnr is None or not math.isfinite(image.psnr) or not math.isfinite(score.psnr):
         return ""
     lead = f"{image.psnr - score.psnr:+.1f} dB"
     return lead if score.low is None or score.high is None else f"{lead} [{score.low:+.1f}, {score.high:+.1f}]"
-
-
-def _db(value: float | None) -> str:
-    return "–" if value is None else "not finite" if math.isnan(value) else decibels(value)

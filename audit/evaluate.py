@@ -8,23 +8,26 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
-from .assumptions import state_assumptions, state_provenance
+from .assumptions import GIVEN_LABELS, state_assumptions, state_provenance
+from .averages import add_averages, candidate_images
 from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
 from .doubt import find_doubts, in_sentences, withhold, withhold_from_images
 from .exposure import Exposure
+from .feature_leak import FeatureLeak
+from .features import FEATURE_RULE, with_feature_leaks, with_features
 from .identification import Embedding, make_embedding
+from .initialisation import WeightState
 from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pool import Pool, describe
-from .results import AgentResult, AuditReport, ImageResult
+from .results import AgentResult, AuditReport, ImageResult, compared, means_note
 from .verdict import RULE, STRICT_RULE, Leak, Verdict, judge_batch, no_ground_truth, no_reconstruction
 
 
@@ -33,19 +36,22 @@ def evaluate(
     private: PrivateBatch | None,
     *,
     model_trained: bool | None = None,
+    weights: WeightState | None = None,
     lpips_weights: str | Path | None = None,
     controls: Sequence[Control] = (),
     pool: Pool | None = None,
     embedding: Embedding | None = None,
     exposure: Exposure | None = None,
     truth_gap: float | None = None,
+    features: FeatureLeak | None = None,
 ) -> AuditReport:
     """The audit of a reconstruction against the private batch, or without it.
 
     Args:
         reconstruction: the result of the attack.
         private: the true images in [0, 1] and their labels; None when there is no ground truth, and then no metric.
-        model_trained: whether the attacked model had trained weights; None when nobody said.
+        model_trained: whether the attacked model had trained weights, as told; None when nobody said.
+        weights: what the weights themselves show (``judge_weights``); it goes before what was told.
         lpips_weights: an ImageNet backbone file for LPIPS (see ``load_lpips``). Nothing is downloaded.
         controls: what ``run_controls`` handed back; with one that saw nothing of the images the verdict is strict.
         pool: other images among which the private ones are to be recognised; without it there is no IIP.
@@ -53,11 +59,12 @@ def evaluate(
         exposure: loss and gradient norm of each private image (``measure_exposure``).
         truth_gap: how far the captured update is from what its facts make of the private images
             (``measure_truth_gap``); None where that is not known.
+        features: the recovered features held against those of the private images (``measure_feature_leak``).
 
     Raises:
         ValueError: the private batch does not fit the reconstruction, or its pixels are not in [0, 1].
     """
-    assumptions = state_assumptions(reconstruction, model_trained)
+    assumptions = state_assumptions(reconstruction, weights or WeightState.told(model_trained))
     if private is None:
         return _without_ground_truth(reconstruction, assumptions)
     _require_fit(reconstruction, private)
@@ -72,8 +79,9 @@ def evaluate(
         for index, position in enumerate(matching.order)
     )
     results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
-    results = _add_plain_mean(results, reconstruction, consensus_order, true)
-    agents = _agents(reconstruction, matching, true)
+    results = add_averages(results, reconstruction, consensus_order, true)
+    rows_compared = tuple(image.index for image in compared(results))
+    agents = _agents(reconstruction, matching, true, rows_compared)
     embedding = None if pool is None else embedding or make_embedding("pixels")
     pairs = zip(candidate_images(reconstruction), agents, strict=True)
     seeds = [images[list(agent.order)] for images, agent in pairs]
@@ -83,12 +91,14 @@ def evaluate(
     doubts = find_doubts(reconstruction, truth_gap)
     verdict = _tell_controls(_verdict(reconstruction, results, strict), controls)
     accuracy = label_accuracy(labels, true_labels)
-    verdict = _tell_labels(verdict, round((1 - accuracy) * len(true_labels)), len(true_labels))
+    wrong, given = round((1 - accuracy) * len(true_labels)), reconstruction.labels.method == GIVEN_LABELS
+    verdict = _tell_labels(verdict, wrong, len(true_labels), given=given)
+    pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)
     unshown = sum(image.verdict.leak is Leak.NONE for image in results)
     return AuditReport(
-        images=withhold_from_images(results, doubts),
+        images=withhold_from_images(with_feature_leaks(results, features), doubts),
         agents=agents,
-        verdict=withhold(verdict, unshown, doubts),
+        verdict=with_features(withhold(verdict, unshown, doubts), features, pictures),
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=accuracy,
@@ -96,12 +106,13 @@ def evaluate(
         lpips_note=lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),
-        rule=RULE if strict is None else STRICT_RULE,
+        rule=(RULE if strict is None else STRICT_RULE) + (FEATURE_RULE if features is not None else ""),
         controls=tuple(outcome(control) for control in controls),
         embedding="" if embedding is None else embedding.name,
         gallery_size=None if pool is None else len(true) + len(pool),
         pool_note="" if pool is None else describe(pool),
         truth_gap=truth_gap,
+        features=features,
     )
 
 
@@ -114,39 +125,11 @@ def _add_exposure(results: tuple[ImageResult, ...], exposure: Exposure | None) -
     )
 
 
-def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batch channel height width"]:
-    """The final candidates in [0, 1] on the CPU; an empty first axis when no seed survived."""
-    if not reconstruction.candidates:
-        return reconstruction.images.detach().cpu()[None][:0]
-    return reconstruction.candidate_images.detach().cpu()
-
-
-def plain_mean(reconstruction: Reconstruction) -> Float[Tensor, "batch channel height width"] | None:
-    """The mean of the candidates as they stand, in [0, 1], in the order of the consensus; None for fewer than two."""
-    candidates = candidate_images(reconstruction)
-    return candidates.mean(0) if len(candidates) > 1 else None
-
-
-def _add_plain_mean(
-    results: tuple[ImageResult, ...], reconstruction: Reconstruction, order: tuple[int, ...], true: Tensor | None
-) -> tuple[ImageResult, ...]:
-    mean = plain_mean(reconstruction)
-    if mean is None:
-        return results
-    mean, consensus = mean[list(order)], reconstruction.consensus.detach().cpu()[list(order)]
-    changes = (consensus - mean).square().flatten(1).mean(1).sqrt().tolist()
-    values: list[float | None] = [None] * len(results) if true is None else psnr(mean, true).tolist()
-    return tuple(
-        replace(row, plain_mean_psnr=value, registration_change=change)
-        for row, value, change in zip(results, values, changes, strict=True)
-    )
-
-
 def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str, ...]) -> AuditReport:
     order = tuple(range(len(reconstruction.images)))
     rows = tuple(_row(reconstruction, i, i, f"image {i + 1}", None) for i in order)
     return AuditReport(
-        images=_add_plain_mean(rows, reconstruction, order, None),
+        images=add_averages(rows, reconstruction, order, None),
         agents=_agents(reconstruction, None, None),
         verdict=_with_doubts(_verdict(reconstruction, None), reconstruction),
         matching=None,
@@ -158,13 +141,13 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
     )
 
 
-def _tell_labels(verdict: Verdict, wrong: int, total: int) -> Verdict:
+def _tell_labels(verdict: Verdict, wrong: int, total: int, *, given: bool) -> Verdict:
     """An attack that looks for images of other classes finds nothing for that reason alone."""
     if verdict.leak is not Leak.NONE or not wrong:
         return verdict
     caution = (
-        f" {wrong} of {total} labels were recovered wrongly, so the attack looked for images of other classes; a server "
-        "that knows or guesses the labels may see more (labels=0,1,2 gives them)."
+        f" {wrong} of {total} labels were {'given' if given else 'recovered'} wrongly, so the attack looked for images "
+        "of other classes; a server that knows or guesses the labels may see more (labels=0,1,2 gives them)."
     )
     return replace(verdict, detail=verdict.detail + caution)
 
@@ -216,7 +199,12 @@ def _score(
     )
 
 
-def _agents(reconstruction: Reconstruction, matching: Matching | None, true: Tensor | None) -> tuple[AgentResult, ...]:
+def _agents(
+    reconstruction: Reconstruction,
+    matching: Matching | None,
+    true: Tensor | None,
+    rows: tuple[int, ...] | None = None,
+) -> tuple[AgentResult, ...]:
     results = []
     pairs = zip(reconstruction.candidates, candidate_images(reconstruction), strict=True)
     for candidate, images in pairs:
@@ -234,6 +222,7 @@ def _agents(reconstruction: Reconstruction, matching: Matching | None, true: Ten
                 losses=dict(candidate.losses),
                 order=order,
                 psnr=values,
+                compared=rows,
             )
         )
     return tuple(results)
@@ -254,9 +243,11 @@ def _verdict(
     if results is None:
         first = {row["seed"]: row["gradient"] for row in reversed(reconstruction.history) if "gradient" in row}
         return no_ground_truth(reconstruction.gradient_loss, fmean(first.values()) if first else None)
-    floors = [image.constant_image_psnr for image in results if image.constant_image_psnr is not None]
-    values = [image.psnr for image in results if image.psnr is not None]
-    return judge_batch([image.verdict for image in results], fmean(values), fmean(floors), controls)
+    over = compared(results)
+    floors = [image.constant_image_psnr for image in over if image.constant_image_psnr is not None]
+    values = [image.psnr for image in over if image.psnr is not None]
+    verdicts, note = [image.verdict for image in results], means_note(results)
+    return judge_batch(verdicts, fmean(values), fmean(floors), controls, note)
 
 
 def _tell_controls(verdict: Verdict, controls: Sequence[Control]) -> Verdict:

@@ -10,11 +10,14 @@ from torch import nn
 from ..capture import CapturedUpdate, ClientConfig, PrivateBatch
 from ..capture.facts import CROSS_ENTROPY
 from ..coordinator import Reconstruction
+from ..target import weigh_evidence
 from .config import AuditConfig
 from .controls import Control
 from .evaluate import evaluate
 from .exposure import measure_exposure
+from .features import measure_feature_leak
 from .identification import Embedding, make_embedding
+from .initialisation import judge_weights
 from .pool import Pool
 from .results import AuditReport
 from .truth import measure_truth_gap
@@ -46,16 +49,20 @@ def judge(
     Raises:
         ValueError, LpipsError: see `evaluate` and `embedding_for`.
     """
+    known, believed = reconstruction.known, weigh_evidence(update, model).update
     return evaluate(
         reconstruction,
         private,
-        model_trained=client.trained,
+        weights=judge_weights(model, client, update.image_shape[-1]),
         lpips_weights=settings.lpips_weights,
         controls=tuple(controls),
         pool=pool,
         embedding=embedding_for(settings, update, model),
         exposure=None if private is None or update.loss != CROSS_ENTROPY else measure_exposure(model, private, update),
-        truth_gap=None if private is None else measure_truth_gap(model, private, update),
+        truth_gap=None if private is None else measure_truth_gap(model, private, believed),
+        features=None
+        if private is None or known is None
+        else measure_feature_leak(model, private, update, known, pool),
     )
 
 

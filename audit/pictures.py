@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from .verdict import psnr_in_words
 
 _CELL = 128
 _GAP = 10
@@ -56,6 +59,26 @@ def data_uri(image: Float[Tensor, "channel height width"], largest: int | None =
         height, width = (max(1, round(side * largest / longer)) for side in image.shape[-2:])
         image = F.interpolate(image[None].float(), (height, width), mode="area")[0]
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+
+
+def picture_cell(
+    kind: str,
+    picture: Float[Tensor, "channel height width"],
+    caption: str | float | None,
+    largest: int,
+    chosen: bool = False,
+) -> dict[str, Any]:
+    """A picture as the page's tables take it.
+
+    Args:
+        kind: of the column.
+        picture: in [0, 1].
+        caption: words, or a PSNR in dB.
+        largest: longest side in pixels.
+        chosen: whether the answer took its pixels from here.
+    """
+    words = caption if isinstance(caption, str) else "" if caption is None else psnr_in_words(caption)
+    return {"kind": kind, "uri": data_uri(picture, largest), "caption": words, "chosen": chosen}
 
 
 def draw_grid(rows: Sequence[GridRow]) -> bytes:

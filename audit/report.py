@@ -15,6 +15,7 @@ from safetensors.torch import save
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, Control
+from .feature_leak import FeatureLeak
 from .files import replace_files
 from .page import list_seeds, render_page
 from .pictures import GridRow, draw_grid
@@ -63,6 +64,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
     """The audit as JSON values. A number that is absent, infinite or not a number is None (``null``)."""
     values = {
         "psnr_mean": report.psnr_mean,
+        "gain_mean": report.gain_mean,
+        "means_note": report.means_note,
         "ssim_mean": report.ssim_mean,
         "fft2d_mean": report.fft2d_mean,
         "lpips_mean": report.lpips_mean,
@@ -72,6 +75,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "no_gradient_psnr": report.no_gradient_psnr,
         "consensus_psnr": report.consensus_psnr,
         "plain_mean_psnr": report.plain_mean_psnr,
+        "unregistered_psnr": report.unregistered_psnr,
         "agents_psnr": [agent.psnr_mean for agent in report.agents],
         "agents_psnr_mean": report.agents_psnr_mean,
         "rdlv_mean": report.rdlv_mean,
@@ -107,6 +111,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "registration": reconstruction.registration,
         "facts": [{**asdict(fact), "doubtful": fact.doubtful} for fact in reconstruction.facts],
         "truth_gap": report.truth_gap,
+        "features": None if report.features is None else _features(report.features),
         "assumptions": report.assumptions,
         "provenance": report.provenance,
         "config": reconstruction.config,
@@ -125,6 +130,10 @@ def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:
     }
 
 
+def _features(leak: FeatureLeak) -> dict[str, Any]:
+    return {**asdict(leak), "recognised": leak.recognised}
+
+
 def _label_scores(report: AuditReport) -> dict[str, Any]:
     """How right the labels are, or None for each score without ground truth."""
     scores = report.label_scores
@@ -138,6 +147,9 @@ def _image(image: ImageResult) -> dict[str, Any]:
     return {
         **fields,
         "gain": image.gain,
+        "flat": image.flat,
+        "consensus_gain": image.consensus_gain,
+        "rule_gain": image.rule_gain,
         "registration_gain": image.registration_gain,
         "no_gradient_psnr": image.no_gradient_psnr,
         "at_risk": image.at_risk,
@@ -178,4 +190,4 @@ def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateB
 def _caption(psnr: float, floor: float | None) -> str:
     if math.isnan(psnr):
         return "not finite"
-    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {floor:.1f})"
+    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {decibels(floor).removesuffix(' dB')})"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .feature_leak import FeatureLeak
 from .label_scores import LabelScores
 from .matching import Matching
-from .verdict import Leak, Verdict
+from .verdict import FLAT_DB, Leak, Verdict
 
 UNJUDGED = Verdict(Leak.UNKNOWN, "no ground truth")
 
@@ -67,9 +68,11 @@ class ImageResult:
     lpips: float | None = None
     consensus_psnr: float | None = None
     plain_mean_psnr: float | None = None
-    """Of the mean of the agents' candidates as they stand, in dB: what the consensus would be without registration."""
+    """Of the mean of the agents' candidates as they stand, in dB."""
+    unregistered_psnr: float | None = None
+    """Of what the consensus would be without registration, in dB: the same rule, on the candidates as they stand."""
     registration_change: float | None = None
-    """Root mean square of the consensus minus that mean, pixels in [0, 1]; None with fewer than two candidates."""
+    """Root mean square of the consensus minus the plain mean, pixels in [0, 1]; None with fewer than two candidates."""
     controls: Mapping[str, ControlScore] = field(default_factory=dict)
     """By the name of the control; those that failed or were not run are missing."""
     identified: bool | None = None
@@ -98,21 +101,33 @@ class ImageResult:
         return self.verdict.leak in (Leak.LEAKED, Leak.WEAK)
 
     @property
+    def flat(self) -> bool:
+        """Whether the private image is one flat colour, so that nothing can be told from its PSNR."""
+        return self.constant_image_psnr is not None and self.constant_image_psnr >= FLAT_DB
+
+    @property
     def gain(self) -> float | None:
         """PSNR above the constant image, in dB; None where one of the two says nothing."""
         if self.psnr is None or self.constant_image_psnr is None:
             return None
-        if math.isnan(self.psnr) or math.isinf(self.constant_image_psnr):
+        if math.isnan(self.psnr) or self.flat:
             return None
         return self.psnr - self.constant_image_psnr
 
     @property
+    def consensus_gain(self) -> float | None:
+        """PSNR of the consensus above that of the plain mean, in dB: what rule and registration changed together."""
+        return _difference(self.consensus_psnr, self.plain_mean_psnr)
+
+    @property
     def registration_gain(self) -> float | None:
-        """PSNR of the consensus above that of the plain mean, in dB; None where there is no such difference."""
-        if self.consensus_psnr is None or self.plain_mean_psnr is None:
-            return None
-        gained = self.consensus_psnr - self.plain_mean_psnr
-        return gained if math.isfinite(gained) else None
+        """PSNR of the consensus above that of the same rule without registration, in dB; None where that is unknown."""
+        return _difference(self.consensus_psnr, self.unregistered_psnr)
+
+    @property
+    def rule_gain(self) -> float | None:
+        """PSNR that the rule of the consensus has above the plain mean, both without registration, in dB."""
+        return _difference(self.unregistered_psnr, self.plain_mean_psnr)
 
 
 @dataclass(frozen=True)
@@ -129,11 +144,15 @@ class AgentResult:
     """For each row of the report, the position of the partner in this agent's candidate."""
     psnr: tuple[float, ...] | None = None
     """Per row, in dB."""
+    compared: tuple[int, ...] | None = None
+    """The rows that its mean is over: those whose floor is finite; all where none is named."""
 
     @property
     def psnr_mean(self) -> float | None:
-        """Mean over the batch, in dB; None without ground truth."""
-        return _mean(self.psnr)
+        """Mean over the rows that are compared, in dB; None without ground truth."""
+        if self.psnr is None or self.compared is None:
+            return _mean(self.psnr)
+        return _mean(self.psnr[row] for row in self.compared)
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,8 @@ class AuditReport:
     """Where the pool comes from and what was left out of it, in words; empty without one."""
     label_scores: LabelScores | None = None
     """How right the recovered labels are; None without ground truth."""
+    features: FeatureLeak | None = None
+    """The features that the attack recovered, held against those of the private images; None where there are none."""
     truth_gap: float | None = None
     """Relative distance between the captured update and the one that its facts make of the private images."""
 
@@ -177,8 +198,8 @@ class AuditReport:
         return _mean(image.rdlv for image in self.images)
 
     def control_psnr(self, name: str) -> float | None:
-        """Mean PSNR in dB of a control's answer; None when it was not run."""
-        scores = [image.controls.get(name) for image in self.images]
+        """Mean PSNR in dB of a control's answer over the images of `psnr_mean`; None when it was not run."""
+        scores = [image.controls.get(name) for image in compared(self.images)]
         return _mean(None if score is None else score.psnr for score in scores)
 
     def control_iip(self, name: str) -> float | None:
@@ -189,8 +210,22 @@ class AuditReport:
 
     @property
     def psnr_mean(self) -> float | None:
-        """Mean PSNR of the reconstruction in dB; None without ground truth."""
-        return _mean(image.psnr for image in self.images)
+        """Mean PSNR of the reconstruction in dB, over the images that are not flat; None without ground truth.
+
+        Every mean of PSNR and of FFT2D is over the same images (`compared`), so that they can be held against each
+        other; `means_note` says how many were left out.
+        """
+        return _mean(image.psnr for image in compared(self.images))
+
+    @property
+    def gain_mean(self) -> float | None:
+        """Mean PSNR above the constant image in dB; None where nothing can be compared."""
+        return _mean(image.gain for image in compared(self.images))
+
+    @property
+    def means_note(self) -> str:
+        """Which images the means of PSNR leave out, and why one of them is no number, in sentences; empty otherwise."""
+        return means_note(self.images)
 
     @property
     def ssim_mean(self) -> float | None:
@@ -200,7 +235,7 @@ class AuditReport:
     @property
     def fft2d_mean(self) -> float | None:
         """Mean FFT2D of the reconstruction; None without ground truth."""
-        return _mean(image.fft2d for image in self.images)
+        return _mean(image.fft2d for image in compared(self.images))
 
     @property
     def lpips_mean(self) -> float | None:
@@ -209,28 +244,69 @@ class AuditReport:
 
     @property
     def constant_image_psnr(self) -> float | None:
-        """The floor: mean PSNR in dB of each private image's constant image; None without ground truth."""
-        return _mean(image.constant_image_psnr for image in self.images)
+        """The floor: mean PSNR in dB of the constant images, over the images of `psnr_mean`; None without ground truth.
+
+        Infinite where every private image is one flat colour.
+        """
+        if self.images and all(image.flat for image in self.images):
+            return math.inf
+        return _mean(image.constant_image_psnr for image in compared(self.images))
 
     @property
     def consensus_psnr(self) -> float | None:
         """Mean PSNR of the consensus in dB; None without ground truth."""
-        return _mean(image.consensus_psnr for image in self.images)
+        return _mean(image.consensus_psnr for image in compared(self.images))
 
     @property
     def plain_mean_psnr(self) -> float | None:
         """Mean PSNR in dB of the plain mean of the candidates; None without ground truth or with a single candidate."""
-        return _mean(image.plain_mean_psnr for image in self.images)
+        return _mean(image.plain_mean_psnr for image in compared(self.images))
+
+    @property
+    def unregistered_psnr(self) -> float | None:
+        """Mean PSNR in dB of the consensus rule without registration; None where that is unknown."""
+        return _mean(image.unregistered_psnr for image in compared(self.images))
 
     @property
     def no_gradient_psnr(self) -> float | None:
         """Mean PSNR of the no-gradient control in dB; None when it was not run."""
-        return _mean(image.no_gradient_psnr for image in self.images)
+        return _mean(image.no_gradient_psnr for image in compared(self.images))
 
     @property
     def agents_psnr_mean(self) -> float | None:
         """Mean over the agents of their mean PSNR in dB; None without ground truth."""
         return _mean(agent.psnr_mean for agent in self.agents)
+
+
+def compared(images: Sequence[ImageResult]) -> list[ImageResult]:
+    """The images that means of PSNR are over: those whose floor is finite; all of them where none has a finite one."""
+    return [image for image in images if not image.flat] or list(images)
+
+
+def means_note(images: Sequence[ImageResult]) -> str:
+    """Which images the means of PSNR leave out, and why one of them is no number, in sentences; empty otherwise."""
+    over, flat = compared(images), sum(image.flat for image in images)
+    sentences = []
+    if flat:
+        what = "1 image is" if flat == 1 else f"{flat} images are"
+        left = f"the means of PSNR and FFT2D are over the other {len(over)}"
+        if flat == len(images):
+            left = "no mean can be compared"
+        sentences.append(f"{what} of one flat colour, which a constant image shows exactly: {left}.")
+    exact = sum(image.psnr == math.inf for image in over)
+    if exact:
+        sentences.append(f"The mean PSNR has no finite value: {exact} of {len(over)} images are recovered to the bit.")
+    failed = sum(image.psnr is not None and math.isnan(image.psnr) for image in over)
+    if failed:
+        sentences.append(f"The mean PSNR is no number: {failed} of {len(over)} reconstructions are not finite.")
+    return " ".join(sentences)
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    if value is None or other is None:
+        return None
+    difference = value - other
+    return difference if math.isfinite(difference) else None
 
 
 def _mean(values: Iterable[float | None] | None) -> float | None:

@@ -19,7 +19,8 @@ def risk_sentences(report: AuditReport) -> list[str]:
     if not known or len(known) < len(report.images):
         return []
     exposed = [image for image in report.images if image.at_risk]
-    sentences = [_exposed(exposed, len(known)), _weights(known)]
+    unknown = sum(image.verdict.leak in (Leak.UNKNOWN, Leak.FAILED) for image in known)
+    sentences = [_exposed(exposed, len(known), unknown), _weights(known)]
     return [sentence for sentence in (*sentences, _together(known)) if sentence]
 
 
@@ -28,12 +29,15 @@ def is_dominant(image: ImageResult, images: int) -> bool:
     return image.gradient_share is not None and image.gradient_share * images >= DOMINANT
 
 
-def _exposed(images: list[ImageResult], total: int) -> str:
+def _exposed(images: list[ImageResult], total: int, unknown: int) -> str:
+    untold = f" Of {unknown} of {total} images nothing can be told." if unknown else ""
     if not images:
-        return "This attack made none of the images visible."
+        return f"This attack made none of the images visible.{untold}" if unknown < total else untold.strip()
     words = [f"{image.name} ({_level(image)}, loss {image.loss:.2f}, {image.gradient_share:.0%})" for image in images]
-    share = "All images are" if len(images) == total else f"{len(images)} of {total} images are"
-    return f"{share} at risk (in brackets: loss, and share of the gradient norm): {', '.join(words)}."
+    share = f"{len(images)} of {total} images are"
+    if len(images) == total:
+        share = "The image is" if total == 1 else "All images are"
+    return f"{share} at risk (in brackets: loss, and share of the gradient norm): {', '.join(words)}.{untold}"
 
 
 def _level(image: ImageResult) -> str:
@@ -56,7 +60,7 @@ def _weights(images: list[ImageResult]) -> str:
     if heavy:
         sentences.append(f"Far more than their share of the gradient norm: {', '.join(heavy)}.")
     if hidden:
-        sentences.append(f"Far less: {', '.join(hidden)}; the average hides these best.")
+        sentences.append(f"Far less: {', '.join(hidden)}; from gradient matching alone the average hides these best.")
     return " ".join(sentences)
 
 

@@ -13,6 +13,10 @@ MARGIN_DB = 1.0
 CLEAR_DB = 3.0
 """From here on it counts as a leak: the squared error is at most half of the control's."""
 
+FLAT_DB = 20 * math.log10(255 * math.sqrt(12))
+"""An image whose constant image comes this close counts as one flat colour: the two differ by no more than rounding to
+8 bits does (a root mean square of 1/(255 sqrt 12), 58.9 dB), and a PSNR above that is no picture."""
+
 RULE = (
     f"An image counts as leaked from {CLEAR_DB:g} dB above its own constant image (half its squared error), as weakly "
     f"leaked from {MARGIN_DB:g} dB, and as not better than a constant image below that."
@@ -66,11 +70,11 @@ def judge_image(psnr: float, floor: float) -> Verdict:
 
     Args:
         psnr: of the reconstruction, in dB.
-        floor: PSNR of the constant image, in dB (``inf`` when the private image is one flat colour).
+        floor: PSNR of the constant image, in dB (from ``FLAT_DB`` on the private image counts as one flat colour).
     """
     if math.isnan(psnr):
         return Verdict(Leak.FAILED, "the reconstruction is not finite: nothing to compare")
-    if math.isinf(floor):
+    if floor >= FLAT_DB:
         return Verdict(Leak.UNKNOWN, "the private image is one flat colour: a constant image is already exact")
     gain = psnr - floor
     if gain >= CLEAR_DB:
@@ -87,12 +91,12 @@ def judge_with_controls(
 
     Args:
         psnr: of the reconstruction, in dB.
-        floor: PSNR of the constant image, in dB (``inf`` when the private image is one flat colour).
+        floor: PSNR of the constant image, in dB (from ``FLAT_DB`` on the private image counts as one flat colour).
         leads: over every control that saw nothing of the image, at least one.
         recognised: whether it is identified in the pool, in the answer and in most seeds, and in no control.
         alone: smallest lead in dB that one agent at equal compute has over the same controls; None when it was not run.
     """
-    if math.isnan(psnr) or math.isinf(floor):
+    if math.isnan(psnr) or floor >= FLAT_DB:
         return judge_image(psnr, floor)
     closest = min(leads, key=lambda lead: lead.gain)
     bounds = [lead for lead in leads if lead.low is not None]
@@ -123,22 +127,29 @@ def _scatter_in_words(low: float | None) -> str:
 
 
 def judge_batch(
-    images: Sequence[Verdict], psnr_mean: float, floor_mean: float, controls: Mapping[str, float] | None = None
+    images: Sequence[Verdict],
+    psnr_mean: float,
+    floor_mean: float,
+    controls: Mapping[str, float] | None = None,
+    note: str = "",
 ) -> Verdict:
     """The verdict on the batch: how many images leaked, then the mean against the floor.
 
     Args:
         images: the verdict on each image.
-        psnr_mean: mean PSNR over the images, in dB.
-        floor_mean: mean PSNR of their constant images, in dB.
+        psnr_mean: mean PSNR in dB, over the images that are not of one flat colour.
+        floor_mean: mean PSNR in dB of the constant images of the same images.
         controls: mean PSNR in dB of the further controls that decided, by their name for a reader; None when the
             constant image alone did.
+        note: which images these means leave out, in a sentence.
     """
     leaks = [image.leak for image in images]
     leaked, weak, total = leaks.count(Leak.LEAKED), leaks.count(Leak.WEAK), len(leaks)
     if Leak.LEAKED not in leaks and Leak.WEAK not in leaks and Leak.NONE not in leaks:
-        return Verdict(Leak.FAILED, "Nothing could be compared", "No image has a finite PSNR and a finite floor.")
+        return Verdict(Leak.FAILED, "Nothing could be compared", note or "No image has a finite PSNR.")
     numbers = _compare_means(psnr_mean, floor_mean, total)
+    if note:
+        numbers += f" {note}"
     if controls:
         numbers += f" Further controls: {', '.join(f'{name} {decibels(value)}' for name, value in controls.items())}."
     if leaked:
@@ -161,7 +172,7 @@ def no_ground_truth(gradient_loss: float, first_loss: float | None) -> Verdict:
         gradient_loss: of the reconstruction.
         first_loss: the mean gradient loss of the agents at their first recorded step, when there is one.
     """
-    fell = f", down from {first_loss:.3g} at the first recorded step" if first_loss is not None else ""
+    fell = "" if first_loss is None else f"; the gradient term that the agents minimised began at {first_loss:.3g}"
     return Verdict(
         Leak.UNKNOWN,
         "No ground truth: judge the pictures and the gradient loss",
@@ -184,10 +195,15 @@ def decibels(value: float) -> str:
     return "∞ dB" if value == math.inf else f"{value:.1f} dB"
 
 
+def psnr_in_words(value: float | None) -> str:
+    """A PSNR as a page shows it: with its unit, a dash where there is none."""
+    return "–" if value is None else "not finite" if math.isnan(value) else decibels(value)
+
+
 def _compare_means(psnr_mean: float, floor_mean: float, total: int) -> str:
     mean, others = ("PSNR", "its constant image") if total == 1 else ("Mean PSNR", "constant images")
     start = f"{mean} {decibels(psnr_mean)} against {decibels(floor_mean)} for {others}"
-    if not math.isfinite(floor_mean) or math.isnan(psnr_mean):
+    if floor_mean >= FLAT_DB or math.isnan(psnr_mean):
         return f"{start}."
     gain = psnr_mean - floor_mean
     if gain < MARGIN_DB:

@@ -95,6 +95,7 @@ def conclude(
         training=prepared.training,
         facts=prepared.facts,
         limits=prepared.limits,
+        known=prepared.known,
     )
 
 

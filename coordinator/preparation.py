@@ -26,11 +26,14 @@ from ..capture import (
     weight_hash,
 )
 from ..capture.stated import StatedFact
+from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
 from .deltas import Attackable, describe, settle
 from .solving import solve
 
+# Where peeling that ends in front of one of these has passed the final layer.
+_NOT_HEADS = (nn.Conv2d, nn.ReLU)
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
 
@@ -48,6 +51,8 @@ class Preparation:
     """What is believed of the client, each fact with how it is known, the most decisive first."""
     limits: tuple[str, ...] = ()
     """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
+    known: KnownFeatures | None = None
+    """Features of every image that the gradient determines."""
 
 
 def prepare(
@@ -86,14 +91,31 @@ def prepare(
     solved = solve(evidence, found, model, config, given)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
-    return Preparation(
-        target,
-        labels,
-        (*evidence.messages, *found.messages, *solved.messages, *evidence.limits),
-        describe(update, found, given is not None),
-        evidence.stated(model),
-        evidence.limits,
-    )
+    messages = [*evidence.messages, *found.messages, *solved.messages]
+    known = _known_features(found.update, model, config, solved.anchor)
+    if known is not None and known.output:
+        messages.append(
+            f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
+            "behind. This attack does not turn them into pictures; whoever holds an image can tell by them whether it "
+            "was in the batch."
+        )
+    messages += evidence.limits
+    training = describe(update, found, given is not None)
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits, known)
+
+
+def _known_features(
+    update: CapturedUpdate, model: nn.Module, config: AttackConfig, anchor: Anchor | None
+) -> KnownFeatures | None:
+    """What the gradient determines of every image: where peeling came no further than the final layer, by taps."""
+    wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
+    # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
+    possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
+    shallow = anchor is not None and any(isinstance(model.get_submodule(anchor.module), kind) for kind in _NOT_HEADS)
+    cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not shallow else None
+    if cut is not None:
+        return known_by_taps(cut)
+    return None if anchor is None else known_by_peeling(anchor)
 
 
 def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:

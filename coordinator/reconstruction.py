@@ -11,6 +11,7 @@ from torch import Tensor
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
 from ..capture.stated import StatedFact
+from ..peeling import KnownFeatures
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Reconstruction:
     """What was believed of the client, each fact with how it was known, the most decisive first."""
     limits: tuple[str, ...] = ()
     """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
+    known: KnownFeatures | None = None
+    """Features of every image that the gradient determines."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..agents import Candidate, Outcome
 from ..capture import Normalisation, Provenance, RecoveredLabels
 from ..capture.stated import StatedFact
+from ..peeling import KnownFeatures
 from .reconstruction import Reconstruction
 from .storage import AbsentError, Storage
 from .tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
@@ -129,6 +130,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
             "candidates": candidates,
             "outcome": Outcome(facts["outcome"]),
             "normalisation": Normalisation(**facts["normalisation"]),
+            "known": None if facts["known"] is None else KnownFeatures(**facts["known"]),
             "facts": tuple(StatedFact(**row | {"provenance": Provenance(row["provenance"])}) for row in facts["facts"]),
         }
     )

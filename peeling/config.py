@@ -11,6 +11,9 @@ class PeelingConfig:
 
     enabled: bool = True
     """Solve for the activations of the last layers where the gradient determines them; the agents invert the rest."""
+    taps: bool = True
+    """Where that ends at once, take the weight gradient of a convolution apart by its taps: on residual networks it
+    gives every image's features away."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 

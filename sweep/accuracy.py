@@ -52,6 +52,10 @@ class Accuracy:
         return fmean(self.values)
 
 
+class _DivergedError(UpdateError):
+    """Training began and did not stay finite."""
+
+
 @dataclass(frozen=True)
 class _Data:
     images: Float[Tensor, "image 3 side side"]
@@ -60,8 +64,10 @@ class _Data:
     """One truth value per image."""
 
 
-def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[Progress], None]) -> Accuracy:
-    """Train the client's model with its defence and test it. The work of a job.
+def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[Progress], None]) -> Accuracy | None:
+    """Train the client's model with its defence and test it; None where training stays finite at no learning rate.
+
+    The work of a job.
 
     The server takes plain momentum SGD steps along what the client sends, at the largest of a few learning rates at
     which training stays finite.
@@ -73,7 +79,7 @@ def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[P
         tell: Shown the step.
 
     Raises:
-        ImageError, ModelError, UpdateError: What cannot be used, or trained at any rate, in one sentence.
+        ImageError, ModelError, UpdateError: What cannot be used, in one sentence.
     """
     client = config.client
     data = _load(Path(folder).expanduser(), client.classes, client.image_size)
@@ -81,12 +87,10 @@ def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[P
         try:
             values = _values(data, config, rate, steps, tell)
             break
-        except UpdateError:
-            if rate == _LEARNING_RATES[-1]:
-                tried = ", ".join(f"{rate:g}" for rate in _LEARNING_RATES)
-                raise UpdateError(
-                    f"training did not stay finite at any of the learning rates {tried}, so no accuracy is known"
-                ) from None
+        except _DivergedError:
+            continue
+    else:
+        return None
     counts = torch.bincount(data.labels[data.held_out])
     tested = int(data.held_out.sum())
     return Accuracy(
@@ -106,7 +110,7 @@ def _values(
     """The accuracy of each seed's model.
 
     Raises:
-        UpdateError: Training did not stay finite.
+        UpdateError: The client can send nothing, or (`_DivergedError`) training did not stay finite.
     """
     client = config.client
     values = []
@@ -116,6 +120,8 @@ def _values(
         for step in _train(model, data, config, rate, steps, generator):
             if step % _TOLD == 0:
                 tell(Progress("training", offset * steps + step, _SEEDS * steps))
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+            raise _DivergedError("the last step left weights that are not finite")
         values.append(_test(model, data, BatchNormMode(client.bn)))
     return tuple(values)
 
@@ -152,7 +158,11 @@ def _train(
     places = torch.nonzero(~data.held_out).flatten()
     for step in range(steps):
         chosen = places[torch.randint(len(places), (client.image_count,), generator=generator)]
-        sent = send_update(client, model, data.images[chosen], data.labels[chosen], generator).gradients
+        try:
+            sent = send_update(client, model, data.images[chosen], data.labels[chosen], generator).gradients
+        except UpdateError as error:
+            # Before the first step nothing was trained: what is refused then is no matter of the learning rate.
+            raise (_DivergedError(str(error)) if step else error) from error
         for name, parameter in named.items():
             parameter.grad = sent[name]
         optimiser.step()
@@ -186,6 +196,12 @@ def _measure_statistics(model: nn.Module, inputs: Tensor) -> None:
     for images in torch.split(inputs, _TEST_BATCH):
         if len(images) > 1:
             model(images)
+
+
+def not_finite() -> str:
+    """What is said of a defence with which training stays finite at no learning rate."""
+    tried = ", ".join(f"{rate:g}" for rate in _LEARNING_RATES)
+    return f"training did not stay finite at any of the learning rates {tried}, so no accuracy is known"
 
 
 def accuracy_identity(config: RunConfig, folder: str, steps: int) -> dict[str, object]:

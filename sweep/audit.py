@@ -14,11 +14,12 @@ from ..capture import ModelError, load_model
 from ..cluster import Ended, Job, available_resources, connected, run_side_by_side
 from ..config import RunConfig, config_yaml
 from ..coordinator import Storage
-from .accuracy import Accuracy, accuracy_identity, load_accuracy, save_accuracy, train_and_test
+from .accuracy import Accuracy, accuracy_identity, load_accuracy, not_finite, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
 from .cell import finished, forget, run_cell
 from .facts import AuditFacts
-from .grid import CELLS, Grid, Kind, make_grid
+from .grid import CELLS, UNDEFENDED, Grid, make_grid
+from .kinds import Kind
 from .placing import Placing, place
 from .planning import PlanStore, plan_for, whole, with_effort
 from .report import write_audit
@@ -43,6 +44,8 @@ class _Audit:
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     """Why the cost of a defence is not known."""
+    diverged: set[str] = field(default_factory=set)
+    """Defences with which training stayed finite at no learning rate."""
     configs: dict[str, RunConfig] = field(default_factory=dict)
     """With which each cell is run."""
     ratios: list[float] = field(default_factory=list)
@@ -192,9 +195,9 @@ def _defences(audit: _Audit) -> dict[str, RunConfig]:
     for level, cell in at_base.items():
         if cell.config is not None:
             found[levels[level].name] = cell.config
-    if found and "no defence" not in found:
+    if found and UNDEFENDED not in found:
         one = next(iter(found.values()))
-        found["no defence"] = replace(one, client=replace(one.client, defence="none", defence_strength=0.0))
+        found[UNDEFENDED] = replace(one, client=replace(one.client, defence="none", defence_strength=0.0))
     return found
 
 
@@ -217,6 +220,10 @@ def _take_accuracy(audit: _Audit, end: Ended) -> None:
     if end.problem is not None:
         audit.problems[name] = end.problem
         return
+    if end.value is None:
+        audit.problems[name] = not_finite()
+        audit.diverged.add(name)
+        return
     audit.accuracies[name] = end.value
     folder, steps = audit.config.sweep.train_images, audit.config.sweep.train_steps
     assert folder is not None
@@ -235,6 +242,7 @@ def _write(audit: _Audit) -> GridVerdict:
         configs=audit.configs,
         accuracies=audit.accuracies,
         accuracy_problems=audit.problems,
+        diverged=frozenset(audit.diverged),
         notes=tuple(audit.notes),
         seconds=time.monotonic() - audit.began,
     )

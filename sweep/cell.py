@@ -19,7 +19,9 @@ from ..audit import (
     run_controls,
     write_report,
 )
+from ..audit.assumptions import GIVEN_LABELS
 from ..audit.controls import TITLES
+from ..audit.results import compared
 from ..capture import CapturedUpdate, ImageError, PrivateBatch, simulate_client
 from ..cluster import reconstruct
 from ..config import ConfigError, RunConfig, config_yaml, differences, parse_config, to_plain
@@ -163,7 +165,10 @@ def _summarise(
     if audit.verdict.leak is Leak.FAILED:
         return CellResult(State.FAILED, f"{audit.verdict.headline}. {audit.verdict.detail}", seconds=seconds)
     leaks = [image.verdict.leak for image in audit.images]
-    best = [value for _, value in map(strongest, audit.images) if value is not None]
+    # The mean of the strongest controls is over the images that the other means are over.
+    best = [value for _, value in map(strongest, compared(audit.images)) if value is not None]
+    # Labels that the attack was given say nothing about what leaks.
+    read = found.labels.method != GIVEN_LABELS
     return CellResult(
         State.DONE,
         f"{audit.verdict.headline}. {audit.verdict.detail}",
@@ -172,8 +177,8 @@ def _summarise(
         weak=leaks.count(Leak.WEAK),
         unknown=leaks.count(Leak.UNKNOWN) + leaks.count(Leak.FAILED),
         iip=finite(audit.iip),
-        labels=audit.label_accuracy,
-        label_scores=audit.label_scores,
+        labels=audit.label_accuracy if read else None,
+        label_scores=audit.label_scores if read else None,
         psnr=finite(audit.psnr_mean),
         floor=finite(audit.constant_image_psnr),
         control=fmean(best) if best else None,

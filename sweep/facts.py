@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from ..config import RunConfig, command_words
 from .accuracy import Accuracy
-from .grid import Grid
+from .grid import UNDEFENDED, Grid
+from .price import Price, Training
 from .results import CellResult
-
-UNDEFENDED = "no defence"
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class AuditFacts:
     accuracies: Mapping[str, Accuracy]
     """By name of the defence."""
     accuracy_problems: Mapping[str, str]
+    diverged: frozenset[str]
+    """Defences with which training stayed finite at no learning rate; their problem says so too."""
     notes: tuple[str, ...]
     """What was reduced or left out, in sentences."""
     seconds: float
@@ -38,6 +39,21 @@ class AuditFacts:
         if usual is None:
             return {}
         return {name: usual.mean - found.mean for name, found in self.accuracies.items() if name != UNDEFENDED}
+
+    @property
+    def prices(self) -> dict[str, Price]:
+        """What each defence costs, as far as it was measured, by its name.
+
+        Where a model without a defence learned nothing in so short a training, no accuracy says anything.
+        """
+        usual = self.accuracies.get(UNDEFENDED)
+        found = {name: Price(Training.NOT_FINITE) for name in self.diverged}
+        if usual is None or usual.mean <= usual.chance:
+            return found
+        for name, cost in self.accuracy_costs.items():
+            learned = self.accuracies[name].mean > self.accuracies[name].chance
+            found[name] = Price(Training.LEARNED if learned else Training.NOTHING, cost)
+        return found
 
     def command(self, name: str) -> str | None:
         """What runs one cell again by itself, with its controls."""

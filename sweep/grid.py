@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import product
 from pathlib import PurePath
 from typing import TypeVar
@@ -18,25 +17,16 @@ from ..config import ConfigError, RunConfig, settings, with_settings
 from ..config_keys import format_value, keys
 from ..coordinator import Storage
 from .config import SweepConfig
+from .kinds import Kind, goes_with_a_defence, kind_of
 
 CELLS = "cells"
 """The folder in ``out`` in which each cell has one."""
 UNTRAINED = "untrained"
+UNDEFENDED = "no defence"
 _MOST_CELLS = 1000
 _NAME = re.compile(r"[^A-Za-z0-9._=-]+")
 _LONGEST_NAME = 80
 _Path = TypeVar("_Path", str, str | None)
-
-
-class Kind(StrEnum):
-    """What a client would change to move along an axis, cheapest first."""
-
-    BATCH = "batch size"
-    BN = "batch-norm mode"
-    OTHER = "other key"
-    DEFENCE = "defence"
-    STATE = "model state"
-    """No setting: the stage of training at which the update is sent."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +79,20 @@ class Grid:
         return tuple(axis.base for axis in self.axes)
 
     def changes(self, levels: tuple[int, ...]) -> list[int]:
-        """Positions of the axes on which a combination differs from the base; the model's state is no change."""
+        """Positions of the axes on which a combination differs from the base in a setting of the client.
+
+        The model's state, the data and the attack are no settings: whatever their levels, nothing was changed.
+        """
         return [
             position
             for position, axis in enumerate(self.axes)
-            if axis.kind is not Kind.STATE and levels[position] != axis.base
+            if axis.kind.is_setting and levels[position] != axis.base
         ]
+
+    def distance(self, levels: tuple[int, ...]) -> tuple[int, int]:
+        """How far a combination is from the base: in settings first, then in all else."""
+        changed = len(self.changes(levels))
+        return changed, sum(level != base for level, base in zip(levels, self.base, strict=True)) - changed
 
 
 def make_grid(config: RunConfig) -> Grid:
@@ -116,7 +114,7 @@ def make_grid(config: RunConfig) -> Grid:
     if all(cell.config is None for cell in cells):
         raise ConfigError(list(dict.fromkeys(cell.problem for cell in cells)))
     grid = Grid(axes, ())
-    return replace(grid, cells=tuple(sorted(cells, key=lambda cell: len(grid.changes(cell.levels)))))
+    return replace(grid, cells=tuple(sorted(cells, key=lambda cell: grid.distance(cell.levels))))
 
 
 def _axes(config: RunConfig) -> tuple[Axis, ...]:
@@ -125,7 +123,7 @@ def _axes(config: RunConfig) -> tuple[Axis, ...]:
     found = [
         _axis(config, Kind.STATE, "model", _states(states)),
         _axis(config, Kind.BN, "batch norm", [Level(f"{mode} BN", {"client.bn": mode}) for mode in sweep.bn]),
-        *(_axis(config, Kind.OTHER, key, levels) for key, levels in _further(sweep)),
+        *(_axis(config, kind_of(key), key, levels) for key, levels in _further(sweep)),
         _axis(config, Kind.DEFENCE, "defence", [_defence(text) for text in sweep.defences]),
         _axis(config, Kind.BATCH, "batch", [_batch(size) for size in sweep.batch_sizes]),
     ]
@@ -179,9 +177,13 @@ def _defence(text: str) -> Level:
         key, _, value = word.partition("=")
         if key not in keys(RunConfig):
             raise ConfigError([f"sweep.defences={text}: {key} is no key; after a plus sign give a key as key=value."])
+        if not goes_with_a_defence(key):
+            raise ConfigError(
+                [f"sweep.defences={text}: {key} is no setting by which a client defends itself; vary it in sweep.axes."]
+            )
         found[key] = value
     name = " + ".join(f"{name} {strength}" if strength else name for name, strength in parts)
-    return Level("no defence" if parts == [("none", "")] else " ".join([name, *others]), found)
+    return Level(" ".join([UNDEFENDED if parts == [("none", "")] else name, *others]), found)
 
 
 def _defence_settings(parts: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -15,10 +15,14 @@ from ..audit.assumptions import as_sentence, counted
 from ..audit.verdict import STRICT_RULE
 from ..config import settings
 from ..config_keys import format_value
-from .facts import UNDEFENDED, AuditFacts
-from .grid import CELLS, Grid, Kind
+from .changes import Change
+from .facts import AuditFacts
+from .grid import CELLS, UNDEFENDED, Grid
+from .kinds import Kind
+from .outcomes import Effect
+from .price import Training
 from .results import CellResult, State
-from .verdict import ORDER, Effect, GridVerdict
+from .verdict import ORDER, GridVerdict
 
 _STYLE_OF_RUN = f"{__package__.rpartition('.')[0]}.audit"
 SHOWN_CHANGES = 12
@@ -47,7 +51,7 @@ def _classes(result: CellResult) -> list[str]:
 _MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], _Notes], ...] = (
     (
         "Leaked share",
-        "Images that leaked, of all in the batch.",
+        "Images that leaked, of those in the batch that could be judged.",
         lambda result: result.share,
         _leaked,
     ),
@@ -61,7 +65,8 @@ _MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], _Notes], ...]
         "Label leakage",
         "Large: instances, the share of the private labels that were recovered from the update. Classes: of those in "
         "the batch the share that was found / of those that were named the share that is there. Counts: the share of "
-        "the classes on either side whose number of images is right.",
+        "the classes on either side whose number of images is right. Labels that were given to the attack "
+        "(labels=) are not counted.",
         lambda result: result.labels,
         _classes,
     ),
@@ -84,6 +89,8 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
     return template.render(
         style=Markup("\n".join(style.read_text(encoding="utf-8") for style in styles)),
         verdict=verdict,
+        worst_case=verdict.worst_case,
+        several=any(not axis.kind.is_setting and len(axis.levels) > 1 for axis in facts.grid.axes),
         kind={True: "leaked", False: "none", None: "failed"}[verdict.leaks],
         order=ORDER,
         rule=STRICT_RULE,
@@ -103,6 +110,8 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         shown_changes=SHOWN_CHANGES,
         effects=_EFFECTS,
         levels={"weak": "weakly visible", "none": "not shown", "unknown": "cannot be told"},
+        prices=bool(facts.prices),
+        price=_price,
         accuracies=_accuracies(facts),
         accuracy_problems=facts.accuracy_problems,
         trained=facts.accuracies.get(UNDEFENDED) or next(iter(facts.accuracies.values()), None),
@@ -143,18 +152,30 @@ def _by_reason(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _risks(facts: AuditFacts) -> dict[str, Any] | None:
-    """Each private image at the user's settings, at each model state; None where no such cell has a result."""
+    """Each private image at the user's settings, once for all that is no setting; None where no such cell has a result.
+
+    ``stages`` says whether the columns are model states alone: only these follow each other in time.
+    """
     grid = facts.grid
-    cells = {cell.levels: facts.results[cell.name] for cell in grid.cells if not grid.changes(cell.levels)}
-    state = next(position for position, axis in enumerate(grid.axes) if axis.kind is Kind.STATE)
-    known = [(levels, result) for levels, result in cells.items() if result.state is State.DONE and result.risks]
+    free = [i for i, axis in enumerate(grid.axes) if not axis.kind.is_setting and len(axis.levels) > 1]
+    known = [
+        (cell.levels, facts.results[cell.name])
+        for cell in grid.cells
+        if not grid.changes(cell.levels) and facts.results[cell.name].state is State.DONE
+    ]
+    known = sorted(((levels, result) for levels, result in known if result.risks), key=lambda pair: pair[0])
     if not known:
         return None
-    known.sort(key=lambda pair: pair[0][state])
     names = list(dict.fromkeys(risk.name for _, result in known for risk in result.risks))
-    columns = [grid.axes[state].levels[levels[state]].name for levels, _ in known]
+    columns = [
+        ", ".join(grid.axes[i].levels[levels[i]].name for i in free) or "at your settings" for levels, _ in known
+    ]
     by_name = [{risk.name: risk for risk in result.risks} for _, result in known]
-    return {"columns": columns, "rows": [{"name": name, "risks": [one.get(name) for one in by_name]} for name in names]}
+    return {
+        "columns": columns,
+        "stages": len(columns) > 1 and [grid.axes[i].kind for i in free] == [Kind.STATE],
+        "rows": [{"name": name, "risks": [one.get(name) for one in by_name]} for name in names],
+    }
 
 
 def _exposure(cell: dict[str, Any]) -> tuple[float, float]:
@@ -164,7 +185,8 @@ def _exposure(cell: dict[str, Any]) -> tuple[float, float]:
 
 def _unscored(facts: AuditFacts) -> str:
     """What is missing of cells that an earlier version finished, in one sentence."""
-    count = sum(result.state is State.DONE and result.label_scores is None for result in facts.results.values())
+    done = [result for result in facts.results.values() if result.state is State.DONE]
+    count = sum(result.labels is not None and result.label_scores is None for result in done)
     if not count:
         return ""
     were, own = ("was", "its own page has") if count == 1 else ("were", "their own pages have")
@@ -187,7 +209,7 @@ def _tiles(facts: AuditFacts, cells: list[dict[str, Any]]) -> list[tuple[str, st
     return [
         ("Cells", f"{len(done)} of {len(results)}", rest or "all have a result"),
         ("Cells that leak", f"{leaking} of {len(done)}", "at least one image leaked"),
-        ("Images that leaked", f"{leaked} of {images}", "over all cells"),
+        ("Leaks, all cells together", f"{leaked} of {images}", "each cell attacks its images anew"),
         ("Effort per cell", effort, "agents × steps, and as much for each control"),
         ("Time", _duration(facts.seconds), "of this run of the audit"),
     ]
@@ -218,7 +240,7 @@ def _panels(facts: AuditFacts, number: Callable[[CellResult], float | None], not
             for column in range(len(grid.axes[columns].levels)):
                 levels = tuple((fixed | {rows: row, columns: column})[i] for i in range(len(grid.axes)))
                 cell = by_levels[levels]
-                entries.append(_entry(cell.name, facts.results[cell.name], number, notes, levels == grid.base))
+                entries.append(_entry(cell.name, facts.results[cell.name], number, notes, not grid.changes(levels)))
             table.append({"name": level.name, "entries": entries})
         names = [grid.axes[position].levels[level].name for position, level in reversed(fixed.items())]
         panels.append({"title": ", ".join(names), "columns": _names(grid, columns), "rows": table})
@@ -246,6 +268,13 @@ def _entry(
         "hint": result.sentence,
         "base": base,
     }
+
+
+def _price(change: Change) -> str:
+    """What a change's defence costs, as a cell of the table."""
+    if change.price is not None and not change.price.usable:
+        return "not finite" if change.price.training is Training.NOT_FINITE else "learned nothing"
+    return "–" if change.cost is None else f"{-100 * change.cost + 0.0:+.1f}"
 
 
 def _accuracies(facts: AuditFacts) -> list[dict[str, Any]]:

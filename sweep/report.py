@@ -25,7 +25,7 @@ def write_audit(facts: AuditFacts) -> GridVerdict:
     Raises:
         ReportError: ``out`` cannot be written.
     """
-    verdict = judge_grid(facts.grid, facts.results, facts.accuracy_costs)
+    verdict = judge_grid(facts.grid, facts.results, facts.prices)
     provenance = state_provenance()
     numbers = json.dumps(to_dict(facts, verdict, provenance), indent=2, allow_nan=False) + "\n"
     replace_files(facts.config.out, {NUMBERS: numbers.encode(), PAGE: render(facts, verdict, provenance).encode()})
@@ -38,13 +38,16 @@ def to_dict(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, st
         "leaks": verdict.leaks,
         "verdict": f"{verdict.headline}. {verdict.advice}",
         "caution": verdict.caution,
+        "worst_case": verdict.worst_case,
         "changes": [
             {
                 "name": change.name,
                 "effect": change.effect,
                 "leaked": change.leaked,
                 "images": change.images,
-                "accuracy_cost": change.accuracy,
+                "labels": change.labels,
+                "accuracy_cost": change.cost,
+                "training": None if change.price is None else change.price.training,
             }
             for change in verdict.changes
         ],

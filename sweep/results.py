@@ -68,15 +68,15 @@ class CellResult:
     """Images of which nothing can be said."""
     iip: float | None = None
     labels: float | None = None
-    """Share of the labels that were recovered, as multisets: the instances."""
+    """Share of the labels that were read off the update, as multisets: the instances. None where they were given."""
     label_scores: LabelScores | None = None
-    """Classes, counts and instances; None where the cell was finished by a version that did not keep them."""
+    """Classes, counts and instances; None where labels were given, or an earlier version did not keep these numbers."""
     psnr: float | None = None
-    """Mean over the images, in dB."""
+    """Mean over the images that are not of one flat colour, in dB."""
     floor: float | None = None
-    """Of the constant images, in dB."""
+    """Of the constant images, in dB, over the same images."""
     control: float | None = None
-    """Mean over the images of the strongest control's PSNR, in dB."""
+    """Mean over the same images of the strongest control's PSNR, in dB."""
     ssim: float | None = None
     seconds: float = 0.0
     agents: int = 0

@@ -67,6 +67,8 @@ def finite(value: float | None) -> float | None:
 
 
 def _margin(image: ImageResult) -> float:
+    if image.flat:
+        return -math.inf  # of one flat colour: nothing can be held against anything
     value, (_, control) = finite(image.psnr), strongest(image)
     return -math.inf if value is None else value - (control or 0.0)
 

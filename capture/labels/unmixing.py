@@ -95,12 +95,12 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smo
     if not noise < _LARGEST_NOISE:
         return None
     basis = right[:image_count]
-    mixing = _search(basis, noise)
+    mixing = find_facets(basis, noise)
     if mixing is None:
         return None
     features, shut = mixing @ basis, []
     for image in range(image_count):
-        found, error = _polish(basis, features[image], noise)
+        found, error = polish_facet(basis, features[image], noise)
         mixing[image], features[image] = found, found @ basis
         shut.append(error)
     if not float(torch.linalg.cond(mixing)) < _LARGEST_CONDITION:
@@ -125,8 +125,16 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smo
     return Unmixed(whole, rows, labels, purity, torch.tensor(shut, dtype=torch.float64), error)
 
 
-def _search(basis: Float[Tensor, "image unit"], noise: float) -> Float[Tensor, "image image"] | None:
-    """Rows ``a`` for which ``a R`` is sparse and non-negative, of length 1; None where they are fewer than images."""
+def find_facets(
+    basis: Float[Tensor, "image unit"], noise: float, least_shut: float = _LEAST_SHUT
+) -> Float[Tensor, "image image"] | None:
+    """Rows ``a`` for which ``a R`` is sparse and non-negative, of length 1; None where they are fewer than images.
+
+    Args:
+        basis: R, orthonormal rows that span the images' features.
+        noise: Over signal, in the weakest direction.
+        least_shut: The least share of units that are shut for an image.
+    """
     count, units = basis.shape
     random = torch.Generator().manual_seed(0)
     found = basis.new_zeros(0, count)
@@ -145,7 +153,7 @@ def _search(basis: Float[Tensor, "image unit"], noise: float) -> Float[Tensor, "
         facet = _sharpen(basis, facet)
         features = facet @ basis
         shut = float((features.abs() < _zero(noise) / units**0.5).double().mean())
-        if shut < max(_LEAST_SHUT, 3 * count / units):
+        if shut < max(least_shut, 3 * count / units):
             if not len(found) and len(tried) >= _FUTILE:
                 return None
             continue
@@ -188,7 +196,7 @@ def _sharpen(basis: Float[Tensor, "image unit"], facet: Tensor) -> Tensor:
     return facet
 
 
-def _polish(basis: Float[Tensor, "image unit"], features: Tensor, noise: float) -> tuple[Tensor, float]:
+def polish_facet(basis: Float[Tensor, "image unit"], features: Tensor, noise: float) -> tuple[Tensor, float]:
     """The row ``a`` whose features are smallest at the units that are shut, and how small they are there."""
     units = basis.shape[1]
     width = _zero(noise) / units**0.5

@@ -20,7 +20,7 @@ ALLOWED = {
     "agents": {"capture", "peeling", "priors", "target"},
     "coordinator": {"agents", "capture", "peeling", "priors", "registration", "target"},
     "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration", "target"},
-    "audit": {"agents", "capture", "coordinator"},
+    "audit": {"agents", "capture", "coordinator", "peeling", "registration", "target"},
     "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "config", "config_keys"},
     "presets": set(),
 }

@@ -218,3 +218,17 @@ def test_the_constant_image_is_never_recognised(attack: Attack) -> None:
     assert report.control_iip("constant_image") == 0.0
     assert "8 x 8" in report.embedding
     assert evaluate(reconstruction, private).iip is None
+
+
+def test_pixels_of_one_seed_have_the_wider_interval_whatever_it_is_called(attack: Attack) -> None:
+    reconstruction, private = attack(seeds=4, noise=0.03)
+    control = Control("no_gradient", at_noise(attack, private, 0.3))
+
+    def width(source: str) -> float:
+        named = dataclasses.replace(reconstruction, sources=(source,) * 4)
+        score = evaluate(named, private, controls=(control,)).images[0].controls["constant_image"]
+        assert score.high is not None
+        assert score.low is not None
+        return score.high - score.low
+
+    assert width("seed 2") == width("the second seed") > 1.2 * width("consensus")

@@ -46,7 +46,7 @@ def test_the_consensus_is_held_against_the_plain_mean_of_the_candidates(attack: 
         direct = psnr(mean, private.images)
         assert report.plain_mean_psnr == pytest.approx(float(direct.mean()))
         gained = psnr(reconstruction.consensus, private.images) - direct
-        assert [image.registration_gain for image in report.images] == pytest.approx(gained.tolist(), abs=1e-4)
+        assert [image.consensus_gain for image in report.images] == pytest.approx(gained.tolist(), abs=1e-4)
     else:
         assert report.plain_mean_psnr is None
         assert report.images[0].registration_gain is None
@@ -60,7 +60,7 @@ def test_a_single_candidate_has_no_plain_mean(attack: Attack) -> None:
 def test_no_gain_is_told_where_an_image_is_perfect(attack: Attack) -> None:
     reconstruction, private = attack(seeds=2)
     report = evaluate(dataclasses.replace(reconstruction, consensus=private.images), private)
-    assert report.images[0].registration_gain is None
+    assert report.images[0].consensus_gain is None
 
 
 def test_the_floor_is_each_images_own_mean_colour(attack: Attack) -> None:

@@ -119,3 +119,17 @@ def test_nobody_is_at_risk_where_a_control_does_as_well(attack: Attack) -> None:
     control = Control("no_gradient", reconstruction)
     report = evaluate(reconstruction, private, controls=(control,), exposure=Exposure((2.0,), (1.0,)))
     assert risk_sentences(report) == ["This attack made none of the images visible."]
+
+
+def test_of_images_that_could_not_be_judged_nothing_is_claimed(attack: Attack) -> None:
+    reconstruction, private = attack()
+    measured = Exposure((1.0,) * 4, (1.0,) * 4)
+    gone = dataclasses.replace(reconstruction, images=torch.full_like(private.images, torch.nan))
+    sentences = risk_sentences(evaluate(gone, private, exposure=measured))
+    assert sentences[0] == "Of 4 of 4 images nothing can be told."
+    half = dataclasses.replace(private, images=private.images.clone())
+    half.images[0] = 0.5
+    noise, _ = attack(half, noise=0.7)
+    assert risk_sentences(evaluate(noise, half, exposure=measured))[0] == (
+        "This attack made none of the images visible. Of 1 of 4 images nothing can be told."
+    )

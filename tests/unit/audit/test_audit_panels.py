@@ -38,7 +38,7 @@ def test_the_page_and_the_json_show_every_control(attack: Attack, tmp_path: Path
     blind, alone = attack(noise=0.4)[0], attack(noise=0.03, seeds=1)[0]
     failed = Control("other_images", None, f"All seeds diverged {HOSTILE}")
     values, page = _audited(attack, tmp_path, Control("no_gradient", blind), failed, Control("one_agent", alone))
-    shown = page[page.index("What the same effort shows") : page.index("Who leaks")]
+    shown = page[page.index("What can be shown without") : page.index("Who leaks")]
     for words in (
         "constant image",
         "no gradient",
@@ -81,7 +81,7 @@ def test_the_page_and_the_json_tell_who_leaks(attack: Attack, tmp_path: Path) ->
     assert values["at_risk"] == [image["name"] for image in values["images"] if image["leak"] == "leaked"]
     assert values["risk"][0].startswith("All images are at risk")
     # Alone, the constant image is told in the table of the images.
-    assert "What the same effort shows" not in page
+    assert "What can be shown without" not in page
     assert "No other control was run" in page
 
 
@@ -89,6 +89,6 @@ def test_a_page_without_a_pool_or_exposure_has_no_empty_panels(attack: Attack, t
     reconstruction, private = attack()
     write_report(evaluate(reconstruction, private), reconstruction, private, tmp_path)
     values, page = json.loads((tmp_path / "report.json").read_text()), _text(tmp_path / "report.html")
-    for words in ("Who leaks", "What the same effort shows", "IIP", "RDLV", "recognised"):
+    for words in ("Who leaks", "What can be shown without", "IIP", "RDLV", "recognised"):
         assert words not in page, words
     assert (values["iip"], values["rdlv_mean"], values["controls"], values["risk"]) == (None, None, [], [])

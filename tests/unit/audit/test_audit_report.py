@@ -162,13 +162,13 @@ def test_the_page_shows_what_registration_changed(attack: Attack, tmp_path: Path
     blurred = reconstruction.consensus.clone()
     blurred[2] = 0.5 * blurred[2] + 0.25
     values, page = _write(tmp_path, dataclasses.replace(reconstruction, consensus=blurred), private)
-    shown = page.text[page.text.index("What it changed") :]
+    shown = page.text[page.text.index("What the consensus changed") :]
     # The image that changed most comes first.
     names = [name for _, name in sorted((shown.index(name), name) for name in private.names)]
     changes = [image["registration_change"] for image in values["images"]]
     assert names[0] == "photo2.png"
     assert changes[2] == max(changes)
-    assert f"registration: {values['images'][2]['registration_gain']:+.1f} dB" in shown
+    assert f"consensus above plain mean: {values['images'][2]['consensus_gain']:+.1f} dB" in shown
     assert f"{values['plain_mean_psnr']:.1f} dB before, {values['consensus_psnr']:.1f} dB after" in shown
 
 
@@ -179,7 +179,7 @@ def test_the_page_shows_what_registration_changed(attack: Attack, tmp_path: Path
 )
 def test_a_run_without_registration_shows_no_change(attack: Attack, tmp_path: Path, changes: dict[str, Any]) -> None:
     _, page = _write(tmp_path, *attack(batch=4, **changes))
-    assert "What it changed" not in page.text
+    assert "What the consensus changed" not in page.text
 
 
 def test_of_many_images_those_that_changed_most_are_shown(attack: Attack, tmp_path: Path) -> None:

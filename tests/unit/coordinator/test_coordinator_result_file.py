@@ -18,6 +18,7 @@ from gradinversion.coordinator import Reconstruction
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.coordinator.storage import Storage
 from gradinversion.coordinator.tensor_file import CheckpointError
+from gradinversion.peeling import KnownFeatures
 
 _CONFIG = {
     "seed": 0,
@@ -72,6 +73,7 @@ def result() -> Reconstruction:
         defence="none",
         normalisation=Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3)),
         training="The client made four steps.",
+        known=KnownFeatures("layer4.1.bn1", True, True, torch.rand(2, 3, 1, 1), 1e-6, "the taps of layer4.1.conv2"),
         facts=(
             StatedFact("momentum", "Momentum", "0.9", Provenance.READ, "x", True, "told.momentum=0.9", "It is not."),
         ),

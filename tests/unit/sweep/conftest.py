@@ -101,6 +101,7 @@ def facts(settings: Settings) -> Facts:
             "configs": {cell.name: cell.config for cell in grid.cells if cell.config is not None},
             "accuracies": {},
             "accuracy_problems": {},
+            "diverged": frozenset(),
             "notes": (),
             "seconds": 83.0,
         }

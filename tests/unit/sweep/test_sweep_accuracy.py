@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +30,16 @@ def config(*words: str) -> RunConfig:
     return load_config(["client.classes=2", "client.batch_size=2", "client.image_size=8", *words])
 
 
+def trained(*arguments: Any) -> Accuracy:
+    found = train_and_test(*arguments)
+    assert found is not None
+    return found
+
+
 def test_a_model_learns_and_a_defence_that_leaves_nothing_costs_everything(folder: Path) -> None:
     told: list[object] = []
-    free = train_and_test(config(), str(folder), 40, told.append)
-    lost = train_and_test(
-        config("client.defence=clip", "client.defence_strength=0.0000001"), str(folder), 40, told.append
-    )
+    free = trained(config(), str(folder), 40, told.append)
+    lost = trained(config("client.defence=clip", "client.defence_strength=0.0000001"), str(folder), 40, told.append)
     assert free.mean > 0.9
     assert lost.mean < free.mean
     assert (free.train_images, free.test_images, free.chance) == (24, 6, 0.5)
@@ -43,7 +48,7 @@ def test_a_model_learns_and_a_defence_that_leaves_nothing_costs_everything(folde
 
 @pytest.mark.parametrize("bn", ["train_shared", "train_private"])
 def test_models_with_batch_statistics_are_tested_with_those_of_the_training_images(folder: Path, bn: str) -> None:
-    found = train_and_test(config(f"client.bn={bn}"), str(folder), 12, lambda state: None)
+    found = trained(config(f"client.bn={bn}"), str(folder), 12, lambda state: None)
     assert found.mean > 0.9
 
 
@@ -51,7 +56,7 @@ def test_models_with_batch_statistics_are_tested_with_those_of_the_training_imag
     "words", [("client.defence=dp_sgd", "client.defence_strength=1e-6"), ("client.clients=2", "client.labels=0,1,0,1")]
 )
 def test_whatever_the_client_sends_can_be_trained_on(folder: Path, words: tuple[str, ...]) -> None:
-    assert train_and_test(config(*words), str(folder), 40, lambda state: None).mean > 0.7
+    assert trained(config(*words), str(folder), 40, lambda state: None).mean > 0.7
 
 
 def test_training_that_does_not_stay_finite_is_repeated_with_a_smaller_step(
@@ -59,12 +64,25 @@ def test_training_that_does_not_stay_finite_is_repeated_with_a_smaller_step(
 ) -> None:
     from gradinversion.sweep import accuracy
 
-    usual = train_and_test(config(), str(folder), 20, lambda state: None)
+    usual = trained(config(), str(folder), 20, lambda state: None)
     assert usual.learning_rate == 0.02
     monkeypatch.setattr(accuracy, "_LEARNING_RATES", (1e20, 0.02))
     assert train_and_test(config(), str(folder), 20, lambda state: None) == usual
     monkeypatch.setattr(accuracy, "_LEARNING_RATES", (1e20, 1e19))
-    with pytest.raises(UpdateError, match=r"did not stay finite at any of the learning rates 1e\+20, 1e\+19"):
+    assert train_and_test(config(), str(folder), 20, lambda state: None) is None
+    assert "any of the learning rates 1e+20, 1e+19" in accuracy.not_finite()
+
+
+def test_what_is_refused_before_the_first_step_is_no_matter_of_the_learning_rate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradinversion.sweep import accuracy
+
+    def refuse(*arguments: object) -> None:
+        raise UpdateError("the client sends nothing")
+
+    monkeypatch.setattr(accuracy, "send_update", refuse)
+    with pytest.raises(UpdateError, match="the client sends nothing"):
         train_and_test(config(), str(folder), 20, lambda state: None)
 
 

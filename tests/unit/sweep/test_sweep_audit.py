@@ -84,7 +84,7 @@ def test_all_cells_are_run_the_users_own_first(settings: Settings, cells: Cells)
     verdict, _ = run(config)
     assert cells.ran[0] == "4 none 0"
     assert len(cells.ran) == 6
-    assert verdict.advice.startswith("The smallest change that stops it: noise 0.1.")
+    assert verdict.advice.startswith("The smallest change that stops the image leak: noise 0.1 (")
     assert states(config) == ["done"] * 6
 
 

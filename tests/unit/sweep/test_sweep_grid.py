@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from gradinversion.audit.config import CONTROLS
 from gradinversion.config import ConfigError, RunConfig, command_words, differences, load_config, with_settings
-from gradinversion.sweep.grid import Kind, make_grid
+from gradinversion.sweep.grid import make_grid
+from gradinversion.sweep.kinds import Kind
 
 Settings = Any
 
@@ -72,8 +73,10 @@ def test_a_grid_without_one_good_cell_is_refused_with_every_reason_once(settings
         ("sweep.defences=noise:much", "name:number"),
         ("sweep.defences=noise:1+strength", "use one of none, noise"),
         ("sweep.defences=noise:1+clip:much", "name:number"),
-        ("sweep.defences=client.classes=20+noise:1", "begin with a defence"),
+        ("sweep.defences=client.clients=2+noise:1", "begin with a defence"),
         ("sweep.defences=noise:1+client.nothing=1", "key=value"),
+        ("sweep.defences=none,noise:1+agents.iterations=5", "no setting by which a client defends itself"),
+        ("sweep.defences=none,none+client.images=elsewhere", "no setting by which a client defends itself"),
         ("sweep.axes=32,64", "begin with a key"),
         ("sweep.axes=out:a,b", "cannot be varied"),
         ("sweep.axes=sweep.bn:eval", "cannot be varied"),
@@ -114,24 +117,24 @@ def test_a_budget_in_seconds(word: str, seconds: float) -> None:
 
 
 def test_further_keys_are_axes_too(settings: Settings) -> None:
-    grid = make_grid(settings("sweep.axes=client.image_size:32,16,client.model:convnet,own.module:net"))
+    grid = make_grid(settings("sweep.axes=client.defence_clip:1,2,client.model:convnet,own.module:net"))
     assert len(grid.cells) == 6 * 4
     other = [axis for axis in grid.axes if axis.kind is Kind.OTHER]
-    assert [axis.title for axis in other] == ["client.image_size", "client.model"]
+    assert [axis.title for axis in other] == ["client.defence_clip", "client.model"]
     models = {cell.config.client.model for cell in grid.cells if cell.config is not None}
     assert models == {"convnet", "own.module:net"}
 
 
 def test_a_defence_may_set_further_keys(settings: Settings) -> None:
-    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.bn=eval+client.labels=unique"))
-    assert grid.cells[1].title == "batch 4, noise 1 client.bn=eval client.labels=unique, eval BN, untrained"
-    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.classes=20"))
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.bn=eval+client.momentum=0"))
+    assert grid.cells[1].title == "batch 4, noise 1 client.bn=eval client.momentum=0, eval BN, untrained"
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1+client.clients=2+client.dp_steps=9"))
     configs = [cell.config for cell in grid.cells if cell.config is not None]
-    assert [config.client.classes for config in configs] == [10, 20]
+    assert [config.client.image_count for config in configs] == [4, 8]
 
 
 def test_combined_defences_are_levels_and_the_users_own_is_found(settings: Settings) -> None:
-    defences = "sweep.defences=none,clip:0.50+noise:0.1,noise:1,prune:0.9+quantise:4+client.classes=20"
+    defences = "sweep.defences=none,clip:0.50+noise:0.1,noise:1,prune:0.9+quantise:4+client.clients=2"
     grid = make_grid(settings("sweep.batch_sizes=4", defences, "client.defence=clip:0.5+noise:0.1"))
     own = grid.cells[0]
     assert own.config is not None
@@ -141,7 +144,7 @@ def test_combined_defences_are_levels_and_the_users_own_is_found(settings: Setti
     assert load_config(command_words(own.config)) == own.config
     last = grid.cells[-1].config
     assert last is not None
-    assert (last.client.defence, last.client.classes) == ("prune:0.9+quantise:4", 20)
+    assert (last.client.defence, last.client.clients) == ("prune:0.9+quantise:4", 2)
     # The strength of a single one may stand in its name.
     grid = make_grid(settings("client.defence=noise:1"))
     assert grid.cells[0].title.startswith("batch 4, noise 1,")

@@ -52,7 +52,7 @@ class Reader(HTMLParser):
 
 
 def read(facts: AuditFacts) -> tuple[Reader, str]:
-    page = render(facts, judge_grid(facts.grid, facts.results, facts.accuracy_costs), PROVENANCE)
+    page = render(facts, judge_grid(facts.grid, facts.results, facts.prices), PROVENANCE)
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
@@ -62,7 +62,7 @@ def read(facts: AuditFacts) -> tuple[Reader, str]:
 def test_the_verdict_the_maps_and_the_commands_are_on_the_page(facts: Facts) -> None:
     reader, text = read(facts())
     assert "At your settings (batch 4, no defence, eval BN, untrained) 3 of 4 images leak" in text
-    assert "The smallest change that stops it: noise 0.1." in text
+    assert "The smallest change that stops the image leak: noise 0.1 (" in text
     for heading in ("Leaked share", "Image identifiability precision (IIP)", "Label leakage", "To repeat it"):
         assert heading in text
     assert "python run.py audit" in text
@@ -218,3 +218,46 @@ def test_no_unfilled_place_is_left(facts: Facts) -> None:
     found = facts()
     page = render(found, judge_grid(found.grid, found.results), PROVENANCE)
     assert not re.search(r"\{\{|\{%|None|nan\b", page)
+
+
+def test_what_is_no_setting_is_told_and_framed(facts: Facts, tmp_path: Path) -> None:
+    words = ("sweep.batch_sizes=4", "sweep.defences=none,noise:1", "sweep.axes=agents.count:4,1")
+    found = facts(*words, leaked=lambda words: 3 if words["agents.count"] == "4" else 0)
+    reader, text = read(found)
+    assert "No settings of the client: agents.count (how the server attacks)." in text
+    assert "(the worst of the frames counts)" in text
+    assert "images that show, at worst" in text
+    assert "count 1 no leak shown" not in text
+    assert "cat leaked +8.4 dB 2.31 40% leaked" in text  # a column for each attack
+    assert "earliest at which it was seen" not in text
+    # Both cells at the user's settings, in each of three maps and in the list of cells.
+    assert reader.classes.count("base") == 2 * (3 + 1)
+    write_audit(found)
+    numbers = audit_json(tmp_path)
+    assert [change["name"] for change in numbers["changes"]] == ["noise 1"]
+    assert numbers["worst_case"].startswith("No settings of the client: agents.count")
+
+
+def test_changes_are_listed_with_price_and_labels(facts: Facts, tmp_path: Path) -> None:
+    accuracies = {"no defence": Accuracy((0.9, 0.8), 300, 4, 160, 40, 0.5, 0.02)}
+    accuracies["noise 0.1"] = replace(accuracies["no defence"], values=(0.7, 0.6))
+    words = ("sweep.batch_sizes=4", "sweep.defences=none,noise:0.1,noise:10")
+    problem = {"noise 10": "training did not stay finite"}
+    found = facts(*words, accuracies=accuracies, accuracy_problems=problem, diverged=frozenset({"noise 10"}))
+    _, text = read(found)
+    assert "noise 0.1 no leak shown 0 of 4 75% -20.0" in text
+    assert "noise 10 no leak shown 0 of 4 75% not finite" in text
+    write_audit(found)
+    assert [(c["training"], c["labels"]) for c in audit_json(tmp_path)["changes"]] == [
+        ("better than chance", 0.75),
+        ("not finite", 0.75),
+    ]
+
+
+def test_labels_that_were_given_are_no_leak_of_the_update(facts: Facts) -> None:
+    found = facts()
+    given = {name: replace(one, labels=None, label_scores=None) for name, one in found.results.items()}
+    _, text = read(replace(found, results=given))
+    assert "No cell has this number." in text
+    assert "earlier version" not in text
+    assert "how many of the labels are still recovered is not known" in text

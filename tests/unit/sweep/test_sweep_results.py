@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gradinversion.audit import ControlScore, ImageResult
 from gradinversion.config import RunConfig, config_yaml
 from gradinversion.coordinator import Storage
 from gradinversion.sweep.budget import Plan
@@ -14,6 +16,7 @@ from gradinversion.sweep.grid import make_grid
 from gradinversion.sweep.placing import Placing
 from gradinversion.sweep.planning import PlanStore, whole, with_effort
 from gradinversion.sweep.results import CellResult, State, load_result, save_result
+from gradinversion.sweep.worst import find_risk
 
 Settings = Any
 
@@ -117,3 +120,15 @@ def test_an_axis_of_steps_is_shortened_in_proportion(settings: Settings) -> None
     cell = replace(cell_config(settings), agents=replace(config.agents, iterations=400, count=1))
     found = with_effort(cell, config, Plan(250, 2, (), {}), Placing(1, 0.5, 0.0, 1), 1).agents
     assert (found.iterations, found.count) == (100, 1)
+
+
+def test_a_flat_image_is_never_the_one_that_leaked_most() -> None:
+    constant = {"constant_image": ControlScore(math.inf), "no_gradient": ControlScore(12.0)}
+    flat = ImageResult(0, 0, "flat", 0, 0, 1.0, "consensus", 1.0, psnr=40.0, constant_image_psnr=math.inf)
+    flat = replace(flat, controls=constant)
+    risk = find_risk(flat)
+    assert (risk.lead, risk.level) == (None, "unknown")
+    near = replace(flat, constant_image_psnr=80.0, controls={"constant_image": ControlScore(80.0)})
+    assert find_risk(near).lead is None
+    plain = replace(flat, constant_image_psnr=15.0, controls={"constant_image": ControlScore(15.0)})
+    assert find_risk(plain).lead == pytest.approx(25.0)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from gradinversion.sweep.grid import Grid, make_grid
+from gradinversion.sweep.outcomes import Effect
+from gradinversion.sweep.price import Price, Training
 from gradinversion.sweep.results import CellResult, State
-from gradinversion.sweep.verdict import Effect, GridVerdict, judge_grid
+from gradinversion.sweep.verdict import GridVerdict, judge_grid
 
 Settings = Any
 Judged = Callable[..., GridVerdict]
@@ -18,15 +20,19 @@ def judged(fakes: Any) -> Judged:
     """The verdict on made-up numbers of leaked images."""
 
     def judge(
-        grid: Grid, leaked: Callable[[dict[str, str]], int | None], accuracy: dict[str, float] | None = None
+        grid: Grid, leaked: Callable[[dict[str, str]], int | None], prices: dict[str, Price] | None = None
     ) -> GridVerdict:
-        return judge_grid(grid, fakes.results(grid, leaked), accuracy)
+        return judge_grid(grid, fakes.results(grid, leaked), prices)
 
     return judge
 
 
 def effects(verdict: GridVerdict) -> dict[str, Effect]:
     return {change.name: change.effect for change in verdict.changes}
+
+
+def learned(cost: float) -> Price:
+    return Price(Training.LEARNED, cost)
 
 
 def strength(words: dict[str, str]) -> float:
@@ -38,13 +44,13 @@ def test_the_weakest_defence_that_is_enough(settings: Settings, judged: Judged) 
     verdict = judged(grid, lambda words: 3 if strength(words) < 0.1 else 0)
     assert verdict.leaks
     assert verdict.headline == "At your settings (batch 4, no defence, eval BN, untrained) 3 of 4 images leak"
-    assert verdict.advice.startswith("The smallest change that stops it: noise 0.1.")
+    assert verdict.advice.startswith("The smallest change that stops the image leak: noise 0.1 (")
 
 
 def test_a_larger_batch_comes_before_a_defence(settings: Settings, judged: Judged) -> None:
     grid = make_grid(settings())
     verdict = judged(grid, lambda words: 3 if strength(words) < 1 and words["client.batch_size"] == "4" else 0)
-    assert verdict.advice.startswith("The smallest change that stops it: batch 8.")
+    assert verdict.advice.startswith("The smallest change that stops the image leak: batch 8 (")
     assert "Otherwise: noise 1" in verdict.advice
 
 
@@ -91,11 +97,15 @@ def test_stronger_means_smaller_for_clipping(settings: Settings, judged: Judged)
 def test_the_measured_cost_decides_among_defences(settings: Settings, judged: Judged, fakes: Any) -> None:
     grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:1,prune:0.9"))
     leaked = fakes.leak_undefended
-    assert "noise 1." in judged(grid, leaked).advice
-    verdict = judged(grid, leaked, {"noise 1": 0.2, "prune 0.9": 0.034})
-    assert verdict.advice.startswith(
-        "The smallest change that stops it: prune 0.9, which costs 3.4 points of accuracy."
-    )
+    unmeasured = "what it costs in accuracy was not measured; 75% of the labels are still recovered"
+    assert judged(grid, leaked).advice == f"The smallest change that stops the image leak: noise 1 ({unmeasured})."
+    verdict = judged(grid, leaked, {"noise 1": learned(0.2), "prune 0.9": learned(0.034)})
+    terms = "it costs 3.4 points of accuracy; 75% of the labels are still recovered"
+    assert verdict.advice == f"The smallest change that stops the image leak: prune 0.9 ({terms})."
+    # One whose price is known comes before one of which it is not.
+    assert "prune 0.9" in judged(grid, leaked, {"prune 0.9": learned(0.034)}).advice
+    gained = judged(grid, leaked, {"noise 1": learned(-0.02)})
+    assert "noise 1 (it cost no accuracy in a short training; 75%" in gained.advice
 
 
 def test_a_change_must_hold_at_every_model_state(settings: Settings, judged: Judged) -> None:
@@ -104,7 +114,7 @@ def test_a_change_must_hold_at_every_model_state(settings: Settings, judged: Jud
         grid, lambda words: 3 if strength(words) < (1 if words["client.weights"] == "net.pt" else 0.1) else 0
     )
     assert effects(verdict) == {"noise 0.1": Effect.LEAKS, "noise 1": Effect.STOPS}
-    assert verdict.headline.endswith("6 of 8 images leak (untrained: 3 of 4; net: 3 of 4)")
+    assert verdict.headline.endswith("3 of 4 images leak in the worst case (untrained: 3 of 4; net: 3 of 4)")
 
 
 def test_what_was_not_run_at_one_state_is_not_known(settings: Settings, judged: Judged) -> None:
@@ -113,7 +123,7 @@ def test_what_was_not_run_at_one_state_is_not_known(settings: Settings, judged: 
         grid, lambda words: 3 if strength(words) == 0 else None if words["client.weights"] == "net.pt" else 0
     )
     assert effects(verdict) == {"noise 1": Effect.UNKNOWN}
-    assert "1 of them nothing is known" in verdict.advice
+    assert "not all of its cells have a result" in verdict.advice
 
 
 def test_weakly_visible_images_are_no_stop(settings: Settings, fakes: Any) -> None:

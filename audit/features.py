@@ -1,0 +1,144 @@
+"""Whether the features that the gradient determines are those of the private images: then they leaked, picture or not.
+
+Who holds an image can push it through the server's model and see whether its features are among those recovered; at
+errors of 1e-6 that is certain. Only who holds the private images can say that it is so, and the audit does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, PrivateBatch, client_mode
+from ..peeling import KnownFeatures
+from .feature_leak import FeatureLeak
+from .pool import Pool
+from .results import ImageResult
+from .verdict import Leak, Verdict
+
+_AT_ONCE = 32
+
+FEATURE_RULE = (
+    " An image also counts as leaked when the activations that the gradient gives are its own and no other image's "
+    "come within ten times that distance."
+)
+
+
+def measure_feature_leak(
+    model: nn.Module, private: PrivateBatch, update: CapturedUpdate, known: KnownFeatures, pool: Pool | None
+) -> FeatureLeak:
+    """The recovered features held against those of the private images and of other images.
+
+    Args:
+        model: in the state that the client started from; it is left as it was.
+        private: the true images in [0, 1].
+        update: that was attacked.
+        known: what the attack recovered.
+        pool: other images, or None.
+    """
+    images = private.images if pool is None else torch.cat([private.images, pool.images.to(private.images)])
+    like = next(model.parameters())
+    with torch.no_grad(), client_mode(model, update.batch_norm), _stopping_at(model, known) as reached:
+        parts = [reached(update.normalisation.apply(part.to(like))) for part in torch.split(images, _AT_ONCE)]
+    features = torch.cat(parts).flatten(1).double().cpu()
+    features = features.clamp_min(0) if known.rectified else features
+    found = known.activations.flatten(1).double().cpu()
+    own = features[: len(private.images)]
+    distances = torch.cdist(own, found) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    order = linear_sum_assignment(distances.numpy())[1].tolist()
+    rows = found[list(order)]
+    others = torch.cdist(rows, features) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    others[torch.arange(len(own)), torch.arange(len(own))] = torch.inf
+    return FeatureLeak(
+        known.words,
+        known.way,
+        tuple(float(distances[image, row]) for image, row in enumerate(order)),
+        tuple(others.min(dim=1).values.tolist()),
+    )
+
+
+def with_feature_leaks(images: Sequence[ImageResult], leak: FeatureLeak | None) -> tuple[ImageResult, ...]:
+    """The results, where an image of which no picture was recovered counts as leaked by its features."""
+    if leak is None:
+        return tuple(images)
+    return tuple(
+        replace(image, verdict=_of_image(image.verdict, leak, image.index))
+        if leak.recognised[image.index] and image.verdict.leak is not Leak.LEAKED
+        else image
+        for image in images
+    )
+
+
+def _of_image(verdict: Verdict, leak: FeatureLeak, index: int) -> Verdict:
+    reason = f"{verdict.headline[0].upper()}{verdict.headline[1:]}. {verdict.detail}".strip()
+    return Verdict(Leak.LEAKED, f"features leaked: known to {leak.errors[index]:.0e}, no picture", reason)
+
+
+def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> Verdict:
+    """The verdict on the batch, which calls no image safe whose features are known.
+
+    Args:
+        verdict: by the pictures, and by what is doubtful about them.
+        leak: None where the attack recovered no features.
+        pictures: of how many images a picture leaked.
+    """
+    if leak is None or verdict.leak is Leak.FAILED:
+        return verdict
+    known, total = sum(leak.recognised), len(leak.recognised)
+    if not known:
+        return verdict
+    whose = "the private image" if total == 1 else f"all {total} images" if known == total else f"{known} of {total}"
+    largest = max(error for error, recognised in zip(leak.errors, leak.recognised, strict=True) if recognised)
+    detail = (
+        f"By {leak.way} the gradient gives {leak.place} of {whose} away, to {largest:.0e}: whoever holds an image can "
+        "tell with it that it was in the batch."
+    )
+    if verdict.leak is Leak.LEAKED:
+        return replace(verdict, detail=f"{verdict.detail} {detail}") if pictures < total else verdict
+    subject = "image" if total == 1 else "images"
+    whose = whose if whose.endswith(subject) else f"{whose} {subject}"
+    return Verdict(Leak.LEAKED, f"No picture, but the features of {whose} leaked", f"{detail} {verdict.detail}")
+
+
+class _Reached(Exception):  # noqa: N818 - it is no error
+    """Carries a module's output out of the forward pass."""
+
+    def __init__(self, value: Float[Tensor, "batch channel height width"]) -> None:
+        self.value = value
+
+
+@contextmanager
+def _stopping_at(model: nn.Module, known: KnownFeatures) -> Iterator[_Forward]:
+    def entered(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0].clone())
+
+    def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        raise _Reached(output.clone())
+
+    layer = model.get_submodule(known.module)
+    handle = layer.register_forward_hook(left) if known.output else layer.register_forward_pre_hook(entered)
+    try:
+        yield _Forward(model, known.module)
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """A model that ends at one of its modules."""
+
+    model: nn.Module
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        try:
+            self.model(images)
+        except _Reached as reached:
+            return reached.value
+        raise RuntimeError(f"the model did not run its module {self.name!r}")

@@ -1,0 +1,87 @@
+"""The images of a batch told apart in what the taps of a convolution gave: its input comes out of a ReLU.
+
+What `taps` leaves open is one mixing of the images, the same at every place and channel. Each image's input is never
+negative and zero at many units, and nearly no mixture of images is (see `capture.labels.unmixing`, whose linear
+programs are used here on vectors of all places and channels).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capture.labels.unmixing import find_facets, polish_facet
+from .taps import Factors
+
+# Units below this share of the strongest are shut for every image and say nothing.
+_DEAD, _DEAD_NOISE = 1e-4, 30.0
+# Units that the linear programs look at, and at least so many for each image.
+_LOOKED_AT, _FOR_EACH = 3000, 60
+# Networks with random weights differ in few units from image to image: a batch is told apart by as few as these.
+_LEAST_SHUT = 0.01
+# Noise over signal at which the programs are tried, one after another.
+_NOISES = (1e-6, 1e-4, 1e-3, 5e-3)
+# Mixings worse conditioned than this are one image twice.
+_LARGEST_CONDITION = 1e6
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Each image's own input and cotangent, up to its length. Float64, on the CPU."""
+
+    inputs: Float[Tensor, "image place input"]
+    """Never negative; of length 1 for each image."""
+    cotangents: Float[Tensor, "image place output"]
+    """Such that ``sum_i cotangents[i]^T T_d inputs[i]`` is the gradient."""
+    error: Float[Tensor, " image"]
+    """What of each image's input is below zero, relative to all of it: where a ReLU stands before, that is error."""
+
+
+def tell_apart(factors: Factors) -> Apart | None:
+    """The images behind these factors; None where they cannot be told apart.
+
+    Args:
+        factors: of a convolution whose input comes out of a ReLU.
+    """
+    count = len(factors.inputs)
+    flat = factors.inputs.reshape(count, -1)
+    if not bool(torch.isfinite(flat).all()):
+        return None
+    mixing = _single(flat) if count == 1 else _mixing(flat, factors.misfit)
+    if mixing is None or not float(torch.linalg.cond(mixing)) < _LARGEST_CONDITION:
+        return None
+    inputs = mixing @ flat
+    length = inputs.norm(dim=1, keepdim=True)
+    cotangents = torch.linalg.inv(mixing).T @ factors.cotangents.reshape(count, -1)
+    inputs, cotangents = inputs / length, cotangents * length
+    below = inputs.clamp_max(0).norm(dim=1)
+    return Apart(inputs.clamp_min(0).reshape(factors.inputs.shape), cotangents.reshape(factors.cotangents.shape), below)
+
+
+def _single(flat: Tensor) -> Tensor:
+    """Of one image only the sign is open."""
+    return flat.sum().sign().reshape(1, 1)
+
+
+def _mixing(flat: Float[Tensor, "image unit"], misfit: float) -> Float[Tensor, "image image"] | None:
+    """What takes mixtures to images."""
+    orthonormal, triangle = torch.linalg.qr(flat.T)
+    basis = orthonormal.T.contiguous()
+    count = len(basis)
+    for noise in _NOISES:
+        if noise < misfit:
+            continue
+        strength = basis.norm(dim=0)
+        live = (strength > max(_DEAD, _DEAD_NOISE * noise) * strength.max()).nonzero().flatten()
+        shuffled = live[torch.randperm(len(live), generator=torch.Generator().manual_seed(0))]
+        some = basis[:, shuffled[: max(_LOOKED_AT, _FOR_EACH * count)]]
+        some = some / some.norm(dim=0).square().mean().sqrt() * (count / some.shape[1]) ** 0.5
+        facets = find_facets(some, noise, _LEAST_SHUT)
+        if facets is None:
+            continue
+        polished = [polish_facet(basis[:, live], facet @ basis[:, live], noise)[0] for facet in facets]
+        return torch.stack(polished) @ torch.linalg.inv(triangle.T)
+    return None

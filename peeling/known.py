@@ -1,0 +1,46 @@
+"""What of the private images is known exactly, whether or not an attack makes pictures of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .anchor import Anchor
+from .tap_cut import TapCut
+
+
+@dataclass(frozen=True)
+class KnownFeatures:
+    """Activations of every image at one place of the network, determined by the gradient."""
+
+    module: str
+    """Name of the module at which they are known."""
+    output: bool
+    """Whether they are the module's output; else its input."""
+    rectified: bool
+    """Whether they are known behind a ReLU only: zero stands for any value that is not positive."""
+    activations: Float[Tensor, "image ..."]
+    error: float
+    """Estimated, relative."""
+    way: str
+    """How they were found, in a few words for a reader."""
+
+    @property
+    def words(self) -> str:
+        """Where they are and how many, for a reader."""
+        shape = " x ".join(str(side) for side in self.activations.shape[1:])
+        return f"the {'output' if self.output else 'input'} of {self.module} ({shape} numbers for each image)"
+
+
+def known_by_peeling(anchor: Anchor) -> KnownFeatures:
+    """What layer peeling came to."""
+    activations = anchor.activations.detach().cpu().float()
+    return KnownFeatures(anchor.module, False, anchor.one_sided, activations, anchor.error, "layer peeling")
+
+
+def known_by_taps(cut: TapCut) -> KnownFeatures:
+    """What the taps of a convolution gave."""
+    way = f"the taps of {cut.convolution}"
+    return KnownFeatures(cut.batch_norm, True, True, cut.activations, cut.error, way)

@@ -1,0 +1,224 @@
+"""A cut through a residual network: the input of one of its convolutions for every image, found by taps alone.
+
+Neither the final layer nor labels nor what pools and adds up behind are needed (see `taps`). Told apart, the images'
+inputs have their direction each; their lengths stand in the batch norm in front: where a convolution with weight W
+reads ``relu(bn(.))`` and nothing else does, the gradient by the batch norm's bias is the sum over images and places of
+the derivative by its output, ``dL/dbeta_c = sum_i (1 / t_i) sum_p m_i(c, p) (W^T * Delta_i)(c, p)`` with m the open
+units, as many equations in the B unknown lengths t_i as the batch norm has channels, and so a check of all that came
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from ..capture import CapturedUpdate, client_mode
+from ..capture.labels.final_layer import natural_noise
+from .images_apart import tell_apart
+from .taps import MOST_PLACES, factor_taps
+
+# Units of length-1 inputs below this share of their root mean square are shut.
+_SHUT = 1e-4
+# Channels whose equation is off by more than so many times the median count for less.
+_FAR, _REWEIGHTED = 3.0, 30
+# What the lengths may leave of the bias gradient.
+_LARGEST_MISFIT = 0.01
+# Float32 keeps about this of a sum; nothing is called more exact.
+_LEAST_ERROR = 1e-6
+# How far two ways to one derivative may be apart on a probe, relative.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class TapCut:
+    """What is known of every image at the output of one batch norm, in front of its ReLU."""
+
+    convolution: str
+    """Whose weight gradient was taken apart."""
+    batch_norm: str
+    """In front of it, with a ReLU in between."""
+    activations: Float[Tensor, "image channel height width"]
+    """The output of the ReLU: where it is zero, that of the batch norm is only known not to be positive."""
+    error: float
+    """Estimated relative error of the activations."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A convolution whose taps may be taken apart."""
+
+    convolution: str
+    batch_norm: str
+    size: tuple[int, int]
+    """Height and width of its input."""
+
+
+def find_tap_cut(update: CapturedUpdate, model: nn.Module, tolerance: float = 3e-2) -> TapCut | None:
+    """The cut nearest to the images; None where no convolution has few enough places, or nothing fits together.
+
+    Args:
+        update: a gradient; batch norm on its running statistics.
+        model: the server's model; it is left as it was.
+        tolerance: the largest estimated error of the activations.
+    """
+    for candidate in _candidates(update, model):
+        found = _solve(candidate, update, model)
+        if found is not None and found.error <= tolerance:
+            return found
+    return None
+
+
+def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> TapCut | None:
+    gradient = update.gradients.get(f"{candidate.convolution}.weight")
+    bias_gradient = update.gradients.get(f"{candidate.batch_norm}.bias")
+    if gradient is None or bias_gradient is None:
+        return None
+    factors = factor_taps(gradient, update.image_count, candidate.size)
+    apart = None if factors is None else tell_apart(factors)
+    if factors is None or apart is None:
+        return None
+    inputs, cotangents = (_maps(rows, candidate.size) for rows in (apart.inputs, apart.cotangents))
+    layer = model.get_submodule(candidate.convolution)
+    assert isinstance(layer, nn.Conv2d)
+    by_input = conv2d_input(  # type: ignore[no-untyped-call]
+        list(inputs.shape), layer.weight.detach().double().cpu(), cotangents, layer.stride, layer.padding
+    )
+    is_open = inputs > _SHUT * inputs.flatten(1).square().mean(1).sqrt()[:, None, None, None]
+    columns = (by_input * is_open).sum(dim=(2, 3)).T
+    inverse, misfit = _fit(columns, bias_gradient.detach().double().cpu())
+    if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
+        return None
+    activations = inputs * is_open / inverse[:, None, None, None]
+    error = max(_LEAST_ERROR, float(apart.error.max()), 3 * factors.misfit, misfit)
+    return TapCut(candidate.convolution, candidate.batch_norm, activations.float(), error)
+
+
+def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
+    return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()
+
+
+def _fit(columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]) -> tuple[Tensor, float]:
+    """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
+    and what is left in the median channel, relative."""
+    size = columns.norm(dim=0).clamp_min(1e-300)
+    scaled, weights = columns / size, torch.ones_like(target)
+    for _ in range(_REWEIGHTED):
+        solution = torch.linalg.lstsq(scaled * weights[:, None], (target * weights)[:, None]).solution[:, 0]
+        left = (scaled @ solution - target).abs()
+        typical = float(left.median().clamp_min(1e-300))
+        weights = 1 / (1 + (left / (_FAR * typical)).square()).sqrt()
+    return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300))
+
+
+def _candidates(update: CapturedUpdate, model: nn.Module) -> list[_Candidate]:
+    """In the order in which the model runs them: the first one is nearest to the images."""
+    seen = _probe(update, model)
+    found = []
+    for name, (entering, by_input) in seen.convolutions.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        size = (entering.shape[2], entering.shape[3])
+        places = update.image_count * size[0] * size[1]
+        if places > min(layer.in_channels, layer.out_channels, MOST_PLACES):
+            continue
+        before = _batch_norm_before(entering, by_input, seen.batch_norms)
+        if before is not None:
+            found.append(_Candidate(name, before, size))
+    return found
+
+
+def _batch_norm_before(
+    entering: Tensor, by_input: Tensor, batch_norms: Mapping[str, tuple[Tensor, Tensor]]
+) -> str | None:
+    """The batch norm whose rectified output is this convolution's input, and no other layer's."""
+    for name, (output, by_output) in batch_norms.items():
+        if output.shape != entering.shape or not torch.equal(output.clamp_min(0), entering):
+            continue
+        expected = by_input * (output > 0)
+        if float((by_output - expected).norm()) <= _SAME * float(by_output.norm()):
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a pass of the probe saw, each with its derivative: inputs of convolutions, outputs of batch norms."""
+
+    convolutions: dict[str, tuple[Tensor, Tensor]]
+    batch_norms: dict[str, tuple[Tensor, Tensor]]
+
+
+def _probe(update: CapturedUpdate, model: nn.Module) -> _Seen:
+    """Two images of noise through the model, and a random functional of its output backwards."""
+    values: dict[str, Tensor] = {}
+    derivatives: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(name: str, tensor: Tensor) -> None:
+        if tensor.requires_grad:
+            tensor.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: derivatives.__setitem__(name, gradient.detach())
+            )
+
+    def note(name: str, tensor: Tensor) -> None:
+        values[name] = tensor.detach().clone()
+        # Before a ReLU that works in place changes it: the hook sees the derivative by what it is now.
+        keep(name, tensor)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and _has_taps(module):
+
+            def entered(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                values[name] = inputs[0].detach().clone()
+                keep(name, output)
+
+            handles.append(module.register_forward_hook(entered))
+        elif isinstance(module, nn.BatchNorm2d) and module.affine:
+
+            def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                note(name, output)
+
+            handles.append(module.register_forward_hook(left))
+    like = next(model.parameters())
+    try:
+        with torch.enable_grad(), client_mode(model, update.batch_norm):
+            output = model(natural_noise(2, update.image_shape).to(like))
+            random = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad((output * random).sum(), trained, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    convolutions, batch_norms = {}, {}
+    for name, value in values.items():
+        layer = model.get_submodule(name)
+        if name not in derivatives:
+            continue
+        if isinstance(layer, nn.Conv2d):
+            by_input = conv2d_input(  # type: ignore[no-untyped-call]
+                list(value.shape), layer.weight.detach(), derivatives[name], layer.stride, layer.padding
+            )
+            convolutions[name] = (value, by_input)
+        else:
+            batch_norms[name] = (value, derivatives[name])
+    return _Seen(convolutions, batch_norms)
+
+
+def _has_taps(layer: nn.Conv2d) -> bool:
+    """Whether its weight gradient has the form that `factor_taps` takes apart."""
+    kernel = layer.kernel_size
+    return (
+        max(kernel) > 1
+        and all(side % 2 == 1 for side in kernel)
+        and layer.stride == (1, 1)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and layer.padding == tuple(side // 2 for side in kernel)
+    )

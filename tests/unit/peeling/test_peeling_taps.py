@@ -1,0 +1,187 @@
+"""Taps: the input of a convolution at every place of every image, from its weight gradient alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import capture_gradient
+from gradinversion.peeling.images_apart import tell_apart
+from gradinversion.peeling.tap_cut import TapCut, find_tap_cut
+from gradinversion.peeling.taps import Factors, factor_taps
+from torch import Tensor, nn
+
+
+def rectified(*shape: int, seed: int) -> Tensor:
+    """Like what comes out of a ReLU: half of it zero."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).clamp_min(0)
+
+
+def gradient_of(
+    inputs: Tensor, cotangents: Tensor, kernel: tuple[int, int], dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """By automatic differentiation, which knows nothing of taps."""
+    outputs, channels = cotangents.shape[1], inputs.shape[1]
+    weight = torch.zeros(outputs, channels, *kernel, dtype=torch.float64, requires_grad=True)
+    result = F.conv2d(inputs, weight, padding=(kernel[0] // 2, kernel[1] // 2))
+    return torch.autograd.grad(result, weight, cotangents)[0].to(dtype)
+
+
+def off(found: Tensor, true: Tensor) -> Tensor:
+    """Relative distance of each true row to the nearest found one, both of length 1."""
+    found, true = (rows.flatten(1) / rows.flatten(1).norm(dim=1, keepdim=True) for rows in (found, true))
+    return torch.cdist(true, found).min(dim=1).values
+
+
+def up_to_mixing(found: Tensor, true: Tensor) -> float:
+    found, true = found.flatten(1), true.flatten(1)
+    mixing = torch.linalg.lstsq(found.T, true.T).solution
+    return float((found.T @ mixing - true.T).norm() / true.norm())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("batch", "size", "kernel"),
+    [(1, (4, 4), (3, 3)), (3, (3, 3), (3, 3)), (2, (2, 5), (3, 3)), (2, (3, 4), (5, 5)), (5, (1, 1), (3, 3))],
+)
+def test_inputs_and_cotangents_come_back_up_to_the_mixing_of_the_images(
+    batch: int, size: tuple[int, int], kernel: tuple[int, int], seed: int
+) -> None:
+    places = batch * size[0] * size[1]
+    inputs, cotangents = (
+        rectified(batch, places + 6, *size, seed=seed),
+        torch.randn(batch, places + 3, *size, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64),
+    )
+    found = factor_taps(gradient_of(inputs, cotangents, kernel), batch, size)
+    assert found is not None
+    true = inputs.flatten(2).transpose(1, 2)
+    assert up_to_mixing(found.inputs, true) < 1e-6
+    assert up_to_mixing(found.cotangents, cotangents.flatten(2).transpose(1, 2)) < 1e-6
+    assert found.misfit < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-3])
+def test_the_images_are_told_apart_and_the_stated_misfit_is_no_lie(seed: int, noise: float) -> None:
+    batch, size = 4, (3, 3)
+    inputs = rectified(batch, 64, *size, seed=seed)
+    cotangents = torch.randn(batch, 80, *size, generator=torch.Generator().manual_seed(50 + seed), dtype=torch.float64)
+    exact = gradient_of(inputs, cotangents, (3, 3))
+    disturbed = exact + noise * exact.square().mean().sqrt() * torch.randn(
+        exact.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    factors = factor_taps(disturbed.float(), batch, size)
+    assert factors is not None
+    apart = tell_apart(factors)
+    assert apart is not None
+    true = off(apart.inputs, inputs.flatten(2).transpose(1, 2))
+    assert float(true.max()) < max(1e-5, 30 * noise)
+    assert float(true.max()) < 10 * max(3 * factors.misfit, float(apart.error.max()), 1e-6)
+
+
+def test_more_places_than_channels_are_refused_and_a_wrong_number_of_images_is_seen() -> None:
+    inputs, cotangents = rectified(2, 30, 3, 3, seed=0), rectified(2, 40, 3, 3, seed=1)
+    gradient = gradient_of(inputs, cotangents, (3, 3))
+    assert factor_taps(gradient, 4, (3, 3)) is None
+    assert factor_taps(gradient, 1, (3, 3)) is None
+    three = factor_taps(gradient, 3, (3, 3))
+    assert three is None or three.misfit > 1e-6
+    assert factor_taps(torch.full_like(gradient, torch.nan), 2, (3, 3)) is None
+
+
+def test_noise_as_large_as_the_gradient_is_refused() -> None:
+    noise = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert factor_taps(noise, 2, (3, 3)) is None
+
+
+def test_the_same_image_twice_is_not_told_apart() -> None:
+    inputs = rectified(1, 40, 3, 3, seed=0).repeat(2, 1, 1, 1)
+    cotangents = torch.randn(2, 40, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = factor_taps(gradient_of(inputs, cotangents, (3, 3)), 2, (3, 3))
+    assert found is None or tell_apart(found) is None
+
+
+def test_a_factor_that_is_not_finite_is_not_told_apart() -> None:
+    nothing = torch.full((2, 4, 5), torch.nan, dtype=torch.float64)
+    assert tell_apart(Factors(nothing, nothing, 0.0, 0.0)) is None
+
+
+class Residual(nn.Module):
+    """A small residual network with pooling before its head."""
+
+    def __init__(self, width: int = 48, bias_free: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 2, 1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.first = nn.Conv2d(width, width, 3, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width, affine=not bias_free)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.skip = nn.Conv2d(width, width, 1, 2, bias=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem_norm(self.stem(x)))
+        x = torch.relu(self.second(self.relu(self.norm(self.first(x)))) + self.skip(x))
+        pooled: Tensor = self.head(x.mean(dim=(2, 3)))
+        return pooled
+
+
+def residual(seed: int, **settings: bool) -> Residual:
+    torch.manual_seed(seed)
+    model = Residual(**settings).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for norm in (model.stem_norm, model.norm):
+        # Away from 1 and 0, as in a trained network.
+        if norm.affine:
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.data.normal_(0, 0.2, generator=generator)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_var.uniform_(0.5, 1.5, generator=generator)
+        norm.running_mean.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def attack(model: Residual, seed: int, batch: int = 3) -> tuple[TapCut | None, Tensor]:
+    images = torch.rand(batch, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    update = capture_gradient(model, images, torch.arange(batch))
+    with torch.no_grad():
+        inputs = update.normalisation.apply(images)
+        true = model.norm(model.first(model.relu(model.stem_norm(model.stem(inputs))))).relu()
+    return find_tap_cut(update, model), true
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_residual_network_gives_its_features_away_whatever_lies_behind(seed: int) -> None:
+    model = residual(seed)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found, true = attack(model, seed)
+    assert found is not None
+    assert (found.convolution, found.batch_norm) == ("second", "norm")
+    distance = torch.cdist(true.flatten(1).double(), found.activations.flatten(1))
+    relative = distance.min(dim=1).values / true.flatten(1).norm(dim=1)
+    assert float(relative.max()) < 1e-4
+    assert float(relative.max()) < 10 * found.error
+    assert sorted(distance.argmin(dim=1).tolist()) == [0, 1, 2]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_without_a_batch_norm_whose_bias_is_trained_the_lengths_are_not_known() -> None:
+    found, _ = attack(residual(0, bias_free=True), 0)
+    assert found is None
+
+
+def test_a_convolution_that_is_not_the_only_reader_is_passed_over() -> None:
+    class Twice(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.stem_norm(self.stem(x)))
+            middle = self.relu(self.norm(self.first(x)))
+            pooled: Tensor = self.head((self.second(middle) + middle).mean(dim=(2, 3)))
+            return pooled
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert find_tap_cut(capture_gradient(model, images, torch.arange(2)), model) is None
