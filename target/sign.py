@@ -7,9 +7,14 @@ from dataclasses import replace
 from torch import nn
 
 from ..capture import CapturedUpdate, as_gradient, is_one_step
-from ..capture.labels.sign import is_reversed
+from ..capture.labels.sign import Sign, read_sign
 from .final_layer import softmax_layer
 from .finding import Finding
+
+_OPEN = (
+    "more classes have a negative gradient at the final layer than the facts state images, which needs smoothed "
+    "labels, more images or a reversed sign"
+)
 
 
 def check_sign(update: CapturedUpdate, model: nn.Module) -> Finding:
@@ -23,7 +28,12 @@ def check_sign(update: CapturedUpdate, model: nn.Module) -> Finding:
     if not is_one_step(update) or (local is not None and local.learning_rate is None):
         return Finding()
     layer = softmax_layer(as_gradient(update, model), model)
-    if layer is None or not is_reversed(layer, update.image_count):
+    if layer is None:
+        return Finding()
+    sign = read_sign(layer, update.image_count)
+    if sign is Sign.OPEN:
+        return Finding(contradictions={"label_smoothing": _OPEN})
+    if sign is Sign.POSSIBLE:
         return Finding()
     turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
     message = (

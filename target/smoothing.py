@@ -31,4 +31,5 @@ def check_smoothing(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor
         return Finding()
     said = "" if update.facts.label_smoothing.assumed else ", whatever the client says"
     message = f"The labels are smoothed by {value:g}{said}: the final layer's features and outputs fit at it alone."
-    return Finding(facts={"label_smoothing": read(value, "the final layer")}, messages=(message,))
+    facts = {"label_smoothing": read(value, "the final layer")}
+    return Finding(facts=facts, messages=(message,), resolved=frozenset({"label_smoothing"}))

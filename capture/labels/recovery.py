@@ -16,13 +16,15 @@ from ..update import CapturedUpdate, UpdateKind
 from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .separation import MOST_IMAGES, Separation, separable, separate
-from .sign import REVERSED, is_reversed
+from .sign import REVERSED, Sign, read_sign
 from .softmax import is_softmax
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
 from .unmixing import unmix
 
 METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9
+# The confidence in a label where the sign of the update, the number of images or the smoothing must be another.
+_OPEN_SIGN = 0.5
 # The minimum of some thousand noise entries scatters by about half a deviation around its own mean near -3.5.
 _EXTREME_SCATTER = 0.5
 _MINIMUM_ASSUMPTION = (
@@ -108,10 +110,19 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     update = as_gradient(update, model)
     _require_softmax(update, model)
     layer = find_final_layer(update, model)
-    if is_reversed(layer, update.image_count):
+    sign = read_sign(layer, update.image_count)
+    if sign is Sign.REVERSED:
         turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
         found = recover_labels(turned, model, method)
         return replace(found, warnings=(REVERSED, *found.warnings))
+    found = _by_method(layer, update, method)
+    if sign is Sign.OPEN and found.method != "unmixing":
+        # Signs prove nothing where more of them are negative than can be.
+        return replace(found, confidence=found.confidence.clamp_max(_OPEN_SIGN))
+    return found
+
+
+def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str) -> RecoveredLabels:
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Objective, ObjectiveConfig, Target
-from gradinversion.capture import Defence, Reduction, assumed, recover_labels, told
+from gradinversion.capture import (
+    Defence,
+    Reduction,
+    assumed,
+    capture_gradient,
+    find_final_layer,
+    load_images,
+    load_model,
+    recover_labels,
+    told,
+)
+from gradinversion.capture.labels.sign import Sign, read_sign
 from gradinversion.target import check_scale, check_smoothing, weigh_evidence
 from torch import nn
 
@@ -83,3 +94,24 @@ def test_labels_of_every_class_prove_no_sign(make_case: Callable[..., Any]) -> N
     case = make_case(labels=tuple(range(10)))
     turned = case.sending(lambda name, g: -g)
     assert torch.equal(weigh_evidence(turned, case.model).update.gradients["13.bias"], turned.gradients["13.bias"])
+
+
+@pytest.mark.parametrize("labels", [(3,), (3, 7), (1, 3, 7, 7), (0, 1, 2, 3)])
+@pytest.mark.parametrize("sureness", [3.0, 10.0, 30.0])
+def test_smoothed_labels_of_a_sure_network_are_no_reversed_sign(labels: tuple[int, ...], sureness: float) -> None:
+    """Its outputs lie below what smoothing gives every class, so that most rows are negative."""
+    model = load_model("convnet", 10, 32)
+    with torch.no_grad():
+        model[13].weight.mul_(sureness)
+    images, _ = load_images("photos", len(labels), 32)
+    update = capture_gradient(model, images, torch.tensor(labels), loss=nn.CrossEntropyLoss(label_smoothing=0.2))
+    layer = find_final_layer(update.stating(label_smoothing=assumed(0.0)), model)
+    assert read_sign(layer, len(labels)) is not Sign.REVERSED
+    assert read_sign(find_final_layer(update, model), len(labels)) is Sign.POSSIBLE
+
+
+def test_more_negative_classes_than_images_are_a_doubt_without_confidence(make_case: Callable[..., Any]) -> None:
+    case = make_case(labels=(0, 1, 2, 3, 4, 5, 6))
+    fewer = case.update.stating(image_count=told(3))
+    assert "more images" in weigh_evidence(fewer, case.model).contradictions["label_smoothing"]
+    assert float(recover_labels(fewer, case.model, "counts").confidence.max()) <= 0.5
