@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Defence, LabelError
+from ..capture import CapturedUpdate, Defence, LabelError, is_softmax
 from ..capture.labels.final_layer import FinalLayer, find_final_layer
-from ..target.final_layer import softmax_layer
 from ..target.scale import scale_evidence
 from ..target.signatures import is_rounded, pruning_slack, without_lowest_level
 from .adaptation import Adaptation
@@ -63,7 +62,7 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         if len(told) == 1:
             return found
     # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero, as a softmax has them.
-    softmax = softmax_layer(update, model)
+    softmax = layer if layer is not None and is_softmax(update, model) else None
     clean = softmax is not None and softmax.clean
     pruned = Adaptation() if clean else _pruned(update.gradients, names)
     if "clip" in names or "dp_sgd" in names:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..facts import read
 from ..learning_rate import estimate_learning_rate
+from ..losses import BINARY
 from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate, UpdateKind
 from .counts import ClassCounts, estimate_counts
@@ -108,7 +109,8 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     if update.kind is UpdateKind.WEIGHT_DELTA:
         return _from_weight_delta(update, model, method)
     update = as_gradient(update, model)
-    _require_softmax(update, model)
+    if not is_softmax(update, model):
+        return _by_signs(update, model)
     layer = find_final_layer(update, model)
     sign = read_sign(layer, update.image_count)
     if sign is Sign.REVERSED:
@@ -147,9 +149,19 @@ def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str) -> Recove
     return separated if float(separated.confidence.mean()) > float(counted.confidence.mean()) else counted
 
 
-def _require_softmax(update: CapturedUpdate, model: nn.Module) -> None:
-    if is_softmax(update, model):
-        return
+def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
+    """Labels under one-hot binary cross-entropy, where only a class with an image has a negative entry, if every image
+    has a class of its own; the rules for cross-entropy do not hold for another loss.
+
+    Raises:
+        LabelError: The loss, the layer or the batch does not allow it.
+    """
+    if update.loss == BINARY and not update.facts.label_smoothing.value:
+        layer = find_final_layer(update, model)
+        present = (layer.weight_gradient.min(dim=1).values < 0).nonzero().flatten()
+        if layer.non_negative and len(present) == update.image_count < len(layer.weight):
+            certain = torch.ones(len(present))
+            return RecoveredLabels(present, certain, "minimum", _MINIMUM_ASSUMPTION)
     raise LabelError(
         f"labels are read off a gradient by rules for cross-entropy, and the client's loss is {update.loss!r}; give "
         "the labels themselves, such as labels=0,3"
