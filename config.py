@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .audit.config import AuditConfig
-from .capture import ClientConfig
+from .capture import ClientConfig, PrivateConfig
 from .config_keys import Key, convert, format_value, keys, unknown, wanted
+from .config_origin import origin_problems, untold
 from .coordinator import AttackConfig
 from .sweep.config import SweepConfig
 
@@ -29,11 +30,14 @@ WITHOUT_EFFECT = frozenset(
     {"out", "resume", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
     | {"budget"}
+    | keys(PrivateConfig, "private.").keys()
     | keys(SweepConfig, "sweep.").keys()
 )
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+_SHORT = {"private": "private.images"}
+"""A group of keys that a word names alone, and the key that is meant."""
 _LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", "joint")
 
 
@@ -55,10 +59,18 @@ class RunConfig(AttackConfig):
     """Continue the run that lies in the folder out, from its last checkpoint."""
     update: str | None = None
     """File of a captured update (.safetensors) to attack; without it a client is simulated."""
+    before: str | None = None
+    """File of the weights that a client was sent (.safetensors, .pt or .pth): with after=FILE, those that it sent
+    back, their difference is attacked; client.batch_size, image_size, local_epochs and learning_rate must be given."""
+    after: str | None = None
+    """File of the weights that the client sent back; see before."""
     preset: str = DEFAULT_PRESET
     """The published attack that the other keys start from; see the list of presets."""
     client: ClientConfig = field(default_factory=ClientConfig)
-    """The simulated client; with update=FILE only client.model, weights and classes are used."""
+    """The simulated client; with update=FILE only client.model and client.weights are used, and client.classes where it
+    is not what the update says."""
+    private: PrivateConfig = field(default_factory=PrivateConfig)
+    """The truth behind update=FILE, for the audit alone."""
     audit: AuditConfig = field(default_factory=AuditConfig)
     """What the result is compared with."""
     budget: str | None = None
@@ -80,6 +92,7 @@ class RunConfig(AttackConfig):
             problems.append("out= is empty: give a folder.")
         if self.budget is not None and not self.budget_seconds:
             problems.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
+        problems += origin_problems(self)
         if problems:
             raise ConfigError(problems)
 
@@ -120,7 +133,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
     else:
         problems.append(f"preset={name} is not known: choose one of {', '.join(preset_names())}.")
         settings = given
-    return _resolve(settings, problems)
+    return _resolve(settings, problems + untold(given))
 
 
 def load_config_file(path: Path) -> RunConfig:
@@ -221,7 +234,7 @@ def _split(words: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str
     for word in words:
         name, equals, value = word.partition("=")
         if equals and name.strip():
-            yield name.strip(), value.strip()
+            yield _SHORT.get(name.strip(), name.strip()), value.strip()
         else:
             problems.append(f"{word!r} is not a setting: write key=value, for example agents.count=4.")
 

@@ -25,6 +25,10 @@ EXAMPLES = (
     ("python run.py client.batch_size=8 client.defence=prune client.defence_strength=0.9", "does pruning stop it?"),
     ("python run.py audit budget=10m out=runs/audit", "which change of settings stops it? In at most ten minutes"),
     ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
+    (
+        "python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt private=FOLDER",
+        "with the images behind it, one folder per class: what of them leaked?",
+    ),
     ("python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer", "another published attack"),
     ("python run.py preset=latent_projection agents.generator=my.module:build", "within the range of your generator"),
     (

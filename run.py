@@ -30,7 +30,6 @@ from gradinversion.capture import (
     ModelSource,
     PrivateBatch,
     UpdateError,
-    load_model,
     simulate_client,
 )
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
@@ -53,9 +52,10 @@ from gradinversion.coordinator import (
     StorageError,
     read_result,
 )
+from gradinversion.registration import RegistrationError
+from gradinversion.subject import Subject, obtain
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console
-from torch import nn
 
 _CONFIG_FILE = "config.yaml"
 _LARGEST_CONFIG = 2**20
@@ -71,6 +71,7 @@ _REFUSALS = (
     LabelError,
     LpipsError,
     ModelError,
+    RegistrationError,
     ReportError,
     StorageError,
     UpdateError,
@@ -108,22 +109,24 @@ def attack(config: RunConfig, console: Console) -> int:
     if "no_gradient" in config.audit.controls:
         without_gradient(config)  # what is refused is refused before hours of work
     _open_folder(config)
-    update, model, private = obtain(config)
+    subject = obtain(config)
+    config, update, model = subject.config, subject.update, subject.model
     # What the audit needs is refused before the attack, not after it.
-    other_images(config, private)
+    other_images(config, subject.private)
     embedding_for(config.audit, update, model)
-    client = config.client
-    source = ModelSource(client.model, client.classes, update.image_shape[-1], config.seed)
+    if subject.evidence:
+        _say(console, subject.evidence)
+    source = ModelSource(config.client.model, config.client.classes, update.image_shape, config.seed)
     with ProgressView(console) as view:
         found = reconstruct(update, model, config, out=config.out, resume=config.resume, watch=view, source=source)
-    return conclude(config, found, update, model, private, console)
+    return conclude(found, subject, console)
 
 
 def audit(config: RunConfig, console: Console) -> int:
     """Attack a grid of settings side by side, and write the page that says which change stops the leak."""
     verdict = run_audit(config, console)
-    for text in (f"\n{verdict.headline}. {verdict.advice}", f"Report: {Storage(config.out).locate('audit.html')}"):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"\n{verdict.headline}. {verdict.advice}")
+    _say(console, f"Report: {Storage(config.out).locate('audit.html')}")
     return 0
 
 
@@ -132,7 +135,7 @@ def watch(config: RunConfig, console: Console) -> int:
     config = _config_of_the_run(config)
     with ProgressView(console) as view:
         found = attend(config.out, watch=view)
-    return conclude(config, found, *obtain(config), console)
+    return conclude(found, obtain(config), console)
 
 
 def report(config: RunConfig, console: Console) -> int:
@@ -141,7 +144,7 @@ def report(config: RunConfig, console: Console) -> int:
     found = read_result(Storage(config.out))
     if found is None:
         raise ReportError(f"out={config.out} holds no result yet: `watch` waits for the end of a run.")
-    return conclude(config, found, *obtain(config), console)
+    return conclude(found, obtain(config), console)
 
 
 def end(config: RunConfig, console: Console) -> int:
@@ -151,26 +154,26 @@ def end(config: RunConfig, console: Console) -> int:
     return 0
 
 
-def conclude(
-    config: RunConfig,
-    reconstruction: Reconstruction,
-    update: CapturedUpdate,
-    model: nn.Module,
-    private: PrivateBatch | None,
-    console: Console,
-) -> int:
+def conclude(reconstruction: Reconstruction, subject: Subject, console: Console) -> int:
     """Compare what was recovered with the controls and the truth, and write the report."""
+    config, private = subject.config, subject.private
     # The report tells the whole run, the client's settings too.
     reconstruction = replace(reconstruction, config=to_plain(config))
     pool = other_images(config, private)
-    controls = _controls(config, update, model, private, pool, console)
-    settings = config.audit
+    controls = _controls(subject, pool, console)
     found = judge(
-        reconstruction, update, model, private, client=config.client, settings=settings, controls=controls, pool=pool
+        reconstruction,
+        subject.update,
+        subject.model,
+        private,
+        client=config.client,
+        settings=config.audit,
+        controls=controls,
+        pool=pool,
     )
     write_report(found, reconstruction, private, config.out, controls)
-    console.print(f"\n{found.verdict.headline}. {found.verdict.detail}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Report: {Storage(config.out).locate('report.html')}", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"\n{found.verdict.headline}. {found.verdict.detail}")
+    _say(console, f"Report: {Storage(config.out).locate('report.html')}")
     return 0
 
 
@@ -184,28 +187,21 @@ def other_images(config: RunConfig, private: PrivateBatch | None) -> Pool | None
     return pool
 
 
-def _controls(
-    config: RunConfig,
-    update: CapturedUpdate,
-    model: nn.Module,
-    private: PrivateBatch | None,
-    pool: Pool | None,
-    console: Console,
-) -> tuple[Control, ...]:
-    if private is None:
+def _controls(subject: Subject, pool: Pool | None, console: Console) -> tuple[Control, ...]:
+    if subject.private is None:
         return ()
 
     def attack_alike(update: CapturedUpdate, settings: AttackConfig) -> Reconstruction:
         with ProgressView(console) as view:
-            return reconstruct(update, model, settings, watch=view)
+            return reconstruct(update, subject.model, settings, watch=view)
 
     return run_controls(
-        config.audit.controls,
-        update,
-        config,
+        subject.config.audit.controls,
+        subject.update,
+        subject.config,
         attack_alike,
-        private=private,
-        client=config.client,
+        private=subject.private,
+        send=subject.send,
         pool=pool,
         announce=lambda name: console.print(f"Control: {MEANINGS[name]}", markup=False, highlight=False),
     )
@@ -219,19 +215,12 @@ def capture(config: RunConfig, console: Console) -> int:
     update, _, _ = simulate_client(config.client, config.seed)
     path = storage.path / "update.safetensors"
     update.save(path)
-    console.print(f"Captured update: {path}", markup=False, highlight=False, soft_wrap=True)
+    _say(console, f"Captured update: {path}")
     return 0
 
 
-def obtain(config: RunConfig) -> tuple[CapturedUpdate, nn.Module, PrivateBatch | None]:
-    """The update with its model: from a file, without any private image, or from a simulated client."""
-    if config.update is None:
-        return simulate_client(config.client, config.seed)
-    update = CapturedUpdate.load(config.update)
-    client = config.client
-    model = load_model(client.model, client.classes, update.image_shape[-1], client.weights, config.seed)
-    update.require_match(model)
-    return update, model, None
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _open_folder(config: RunConfig) -> Storage:

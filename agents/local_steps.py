@@ -42,7 +42,7 @@ class LocalSteps:
         self._loss, self._penalty = ClientLoss.of(update.facts), update.facts.penalty.value
         parameters = dict(model.named_parameters())
         self._start = {name: parameters[name].detach() for name in names}
-        self._epoch = _assumed_epoch(update)
+        self._epoch = assumed_epoch(update)
         self._whole = sum(gradient_shares(update.local, update.image_count))
         self._statistic_shares = step_shares(update, model)
         self._images_per_epoch = sum(map(len, self._epoch))
@@ -123,14 +123,15 @@ def step_groups(labels: Int[Tensor, " batch"], update: CapturedUpdate) -> Int[Te
         labels: One per image.
         update: A weight delta.
     """
-    batches = _assumed_epoch(update)
+    batches = assumed_epoch(update)
     if len(set(batches)) == 1:
         return labels
     steps = torch.cat([torch.full((len(batch),), index) for index, batch in enumerate(batches)])
     return labels * len(batches) + steps.to(labels)
 
 
-def _assumed_epoch(update: CapturedUpdate) -> tuple[range, ...]:
+def assumed_epoch(update: CapturedUpdate) -> tuple[range, ...]:
+    """Which images each step of an epoch is made on: all of them where the client's order is not known."""
     assert update.local is not None
     batches = update.local.batches(update.image_count)
     return (range(update.image_count),) * len(batches) if update.local.shuffled else batches

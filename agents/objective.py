@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +20,8 @@ from ..capture import (
     client_mode,
     mean_gradients,
 )
-from ..capture.functional_layers import functional_layers_called
+from ..capture.copying import copy_model
+from ..capture.fitting import fit
 from ..peeling import Anchor
 from ..priors import (
     InputStatistics,
@@ -42,6 +42,7 @@ from .gradient_losses import GRADIENT_LOSSES, relative_l2
 from .known_statistics import Known, known_statistics
 from .local_steps import LocalSteps, fit_scale, step_groups
 from .penalty_evidence import allow_for_penalty
+from .second_derivative import client_batch, forward_to, needs_composing, twice_differentiable
 
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
 _FLOOR = 1e-7
@@ -49,13 +50,6 @@ _FLOOR = 1e-7
 _EXACT = 0.015
 # The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5
-
-
-class _AnchorReached(Exception):  # noqa: N818 - it is no error
-    """Carries the anchor's input out of the forward pass; what lies behind it need not be computed."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
 
 
 @dataclass(frozen=True)
@@ -93,23 +87,23 @@ class Objective:
     """
 
     def __init__(self, target: Target, config: ObjectiveConfig, device: torch.device | str = "cpu") -> None:
-        target.update.require_match(target.model)
-        if target.update.local is None:
-            target = replace(target, update=as_gradient(target.update, target.model))
-        update = target.update
+        update, model = fit(target.update, target.model)
+        update.require_match(model)
+        if update.local is None:
+            update = as_gradient(update, model)
+        target = replace(target, update=update, model=model)
         self.config = config
         self.device = torch.device(device)
         self.update = update
         self.messages: list[str] = []
-        self._model = copy.deepcopy(target.model).to(self.device)
+        self._model = copy_model(model).to(self.device)
+        self._composed = config.gradient_weight > 0 and needs_composing(self._model, update)
         self._labels = target.labels.to(self.device)
         self.joint_labels = target.joint_labels
-        self.generator = copy.deepcopy(target.generator).to(self.device) if target.generator is not None else None
+        self.generator = copy_model(target.generator).to(self.device) if target.generator is not None else None
         parameters = dict(self._model.named_parameters())
         self._dtype = parameters[next(iter(update.gradients))].dtype
         self._anchor = target.anchor.to(self.device, self._dtype) if target.anchor is not None else None
-        # Whether the anchor's module is one that the model does not call but whose weights it hands to a function.
-        self._functional = False
         explained = set(self._anchor.explained) if self._anchor is not None else set()
         gradients = mean_gradients(update)
         local = update.local is not None
@@ -178,7 +172,7 @@ class Objective:
     def classes(self) -> int:
         """Of the model."""
         with torch.no_grad(), client_mode(self._model, BatchNormMode.EVAL):
-            shape = (1, *self.update.image_shape)
+            shape = (client_batch(self.update), *self.update.image_shape)
             return int(self._model(torch.zeros(shape, dtype=self._dtype, device=self.device)).shape[1])
 
     def terms(
@@ -211,7 +205,7 @@ class Objective:
         if config.gradient_weight == 0 and not self._statistics_layers:
             return terms
         images = images.to(self._dtype)
-        with InputStatistics(self._statistics_layers) as statistics, client_mode(self._model, self.update.batch_norm):
+        with InputStatistics(self._statistics_layers) as statistics, self._as_the_client():
             if self._steps is not None:
                 found = self._steps.run(images, create_graph=True, statistics=statistics)
                 if config.gradient_weight > 0:
@@ -229,7 +223,7 @@ class Objective:
         return terms
 
     def _at_anchor(self, images: Tensor, anchor: Anchor) -> dict[str, Tensor]:
-        reached = self._forward_to(images, anchor.module)
+        reached = forward_to(self._model, images, anchor.module)
         terms = {"activation": _off(reached, anchor).norm() / anchor.activations.norm().clamp_min(1e-30)}
         if self._open:
             found = _derivatives(reached, self._open, grad_outputs=anchor.cotangent, create_graph=True)
@@ -244,8 +238,8 @@ class Objective:
         assert anchor is not None
         smooth = [k for k, name in enumerate(self._open_names) if name in anchor.continuous]
         names, targets = [self._open_names[k] for k in smooth], [self._open_targets[k] for k in smooth]
-        with torch.enable_grad(), client_mode(self._model, self.update.batch_norm):
-            reached = self._forward_to(images.to(self._dtype), anchor.module)
+        with torch.enable_grad(), self._as_the_client():
+            reached = forward_to(self._model, images.to(self._dtype), anchor.module)
             parts = [_off(reached, anchor).flatten() / anchor.activations.norm().clamp_min(1e-30)]
             if smooth:
                 open_ = [self._open[k] for k in smooth]
@@ -277,23 +271,8 @@ class Objective:
             found = fit_scale(found, target)
         return GRADIENT_LOSSES[self.config.gradient_loss](*self._adaptation.matched(names, found, target, weights))
 
-    def _forward_to(self, images: Tensor, name: str) -> Tensor:
-        def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            raise _AnchorReached(inputs[0])
-
-        handle = self._model.get_submodule(name).register_forward_pre_hook(stop)
-        calling = functional_layers_called(self._model, (name,)) if self._functional else nullcontext()
-        try:
-            with calling:
-                self._model(images)
-        except _AnchorReached as reached:
-            return reached.value
-        finally:
-            handle.remove()
-        if self._functional:
-            raise RuntimeError(f"the model did not run its module {name!r}")
-        self._functional = True
-        return self._forward_to(images, name)
+    def _as_the_client(self) -> AbstractContextManager[None]:
+        return twice_differentiable(self._model, self.update.batch_norm, self._composed)
 
     def _priors(self, images: Tensor) -> dict[str, Tensor]:
         config = self.config

@@ -1,7 +1,16 @@
 """What leaked: metrics, matching, verdicts and the report. Only this folder may look at the private images."""
 
 from .config import AuditConfig
-from .controls import Attack, Control, ControlError, run_controls, without_gradient
+from .controls import (
+    Attack,
+    Control,
+    ControlError,
+    Send,
+    like_the_client,
+    run_controls,
+    simulated,
+    without_gradient,
+)
 from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .files import ReportError
@@ -38,6 +47,7 @@ __all__ = [
     "Matching",
     "Pool",
     "ReportError",
+    "Send",
     "Verdict",
     "WeightState",
     "assign",
@@ -48,6 +58,7 @@ __all__ = [
     "judge",
     "judge_weights",
     "label_accuracy",
+    "like_the_client",
     "load_lpips",
     "load_pool",
     "make_embedding",
@@ -56,6 +67,7 @@ __all__ = [
     "measure_truth_gap",
     "psnr",
     "run_controls",
+    "simulated",
     "ssim",
     "without_gradient",
     "write_report",

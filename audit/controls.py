@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ..capture import BatchNormMode, CapturedUpdate, ClientConfig, PrivateBatch, simulate_client
+import torch
+from torch import nn
+
+from ..capture import BatchNormMode, CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
+from ..capture.defences import FROM_IMAGES, apply_defence
+from ..capture.real_client import resend
 from ..coordinator import AttackConfig, Reconstruction
 from .config import CONTROLS
 from .pool import Pool, draw_batch
 
 Attack = Callable[[CapturedUpdate, AttackConfig], Reconstruction]
 """Attacks an update under some settings, on the model of the run."""
+
+Send = Callable[[PrivateBatch], CapturedUpdate]
+"""What the client of the run would have sent for another batch."""
 
 TITLES = {
     "constant_image": "constant image",
@@ -58,7 +66,7 @@ def run_controls(
     attack: Attack,
     *,
     private: PrivateBatch,
-    client: ClientConfig,
+    send: Send,
     pool: Pool | None = None,
     announce: Callable[[str], None] = lambda name: None,
 ) -> tuple[Control, ...]:
@@ -72,7 +80,7 @@ def run_controls(
         config: of the attack on it.
         attack: runs an attack on the model of the run.
         private: the private batch, whose labels the other images are given.
-        client: how the update was made; the control with other images makes its own in the same way.
+        send: makes an update in the way of the one that was attacked, for the control with other images.
         pool: the other images; without it ``other_images`` fails.
         announce: told the name of each control before it starts.
 
@@ -85,7 +93,7 @@ def run_controls(
         raise KeyError(f"{', '.join(sorted(unknown))}: choose controls among {', '.join(CONTROLS)}")
     cases: dict[str, Callable[[], tuple[CapturedUpdate, AttackConfig]]] = {
         "no_gradient": lambda: (without_statistics(update), without_gradient(config)),
-        "other_images": lambda: (other_update(client, config.seed, private, pool), config),
+        "other_images": lambda: (other_update(send, private, pool), config),
         "one_agent": lambda: (update, alone(config)),
     }
     found = []
@@ -138,12 +146,39 @@ def alone(config: Config) -> Config:
     )
 
 
-def other_update(client: ClientConfig, seed: int, private: PrivateBatch, pool: Pool | None) -> CapturedUpdate:
+def simulated(client: ClientConfig, seed: int) -> Send:
+    """What a simulated client sends."""
+    return lambda batch: simulate_client(client, seed, batch)[0]
+
+
+def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int) -> Send:
+    """What the client behind a captured update would have sent, as far as the update tells it.
+
+    Args:
+        update: that was attacked.
+        model: that it belongs to.
+        seed: of the order of shuffled local epochs, and of the defences' noise.
+    """
+
+    def send(batch: PrivateBatch) -> CapturedUpdate:
+        generator = torch.Generator().manual_seed(seed)
+        sent = resend(update, model, batch.images, batch.labels, generator)
+        gradients = dict(sent.gradients)
+        for defence in update.defences:
+            if defence.name in FROM_IMAGES:
+                raise UpdateError(f"the client's defence {defence.name!r} cannot be carried out on other images")
+            gradients = apply_defence(gradients, defence.name, defence.strength, generator)
+        return replace(sent, gradients=gradients, facts=update.facts)
+
+    return send
+
+
+def other_update(send: Send, private: PrivateBatch, pool: Pool | None) -> CapturedUpdate:
     """What the same client would have sent for images of the pool, under the private labels.
 
     Raises:
-        ValueError: there is no pool, or it holds too few images.
+        ValueError: there is no pool, or it holds too few images, or nothing can be sent in this way.
     """
     if pool is None:
         raise ValueError("the control other_images needs other images: give audit.pool=FOLDER or audit.pool=photos")
-    return simulate_client(client, seed, draw_batch(pool, private))[0]
+    return send(draw_batch(pool, private))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..capture import PrivateBatch
+from ..capture.batch import require_unit_range
 from ..coordinator import Reconstruction
 from .assumptions import GIVEN_LABELS, state_assumptions, state_provenance
 from .averages import add_averages, candidate_images
@@ -278,8 +279,4 @@ def _require_fit(reconstruction: Reconstruction, private: PrivateBatch) -> None:
             f"The private images have shape {given} and the reconstruction {expected}; "
             "give the private batch that made this update."
         )
-    low, high = float(private.images.min()), float(private.images.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"The private pixels span {low:.3g} to {high:.3g}; give them in [0, 1], before the model's normalisation."
-        )
+    require_unit_range(private.images, "the private pixels")

@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, PrivateBatch, client_mode
+from ..capture.fitting import fit
 
 DOMINANT = 1.5
 """From so many times an equal share of the gradient norm on, an image is called dominant."""
@@ -50,6 +51,7 @@ def measure_exposure(model: nn.Module, private: PrivateBatch, update: CapturedUp
     """
     if update.loss != "cross_entropy":
         raise ValueError(f"the exposure is that of cross-entropy, and the update names the loss {update.loss!r}")
+    update, model = fit(update, model)
     named = dict(model.named_parameters())
     parameters = [named[name] for name in update.gradients]
     like = parameters[0]
@@ -65,11 +67,23 @@ def measure_exposure(model: nn.Module, private: PrivateBatch, update: CapturedUp
 
 
 def _losses(model: nn.Module, inputs: Tensor, labels: Tensor, mode: BatchNormMode) -> Iterator[Tensor]:
-    if mode is BatchNormMode.EVAL:  # images do not meet, so none has to wait for the others' graphs
+    if mode is BatchNormMode.EVAL and _takes_one(model, inputs):
+        # Images do not meet, so none has to wait for the others' graphs.
         for image, label in zip(inputs, labels, strict=True):
             yield F.cross_entropy(model(image[None]), label[None])
     else:
         yield from F.cross_entropy(model(inputs), labels, reduction="none")
+
+
+def _takes_one(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the model takes a batch of one image: some are written for one batch size."""
+    try:
+        with torch.no_grad():
+            model(inputs[:1])
+    # The user's own code may raise anything.
+    except Exception:
+        return False
+    return True
 
 
 def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, Normalisation, client_mode
+from ..capture.forward import run
 from .config import EMBEDDINGS
 from .lpips import SMALLEST_SIDE, Lpips, LpipsError, load_lpips
 
@@ -129,7 +130,7 @@ def _model_features(model: nn.Module, normalisation: Normalisation, images: Tens
     like = next(model.parameters())
     try:
         with client_mode(model, BatchNormMode.EVAL), torch.no_grad():
-            output: Tensor = model(normalisation.apply(images.to(like)))
+            output = run(model, normalisation.apply(images.to(like)))
     finally:
         for handle in handles:
             handle.remove()

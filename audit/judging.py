@@ -9,6 +9,7 @@ from torch import nn
 
 from ..capture import CapturedUpdate, ClientConfig, PrivateBatch
 from ..capture.facts import CROSS_ENTROPY
+from ..capture.fitting import fit
 from ..coordinator import Reconstruction
 from ..target import weigh_evidence
 from .config import AuditConfig
@@ -49,6 +50,7 @@ def judge(
     Raises:
         ValueError, LpipsError: see `evaluate` and `embedding_for`.
     """
+    update, model = fit(update, model)
     known, believed = reconstruction.known, weigh_evidence(update, model).update
     return evaluate(
         reconstruction,

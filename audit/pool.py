@@ -36,21 +36,19 @@ def load_pool(source: str, private: PrivateBatch) -> Pool:
 
     Args:
         source: a folder, or ``"photos"``.
-        private: the private batch; its size and its resolution are those of the pool.
+        private: the private batch; its size and the shape of its images are those of the pool.
 
     Raises:
         ImageError: the folder cannot be read, one of its files is no image, or it holds fewer images than the batch.
     """
-    batch, channels, height, width = private.images.shape
-    if channels != 3 or height != width:
-        raise ImageError(f"audit.pool={source}: a pool needs square RGB images, and these are {height}x{width}")
+    batch, *shape = private.images.shape
     found = count_images(source)
     if found < batch:
         raise ImageError(
             f"audit.pool={source} holds {found} images and the batch {batch}: give a pool at least as large as the "
             "batch, or audit.pool=none"
         )
-    images, names = load_images(source, min(found, LARGEST_POOL), height)
+    images, names = load_images(source, min(found, LARGEST_POOL), shape)
     kept = [index for index, image in enumerate(images) if not _is_among(image, private.images)]
     note = "" if found <= LARGEST_POOL else f"only the first {LARGEST_POOL:,} of the pool's {found:,} images were used"
     return Pool(images[kept], tuple(names[index] for index in kept), source, note)

@@ -8,6 +8,8 @@ from torch import nn
 
 from ..agents import Objective, ObjectiveConfig, Target
 from ..capture import CapturedUpdate, PrivateBatch
+from ..capture.defences import defence_words
+from .doubt import LARGEST_GAP
 
 # What these leave of an update is meant to be far from what the images make of it.
 _DISTORTING = frozenset({"noise", "prune", "quantise", "dp_sgd", "soteria"})
@@ -39,3 +41,23 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
     target = Target(update, model, private.labels)
     objective = Objective(target, replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0))
     return objective.gradient_loss(update.normalisation.apply(private.images))
+
+
+def describe_truth_gap(gap: float | None, update: CapturedUpdate) -> str:
+    """What that says of images that somebody told to be those behind the update, in a sentence.
+
+    Args:
+        gap: from ``measure_truth_gap``.
+        update: what the client sent, with the facts that are believed of it.
+    """
+    if gap is None:
+        why = f" after the client's defence ({defence_words(update.defences)})" if update.defences else ""
+        return f"Whether the private images are those behind the update cannot be checked{why}."
+    found = f"at them the update that the facts describe is {100 * gap:.2g} % off the captured one"
+    if gap <= LARGEST_GAP:
+        return f"The private images are those behind the update: {found}."
+    return (
+        f"The private images do not give this update: {found}. They are other images, have other labels or another "
+        "order, were prepared in another way (size, cut, augmentation), or a fact about the client is wrong; nothing "
+        "will be called safe."
+    )

@@ -36,6 +36,7 @@ from .local_training import LocalTraining
 from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
+from .private_config import PrivateConfig
 from .pseudo_gradient import as_gradient, gradient_shares, is_one_step, mean_gradients
 from .update import CapturedUpdate, UpdateError, UpdateKind, weight_hash
 from .weight_delta import capture_weight_delta
@@ -62,6 +63,7 @@ __all__ = [
     "Normalisation",
     "Penalty",
     "PrivateBatch",
+    "PrivateConfig",
     "Provenance",
     "RecoveredLabels",
     "Reduction",

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import UpdateError
 from .facts import BatchNormMode
+from .forward import differentiable, run
 from .update import CapturedUpdate
 
 
@@ -52,8 +52,8 @@ def client_mode(model: nn.Module, mode: BatchNormMode | str) -> Iterator[nn.Modu
     """Run the model as the client ran it; whatever runs inside cannot change the running statistics.
 
     Batch norm uses running statistics in ``eval`` and the batch's own in both train modes. Everything else (dropout,
-    stochastic depth, auxiliary heads) stays in evaluation mode. Attention uses its plain implementation, the only one
-    with a second derivative. Every module's flags are put back at the end. Not for use from two threads on one model.
+    stochastic depth, auxiliary heads) stays in evaluation mode. The model's gradient has a derivative, see
+    `differentiable`. Every module's flags are put back at the end. Not for use from two threads on one model.
 
     Args:
         model: Any module; its gradients may be differentiated again.
@@ -72,7 +72,7 @@ def client_mode(model: nn.Module, mode: BatchNormMode | str) -> Iterator[nn.Modu
             # Without tracking the buffers are not even passed to the kernel. (Momentum 0 would still turn them into
             # NaN through 0 * NaN when a candidate diverges.)
             norm.track_running_stats = False
-        with sdpa_kernel(SDPBackend.MATH):
+        with differentiable(model):
             yield model
     finally:
         for module, flag in training:
@@ -173,7 +173,7 @@ def values_per_feature(model: nn.Module, images: Float[Tensor, "batch channel he
         handles.append(layer.register_forward_pre_hook(note))
     try:
         with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
-            model(images)
+            run(model, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,17 +10,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .batch import as_batch, require_classes, require_unit_range
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
-from .client_config import ClientConfig, parse_labels
+from .client_config import ClientConfig
 from .defences import Defence, DefenceError, Gradients, apply_defence, defence_words
 from .dp_sgd import noisy_mean, spent_privacy
 from .facts import BatchNormMode, assumed, known_facts, told
-from .images import load_images
-from .local_client import require_batch, train_locally
+from .forward import gradient, run
+from .images import class_labels, load_images
+from .label_words import AUTO, UNIQUE, folder_labels, parse_labels
+from .local_client import train_locally
 from .losses import state_loss
 from .models import load_model
 from .normalisation import IMAGENET, Normalisation
 from .soteria import soteria_gradient
+from .unwrap import unwrap
 from .update import CapturedUpdate, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +38,15 @@ class PrivateBatch:
     """Pixels in [0, 1]."""
     labels: Int[Tensor, " batch"]
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_unit_range(self.images, "the private pixels")
+        counts = (len(self.images), len(self.labels), len(self.names))
+        if len(set(counts)) > 1:
+            raise UpdateError(
+                f"the private batch has {counts[0]} images, {counts[1]} labels and {counts[2]} names; give one label "
+                "and one name per image"
+            )
 
 
 def capture_gradient(
@@ -51,9 +64,9 @@ def capture_gradient(
     The model is left as it was: weights, buffers, modes and ``.grad`` are unchanged.
 
     Args:
-        model: The server's model.
-        images: Pixels in [0, 1], shape (B, C, H, W).
-        labels: One class index per image, shape (B,).
+        model: The server's model; wrappers such as DataParallel and ``torch.compile`` are taken off.
+        images: Pixels in [0, 1], shape (B, C, H, W): a tensor, an array, or a list of either.
+        labels: One class index per image, shape (B,), in the same ways.
         loss: ``loss(outputs, labels)``. It is recorded as what it is, with its reduction, its scale and its smoothing
             (see ``state_loss``); the attack matches with it.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
@@ -65,11 +78,14 @@ def capture_gradient(
         does not reach have a zero gradient.
 
     Raises:
-        UpdateError: The batch cannot be run in this mode, or its gradient is not finite.
+        UpdateError: The batch is none (pixels outside [0, 1], channels last or of another number than the
+            normalisation's, a label that is no class), cannot be run in this mode, or has no finite gradient.
+        ModelError: The model does not take the batch, returns no logits, or its gradient cannot be taken.
     """
+    model = unwrap(model)
     mode = BatchNormMode(batch_norm)
     normalisation = Normalisation.of(normalisation)
-    require_batch(images, labels)
+    images, labels = as_batch(images, labels, normalisation)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise UpdateError("the model has no parameter with requires_grad=True, so it has no gradient to capture")
@@ -79,10 +95,10 @@ def capture_gradient(
         require_batch_statistics(model, inputs)
     shared = mode is BatchNormMode.TRAIN_SHARED
     with recording_mode(model) if shared else client_mode(model, mode), torch.enable_grad():
-        outputs, targets = model(inputs), labels.to(like.device)
+        outputs, targets = require_classes(run(model, inputs), labels), labels.to(like.device)
         value = loss(outputs, targets)
         stated = state_loss(loss, value, outputs, targets)
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        found = gradient(value, list(parameters.values()))
         buffers = {name: b.cpu() for name, b in running_buffers(model).items()} if shared else None
     return CapturedUpdate(
         gradients={name: g.detach().cpu().clone() for name, g in zip(parameters, found, strict=True)},
@@ -109,7 +125,7 @@ def simulate_client(
     Raises:
         ModelError, ImageError, UpdateError, DefenceError: What cannot be loaded or run, in one sentence.
     """
-    model = load_model(config.model, config.classes, config.image_size, config.weights, seed)
+    model = load_model(config.model, config.classes, config.image_shape, config.weights, seed)
     batch = batch or load_batch(config)
     generator = torch.Generator().manual_seed(seed)
     return send_update(config, model, batch.images, batch.labels, generator, seed), model, batch
@@ -137,7 +153,7 @@ def send_update(
         name: torch.stack([update.gradients[name] for update in updates]).mean(dim=0) if len(updates) > 1 else g
         for name, g in updates[0].gradients.items()
     }
-    applied = _applied(config)
+    applied = applied_defences(config)
     if applied and not any(bool(g.any()) for g in gradients.values()):
         raise DefenceError(
             f"the defence {defence_words(applied)} leaves nothing of the update but zeros; use a weaker one"
@@ -155,8 +171,13 @@ def load_batch(config: ClientConfig) -> PrivateBatch:
     Raises:
         ImageError, ClientError: What cannot be loaded, in one sentence.
     """
-    images, names = load_images(config.images, config.image_count, config.image_size)
-    return PrivateBatch(images, parse_labels(config.labels, config.image_count, config.classes), names)
+    count = config.image_count
+    images, names = load_images(config.images, count, config.image_shape)
+    found = class_labels(config.images, count) if config.labels == AUTO else None
+    if found is not None:
+        return PrivateBatch(images, folder_labels(found, config.classes, config.images), names)
+    words = UNIQUE if config.labels == AUTO else config.labels
+    return PrivateBatch(images, parse_labels(words, count, config.classes), names)
 
 
 def _sent(
@@ -168,12 +189,21 @@ def _sent(
         # Orders of its own, so that the defence's noise does not depend on the number of epochs.
         orders = torch.Generator().manual_seed(seed)
         update = train_locally(
-            model, images, labels, local=local, batch_norm=config.bn, model_id=config.model, generator=orders
+            model,
+            images,
+            labels,
+            local=local,
+            normalisation=config.normalisation,
+            batch_norm=config.bn,
+            model_id=config.model,
+            generator=orders,
         )
         if not config.learning_rate_known:
             update = update.stating(learning_rate=assumed(None, "the client keeps it to itself"))
     else:
-        update = capture_gradient(model, images, labels, batch_norm=config.bn, model_id=config.model)
+        update = capture_gradient(
+            model, images, labels, normalisation=config.normalisation, batch_norm=config.bn, model_id=config.model
+        )
     return replace(update, gradients=_defended(config, model, update, images, labels, generator))
 
 
@@ -210,11 +240,14 @@ def _private_step(
     generator: torch.Generator,
 ) -> Gradients:
     ones = zip(torch.split(images, 1), torch.split(labels, 1), strict=True)
-    per_image = (capture_gradient(model, image, label, batch_norm=config.bn).gradients for image, label in ones)
+    per_image = (
+        capture_gradient(model, image, label, normalisation=config.normalisation, batch_norm=config.bn).gradients
+        for image, label in ones
+    )
     return noisy_mean(per_image, config.defence_clip, noise_multiplier, generator)
 
 
-def _applied(config: ClientConfig) -> tuple[Defence, ...]:
+def applied_defences(config: ClientConfig) -> tuple[Defence, ...]:
     """The client's defences with all their parameters."""
     return tuple(
         replace(one, clip=(config.defence_clip,)) if one.name == "dp_sgd" else one

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from .defences import FROM_IMAGES, Defence, DefenceError, parse_defences
 from .errors import UpdateError
 from .facts import BatchNormMode
+from .image_files import PHOTOS
+from .label_words import AUTO, UNIQUE, parse_labels
+from .label_words import ClientError as ClientError
 from .local_training import LocalTraining
 from .models import TIMM_PREFIX
-
-
-class ClientError(ValueError):
-    """A client setting that cannot be carried out."""
+from .normalisation import Normalisation, usual_normalisation
+from .update import LARGEST_CHANNEL_COUNT
 
 
 @dataclass(frozen=True)
@@ -27,17 +24,27 @@ class ClientConfig:
     model: str = "convnet"
     """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
     weights: str | None = None
-    """File with the model's weights (.safetensors, .pt or .pth); without it the weights are random, from the seed."""
+    """File with the model's weights (.safetensors, .pt, .pth or .ckpt); without it they are random, from the seed."""
     classes: int = 10
     """Number of classes that the model tells apart."""
     images: str = "photos"
-    """Folder of images, taken in order of name, or "photos" for the natural photos that scikit-image ships."""
+    """Folder of images, or of folders with one class each, taken in order of name; or "photos" for the natural photos
+    that scikit-image ships."""
     batch_size: int = 4
     """Images that the client averages its gradient over."""
     image_size: int = 32
-    """Side in pixels to which each image's largest centred square is resized."""
-    labels: str = "unique"
-    """"unique" for 0, 1, 2, ..., or one label per image separated by commas, such as 0,0,3,7."""
+    """Side in pixels to which each image's largest centred square is resized; the height, with client.image_width."""
+    image_width: int = 0
+    """Width in pixels of images that are not square; 0: they are."""
+    channels: int = 3
+    """Of the images: 1 grey, 3 RGB, 4 RGB with alpha from files that have it."""
+    mean: tuple[float, ...] = ()
+    """Of the normalisation, one number per channel; none: ImageNet's for RGB, else 0."""
+    std: tuple[float, ...] = ()
+    """Deviation of the normalisation, one number per channel; none: ImageNet's for RGB, else 1."""
+    labels: str = "auto"
+    """"unique" for 0, 1, 2, ...; one label per image separated by commas, such as 0,0,3,7; or "auto" for the classes of
+    class folders, and "unique" where there are none."""
     bn: str = "eval"
     """Batch norm in the client: "eval", "train_shared" (statistics sent along) or "train_private" (kept)."""
     local_epochs: int = 0
@@ -82,6 +89,7 @@ class ClientConfig:
         for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4), ("clients", 1), ("dp_steps", 1)):
             if getattr(self, key) < lowest:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
+        found += self._image_problems()
         if self.bn not in list(BatchNormMode):
             found.append(f"client.bn is {self.bn!r}; use one of {', '.join(BatchNormMode)}")
         try:
@@ -90,11 +98,39 @@ class ClientConfig:
             found.append(str(error))
             names = []
         found += self._local_problems() + self._privacy_problems() + self._combination_problems(names)
-        if not found:
+        # What "auto" gives is known with the images.
+        if not found and self.labels != AUTO:
             try:
                 parse_labels(self.labels, self.image_count, self.classes)
             except ClientError as error:
                 found.append(str(error))
+        return found
+
+    def require_labels(self) -> None:
+        """Return quietly when the images that a client is simulated with can have their labels.
+
+        Raises:
+            ClientError: There are more images than classes, and nothing names their labels.
+        """
+        if self.labels == AUTO and self.images == PHOTOS:
+            parse_labels(UNIQUE, self.image_count, self.classes)
+
+    def _image_problems(self) -> list[str]:
+        found = []
+        if self.image_width != 0 and self.image_width < 4:
+            found.append(f"client.image_width is {self.image_width}; it must be at least 4, or 0 for square images")
+        if not 1 <= self.channels <= LARGEST_CHANNEL_COUNT:
+            found.append(f"client.channels is {self.channels}; it must be from 1 to {LARGEST_CHANNEL_COUNT}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
+            found.append(
+                f"client.mean has {len(self.mean)} numbers and client.std {len(self.std)}; give one per channel "
+                f"(client.channels={self.channels}) in both, or neither"
+            )
+        elif self.mean:
+            try:
+                Normalisation(self.mean, self.std)
+            except UpdateError as error:
+                found.append(f"client.mean and client.std: {error}")
         return found
 
     def _local_problems(self) -> list[str]:
@@ -127,6 +163,16 @@ class ClientConfig:
     def defences(self) -> tuple[Defence, ...]:
         """What the client does to its gradient, in order; one of the name "none" where it does nothing."""
         return parse_defences(self.defence, self.defence_strength)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        return self.channels, self.image_size, self.image_width or self.image_size
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the model is fed in place of pixels in [0, 1]."""
+        return Normalisation(self.mean, self.std) if self.mean else usual_normalisation(self.channels)
 
     @property
     def image_count(self) -> int:
@@ -192,34 +238,3 @@ class ClientConfig:
         )
         local.require_images(self.batch_size)
         return local
-
-
-def parse_labels(text: str, batch_size: int, classes: int) -> Int[Tensor, " batch"]:
-    """One label per image from ``client.labels``.
-
-    Args:
-        text: ``"unique"`` for 0, 1, ..., batch_size - 1, or labels separated by commas.
-        batch_size: How many labels there must be.
-        classes: Each label must lie in 0 .. classes - 1.
-
-    Raises:
-        ClientError: What is wrong with the text, in one sentence.
-    """
-    if text.strip() == "unique":
-        if batch_size > classes:
-            raise ClientError(
-                f"client.labels=unique needs as many classes as images, but there are {batch_size} images and "
-                f"{classes} classes; raise client.classes or list the labels, such as client.labels=0,0,1,1"
-            )
-        return torch.arange(batch_size)
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ClientError(f"client.labels is {text!r}; use unique, or whole numbers separated by commas, such as 0,0,3")
-    labels = [int(word) for word in words]
-    if len(labels) != batch_size:
-        raise ClientError(f"client.labels lists {len(labels)} labels for {batch_size} images; list one per image")
-    if max(labels) >= classes:
-        raise ClientError(
-            f"client.labels names class {max(labels)}, but with {classes} classes the labels are 0 to {classes - 1}"
-        )
-    return torch.tensor(labels)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-PHOTOS = "photos"
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-LARGEST_PIXEL_COUNT = 100_000_000
-
-Pixels = UInt8[np.ndarray, "height width 3"]
-
-
-class ImageError(ValueError):
-    """Images that cannot be loaded."""
+from .image_files import PHOTOS as PHOTOS
+from .image_files import ImageError as ImageError
+from .image_files import Pixels, of_channels, read_image
+from .image_folder import ImageFile, image_names, list_images
 
 
 @dataclass(frozen=True)
@@ -69,32 +63,50 @@ def count_images(source: str) -> int:
     Raises:
         ImageError: The folder is missing, unreadable or holds no image.
     """
-    return len(_PHOTOS) if source == PHOTOS else len(_files(Path(source).expanduser()))
+    return len(_PHOTOS) if source == PHOTOS else len(_files(source))
 
 
-def load_images(source: str, count: int, size: int) -> tuple[Float[Tensor, "batch 3 {size} {size}"], tuple[str, ...]]:
+def class_labels(source: str, count: int) -> tuple[int, ...] | None:
+    """The classes of the first ``count`` images, where the source is a folder of class folders; None otherwise.
+
+    Raises:
+        ImageError: The folder is missing, unreadable or holds no image.
+    """
+    files = [] if source == PHOTOS else _files(source)[:count]
+    labels = tuple(file.label for file in files if file.label is not None)
+    return labels or None
+
+
+def load_images(
+    source: str, count: int, size: int | Sequence[int]
+) -> tuple[Float[Tensor, "batch channel height width"], tuple[str, ...]]:
     """The first ``count`` images of the source and their names, all different.
 
-    Each image's largest centred square is resized by antialiased bilinear interpolation.
+    Of each image the largest centred part of the wanted proportions is resized by antialiased bilinear interpolation;
+    an image that has the wanted size already keeps its pixels to the bit.
 
     Args:
-        source: ``"photos"``, or a folder whose image files are taken in order of name.
+        source: ``"photos"``, or a folder whose image files are taken in order of name. Where they lie in folders, one
+            per class, these are taken one after the other in order of name.
         count: How many, at least 1.
-        size: Side of the result in pixels.
+        size: Side of square RGB images in pixels, or channels, height and width.
 
     Returns:
-        Images in [0, 1], shape (count, 3, size, size), and one name each.
+        Images in [0, 1], shape (count, channels, height, width), and one name each.
 
     Raises:
         ImageError: What is missing or which file cannot be read, in one sentence.
     """
-    if count < 1 or size < 1:
-        raise ImageError(f"asked for {count} images of {size} pixels; both numbers must be at least 1")
-    pixels, names = _photos(count) if source == PHOTOS else _folder(Path(source).expanduser(), count)
-    return torch.cat([_square(image, size) for image in pixels]), names
+    channels, height, width = (3, size, size) if isinstance(size, int) else size
+    if min(count, channels, height, width) < 1:
+        raise ImageError(
+            f"asked for {count} images of {channels} channels and {height}x{width} pixels; all must be at least 1"
+        )
+    pixels, names = _photos(count, channels) if source == PHOTOS else _folder(source, count, channels)
+    return torch.cat([_resized(image, height, width) for image in pixels]), names
 
 
-def _photos(count: int) -> tuple[list[Pixels], tuple[str, ...]]:
+def _photos(count: int, channels: int) -> tuple[list[Pixels], tuple[str, ...]]:
     if count > len(_PHOTOS):
         raise ImageError(
             f"the built-in photos are {len(_PHOTOS)} and the batch needs {count}; lower client.batch_size or give a "
@@ -108,91 +120,46 @@ def _photos(count: int) -> tuple[list[Pixels], tuple[str, ...]]:
         if photo.box is not None:
             top, bottom, left, right = photo.box
             image = image[top:bottom, left:right]
-        parts.append(image)
+        parts.append(of_channels(Image.fromarray(image), channels, photo.name))
     return parts, tuple(photo.name for photo in chosen)
 
 
-def _read_photo(source: str) -> Pixels:
+def _read_photo(source: str) -> UInt8[np.ndarray, "height width 3"]:
     from skimage import data
 
     if source == "motorcycle":
-        read_pair: Callable[[], tuple[Pixels, ...]] = data.stereo_motorcycle
+        read_pair: Callable[[], tuple[np.ndarray, ...]] = data.stereo_motorcycle
         left = read_pair()[0]
         return np.ascontiguousarray(left[..., :3])
-    read: Callable[[], Pixels] = getattr(data, source)
+    read: Callable[[], np.ndarray] = getattr(data, source)
     return np.ascontiguousarray(read()[..., :3])
 
 
-def _files(folder: Path) -> list[Path]:
-    """The folder's image files in order of name, at least one."""
-    if not folder.is_dir():
-        reason = "is a file" if folder.exists() else "does not exist"
-        raise ImageError(f"the image folder {str(folder)!r} {reason}; give a folder of images, or the word {PHOTOS!r}")
-    try:
-        files = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-    except OSError as error:
-        raise ImageError(f"the image folder {str(folder)!r} cannot be read ({error.strerror})") from error
-    if not files:
-        raise ImageError(f"the image folder {str(folder)!r} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return files
+def _files(source: str) -> list[ImageFile]:
+    return list_images(Path(source).expanduser())
 
 
-def _folder(folder: Path, count: int) -> tuple[list[Pixels], tuple[str, ...]]:
-    files = _files(folder)
+def _folder(source: str, count: int, channels: int) -> tuple[list[Pixels], tuple[str, ...]]:
+    files = _files(source)
     if len(files) < count:
         raise ImageError(
-            f"the image folder {str(folder)!r} holds {len(files)} images and the batch needs {count}; "
+            f"the image folder {source!r} holds {len(files)} images and the batch needs {count}; "
             "add images or lower client.batch_size"
         )
     files = files[:count]
-    names = [path.stem for path in files]
-    if len(set(names)) < count:
-        names = [path.name for path in files]
-    return [_read_file(path) for path in files], tuple(names)
+    return [read_image(file.path, channels) for file in files], image_names(files)
 
 
-def _read_file(path: Path) -> Pixels:
-    """RGB pixels of one file, upright."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Damaged metadata is not worth a stop: the pixels decide.
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path) as image:
-                if image.width * image.height > LARGEST_PIXEL_COUNT:
-                    raise ImageError(
-                        f"the image {str(path)!r} has {image.width}x{image.height} pixels; "
-                        f"at most {LARGEST_PIXEL_COUNT:,} are allowed"
-                    )
-                return _rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(f"the image {str(path)!r} is too large to be opened safely; make it smaller") from error
-    # A hostile or damaged file makes Pillow's decoders raise nearly anything.
-    except Exception as error:
-        raise ImageError(
-            f"the image {str(path)!r} cannot be read ({type(error).__name__}: {error}); repair or remove it"
-        ) from error
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would cut off everything above 255.
-        grey = np.asarray(image, dtype=np.float64) / 65_535 * 255
-        return np.repeat(grey.round().clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
-
-
-def _square(pixels: Pixels, size: int) -> Float[Tensor, "1 3 {size} {size}"]:
-    """The largest centred square at the wanted size, in [0, 1]."""
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float()[None] / 255
-    side = min(image.shape[-2:])
-    top, left = (image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2
-    square = image[..., top : top + side, left : left + side]
-    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+def _resized(pixels: Pixels, height: int, width: int) -> Float[Tensor, "1 channel {height} {width}"]:
+    """The largest centred part of the wanted proportions, at the wanted size."""
+    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
+    whole_height, whole_width = image.shape[-2:]
+    # Whole numbers, so that a square is cut as exactly as any other part.
+    rows = min(whole_height, max(1, whole_width * height // width))
+    columns = min(whole_width, max(1, whole_height * width // height))
+    top, left = (whole_height - rows) // 2, (whole_width - columns) // 2
+    part = image[..., top : top + rows, left : left + columns]
+    if (rows, columns) == (height, width):
+        return part.contiguous()
+    resized = F.interpolate(part, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)  # weights that sum to one do so up to rounding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .batch import as_batch, require_classes
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
+from .copying import copy_model
 from .errors import UpdateError
 from .facts import BatchNormMode, Fact, known_facts
+from .forward import run
 from .local_training import LocalTraining
 from .losses import state_loss
 from .normalisation import IMAGENET, Normalisation
+from .unwrap import unwrap
 from .update import CapturedUpdate
 from .weight_delta import capture_weight_delta
 
@@ -40,8 +43,8 @@ def train_locally(
 
     Args:
         model: The server's model.
-        images: Pixels in [0, 1], in the order in which the client trains on them.
-        labels: One class index per image.
+        images: Pixels in [0, 1], in the order in which the client trains on them: a tensor, an array, or a list.
+        labels: One class index per image, in the same ways.
         local: Epochs, batch size and optimiser; the learning rate must be a number.
         loss: ``loss(outputs, labels)`` of one step's batch, recorded as in ``capture_gradient``.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
@@ -50,15 +53,18 @@ def train_locally(
         generator: Draws each epoch's order when ``local.shuffled``, on the CPU.
 
     Raises:
-        UpdateError: The batches cannot be run in this mode, or the weights do not stay finite.
+        UpdateError: The batch is none (see `capture_gradient`), cannot be run in this mode, or the weights do not stay
+            finite.
+        ModelError: The model does not take them, or returns no logits.
     """
     mode = BatchNormMode(batch_norm)
     normalisation = Normalisation.of(normalisation)
     if local.learning_rate is None:
         raise UpdateError("a client cannot train without a learning rate; give one")
-    require_batch(images, labels)
+    images, labels = as_batch(images, labels, normalisation)
     local.require_images(len(images))
-    after = copy.deepcopy(model)
+    model = unwrap(model)
+    after = copy_model(model)
     trained = [parameter for parameter in after.parameters() if parameter.requires_grad]
     if not trained:
         raise UpdateError("the model has no parameter with requires_grad=True, so the client has nothing to train")
@@ -75,7 +81,7 @@ def train_locally(
             for batch in local.batches(len(images)):
                 chosen = order[batch.start : batch.stop]
                 optimiser.zero_grad()
-                outputs = after(inputs[chosen])
+                outputs = require_classes(run(after, inputs[chosen]), targets[chosen])
                 value = loss(outputs, targets[chosen])
                 stated = stated or state_loss(loss, value, outputs, targets[chosen])
                 torch.autograd.backward(value)
@@ -94,18 +100,6 @@ def train_locally(
     )
     facts = known_facts(len(images), normalisation, mode, stated["loss"].value, local).stating(**stated)
     return replace(found, facts=facts)
-
-
-def require_batch(images: Tensor, labels: Tensor) -> None:
-    """Return quietly when these are images with one label each.
-
-    Raises:
-        UpdateError: They are not.
-    """
-    if images.ndim != 4 or images.shape[0] < 1:
-        raise UpdateError(f"images have shape {tuple(images.shape)}; give (batch, channel, height, width), batch >= 1")
-    if labels.shape != images.shape[:1]:
-        raise UpdateError(f"labels have shape {tuple(labels.shape)} for {images.shape[0]} images; give one per image")
 
 
 def _orders(local: LocalTraining, count: int, generator: torch.Generator | None) -> list[Int[Tensor, " batch"]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from .batch_norm import client_mode
 from .facts import BatchNormMode
+from .unwrap import unwrap
 from .weights import ModelError as ModelError
 from .weights import load_state, read_weights
 
@@ -28,7 +31,8 @@ class ModelSource:
 
     name: str
     classes: int = 10
-    image_size: int = 32
+    image_size: int | tuple[int, int, int] = 32
+    """Side of square RGB images, or channels, height and width."""
     seed: int = 0
 
     def load(self, weights: str | None = None) -> nn.Module:
@@ -37,7 +41,7 @@ class ModelSource:
 
 
 def load_model(
-    name: str, classes: int = 10, image_size: int = 32, weights: str | None = None, seed: int = 0
+    name: str, classes: int = 10, image_size: int | Sequence[int] = 32, weights: str | None = None, seed: int = 0
 ) -> nn.Module:
     """A classifier in evaluation mode. The global random state is left as it was.
 
@@ -46,47 +50,92 @@ def load_model(
             ``timm:resnet10t``; never downloaded), or ``module:callable``, called with ``num_classes=classes`` when it
             takes that and with nothing otherwise.
         classes: Number of outputs.
-        image_size: Side of the images in pixels; the model must accept it.
-        weights: A .safetensors, .pt or .pth file with the model's state dict, see `read_weights`; None for random
+        image_size: Side of square RGB images in pixels, or channels, height and width; the model must accept them.
+        weights: A .safetensors, .pt, .pth or .ckpt file with the state dict, see `read_weights`; None for random
             weights.
         seed: Random weights are a function of it.
 
     Raises:
         ModelError: What cannot be found, built or loaded, in one sentence; all wrong weights at once.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if name.lower().startswith(TIMM_PREFIX):
-            model = _timm(name, classes, image_size)
-        elif ":" in name:
-            model = build_own(name, num_classes=classes)
-        elif name.lower() == "convnet":
-            model = convnet(classes, image_size)
-        else:
-            model = _torchvision(name, classes, image_size)
+    model = build_model(name, classes, image_size, seed)
     if weights is not None:
         load_state(model, read_weights(weights), repr(weights))
-    model.eval()
-    _check_output(model, name, classes, image_size)
+    shape = _shape(image_size)
+    found = output_shape(model, name, shape)
+    if found != (2, classes):
+        hint = f"; give client.classes={found[1]}" if isinstance(found, tuple) and len(found) == 2 else ""
+        raise ModelError(f"the model {name!r} returns {found} for 2 images; it must return (2, {classes}) logits{hint}")
     return model
 
 
-def convnet(classes: int = 10, image_size: int = 32, width: int = CONVNET_WIDTH) -> nn.Sequential:
+def build_model(name: str, classes: int, image_size: int | Sequence[int], seed: int) -> nn.Module:
+    """As `load_model`, with random weights and without a trial of what it returns."""
+    shape = _shape(image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if name.lower().startswith(TIMM_PREFIX):
+            model = _timm(name, classes, shape)
+        elif ":" in name:
+            model = build_own(name, num_classes=classes)
+        elif name.lower() == "convnet":
+            model = convnet(classes, shape)
+        else:
+            model = _torchvision(name, classes, shape)
+    return model.eval()
+
+
+def output_shape(model: nn.Module, name: str, image_shape: Sequence[int]) -> tuple[int, ...] | str:
+    """The shape of what a model returns for two black images, or the name of its type where that is no tensor.
+
+    Raises:
+        ModelError: It has no parameters, or cannot take such images.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ModelError(f"the model {name!r} has no parameters, so it has no gradient")
+    try:
+        with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
+            output = model(parameter.new_zeros(2, *image_shape))
+    except ModelError as error:
+        raise ModelError(f"the model {name!r} cannot be used: {error}") from None
+    except Exception as error:
+        raise ModelError(
+            f"the model {name!r} cannot take {describe_images(image_shape)} ({type(error).__name__}: {error}); give "
+            "the model of such images with client.model, or simulate a client with others, by client.image_size (such "
+            "as 64 or 224), client.image_width and client.channels"
+        ) from error
+    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+
+
+def describe_images(image_shape: Sequence[int]) -> str:
+    """Images of this shape in words."""
+    channels, height, width = image_shape
+    kinds = {1: f"{height}x{width} grey images", 3: f"{height}x{width} RGB images"}
+    return kinds.get(channels, f"{height}x{width} images of {channels} channels")
+
+
+def _shape(image_size: int | Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = (3, image_size, image_size) if isinstance(image_size, int) else image_size
+    return channels, height, width
+
+
+def convnet(classes: int = 10, image_size: int | Sequence[int] = 32, width: int = CONVNET_WIDTH) -> nn.Sequential:
     """ConvNet-32: four 5x5 convolutions with batch norm and ReLU (strides 2, 2, 1, 1), flattened into one linear layer.
 
     Without pooling each pixel keeps its own trace in the gradient, so this network is easy to invert.
 
     Args:
         classes: Number of outputs.
-        image_size: Side of the images in pixels.
+        image_size: Side of square RGB images in pixels, or channels, height and width.
         width: Channels of every convolution.
     """
     layers: list[nn.Module] = []
-    channels, side = 3, image_size
+    channels, rows, columns = _shape(image_size)
     for stride in CONVNET_STRIDES:
         layers += [nn.Conv2d(channels, width, 5, stride, 2), nn.BatchNorm2d(width), nn.ReLU()]
-        channels, side = width, (side - 1) // stride + 1
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * side * side, classes))
+        channels, rows, columns = width, (rows - 1) // stride + 1, (columns - 1) // stride + 1
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * rows * columns, classes))
 
 
 def model_names() -> list[str]:
@@ -96,7 +145,7 @@ def model_names() -> list[str]:
     return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
 
 
-def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
+def _torchvision(name: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     # Imported where it is used: each agent is a process, and this would cost each of them 90 MB.
     import torchvision  # type: ignore[import-untyped,unused-ignore]
 
@@ -109,11 +158,19 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
             f"no model is called {name!r}: use convnet, a torchvision classification model such as resnet18, "
             f"timm:NAME or module:callable{hint}"
         )
+    channels, height, width = image_shape
+    if channels != 3:
+        raise ModelError(
+            f"torchvision's {key!r} takes RGB images, and these are {describe_images(image_shape)}; give convnet, "
+            "timm:NAME or your own module:callable"
+        )
     options: dict[str, Any] = {"num_classes": classes}
     if key.startswith("vit_"):
-        options["image_size"] = image_size
+        if height != width:
+            raise ModelError(f"torchvision's {key!r} takes square images, and these are {height}x{width}")
+        options["image_size"] = height
     if key.startswith("maxvit"):
-        options["input_size"] = (image_size, image_size)
+        options["input_size"] = (height, width)
     if key in ("googlenet", "inception_v3"):
         # Auxiliary heads play no part in a client's step here; init_weights keeps torchvision from warning.
         options |= {"aux_logits": False, "init_weights": True}
@@ -121,12 +178,12 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(key, weights=None, **options)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise ModelError(
-            f"torchvision cannot build {key!r} for {classes} classes and {image_size} px images ({error})"
+            f"torchvision cannot build {key!r} for {classes} classes and {describe_images(image_shape)} ({error})"
         ) from error
     return model
 
 
-def _timm(name: str, classes: int, image_size: int) -> nn.Module:
+def _timm(name: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -142,12 +199,17 @@ def _timm(name: str, classes: int, image_size: int) -> nn.Module:
         raise ModelError(f"timm {timm.__version__} has no model {architecture!r}{hint}")
     settings = timm.get_pretrained_cfg(architecture)
     # Convolutional networks take images of any size and no such argument.
-    options: dict[str, Any] = {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
+    channels, height, width = image_shape
+    options: dict[str, Any] = {}
+    if settings is not None and settings.fixed_input_size:
+        options["img_size"] = height if height == width else (height, width)
+    if channels != 3:
+        options["in_chans"] = channels
     try:
         model: nn.Module = timm.create_model(key, pretrained=False, num_classes=classes, **options)
     except (ValueError, AssertionError, RuntimeError, TypeError) as error:
         raise ModelError(
-            f"timm cannot build {key!r} for {classes} classes and {image_size} px images ({error})"
+            f"timm cannot build {key!r} for {classes} classes and {describe_images(image_shape)} ({error})"
         ) from error
     return model
 
@@ -172,16 +234,20 @@ def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
         raise ModelError(f"building the {what} {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
-    return model
+    return unwrap(model)
 
 
 def _find(name: str, module_name: str, attribute: str, what: str) -> Callable[..., Any]:
+    # Last, so that nothing in the current folder takes the place of what is installed.
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable, with the "
-            "module's folder on PYTHONPATH"
+            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable of a "
+            "module in the current folder or in one on PYTHONPATH"
         ) from error
     found = getattr(module, attribute, None) if attribute else None
     if not callable(found):
@@ -199,20 +265,3 @@ def accepts(build: Callable[..., Any], keyword: str) -> bool:
     except (TypeError, ValueError):
         return False
     return any(p.kind is p.VAR_KEYWORD or (p.name == keyword and p.kind is not p.POSITIONAL_ONLY) for p in parameters)
-
-
-def _check_output(model: nn.Module, name: str, classes: int, image_size: int) -> None:
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise ModelError(f"the model {name!r} has no parameters, so it has no gradient")
-    try:
-        with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
-            output = model(parameter.new_zeros(2, 3, image_size, image_size))
-    except Exception as error:
-        raise ModelError(
-            f"the model {name!r} cannot take {image_size}x{image_size} RGB images ({type(error).__name__}: {error}); "
-            "try another client.image_size, such as 64 or 224"
-        ) from error
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, classes):
-        raise ModelError(f"the model {name!r} returns {shape} for 2 images; it must return (2, {classes}) logits")

@@ -63,5 +63,10 @@ class Normalisation:
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+def usual_normalisation(channels: int) -> Normalisation:
+    """What stands where nobody says: ImageNet's is of three channels; of others nothing is as common as none at all."""
+    return IMAGENET if channels == len(IMAGENET.mean) else Normalisation((0.0,) * channels, (1.0,) * channels)
+
+
 def _per_channel(values: tuple[float, ...], images: Tensor) -> Float[Tensor, "channel 1 1"]:
     return images.new_tensor(values)[:, None, None]

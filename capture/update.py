@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .counters import is_counter, settle_counters
 from .defences import Defence
 from .errors import UpdateError as UpdateError
 from .facts import BatchNormMode, ClientFacts
 from .local_training import LocalTraining
 from .normalisation import Normalisation
+from .unwrap import inside
 
 LARGEST_IMAGE_COUNT = 65_536
 LARGEST_CHANNEL_COUNT = 64
@@ -47,10 +49,13 @@ class CapturedUpdate:
     facts: ClientFacts
     """What is believed of the client: each fact told, read off the update, or assumed."""
     buffers: dict[str, Tensor] | None = None
-    """Batch-norm running statistics *after* the client's step(s), by buffer name; only with ``train_shared``."""
+    """Batch-norm running statistics *after* the client's step(s), by buffer name; only with ``train_shared``. Step
+    counters are int64, and left out where what was given is no count."""
     kind: UpdateKind = UpdateKind.GRADIENT
 
     def __post_init__(self) -> None:
+        if self.buffers is not None:
+            object.__setattr__(self, "buffers", settle_counters(self.buffers))
         _check_facts(self)
         _check_local(self)
         _check_tensors("gradient", self.gradients)
@@ -121,6 +126,11 @@ class CapturedUpdate:
         Args:
             model: The server's model, in the state that the client started from.
         """
+        from .fitting import fit_update
+
+        model = inside(model)
+        if (fitted := fit_update(self, model)) is not self:
+            return fitted.mismatches(model)
         expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
         found = _compare_tensors("gradient", self.gradients, expected)
         if self.buffers is not None:
@@ -129,7 +139,7 @@ class CapturedUpdate:
                 for name, buffer in model.named_buffers()
                 if name.endswith((".running_mean", ".running_var")) or name in ("running_mean", "running_var")
             }
-            sent = {name: buffer for name, buffer in self.buffers.items() if not name.endswith("num_batches_tracked")}
+            sent = {name: buffer for name, buffer in self.buffers.items() if not is_counter(name)}
             found += _compare_tensors("batch-norm buffer", sent, running)
         actual = weight_hash(model)
         if actual != self.weight_hash:
@@ -151,18 +161,23 @@ class CapturedUpdate:
             )
 
 
-def weight_hash(model: nn.Module) -> str:
+def weight_hash(model: nn.Module, prefix: str = "") -> str:
     """SHA-256 (hex) over name, dtype, shape and bytes of every parameter and buffer, in order of name.
 
     ``num_batches_tracked`` is left out: it counts steps and changes no output.
+
+    Args:
+        model: Wrappers such as DataParallel change nothing.
+        prefix: In front of every name, as in files of updates that were made inside a wrapper.
     """
+    model = inside(model)
     digest = hashlib.sha256()
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in sorted(named):
-        if name.rpartition(".")[2] == "num_batches_tracked":
+        if is_counter(name):
             continue
         tensor = named[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(f"{prefix}{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -217,7 +232,7 @@ def _check_local(update: CapturedUpdate) -> None:
 def _check_tensors(kind: str, tensors: dict[str, Tensor]) -> None:
     """Raise UpdateError at the first tensor that is not made of finite numbers."""
     for name, tensor in tensors.items():
-        counts_steps = kind == "buffer" and name.rpartition(".")[2] == "num_batches_tracked"
+        counts_steps = kind == "buffer" and is_counter(name)
         if not tensor.is_floating_point() and not (counts_steps and tensor.dtype == torch.int64):
             raise UpdateError(f"{kind} {name!r} has type {tensor.dtype}; it must be floating point")
         if not bool(torch.isfinite(tensor).all()):

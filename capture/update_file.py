@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .counters import is_counter
 from .facts_file import read_facts, read_old_facts, refuse, short, text, write_facts
 from .update import CapturedUpdate, UpdateError, UpdateKind
 
@@ -179,10 +180,11 @@ def _parse_entry(key: str, value: object) -> _Entry:
         refuse(f"the entry {short(key)} of its header is malformed")
     shape, offsets, code = value["shape"], value["data_offsets"], value["dtype"]
     dtype = _DTYPES.get(code) if isinstance(code, str) else None
-    counts_steps = key.startswith("buffer/") and key.endswith("num_batches_tracked")
-    if dtype is None or (dtype is torch.int64) is not counts_steps:
+    counts_steps = key.startswith("buffer/") and is_counter(key.removeprefix("buffer/"))
+    if dtype is None or (dtype is torch.int64 and not counts_steps):
         refuse(f"tensor {short(key)} has type {short(code)}; allowed are F64, F32, F16 and BF16")
-    if not _are_counts(shape) or len(shape) > LARGEST_RANK or 0 in shape:
+    # A counter may be anything: what is no count is left out of the update.
+    if not _are_counts(shape) or len(shape) > LARGEST_RANK or (0 in shape and not counts_steps):
         refuse(f"tensor {short(key)} has shape {short(shape)}; it must be a list of up to 8 positive sizes")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         refuse(f"tensor {short(key)} has data offsets {short(offsets)}; they must be two rising positions")
@@ -213,7 +215,9 @@ def _read_tensor(file: BinaryIO, start: int, entry: _Entry) -> Tensor:
     content = bytearray(file.read(entry.end - entry.begin))
     if len(content) != entry.end - entry.begin:
         refuse("it became shorter while it was read")
-    return torch.frombuffer(content, dtype=entry.dtype).reshape(entry.shape)
+    # An empty buffer is refused by frombuffer.
+    flat = torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
+    return flat.reshape(entry.shape)
 
 
 def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> CapturedUpdate:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .batch_norm import running_buffers
+from .counters import is_counter, settle_counters
 from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
 from .local_training import LocalTraining
-from .normalisation import IMAGENET, Normalisation
+from .normalisation import Normalisation, usual_normalisation
+from .unwrap import inside
 from .update import CapturedUpdate, UpdateKind, weight_hash
+from .weights import fit_names
 
 _MOST_LISTED = 5
 
@@ -34,8 +37,8 @@ def capture_weight_delta(
 
     Args:
         before: The server's model, with the weights and running statistics that the client started from.
-        after: The client's model or state dict. Tensors of the state dict beyond the model's parameters and batch-norm
-            buffers are not looked at.
+        after: The client's model or state dict; names may be those of a wrapper such as DataParallel. Tensors of the
+            state dict beyond the model's parameters and batch-norm buffers are not looked at.
         image_count: How many images the client trained on.
         image_shape: Channels, height, width.
         local: The client's local steps: as the client tells them, or fact by fact.
@@ -54,7 +57,9 @@ def capture_weight_delta(
         UpdateError: Tensors are missing or of another shape, nothing was trained, or the facts contradict each other.
     """
     mode = _mode(batch_norm)
-    state = after.state_dict() if isinstance(after, nn.Module) else after
+    before = inside(before)
+    sent = inside(after).state_dict() if isinstance(after, nn.Module) else after
+    state = settle_counters(fit_names(sent, before.state_dict()))
     parameters = {name: p.detach() for name, p in before.named_parameters() if p.requires_grad}
     if not parameters:
         raise UpdateError("the model has no parameter with requires_grad=True, so the client had nothing to train")
@@ -62,8 +67,8 @@ def capture_weight_delta(
     buffers = None
     if mode.value is BatchNormMode.TRAIN_SHARED:
         running = running_buffers(before)
-        _require_tensors("batch-norm buffer", state, running)
-        buffers = {name: state[name].detach().cpu().clone() for name in running}
+        _require_tensors("batch-norm buffer", state, {name: b for name, b in running.items() if not is_counter(name)})
+        buffers = {name: state[name].detach().cpu().clone() for name in running if name in state}
     return CapturedUpdate(
         gradients={name: _difference(state[name], weight) for name, weight in parameters.items()},
         image_shape=image_shape,
@@ -89,11 +94,7 @@ def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[Batch
 def _normalisation(
     given: Normalisation | tuple[Sequence[float], Sequence[float]] | None, channels: int
 ) -> Fact[Normalisation]:
-    if given is not None:
-        return told(Normalisation.of(given))
-    # ImageNet's is of three channels; of other images nothing is as common as none at all.
-    common = IMAGENET if channels == len(IMAGENET.mean) else Normalisation((0.0,) * channels, (1.0,) * channels)
-    return assumed(common)
+    return assumed(usual_normalisation(channels)) if given is None else told(Normalisation.of(given))
 
 
 def _difference(after: Tensor, before: Tensor) -> Tensor:

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
+from .counters import is_counter, settle_counters
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "weights")
 """Under which training scripts keep the state dict in a checkpoint, beside the optimiser's state and the like."""
+AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits", "aux_classifier")
+"""Of torchvision's and timm's classifiers: they are trained beside the network and play no part in its logits."""
 _MOST_LISTED = 20
+_MOST_NAMED = 3
+_LOG = logging.getLogger(__name__)
 _DEEPEST_PREFIX = 4
 _DEEPEST_WRAPPER = 3
 
 
 class ModelError(ValueError):
-    """A model or weights that cannot be loaded."""
+    """A model or weights that cannot be loaded, or a model that cannot be attacked as it is."""
+
+
+# Beside tensors and plain containers: what training scripts keep of their settings. None of them does anything, and
+# what Lightning keeps hyper-parameters in is read as the dictionary that it is, without Lightning.
+_INERT: tuple[Any, ...] = (
+    argparse.Namespace,
+    PosixPath,
+    PurePosixPath,
+    *(
+        (OrderedDict, f"{package}.utilities.{module}.AttributeDict")
+        for package, module in (
+            ("lightning.fabric", "data"),
+            ("lightning_fabric", "data"),
+            ("pytorch_lightning", "parsing"),
+            ("lightning.pytorch", "parsing"),
+        )
+    ),
+)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict in a file, under the names that the file gives.
 
     Args:
-        path: A .safetensors, .pt or .pth file: a state dict, or a checkpoint that holds one under one of
-            ``WRAPPER_KEYS``. Only tensors and plain containers are read; nothing is executed.
+        path: A .safetensors, .pt, .pth or .ckpt file: a state dict, or a checkpoint that holds one under one of
+            ``WRAPPER_KEYS``, as Lightning's do. Only tensors, plain containers and settings are read; nothing is
+            executed.
 
     Raises:
         ModelError: What is wrong with the file, in one sentence.
@@ -38,15 +67,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise ModelError(f"the weights file {str(file)!r} does not exist")
     if file.suffix not in SUFFIXES:
-        raise ModelError(f"the weights file {str(file)!r} must end in .safetensors, .pt or .pth")
+        raise ModelError(f"the weights file {str(file)!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(_INERT)):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"the weights file {str(file)!r} holds Python objects other than tensors, which are never loaded; "
-            "save model.state_dict() instead"
+            f"the weights file {str(file)!r} holds Python objects other than tensors{_foreign(file)}, which are never "
+            "loaded; save model.state_dict() instead"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise ModelError(f"the weights file {str(file)!r} is damaged or of another format ({error})") from error
@@ -79,21 +109,31 @@ def fit_names(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str,
     return dict(state)
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str = "model") -> None:
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, what: str = "model") -> tuple[str, ...]:
     """Copy the tensors into the model, all of them or none.
+
+    Published checkpoints hold auxiliary heads (``AUXILIARY_HEADS``) and step counters, and Lightning's what else the
+    training had (a loss, metrics), which a model that is built without them does without.
 
     Args:
         model: Its parameters and buffers must all be in the state, but for ``num_batches_tracked``.
-        state: By the model's names, or by those of a wrapper around it.
+        state: By the model's names, or by those of a wrapper or an attribute around it.
         source: What holds the state, and ``what`` the model is, for the message.
+
+    Returns:
+        Names in the state that were left out, sorted.
 
     Raises:
         ModelError: All wrong tensors at once.
     """
     expected = model.state_dict()
-    found = fit_names(state, expected)
-    optional = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}
-    problems = [f"{name!r} is missing" for name in expected if name not in found and name not in optional]
+    parts = {name.partition(".")[0] for name in expected}
+    found = {
+        name: tensor
+        for name, tensor in settle_counters(_within_attribute(fit_names(state, expected), expected)).items()
+        if name in expected or not (is_counter(name) or _is_auxiliary(name, parts))
+    }
+    problems = [f"{name!r} is missing" for name in expected if name not in found and not is_counter(name)]
     problems += [f"{name!r} is not in the {what}" for name in found if name not in expected]
     problems += [
         problem
@@ -105,6 +145,44 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, what:
         more = f"\n  - and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
         raise ModelError(f"the weights in {source} do not fit the {what}:{listed}{more}")
     model.load_state_dict(found, strict=False)
+    used = {id(tensor) for tensor in found.values()}
+    left_out = tuple(sorted(name for name, t in state.items() if id(t) not in used and not is_counter(name)))
+    if left_out:
+        _LOG.info("Of %s the %s does without %s.", source, what, ", ".join(left_out))
+    return left_out
+
+
+def _within_attribute(state: Mapping[str, Tensor], expected: Iterable[str]) -> Mapping[str, Tensor]:
+    """What one attribute holds, where that is the whole model and nothing else is: of a module that trains it."""
+    wanted = {name for name in expected if not is_counter(name)}
+    if wanted & state.keys():
+        return state
+    attributes = {name.partition(".")[0] for name in state}
+    whole = [
+        inner
+        for attribute in sorted(attributes)
+        if wanted
+        <= (
+            inner := {n.removeprefix(f"{attribute}."): t for n, t in state.items() if n.startswith(f"{attribute}.")}
+        ).keys()
+    ]
+    return whole[0] if len(whole) == 1 else state
+
+
+def _is_auxiliary(name: str, parts: set[str]) -> bool:
+    """Whether a tensor is of a head that the model, with these parts, is built without."""
+    head = name.partition(".")[0]
+    return head in AUXILIARY_HEADS and head not in parts
+
+
+def _foreign(file: Path) -> str:
+    """Which objects these are, for a message."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    # Of a damaged file, or one of another format.
+    except Exception:
+        return ""
+    return f" ({', '.join(sorted(names)[:_MOST_NAMED])})" if names else ""
 
 
 def _problem(name: str, theirs: Tensor, ours: Tensor, what: str) -> str | None:

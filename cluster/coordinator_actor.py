@@ -18,6 +18,7 @@ from .inputs import load_inputs
 from .metrics import RunMetrics
 from .ray_group import RayGroup
 from .resources import Share
+from .shipping import get_inputs
 
 _LOOK_SECONDS = 1.0
 # After the end, somebody who watches has this long to take the result; later it is found in the storage.
@@ -99,8 +100,7 @@ class CoordinatorProcess:
     def _load(self) -> tuple[CapturedUpdate, nn.Module]:
         if self._spec.source is not None and self._spec.storage is not None:
             return load_inputs(self._spec.storage, self._spec.source)
-        update, model = ray.get(self._inputs[0])
-        return update, model
+        return get_inputs(self._inputs[0])
 
     def _export(self) -> None:
         """What Prometheus sees."""

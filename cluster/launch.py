@@ -16,12 +16,14 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
+from ..capture.fitting import fit
 from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
 from .connection import ClusterError, connected
 from .coordinator_actor import CoordinatorActor, RunSpec
 from .inputs import store_inputs
 from .ray_group import NAMESPACE
 from .resources import share
+from .shipping import put_inputs
 
 _LOOK_SECONDS = 0.5
 _HEAD = "node:__internal_head__"
@@ -56,7 +58,7 @@ def reconstruct(
 
     Args:
         update: What the server holds.
-        model: The server's model.
+        model: The server's model; wrappers such as DataParallel and ``torch.compile`` are taken off.
         config: The attack; the defaults are the preset ``gradinversion``.
         out: Folder or URL for checkpoints, ``metrics.jsonl`` and ``events.jsonl``; None keeps none. On several machines
             it must be reachable from all of them.
@@ -68,7 +70,7 @@ def reconstruct(
             the loss of its coordinator's node.
 
     Raises:
-        UpdateError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
+        UpdateError, ModelError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
         ClusterError: A process of the run died for good, or the run is under way already.
         DetachedError: Interrupted, and the run goes on without this process.
     """
@@ -153,10 +155,10 @@ def _begin(
     # Labels and peeling come before the agents have work, so the coordinator may use what they will use.
     threads = max(1, int(os.cpu_count() or 1) if joined else int(available.get("CPU", 1)))
     if detached and source is not None and storage is not None:
-        store_inputs(storage, update, model)
+        store_inputs(storage, *fit(update, model))
     else:
         source = None
-        inputs.append(ray.put((update, model)))
+        inputs.append(put_inputs(update, model))
     resources = share(config.agents, available, elastic=joined)
     spec = RunSpec(name, config, resources, threads, storage, resume, detached, source)
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
 from ..agents import Candidate, Target
+from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import (
     AttackConfig,
     FencedError,
@@ -32,7 +33,10 @@ from .candidates import Candidates, after
 from .registering import count_parts
 from .resources import Share
 from .roster import Roster, end_actors
+from .shipping import put
 
+# What an agent says of an update and a model that it was given, and would say again.
+_REFUSALS = (LabelError, ModelError, UpdateError)
 NAMESPACE = "gradinversion"
 # One call descends; the others answer about progress, saved states and places.
 _ACTOR_THREADS = 8
@@ -85,7 +89,7 @@ class RayGroup:
     def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
         self._listener = listener
-        self._target = [ray.put(target)]
+        self._target = [put(target, target.model)]
         batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
         parts = parts_by_label(target.interchangeable, count_parts(len(self.seeds), batch_bytes))
         self._candidates = Candidates(self.seeds, parts)
@@ -233,6 +237,8 @@ class RayGroup:
         cause = _cause(error)
         if isinstance(cause, StaleOrderError):
             raise FencedError(f"Another coordinator has taken this run over ({cause}); this one ends.")
+        if isinstance(cause, _REFUSALS):
+            raise cause  # a new process would refuse it too
         seed = self.seeds[position]
         failures = self._failures[position] = self._failures.get(position, 0) + 1
         self._absent[position] = time.monotonic()

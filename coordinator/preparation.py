@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..agents import Target, load_generator
+from ..agents.second_derivative import client_batch, require_second_derivative
 from ..capture import (
     BatchNormMode,
     CapturedUpdate,
@@ -25,6 +26,8 @@ from ..capture import (
     read,
     weight_hash,
 )
+from ..capture.copying import copy_model
+from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Evidence, Finding, weigh_evidence
@@ -62,8 +65,12 @@ def prepare(
 
     Raises:
         UpdateError: The update does not fit the model.
+        ModelError: The model cannot be attacked as it is: it does not take the client's batch, cannot be copied, or its
+            gradient has no derivative.
         LabelError: Labels, or a learning rate that is not known, cannot be recovered; or the given labels do not fit.
     """
+    update, model = fit(update, model)
+    model = copy_model(model)
     update.require_match(model)
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
@@ -80,6 +87,7 @@ def prepare(
                 "several; give labels=counts, or the labels themselves."
             )
         unknown = joint_labels(torch.zeros(update.image_count, 1))
+        _require_derivatives(config, model, found.update, None)
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
         evidence = _with_rate(evidence, found)
         said = (*evidence.messages, *found.messages, *evidence.limits)
@@ -90,6 +98,7 @@ def prepare(
         _require_classes(given, update, model)
     solved = solve(evidence, found, model, config, given)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
+    _require_derivatives(config, model, found.update, solved.anchor)
     target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     known = _known_features(found.update, model, config, solved.anchor)
@@ -122,6 +131,11 @@ def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:
     if found.rate is None:
         return evidence
     return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
+
+
+def _require_derivatives(config: AttackConfig, model: nn.Module, update: CapturedUpdate, anchor: Anchor | None) -> None:
+    if config.objective.gradient_weight > 0:
+        require_second_derivative(model, update, anchor)
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:
@@ -173,7 +187,7 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
 def _require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.Module) -> None:
     like = next(model.parameters())
     with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
-        classes = model(like.new_zeros(1, *update.image_shape)).shape[-1]
+        classes = model(like.new_zeros(client_batch(update), *update.image_shape)).shape[-1]
     largest = int(labels.labels.max())
     if largest >= classes:
         raise LabelError(f"labels names class {largest}, but the model's classes are 0 to {classes - 1}.")

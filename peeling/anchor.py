@@ -10,7 +10,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, as_gradient, is_softmax
-from .chain import TRANSPARENT, Link, trace_chain
+from ..capture.fitting import fit
+from ..capture.forward import on_probes
+from .chain import PROBE_IMAGES, TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
 from .continuity import is_smooth_before
@@ -104,6 +106,7 @@ def peel(
         scaled: Allow for clipping, where the gradient as it was sent makes no sense: it scales what each image gives.
     """
     config = config or PeelingConfig()
+    update, model = fit(update, model)
     if not config.enabled:
         return Peeling(None, "Layer peeling is switched off.")
     if update.local is not None:
@@ -111,10 +114,15 @@ def peel(
         return Peeling(
             None, f"Layer peeling needs a gradient, and the update is the weight delta of {steps} local step(s)."
         )
-    update, mode = as_gradient(update, model), update.batch_norm
+    update = as_gradient(update, model)
     if not is_softmax(update, model):
         return Peeling(None, f"Layer peeling is for cross-entropy, and the client's loss is {update.loss!r}.")
-    chain = confirm_chain(trace_chain(model, update.image_shape, mode), model, update.image_shape, mode)
+    mode, shape = update.batch_norm, update.image_shape
+
+    def run(count: int) -> tuple[int, list[Link]]:
+        return count, confirm_chain(trace_chain(model, shape, mode, count), model, shape, mode, count)
+
+    count, chain = on_probes(run, shape, PROBE_IMAGES, update.image_count)
     if not chain:
         return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
     state = _start(chain, update, labels, config, scaled)
@@ -134,7 +142,7 @@ def peel(
             break
         state = below
         anchor = _anchor(chain, state, config.tolerance)
-    if is_smooth_before(model, update.image_shape, mode, anchor.module):
+    if is_smooth_before(model, shape, mode, anchor.module, count):
         explained = set(anchor.explained)
         anchor = replace(anchor, continuous=tuple(name for name in update.gradients if name not in explained))
     message = (

@@ -17,7 +17,7 @@ from ..capture.labels.final_layer import makes_outputs
 TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 _PEELABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d, *TRANSPARENT)
 # Two images: batch norm in train mode refuses one value per feature.
-_PROBE_IMAGES = 2
+PROBE_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class _Call:
     result: _Value | None
 
 
-def probe_images(model: nn.Module, image_shape: Sequence[int]) -> Tensor:
-    """Two random images of the model's type and device, the same on every call."""
+def probe_images(model: nn.Module, image_shape: Sequence[int], count: int = PROBE_IMAGES) -> Tensor:
+    """Random images of the model's type and device, the same on every call."""
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(_PROBE_IMAGES, *image_shape, generator=generator).to(parameter)
+    return torch.randn(count, *image_shape, generator=generator).to(parameter)
 
 
 def _at_this_moment(value: object) -> _Value | None:
@@ -71,7 +71,7 @@ def _same(produced: _Value | None, used: _Value | None) -> bool:
 
 
 def _watch(
-    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, functional: bool = False
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int, functional: bool = False
 ) -> tuple[list[_Call], _Value | None]:
     """Every call of a leaf module in one forward pass, in order, and the model's output.
 
@@ -90,12 +90,12 @@ def _watch(
     handles = []
     try:
         for module in model.modules():
-            if not list(module.children()):
+            if not list(module.children()) and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(before))
                 handles.append(module.register_forward_hook(after))
         calling = functional_layers_called(model) if functional else nullcontext(model)
         with torch.no_grad(), client_mode(model, mode), calling:
-            output = model(probe_images(model, image_shape))
+            output = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
             handle.remove()
@@ -129,7 +129,9 @@ def _is_log_softmax(result: _Value | None, output: _Value | None) -> bool:
     return result.tensor.shape == output.tensor.shape and makes_outputs(result.tensor, output.tensor)
 
 
-def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[Link]:
+def trace_chain(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int = PROBE_IMAGES
+) -> list[Link]:
     """The chain from its first closed-form layer to the final linear layer, in forward order; ``[]`` without one.
 
     It ends, seen from the back, at the first layer that is not closed-form (pooling, attention), at a sum (a residual
@@ -141,12 +143,13 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
         model: The server's model, on any device; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
+        count: How many images the model is given.
     """
-    calls, output = _watch(model, image_shape, mode)
+    calls, output = _watch(model, image_shape, mode, count)
     called = {call.module for call in calls}
     ends = _ends(calls, output)
     if not ends:
-        calls, output = _watch(model, image_shape, mode, functional=True)
+        calls, output = _watch(model, image_shape, mode, count, functional=True)
         ends = _ends(calls, output)
     if not ends:
         return []
@@ -154,7 +157,7 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
     chain: list[_Call] = []
     for position in range(ends[-1], -1, -1):
         call = calls[position]
-        if call.source is None or call.result is None or call.result.tensor.shape[:1] != (_PROBE_IMAGES,):
+        if call.source is None or call.result is None or call.result.tensor.shape[:1] != (count,):
             break
         if chain and not _same(call.result, chain[0].source):
             break
@@ -179,7 +182,9 @@ def trace_chain(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMod
     ]
 
 
-def find_normalised(model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode) -> list[tuple[str, str]]:
+def find_normalised(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int = PROBE_IMAGES
+) -> list[tuple[str, str]]:
     """Each fully connected or convolutional layer whose output is the input of a batch norm, and of nothing else that
     is a module, with that batch norm; both by name, each running once.
 
@@ -187,8 +192,9 @@ def find_normalised(model: nn.Module, image_shape: Sequence[int], mode: BatchNor
         model: The server's model; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
+        count: How many images the model is given.
     """
-    calls, _ = _watch(model, image_shape, mode)
+    calls, _ = _watch(model, image_shape, mode, count)
     once = {call.module for call in calls if sum(other.module is call.module for other in calls) == 1}
     found = []
     for call in calls:

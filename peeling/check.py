@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, client_mode
+from ..capture.forward import gradient
 from ..capture.functional_layers import functional_layers_called
-from .chain import Link, probe_images
+from .chain import PROBE_IMAGES, Link, probe_images
 from .layers import batch_norm_affine
 
 
 def confirm_chain(
-    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+    chain: Sequence[Link],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    mode: BatchNormMode,
+    count: int = PROBE_IMAGES,
 ) -> list[Link]:
     """The longest end of the chain whose layers, in closed form, give the model's own values and derivatives.
 
@@ -29,17 +34,21 @@ def confirm_chain(
         model: The server's model; it is not changed.
         image_shape: Channels, height and width.
         mode: How the client ran batch norm.
+        count: How many images the model is given.
+
+    Raises:
+        ModelError: The model's gradient cannot be taken.
     """
     if not chain:
         return []
     with torch.enable_grad():
-        values, logits = _watch_values(chain, model, image_shape, mode)
+        values, logits = _watch_values(chain, model, image_shape, mode, count)
         if not logits.requires_grad or not values[-1].requires_grad:
             return []
         trained = [[p for p in link.module.parameters() if p.requires_grad] for link in chain]
         wanted = [*values, *(p for parameters in trained for p in parameters)]
         loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) % logits.shape[1])
-        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        found = gradient(loss, wanted)
         cotangents, gradients = list(found[: len(values)]), list(found[len(values) :])
         start = len(chain)
         for index in range(len(chain) - 1, -1, -1):
@@ -54,10 +63,10 @@ def confirm_chain(
 
 
 def _watch_values(
-    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode
+    chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int
 ) -> tuple[list[Tensor], Tensor]:
-    """What enters each layer of the chain and what leaves the last, and the model's output, for two random images;
-    part of the graph."""
+    """What enters each layer of the chain and what leaves the last, and the model's output, for random images; part of
+    the graph."""
     seen: dict[str, Tensor] = {}
     left: list[Tensor] = []
     handles = []
@@ -75,7 +84,7 @@ def _watch_values(
     names = [link.name for link in chain if link.functional]
     try:
         with client_mode(model, mode), functional_layers_called(model, names) if names else nullcontext(model):
-            logits = model(probe_images(model, image_shape))
+            logits = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
             handle.remove()

@@ -22,7 +22,9 @@ _PIECES = {"Expand", "Squeeze", "Unsqueeze", "Select", "Slice", "Split", "Cat", 
 _SMOOTH = _LAYERS | _NORMS | _ACTIVATIONS | _POOLS | _SUMS | _SHAPES | _PIECES
 
 
-def is_smooth_before(model: nn.Module, image_shape: tuple[int, ...], mode: BatchNormMode, module: str) -> bool:
+def is_smooth_before(
+    model: nn.Module, image_shape: tuple[int, ...], mode: BatchNormMode, module: str, count: int = 2
+) -> bool:
     """Whether the input of a module, by name, is a function of image and parameters without a kink.
 
     Read off the graph of one pass over zeros, so that functions are seen that are no modules. False where in doubt.
@@ -33,7 +35,7 @@ def is_smooth_before(model: nn.Module, image_shape: tuple[int, ...], mode: Batch
         reached.append(inputs[0])
 
     parameter = next(model.parameters())
-    images = parameter.new_zeros((2, *image_shape)).requires_grad_()
+    images = parameter.new_zeros((count, *image_shape)).requires_grad_()
     handle = model.get_submodule(module).register_forward_pre_hook(keep)
     try:
         with torch.enable_grad(), client_mode(model, mode):

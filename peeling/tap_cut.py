@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from ..capture import CapturedUpdate, client_mode
+from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
 from .images_apart import tell_apart
 from .taps import MOST_PLACES, factor_taps
@@ -118,7 +120,7 @@ def _fit(columns: Float[Tensor, "channel image"], target: Float[Tensor, " channe
 
 def _candidates(update: CapturedUpdate, model: nn.Module) -> list[_Candidate]:
     """In the order in which the model runs them: the first one is nearest to the images."""
-    seen = _probe(update, model)
+    seen = on_probes(partial(_probe, update, model), update.image_shape, 2, update.image_count)
     found = []
     for name, (entering, by_input) in seen.convolutions.items():
         layer = model.get_submodule(name)
@@ -154,8 +156,8 @@ class _Seen:
     batch_norms: dict[str, tuple[Tensor, Tensor]]
 
 
-def _probe(update: CapturedUpdate, model: nn.Module) -> _Seen:
-    """Two images of noise through the model, and a random functional of its output backwards."""
+def _probe(update: CapturedUpdate, model: nn.Module, count: int) -> _Seen:
+    """Images of noise through the model, and a random functional of its output backwards."""
     values: dict[str, Tensor] = {}
     derivatives: dict[str, Tensor] = {}
     handles = []
@@ -188,7 +190,7 @@ def _probe(update: CapturedUpdate, model: nn.Module) -> _Seen:
     like = next(model.parameters())
     try:
         with torch.enable_grad(), client_mode(model, update.batch_norm):
-            output = model(natural_noise(2, update.image_shape).to(like))
+            output = model(natural_noise(count, update.image_shape).to(like))
             random = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad((output * random).sum(), trained, allow_unused=True)

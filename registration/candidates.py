@@ -29,8 +29,8 @@ def check(candidates: Tensor, seeds: Sequence[int] | None, weights: Tensor | Non
     """The finite candidates, in float32, with weights that sum to 1.
 
     Raises:
-        RegistrationError: not a (seeds, images, channels, height, width) tensor of at least 8 px and 1 or 3
-            channels; seeds or weights that do not fit it; no finite candidate at all.
+        RegistrationError: not a (seeds, images, channels, height, width) tensor of at least 8 px; seeds or weights that
+            do not fit it; no finite candidate at all.
     """
     images = _as_images(candidates)
     names = _as_seeds(seeds, images.shape[0])
@@ -72,8 +72,6 @@ def _as_images(candidates: object) -> Tensor:
             f"candidates have shape {tuple(candidates.shape)}: pass (seeds, images, channels, height, width), "
             "each at least 1"
         )
-    if candidates.shape[2] not in (1, 3):
-        raise RegistrationError(f"candidates have {candidates.shape[2]} channels: pass gray (1) or colour (3) images")
     if min(candidates.shape[-2:]) < _SMALLEST_SIDE:
         height, width = candidates.shape[-2:]
         raise RegistrationError(f"candidates are {height} x {width} px: pass at least {_SMALLEST_SIDE} px on each side")

@@ -14,9 +14,9 @@ _WINDOW_MINIMUM = 1.5  # and in pixels at least
 
 
 def gray(images: Float[Tensor, "*batch channel height width"]) -> Float[Tensor, "*batch 1 height width"]:
-    """Luma of the images in whatever linear scale they come (ITU-R BT.601 weights for three channels)."""
-    if images.shape[-3] == 1:
-        return images
+    """Luma of the images in whatever linear scale they come: BT.601 weights for three channels, else their mean."""
+    if images.shape[-3] != 3:
+        return images if images.shape[-3] == 1 else images.mean(dim=-3, keepdim=True)
     import kornia  # where it is used: agents are processes that never register
 
     luma: Tensor = kornia.color.rgb_to_grayscale(images)

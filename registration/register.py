@@ -39,7 +39,7 @@ def register(
 
     Args:
         candidates: `(seeds, images, channels, height, width)`, pixels in any linear scale (normalised, [0, 1], bytes);
-            1 or 3 channels, 8 px or more on each side.
+            8 px or more on each side; three channels are taken for RGB.
         seeds: the name of each candidate, for messages and for `Consensus.seeds`; 0, 1, ... when not given.
         round: handed through to the consensus.
         config: the method and its settings.

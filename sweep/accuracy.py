@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import IMAGENET, BatchNormMode, ImageError, UpdateError, load_model, send_update
+from ..capture import BatchNormMode, ImageError, Normalisation, UpdateError, load_model, send_update
+from ..capture.copying import copy_model
 from ..capture.images import count_images, load_images
 from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
@@ -58,7 +58,7 @@ class _DivergedError(UpdateError):
 
 @dataclass(frozen=True)
 class _Data:
-    images: Float[Tensor, "image 3 side side"]
+    images: Float[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
     held_out: Tensor
     """One truth value per image."""
@@ -82,7 +82,7 @@ def train_and_test(config: RunConfig, folder: str, steps: int, tell: Callable[[P
         ImageError, ModelError, UpdateError: What cannot be used, in one sentence.
     """
     client = config.client
-    data = _load(Path(folder).expanduser(), client.classes, client.image_size)
+    data = _load(Path(folder).expanduser(), client.classes, client.image_shape)
     for rate in _LEARNING_RATES:
         try:
             values = _values(data, config, rate, steps, tell)
@@ -115,18 +115,18 @@ def _values(
     client = config.client
     values = []
     for offset in range(_SEEDS):
-        model = load_model(client.model, client.classes, client.image_size, client.weights, config.seed)
+        model = load_model(client.model, client.classes, client.image_shape, client.weights, config.seed)
         generator = torch.Generator().manual_seed(config.seed + offset)
         for step in _train(model, data, config, rate, steps, generator):
             if step % _TOLD == 0:
                 tell(Progress("training", offset * steps + step, _SEEDS * steps))
         if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
             raise _DivergedError("the last step left weights that are not finite")
-        values.append(_test(model, data, BatchNormMode(client.bn)))
+        values.append(_test(model, data, BatchNormMode(client.bn), client.normalisation))
     return tuple(values)
 
 
-def _load(folder: Path, classes: int, size: int) -> _Data:
+def _load(folder: Path, classes: int, size: tuple[int, int, int]) -> _Data:
     if not folder.is_dir():
         raise ImageError(f"sweep.train_images={folder} is no folder: give one that holds a folder of images per class.")
     names = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -170,9 +170,9 @@ def _train(
 
 
 @torch.no_grad()
-def _test(model: nn.Module, data: _Data, mode: BatchNormMode) -> float:
-    inputs = IMAGENET.apply(data.images)
-    tested = copy.deepcopy(model)
+def _test(model: nn.Module, data: _Data, mode: BatchNormMode, normalisation: Normalisation) -> float:
+    inputs = normalisation.apply(data.images)
+    tested = copy_model(model)
     if mode is not BatchNormMode.EVAL:
         _measure_statistics(tested, inputs[~data.held_out])
     tested.eval()

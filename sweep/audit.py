@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -262,7 +263,7 @@ def _without_idle_axis(config: RunConfig) -> tuple[RunConfig, list[str]]:
     if len(config.sweep.bn) < 2:
         return config, []
     try:
-        model = load_model(client.model, client.classes, client.image_size, None, config.seed)
+        model = load_model(client.model, client.classes, client.image_shape, None, config.seed)
     except ModelError:
         return config, []  # each cell will say so
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
@@ -277,5 +278,5 @@ def _store_bytes(grid: Grid) -> int:
     for cell in grid.cells:
         if cell.config is not None:
             client, count = cell.config.client, cell.config.agents.count
-            needs.append(4 * client.batch_size * 3 * client.image_size**2 * (2 * count + 8))
+            needs.append(4 * client.batch_size * math.prod(client.image_shape) * (2 * count + 8))
     return max(needs)

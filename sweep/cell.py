@@ -20,7 +20,7 @@ from ..audit import (
     write_report,
 )
 from ..audit.assumptions import GIVEN_LABELS
-from ..audit.controls import TITLES
+from ..audit.controls import TITLES, simulated
 from ..audit.results import compared
 from ..capture import CapturedUpdate, ImageError, PrivateBatch, simulate_client
 from ..cluster import reconstruct
@@ -132,7 +132,7 @@ def _run_controls(
         config,
         attack,
         private=private,
-        client=config.client,
+        send=simulated(config.client, config.seed),
         pool=pool,
         announce=announce,
     )

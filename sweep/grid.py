@@ -101,8 +101,10 @@ def make_grid(config: RunConfig) -> Grid:
     Raises:
         ConfigError: An axis cannot be read, there are too many cells, or not one of them can be run.
     """
-    if config.update is not None:
-        raise ConfigError([f"update={config.update}: an audit makes its own updates; attack a captured one instead."])
+    for key in _CAPTURED:
+        if getattr(config, key) is not None:
+            given = f"{key}={getattr(config, key)}"
+            raise ConfigError([f"{given}: an audit makes its own updates; attack a captured one instead."])
     axes = _axes(config)
     count = 1
     for axis in axes:
@@ -227,7 +229,8 @@ def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
     return found
 
 
-_NOT_VARIED = {"out", "resume", "update", "preset", "budget"}
+_CAPTURED = ("update", "before", "after")
+_NOT_VARIED = {"out", "resume", *_CAPTURED, "private.images", "private.labels", "preset", "budget"}
 
 
 def _cell(config: RunConfig, axes: Sequence[Axis], levels: tuple[int, ...], taken: set[str]) -> Cell:

@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, Penalty
+from ..capture.forward import on_probes
 from ..peeling import find_normalised
+from ..peeling.chain import PROBE_IMAGES
 
 # What a penalty may leave of the imbalance that it explains.
 _EXPLAINED = 2e-2
@@ -94,7 +96,12 @@ def find_balances(update: CapturedUpdate, model: nn.Module) -> list[Balance]:
         model: The server's model.
     """
     found = []
-    for layer, norm in find_normalised(model, update.image_shape, update.batch_norm):
+    shape = update.image_shape
+
+    def run(count: int) -> list[tuple[str, str]]:
+        return find_normalised(model, shape, update.batch_norm, count)
+
+    for layer, norm in on_probes(run, shape, PROBE_IMAGES, update.image_count):
         balance = _balance(update, model, layer, norm)
         if balance is not None:
             found.append(balance)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 # The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..capture import CapturedUpdate, batch_norm_layers
+from ..capture import CapturedUpdate, ModelError, batch_norm_layers
+from ..capture.copying import copy_model
+from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
 
 _ALWAYS = (
@@ -35,9 +39,10 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
     found = set(_ALWAYS)
     if batch_norm_layers(model):
         found.add("batch_norm")
-    if draws_in_training(model, update.image_shape):
-        found.add("dropout")
     local = update.local
+    count = update.image_count if local is None else len(local.batches(update.image_count)[0])
+    if draws_in_training(model, update.image_shape, count):
+        found.add("dropout")
     if local is not None:
         found |= set(_OF_TRAINING)
         if local.steps(update.image_count) == 1:
@@ -48,7 +53,7 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
     return frozenset(found)
 
 
-def draws_in_training(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+def draws_in_training(model: nn.Module, shape: tuple[int, int, int], count: int = 2) -> bool:
     """Whether a pass in training mode draws random numbers: dropout and stochastic depth do, as layers or as calls.
 
     Found by running one input twice, batch norm on its running statistics. A model that cannot be run so is taken for
@@ -57,23 +62,25 @@ def draws_in_training(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     Args:
         model: left as it was; the global random state too.
         shape: channels, height, width of an image.
+        count: of the client's batch, for a model that takes no other.
     """
-    like = next(model.parameters())
-    flags = [(module, module.training) for module in model.modules()]
-    probe = natural_noise(2, shape).to(like)
     try:
-        for module, _ in flags:
+        return on_probes(partial(_draws, model, shape), shape, 2, count)
+    except ModelError:
+        return True
+
+
+def _draws(model: nn.Module, shape: tuple[int, int, int], count: int) -> bool:
+    probe = natural_noise(count, shape).to(next(model.parameters()))
+    outputs = []
+    for seed in range(2):
+        # A copy each time: in training mode a spectral norm moves its buffers, which is no chance.
+        copied = copy_model(model)
+        for module in copied.modules():
             module.training = not isinstance(module, _BatchNorm)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = []
-            for seed in range(2):
-                torch.default_generator.manual_seed(seed)
-                outputs.append(_first_tensor(model(probe.clone())))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return True
-    finally:
-        for module, flag in flags:
-            module.training = flag
+            torch.default_generator.manual_seed(seed)
+            outputs.append(_first_tensor(copied(probe.clone())))
     return outputs[0] is None or outputs[1] is None or not torch.equal(outputs[0], outputs[1])
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..capture import CapturedUpdate, client_mode
+from ..capture.forward import gradient, on_probes
 from ..capture.labels.final_layer import natural_noise
 from .finding import Finding
 
@@ -33,11 +34,16 @@ def check_reach(update: CapturedUpdate, model: nn.Module) -> Finding:
 def reaches_pixels(update: CapturedUpdate, model: nn.Module) -> bool:
     """Whether the model's outputs have a derivative by any pixel that is not zero."""
     like = next(model.parameters())
-    images = natural_noise(_PROBES, update.image_shape).to(like).requires_grad_()
-    with torch.enable_grad(), client_mode(model, update.batch_norm):
-        outputs = model(images)
-        if not outputs.requires_grad:
-            return False
-        weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-        (found,) = torch.autograd.grad((weights * outputs).sum(), images, allow_unused=True)
-    return found is not None and bool(found.any())
+
+    def run(count: int) -> bool:
+        images = natural_noise(count, update.image_shape).to(like).requires_grad_()
+        with torch.enable_grad(), client_mode(model, update.batch_norm):
+            outputs = model(images)
+            if not outputs.requires_grad:
+                return False
+            weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+            (found,) = gradient((weights * outputs).sum(), [images])
+        return bool(found.any())
+
+    size = update.image_count if update.local is None else len(update.local.batches(update.image_count)[0])
+    return on_probes(run, update.image_shape, _PROBES, size)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..counters import is_counter
 from ..errors import UpdateError
 
 _REAL_NUMBERS = "fiub"
@@ -63,13 +64,13 @@ def name_arrays(arrays: Sequence[Tensor], model: nn.Module, sender: str) -> dict
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lists: list[dict[str, Tensor]] = [
         state,
-        {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")},
+        {name: value for name, value in state.items() if not is_counter(name)},
         dict(model.named_parameters()),
         dict(trained),
     ]
     fitting = [expected for expected in lists if len(expected) == len(arrays)]
     for expected in fitting:
-        if all(a.shape == e.shape for a, e in zip(arrays, expected.values(), strict=True)):
+        if all(_may_be(name, e, a) for (name, e), a in zip(expected.items(), arrays, strict=True)):
             return dict(zip(expected, arrays, strict=True))
     if not fitting:
         allowed = ", ".join(str(length) for length in sorted({len(expected) for expected in lists}))
@@ -78,9 +79,14 @@ def name_arrays(arrays: Sequence[Tensor], model: nn.Module, sender: str) -> dict
             f"entries in its state dict (lists of {allowed} are understood); give the model that the clients train"
         )
     place, name = next(
-        (place, name) for place, (name, value) in enumerate(fitting[0].items()) if value.shape != arrays[place].shape
+        (place, name) for place, (name, e) in enumerate(fitting[0].items()) if not _may_be(name, e, arrays[place])
     )
     raise UpdateError(
         f"{sender} sent an array of shape {tuple(arrays[place].shape)} at place {place}, where the model has {name!r} "
         f"of shape {tuple(fitting[0][name].shape)}; give the model that the clients train"
     )
+
+
+def _may_be(name: str, expected: Tensor, array: Tensor) -> bool:
+    """Whether an array can be this entry; a step counter comes in every shape that clients make of it."""
+    return array.shape == expected.shape or (is_counter(name) and array.numel() <= 1)

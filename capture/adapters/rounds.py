@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -13,10 +12,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from ..copying import copy_model
+from ..counters import settle_counters
 from ..errors import UpdateError
 from ..facts import BatchNormMode, LocalFacts
 from ..local_training import LocalTraining
 from ..normalisation import Normalisation
+from ..unwrap import unwrap
 from ..update import CapturedUpdate, weight_hash
 from ..weight_delta import capture_weight_delta
 from ..weights import ModelError, fit_names
@@ -110,7 +112,7 @@ class RoundRecorder:
                 f"image_shape is {tuple(image_shape)} and the normalisation is for {means} channels; "
                 "give (channels, height, width), and one mean and deviation per channel"
             )
-        self._model = copy.deepcopy(model).cpu()
+        self._model = copy_model(unwrap(model)).cpu()
         self._folder = Path(folder).expanduser()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ class RoundRecorder:
         self._local = LocalFacts.told(local, "the user") if isinstance(local, LocalTraining) else local
         self._normalisation = normalisation
         self._batch_norm = batch_norm
-        self._model_id = model_id or type(model).__name__
+        self._model_id = model_id or type(self._model).__name__
         self._count_key = count_key
         self._servers: dict[str, str] = {}
 
@@ -190,7 +192,7 @@ class RoundRecorder:
 
     def _server(self, order: Order) -> nn.Module:
         """The model with the weights that this client was sent."""
-        server = copy.deepcopy(self._model)
+        server = copy_model(self._model)
         sent = _named(order.weights, server, "the server")
         unknown = sorted(sent.keys() - server.state_dict().keys())
         missing = sorted(dict(server.named_parameters()).keys() - sent.keys())
@@ -198,7 +200,7 @@ class RoundRecorder:
             wrong = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not in the model"
             raise UpdateError(f"the server's weights do not fit the model: {wrong}; give the model that is trained")
         try:
-            server.load_state_dict(sent, strict=False)
+            server.load_state_dict(settle_counters(sent), strict=False)
         except RuntimeError as error:
             raise UpdateError(f"the server's weights do not fit the model: {' '.join(str(error).split())}") from None
         return server

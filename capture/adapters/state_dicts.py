@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batch_norm import batch_norm_layers, running_buffers
+from ..copying import copy_model
 from ..facts import BatchNormMode, Fact, LocalFacts, assumed, read
 from ..local_training import LocalTraining
 from ..normalisation import Normalisation
+from ..unwrap import unwrap
 from ..update import CapturedUpdate
 from ..weight_delta import capture_weight_delta
 from ..weights import fit_names, load_state, read_weights
@@ -54,7 +55,7 @@ def capture_state_dicts(
         ModelError: A file cannot be read, or ``before`` does not fit the model.
         UpdateError: ``after`` does not fit the model, or the facts contradict each other.
     """
-    server = copy.deepcopy(model).cpu()
+    server = copy_model(unwrap(model)).cpu()
     load_state(server, _state(before), _source(before, "the state before training"))
     sent = fit_names(_state(after), server.state_dict())
     return capture_weight_delta(
@@ -65,7 +66,7 @@ def capture_state_dicts(
         local=local,
         normalisation=normalisation,
         batch_norm=infer_batch_norm(server, sent) if batch_norm is None else batch_norm,
-        model_id=model_id or type(model).__name__,
+        model_id=model_id or type(server).__name__,
         stated=stated,
     )
 

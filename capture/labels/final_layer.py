@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..batch_norm import client_mode
+from ..fitting import fit
+from ..forward import on_probes
 from ..functional_layers import functional_layers_called
 from ..update import CapturedUpdate
 
@@ -109,8 +111,21 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
 
     Raises:
         LabelError: There is no such layer, or the update does not hold its gradient.
+        ModelError: The model does not take the client's batch.
     """
-    inputs, name = _trace(update, model)
+    update, model = fit(update, model)
+
+    def trace(size: int) -> list[tuple[Tensor, str]]:
+        passes = [_trace(update, model, part) for part in _probes(update, size)]
+        return [found for found in passes if found is not None]
+
+    passes = on_probes(trace, update.image_shape, PROBE_COUNT, update.image_count)
+    if not passes:
+        raise LabelError(
+            "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
+            "read off its gradient; use a model that ends in one"
+        )
+    inputs, name = torch.cat([inputs for inputs, _ in passes]), passes[0][1]
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     prefix = f"{name}." if name else ""
@@ -135,23 +150,26 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
     )
 
 
-def _trace(update: CapturedUpdate, model: nn.Module) -> tuple[Float[Tensor, "probe features"], str]:
-    """Input and name of the linear layer that makes the logits, found by running probes through the model.
+def _probes(update: CapturedUpdate, size: int) -> tuple[Tensor, ...]:
+    """At least ``PROBE_COUNT`` images, so many at a time."""
+    passes = -(-PROBE_COUNT // size)
+    return torch.split(natural_noise(passes * size, update.image_shape), size)
+
+
+def _trace(
+    update: CapturedUpdate, model: nn.Module, images: Tensor
+) -> tuple[Float[Tensor, "probe features"], str] | None:
+    """Input and name of the linear layer that makes the logits, found by running probes through the model, or None.
 
     A logarithm of the softmax at the end changes no derivative of the loss; nor does it matter whether the layer is
     called as a module or its weights are handed to a function.
     """
-    found = _watch(update, model, nullcontext(model)) or _watch(update, model, functional_layers_called(model))
-    if found is None:
-        raise LabelError(
-            "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
-            "read off its gradient; use a model that ends in one"
-        )
-    return found
+    found = _watch(update, model, images, nullcontext(model))
+    return found or _watch(update, model, images, functional_layers_called(model))
 
 
 def _watch(
-    update: CapturedUpdate, model: nn.Module, calling: AbstractContextManager[nn.Module]
+    update: CapturedUpdate, model: nn.Module, images: Tensor, calling: AbstractContextManager[nn.Module]
 ) -> tuple[Float[Tensor, "probe features"], str] | None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
@@ -165,7 +183,7 @@ def _watch(
     like = next(model.parameters())
     try:
         with torch.no_grad(), client_mode(model, update.batch_norm), calling:
-            logits = model(natural_noise(PROBE_COUNT, update.image_shape).to(like))
+            logits = model(images.to(like))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..facts import read
+from ..fitting import fit
 from ..learning_rate import estimate_learning_rate
 from ..losses import BINARY
 from ..pseudo_gradient import as_gradient, is_one_step
@@ -103,7 +104,9 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
             end in a fully connected layer, or images that ``minimum``, ``separation`` or ``unmixing`` cannot
             tell apart.
+        ModelError: The model does not take the client's batch.
     """
+    update, model = fit(update, model)
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
     if update.kind is UpdateKind.WEIGHT_DELTA:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..batch_norm import client_mode
 from ..facts import CROSS_ENTROPY
+from ..forward import on_probes
 from ..losses import NLL
 from ..update import CapturedUpdate
 from .final_layer import PROBE_COUNT, natural_noise
@@ -29,6 +30,10 @@ def is_softmax(update: CapturedUpdate, model: nn.Module) -> bool:
 
 def _is_normalised(update: CapturedUpdate, model: nn.Module) -> bool:
     like = next(model.parameters())
-    with torch.no_grad(), client_mode(model, update.batch_norm):
-        outputs = model(natural_noise(PROBE_COUNT, update.image_shape).to(like))
-    return bool((outputs.logsumexp(dim=1).abs() < _NORMALISED).all())
+
+    def run(count: int) -> bool:
+        with torch.no_grad(), client_mode(model, update.batch_norm):
+            outputs = model(natural_noise(count, update.image_shape).to(like))
+        return bool((outputs.logsumexp(dim=1).abs() < _NORMALISED).all())
+
+    return on_probes(run, update.image_shape, PROBE_COUNT, update.image_count)

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW_STEPS = ("agents.count=2", "agents.iterations=200", "coordinator.period=50", "coordinator.start=0.5")
@@ -134,3 +136,46 @@ def test_a_captured_update_is_audited_without_any_private_image(tmp_path: Path) 
     assert report["psnr_mean"] is None
     assert report["gradient_loss"] < 1
     assert "no ground truth" in done.stdout.lower()
+
+
+OWN_MODEL = """
+from torch import nn
+def grey(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 5, 2, 2), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 12 * 8, num_classes))
+"""
+
+
+def test_the_owner_of_the_data_audits_his_own_client(tmp_path: Path) -> None:
+    """Grey images that are not square, 30 classes, a model in the current folder, and class folders of the images."""
+    (tmp_path / "own_of_the_owner.py").write_text(OWN_MODEL)
+    for place, name in enumerate(("boat", "cat", "dog")):
+        (tmp_path / "private" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(place).integers(0, 256, (6, 4), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(tmp_path / "private" / name / "one.png")
+    client = (
+        "client.model=own_of_the_owner:grey",
+        "client.channels=1",
+        "client.image_size=24",
+        "client.image_width=16",
+    )
+    told = ("client.classes=30", "client.batch_size=3", "client.images=private")
+    saved = run("capture", "out=sent", *client, *told, cwd=tmp_path)
+    assert saved.returncode == 0, saved.stderr
+    audited = ("audit.controls=other_images", "audit.pool=photos")
+    steps = ("agents.count=1", "agents.iterations=20", "coordinator.period=10", *audited)
+    words = ("update=sent/update.safetensors", "private=private", "client.model=own_of_the_owner:grey", "out=out")
+    done = run(*words, *steps, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The private images are those behind the update" in done.stdout
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["truth_gap"] < 1e-4
+    assert [image["true_label"] for image in found["images"]] == [0, 1, 2]
+    assert found["psnr_mean"] is not None
+    assert found["constant_image_psnr"] is not None
+    assert found["controls"][0]["name"] == "other_images"
+    assert found["controls"][0]["problem"] == ""
+    assert found["config"]["client"]["classes"] == 30
+    (tmp_path / "out" / "report.json").unlink()
+    again = run("report", "out=out", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["psnr_mean"] == found["psnr_mean"]

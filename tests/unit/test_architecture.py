@@ -28,12 +28,17 @@ ALLOWED = {
 SETTINGS = {"config", "config_keys"}
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "target", "agents", "coordinator", "cluster"}
-PRIVATE_NAMES = {"PrivateBatch", "simulate_client", "ClientConfig", "load_images"}
+PRIVATE_NAMES = {"PrivateBatch", "PrivateConfig", "simulate_client", "ClientConfig", "load_images", "load_private"}
 PRIVATE_MODULES = {
     "gradinversion.capture.client",
     "gradinversion.capture.client_config",
     "gradinversion.capture.local_client",
     "gradinversion.capture.images",
+    "gradinversion.capture.image_files",
+    "gradinversion.capture.image_folder",
+    "gradinversion.capture.real_client",
+    "gradinversion.capture.private_config",
+    "gradinversion.subject",
     "gradinversion.audit",
 }
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

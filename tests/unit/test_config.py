@@ -13,10 +13,12 @@ from gradinversion.config import (
     WITHOUT_EFFECT,
     ConfigError,
     RunConfig,
+    command_words,
     config_yaml,
     differences,
     load_config,
     load_config_file,
+    parse_config,
     to_plain,
 )
 from gradinversion.config_keys import convert, keys, wanted
@@ -295,3 +297,44 @@ def test_the_help_lists_the_verbs_that_there_are() -> None:
     from gradinversion import run
 
     assert tuple(config_help.VERBS) == tuple(run.VERBS)
+
+
+@pytest.mark.parametrize("word", ["private=folder", "private.images=folder"])
+def test_the_owners_images_go_with_an_update(word: str) -> None:
+    config = load_config(["update=file.safetensors", word, "private.labels=0,1,2"])
+    assert (config.private.images, config.private.labels) == ("folder", "0,1,2")
+    assert differences(load_config(["update=file.safetensors"]), config) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["private=folder"], "private.images=folder: they belong to a captured update; give update=FILE"),
+        (["update=u.safetensors", "private.labels=0,1"], "private.labels=0,1 are labels of no images"),
+        (["update=u.safetensors", "private.image=folder"], "did you mean private.images"),
+        (["client.batch_size=12"], "12 images and 10 classes"),
+        (["client.image_size=24x40"], "client.image_size=24x40: give a whole number"),
+    ],
+)
+def test_private_images_of_nothing_are_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(words)
+
+
+def test_a_captured_update_of_few_classes_needs_no_labels_of_a_simulated_client() -> None:
+    assert load_config(["update=u.safetensors", "client.classes=2"]).client.classes == 2
+
+
+def test_the_shape_and_normalisation_of_the_client_are_written_and_read_back() -> None:
+    words = [
+        "client.channels=1",
+        "client.image_size=24",
+        "client.image_width=40",
+        "client.mean=0.13",
+        "client.std=0.31",
+    ]
+    config = load_config(words)
+    assert config.client.image_shape == (1, 24, 40)
+    assert config.client.normalisation.std == (0.31,)
+    assert load_config(command_words(config)) == config
+    assert parse_config(config_yaml(config).encode(), "file") == config

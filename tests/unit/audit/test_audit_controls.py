@@ -11,8 +11,20 @@ import torch
 from gradinversion.agents import Agent, AgentsConfig, Outcome
 from gradinversion.audit import Leak, Pool, evaluate, load_pool, run_controls
 from gradinversion.audit.config import CONTROLS, AuditConfig
-from gradinversion.audit.controls import MEANINGS, TITLES, ControlError, alone, without_gradient, without_statistics
-from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, simulate_client
+from gradinversion.audit.controls import (
+    MEANINGS,
+    TITLES,
+    ControlError,
+    alone,
+    like_the_client,
+    other_update,
+    simulated,
+    without_gradient,
+    without_statistics,
+)
+from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
+from gradinversion.capture.defences import Defence
+from gradinversion.capture.facts import told
 from gradinversion.coordinator import AllSeedsFailedError, AttackConfig, Reconstruction
 from gradinversion.coordinator.preparation import prepare
 from torch import Tensor, nn
@@ -81,7 +93,14 @@ def test_each_control_is_the_attack_with_one_thing_changed(
     attack = attack_on(model, done)
     reconstruction = attack(update, CONFIG)
     controls = run_controls(
-        CONTROLS, update, CONFIG, attack, private=private, client=SMALL, pool=pool, announce=announced.append
+        CONTROLS,
+        update,
+        CONFIG,
+        attack,
+        private=private,
+        send=simulated(SMALL, CONFIG.seed),
+        pool=pool,
+        announce=announced.append,
     )
     assert [control.name for control in controls] == announced == ["no_gradient", "other_images", "one_agent"]
     assert [control.problem for control in controls] == [""] * 3
@@ -114,7 +133,13 @@ def test_the_attack_without_the_gradient_is_not_held_for_a_leak(
     attack = attack_on(model, [])
     blind = attack(update, without_gradient(CONFIG))
     controls = run_controls(
-        ["no_gradient", "other_images"], update, CONFIG, attack, private=private, client=SMALL, pool=pool
+        ["no_gradient", "other_images"],
+        update,
+        CONFIG,
+        attack,
+        private=private,
+        send=simulated(SMALL, CONFIG.seed),
+        pool=pool,
     )
     report = evaluate(blind, private, controls=controls, pool=pool)
     assert {image.verdict.leak for image in report.images} == {Leak.NONE}
@@ -128,7 +153,7 @@ def test_controls_that_fail_are_handed_back_with_their_problem(
     def diverge(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         raise AllSeedsFailedError("All 2 seeds diverged;\n  lower agents.learning_rate.")
 
-    controls = run_controls(CONTROLS, update, CONFIG, diverge, private=private, client=SMALL)
+    controls = run_controls(CONTROLS, update, CONFIG, diverge, private=private, send=simulated(SMALL, CONFIG.seed))
     problems = {control.name: control.problem for control in controls}
     assert problems["no_gradient"] == "All 2 seeds diverged; lower agents.learning_rate."
     assert "audit.pool" in problems["other_images"]
@@ -142,13 +167,23 @@ def test_an_interruption_is_not_a_failed_control(client: tuple[CapturedUpdate, n
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_controls(["one_agent"], update, CONFIG, interrupt, private=private, client=SMALL)
+        run_controls(["one_agent"], update, CONFIG, interrupt, private=private, send=simulated(SMALL, CONFIG.seed))
 
 
 def test_the_constant_image_needs_no_attack(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> None:
     update, model, private = client
     done: list[tuple[CapturedUpdate, AttackConfig]] = []
-    assert run_controls(["constant_image"], update, CONFIG, attack_on(model, done), private=private, client=SMALL) == ()
+    assert (
+        run_controls(
+            ["constant_image"],
+            update,
+            CONFIG,
+            attack_on(model, done),
+            private=private,
+            send=simulated(SMALL, CONFIG.seed),
+        )
+        == ()
+    )
     assert done == []
 
 
@@ -169,7 +204,9 @@ def test_one_agent_of_one_makes_the_same_steps() -> None:
 def test_unknown_controls_are_refused(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> None:
     update, model, private = client
     with pytest.raises(KeyError, match="choose controls among"):
-        run_controls(["nothing"], update, CONFIG, attack_on(model, []), private=private, client=SMALL)
+        run_controls(
+            ["nothing"], update, CONFIG, attack_on(model, []), private=private, send=simulated(SMALL, CONFIG.seed)
+        )
     with pytest.raises(ValueError, match="choose among constant_image"):
         AuditConfig(controls=("nothing",))
     with pytest.raises(ValueError, match=r"audit\.pool=FOLDER"):
@@ -192,3 +229,31 @@ def test_the_control_without_the_gradient_needs_something_that_remains() -> None
     words = ["preset=latent_projection", "agents.generator=my.module:build"]
     assert without_gradient(load_config(words)).objective.empty
     assert without_gradient(load_config([])).objective.gradient_weight == 0
+
+
+def test_other_images_are_sent_as_the_client_of_a_captured_update_would(
+    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
+) -> None:
+    update, model, private = client
+    found = other_update(like_the_client(update, model, 0), private, pool)
+    expected = other_update(simulated(SMALL, 0), private, pool)
+    assert all(torch.equal(found.gradients[name], expected.gradients[name]) for name in expected.gradients)
+    assert found.normalisation == update.normalisation
+
+
+def test_a_defence_that_only_the_client_knows_leaves_the_control_out(
+    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
+) -> None:
+    update, model, private = client
+    dropped = update.stating(defences=told((Defence("soteria", 0.5),)))
+    with pytest.raises(UpdateError, match="defence 'soteria' cannot be carried out on other images"):
+        other_update(like_the_client(dropped, model, 0), private, pool)
+
+
+@pytest.mark.parametrize("defence", ["prune:0.9", "clip:0.01+noise:0.5"])
+def test_other_images_go_through_the_clients_defence(defence: str, pool: Pool) -> None:
+    config = dataclasses.replace(SMALL, defence=defence)
+    update, model, private = simulate_client(config, 0)
+    found = other_update(like_the_client(update, model, 0), private, pool)
+    expected = other_update(simulated(config, 0), private, pool)
+    assert all(torch.equal(found.gradients[name], expected.gradients[name]) for name in expected.gradients)

@@ -14,6 +14,7 @@ from gradinversion.audit.risk import risk_sentences
 from gradinversion.capture import PrivateBatch, capture_gradient, load_images, load_model, told
 from gradinversion.coordinator import Reconstruction
 from scipy.stats import spearmanr
+from torch import nn
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
@@ -133,3 +134,20 @@ def test_of_images_that_could_not_be_judged_nothing_is_claimed(attack: Attack) -
     assert risk_sentences(evaluate(noise, half, exposure=measured))[0] == (
         "This attack made none of the images visible. Of 1 of 4 images nothing can be told."
     )
+
+
+def test_a_model_of_one_batch_size_has_the_same_exposure() -> None:
+    class Fixed(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(images.view(3, 3, 8, 8))
+            return logits
+
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)]
+    private = PrivateBatch(torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2]), ("a", "b", "c"))
+    update = capture_gradient(nn.Sequential(*layers), private.images, private.labels)
+    expected = measure_exposure(nn.Sequential(*layers), private, update)
+    for model in (Fixed(*layers), nn.DataParallel(Fixed(*layers))):
+        found = measure_exposure(model, private, update)
+        assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+        assert found.norms == pytest.approx(expected.norms, rel=1e-5)

@@ -154,10 +154,11 @@ def test_a_pool_with_an_unreadable_image_names_it(folder: Callable[[int], Path])
         load_pool(str(where / "nowhere"), private)
 
 
-def test_images_that_are_not_square_have_no_pool() -> None:
-    private = PrivateBatch(torch.rand(2, 3, 8, 6), torch.arange(2), ("a", "b"))
-    with pytest.raises(ImageError, match="square RGB"):
-        load_pool("photos", private)
+@pytest.mark.parametrize("shape", [(3, 8, 6), (1, 12, 12)])
+def test_the_pool_has_the_shape_of_the_private_images(shape: tuple[int, int, int]) -> None:
+    private = PrivateBatch(load_images("photos", 2, shape)[0], torch.arange(2), ("a", "b"))
+    pool = load_pool("photos", private)
+    assert pool.images.shape == (count_images("photos") - 2, *shape)
 
 
 def test_the_largest_pools_are_cut_and_that_is_said() -> None:

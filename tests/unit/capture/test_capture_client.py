@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import (
+    IMAGENET,
     CapturedUpdate,
     ClientConfig,
     ClientError,
     Defence,
     Normalisation,
+    PrivateBatch,
     UpdateError,
     capture_gradient,
     simulate_client,
@@ -50,21 +52,6 @@ def test_unused_and_frozen_parameters() -> None:
     assert update.mismatches(model) == []
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "sentence"),
-    [
-        (torch.rand(3, 4, 4), torch.tensor([0]), "images have shape"),
-        (torch.rand(2, 3, 4, 4), torch.tensor([0]), "labels have shape"),
-        (torch.rand(0, 3, 4, 4), torch.zeros(0, dtype=torch.long), "batch >= 1"),
-        (torch.full((1, 3, 2, 2), float("nan")), torch.tensor([0]), "not finite"),
-    ],
-)
-def test_bad_batches_are_refused(images: torch.Tensor, labels: torch.Tensor, sentence: str) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    with pytest.raises(UpdateError, match=sentence):
-        capture_gradient(model, images, labels)
-
-
 def test_default_client_is_a_function_of_the_seed_and_saves(tmp_path: Path) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -96,7 +83,12 @@ def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"batch_size": 12}, "12 images and 10 classes"),
+        ({"batch_size": 12, "labels": "unique"}, "12 images and 10 classes"),
+        ({"image_width": 3}, "client.image_width is 3; it must be at least 4, or 0 for square images"),
+        ({"channels": 0}, "client.channels is 0"),
+        ({"mean": (0.5,), "std": (0.5,)}, "client.mean has 1 numbers and client.std 1; give one per channel"),
+        ({"mean": (0.5,) * 3}, "client.mean has 3 numbers and client.std 0"),
+        ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "every deviation finite and above 0"),
         ({"labels": "0,1,2"}, "lists 3 labels for 4 images"),
         ({"labels": "0,1,2,10"}, "names class 10"),
         ({"labels": "0,1,,2"}, "whole numbers"),
@@ -114,6 +106,37 @@ def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
 def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ClientError, match=sentence):
         ClientConfig(**settings)
+
+
+def test_more_photos_than_classes_are_refused_when_the_labels_are_chosen() -> None:
+    with pytest.raises(ClientError, match="12 images and 10 classes"):
+        simulate_client(ClientConfig(batch_size=12), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "mean"),
+    [
+        ({"channels": 1, "image_size": 28}, (1, 28, 28), (0.0,)),
+        ({"image_size": 24, "image_width": 40}, (3, 24, 40), IMAGENET.mean),
+        ({"channels": 1, "image_size": 12, "mean": (0.13,), "std": (0.31,)}, (1, 12, 12), (0.13,)),
+    ],
+)
+def test_a_client_of_images_that_are_no_rgb_squares(
+    settings: dict[str, Any], shape: tuple[int, int, int], mean: tuple[float, ...]
+) -> None:
+    update, model, private = simulate_client(ClientConfig(batch_size=2, **settings), seed=0)
+    assert update.image_shape == shape == tuple(private.images.shape[1:])
+    assert update.normalisation.mean == mean
+    assert update.mismatches(model) == []
+    by_hand = capture_gradient(model, private.images, private.labels, normalisation=update.normalisation)
+    assert all(torch.equal(g, by_hand.gradients[name]) for name, g in update.gradients.items())
+
+
+def test_the_private_batch_is_a_door_for_images_too() -> None:
+    with pytest.raises(UpdateError, match=r"private pixels span 0 to 255; give them in \[0, 1\]"):
+        PrivateBatch(torch.tensor([0.0, 255.0]).view(1, 1, 1, 2), torch.tensor([0]), ("a",))
+    with pytest.raises(UpdateError, match="1 images, 2 labels and 1 names"):
+        PrivateBatch(torch.rand(1, 3, 4, 4), torch.tensor([0, 1]), ("a",))
 
 
 def test_all_bad_settings_are_told_together() -> None:

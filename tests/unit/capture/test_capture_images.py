@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import ImageError, load_images
+from gradinversion.capture import ClientConfig, ClientError, ImageError, count_images, load_batch, load_images
+from gradinversion.capture.images import class_labels
 from PIL import Image
 
 
@@ -88,7 +89,7 @@ def test_sixteen_bit_and_transparent_images(tmp_path: Path) -> None:
     clear = np.dstack([gradient_picture(8, 8), np.full((8, 8), 7, np.uint8)])
     save(tmp_path / "b.png", clear)
     images, _ = load_images(str(tmp_path), 2, 8)
-    torch.testing.assert_close(images[0, 0], torch.from_numpy(deep / 65535).float(), rtol=0, atol=1 / 255)
+    torch.testing.assert_close(images[0, 0], torch.from_numpy(deep / 65535).float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(images[1], torch.from_numpy(clear[..., :3].copy()).permute(2, 0, 1) / 255)
 
 
@@ -129,3 +130,96 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match=r"bomb\.png.*too large"):
         load_images(str(tmp_path), 1, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 6, 12), (3, 12, 6), (1, 8, 14)])
+def test_images_of_other_shapes_are_the_largest_centred_part(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    picture = gradient_picture(12, 20)
+    save(tmp_path / "a.png", picture)
+    images, _ = load_images(str(tmp_path), 1, shape)
+    channels, height, width = shape
+    rows, columns = min(12, 20 * height // width), min(20, 12 * width // height)
+    top, left = (12 - rows) // 2, (20 - columns) // 2
+    part = picture[top : top + rows, left : left + columns]
+    whole = np.asarray(Image.fromarray(part).convert("L"))[..., None] if channels == 1 else part
+    expected = torch.from_numpy(whole.copy()).permute(2, 0, 1).float()[None] / 255
+    expected = F.interpolate(expected, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(images, expected)
+
+
+@pytest.mark.parametrize(("shape", "mode"), [((1, 8, 12), "L"), ((3, 8, 12), "RGB"), ((4, 8, 12), "RGBA")])
+def test_an_image_of_the_wanted_size_keeps_its_pixels_to_the_bit(
+    tmp_path: Path, shape: tuple[int, int, int], mode: str
+) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (8, 12, shape[0]), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode=None).convert(mode).save(tmp_path / "a.png")
+    images, _ = load_images(str(tmp_path), 1, shape)
+    assert torch.equal(images[0], torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+
+
+def test_white_stays_in_range_at_any_size(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.full((97, 131, 3), 255, np.uint8))
+    for side in (5, 32, 200):
+        assert float(load_images(str(tmp_path), 1, side)[0].max()) <= 1
+
+
+def test_channels_that_a_file_does_not_have(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", gradient_picture())
+    with pytest.raises(ImageError, match=r"a\.png' is of mode RGB, and 4 channels are wanted"):
+        load_images(str(tmp_path), 1, (4, 8, 8))
+    with pytest.raises(ImageError, match="images of 5 channels cannot be read from files"):
+        load_images(str(tmp_path), 1, (5, 8, 8))
+    with pytest.raises(ImageError, match="'astronaut' is of mode RGB"):
+        load_images("photos", 1, (4, 8, 8))
+    save(tmp_path / "a.png", np.full((8, 8), 40_000, np.uint16))
+    with pytest.raises(ImageError, match="is grey, and 4 channels are wanted"):
+        load_images(str(tmp_path), 1, (4, 8, 8))
+
+
+def class_folders(folder: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            save(folder / name / f"{index}.png", np.full((8, 8), 10 * (len(name) + index), np.uint8))
+    return folder
+
+
+def test_class_folders_are_read_in_order_with_their_labels(tmp_path: Path) -> None:
+    folder = str(class_folders(tmp_path / "data", {"dog": 2, "cat": 1, "horse": 2}))
+    assert count_images(folder) == 5
+    images, names = load_images(folder, 4, 8)
+    assert names == ("cat/0", "dog/0", "dog/1", "horse/0")
+    assert [round(255 * float(image.mean())) for image in images] == [30, 30, 40, 50]
+    assert class_labels(folder, 4) == (0, 1, 1, 2)
+    assert class_labels("photos", 2) is None
+    assert class_labels(f"{folder}/dog", 2) is None
+
+
+def test_folders_whose_classes_are_not_clear_are_refused(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "data", {"dog": 2, "cat": 1})
+    (folder / "empty").mkdir()
+    with pytest.raises(ImageError, match=r"others without \(empty\).*remove those without"):
+        count_images(str(folder))
+    (folder / "empty").rename(folder / ".empty")
+    assert count_images(str(folder)) == 3
+    save(folder / "a.png", gradient_picture())
+    with pytest.raises(ImageError, match=r"holds images beside folders of images \(cat, dog\)"):
+        count_images(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [({}, [0, 1, 1, 2]), ({"labels": "3,3,3,0"}, [3, 3, 3, 0]), ({"labels": "unique"}, [0, 1, 2, 3])],
+)
+def test_a_client_of_class_folders(tmp_path: Path, settings: dict[str, str], labels: list[int]) -> None:
+    folder = class_folders(tmp_path / "data", {"dog": 2, "cat": 1, "horse": 2})
+    batch = load_batch(ClientConfig(images=str(folder), image_size=8, **settings))
+    assert batch.labels.tolist() == labels
+    assert batch.labels.dtype is torch.int64
+
+
+def test_more_class_folders_than_classes(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "data", {"dog": 2, "cat": 1, "horse": 2})
+    with pytest.raises(ClientError, match="go up to class 2, but with 2 classes the labels are 0 to 1"):
+        load_batch(ClientConfig(images=str(folder), image_size=8, classes=2, batch_size=5))

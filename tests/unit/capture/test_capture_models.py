@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from gradinversion.capture import ModelError, load_model, weight_hash
+from gradinversion.capture import ModelError, ModelSource, load_model, weight_hash
 from torch import nn
 
 
@@ -168,3 +168,62 @@ def test_weights_files_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "w.bin").write_bytes(b"")
     with pytest.raises(ModelError, match="must end in"):
         load_model("convnet", weights=str(tmp_path / "w.bin"))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (4, 28, 28), (3, 24, 40), (1, 5, 9)])
+def test_models_are_built_for_images_of_any_shape(shape: tuple[int, int, int]) -> None:
+    assert load_model("convnet", 7, shape)(torch.zeros(2, *shape)).shape == (2, 7)
+    assert ModelSource("convnet", 7, shape).load()(torch.zeros(1, *shape)).shape == (1, 7)
+
+
+def test_a_shape_of_square_rgb_images_is_the_same_as_their_side() -> None:
+    assert weight_hash(load_model("convnet", 10, (3, 16, 16))) == weight_hash(load_model("convnet", 10, 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (4, 32, 48)])
+def test_models_of_timm_are_built_for_the_channels(shape: tuple[int, int, int]) -> None:
+    pytest.importorskip("timm")
+    assert load_model("timm:resnet10t", 5, shape)(torch.zeros(1, *shape)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("resnet18", (1, 32, 32), "torchvision's 'resnet18' takes RGB images, and these are 32x32 grey images"),
+        ("resnet18", (4, 32, 24), "these are 32x24 images of 4 channels"),
+        ("vit_b_16", (3, 32, 48), "'vit_b_16' takes square images, and these are 32x48"),
+        ("own_models_for_test:build", (1, 8, 8), "cannot take 8x8 grey images"),
+        ("own_models_for_test:build", (4, 2, 8), r"cannot take 2x8 images of 4 channels .*client\.channels"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_named(
+    own_module: str, name: str, shape: tuple[int, int, int], sentence: str
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        load_model(name, 10, shape)
+
+
+def test_classes_that_do_not_fit_come_with_the_key_to_set(own_module: str) -> None:
+    with pytest.raises(ModelError, match=r"returns \(2, 10\) for 2 images; .*\(2, 7\) logits; give client\.classes=10"):
+        load_model(f"{own_module}:fixed", 7, 4)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    return tmp_path
+
+
+def test_a_module_of_the_current_folder_is_found(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "own_of_here_for_test", raising=False)
+    (elsewhere / "own_of_here_for_test.py").write_text(OWN)
+    assert load_model("own_of_here_for_test:build", 5, 4)(torch.zeros(2, 3, 4, 4)).shape == (2, 5)
+    assert sys.path[-1] == str(elsewhere)
+
+
+def test_the_current_folder_hides_nothing_that_is_installed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    (elsewhere / "colorsys.py").write_text(OWN)
+    with pytest.raises(ModelError, match="'colorsys' has no callable 'build'"):
+        load_model("colorsys:build", 10, 4)

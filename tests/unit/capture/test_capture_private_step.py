@@ -154,7 +154,7 @@ def test_the_server_sees_the_mean_of_the_clients(defence: tuple[str, float]) -> 
     ("settings", "sentence"),
     [
         ({"clients": 0}, "client.clients is 0"),
-        ({"clients": 3}, "12 images and 10 classes"),
+        ({"clients": 3, "labels": "unique"}, "12 images and 10 classes"),
         ({"clients": 2, "bn": "train_shared"}, "belongs to no single batch; use client.bn=eval"),
         ({"defence": "dp_sgd", "bn": "train_private"}, "belongs to one image alone; use client.bn=eval"),
         ({"clients": 2, "local_epochs": 1}, "local steps of several clients cannot be retraced"),

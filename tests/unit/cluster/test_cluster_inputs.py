@@ -96,3 +96,14 @@ def test_weights_of_another_model_are_refused_with_every_difference(folder: Path
     with pytest.raises(ModelError, match=r"model\.safetensors' do not fit the model") as error:
         load_inputs(Storage(folder.parent), ModelSource("convnet", classes=7, image_size=8))
     assert str(error.value).count("has shape") == 2  # weight and bias of the last layer
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (4, 8, 8)])
+def test_a_model_of_other_images_is_built_again_elsewhere(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    source = pickle.loads(pickle.dumps(ModelSource("convnet", 17, shape, 3)))
+    model, half = source.load(), (0.5,) * shape[0]
+    update = capture_gradient(model, torch.rand(1, *shape), torch.tensor([16]), normalisation=(half, half))
+    store_inputs(Storage(tmp_path), update, model)
+    found, again = load_inputs(Storage(tmp_path), source)
+    assert found.image_shape == shape
+    found.require_match(again)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from gradinversion.capture import LabelError, ModelError, UpdateError
 from gradinversion.cluster.ray_group import RayGroup
 from gradinversion.cluster.resources import Share
 from gradinversion.coordinator import AttackConfig, Leg, Order, Origin, StateFile
+from ray.exceptions import RayTaskError
 
 STATE = StateFile("checkpoints/round-000000/seed-0.w.safetensors", "0" * 64, 9, step=10)
 SENT = Order(1, Origin((1, 1), 0), (Leg(0, 10), Leg(1, 20)), save=1)
@@ -43,3 +45,10 @@ def test_an_order_that_is_not_the_same_one_from_further_on_is_not_taken(group: R
 def test_an_agent_without_an_order_gets_none(group: RayGroup) -> None:
     group.renew(1, LATER)
     assert 1 not in group._orders
+
+
+@pytest.mark.parametrize("error", [ModelError("a model"), UpdateError("an update"), LabelError("labels")])
+def test_what_an_agent_refuses_is_not_tried_again(group: RayGroup, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        group._failed(0, RayTaskError("run_round", "", error))
+    assert group._failures == {}
