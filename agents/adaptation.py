@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 # A scale that falls to nothing would end the descent: the derivative of a batch that counts for nothing is zero.
@@ -29,6 +28,8 @@ class Adaptation:
     """Weight of each image's loss in the mean; None for equal ones."""
     pooled: bool = False
     """All entries are compared as one vector instead of tensor by tensor: noise is as large in each of them."""
+    unmatched: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By parameter name: directions, orthogonal and of length 1, along which the gradient is not compared."""
     messages: tuple[str, ...] = ()
     """One sentence for each assumption."""
 
@@ -40,14 +41,9 @@ class Adaptation:
             free_scale=self.free_scale or other.free_scale,
             image_weights=other.image_weights if self.image_weights is None else self.image_weights,
             pooled=self.pooled or other.pooled,
+            unmatched={**self.unmatched, **other.unmatched},
             messages=self.messages + other.messages,
         )
-
-    def loss(self, logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        """The client's loss, a mean over the batch."""
-        if self.image_weights is None:
-            return F.cross_entropy(logits, labels)
-        return (self.image_weights.to(logits) * F.cross_entropy(logits, labels, reduction="none")).mean()
 
     def matched(
         self,
@@ -66,6 +62,10 @@ class Adaptation:
         """
         kept = [k for k, name in enumerate(names) if name not in self.left_out and (weights is None or weights[k] > 0)]
         ours, theirs = [found[position] for position in kept], [target[position] for position in kept]
+        if self.unmatched:
+            ours, theirs = (
+                [self._across(names[k], g) for k, g in zip(kept, tensors, strict=True)] for tensors in (ours, theirs)
+            )
         if self.free_scale:
             known = [self._known(names[k], f, t) for k, f, t in zip(kept, ours, theirs, strict=True)]
             product = torch.stack([(f * t).sum() for f, t in known]).sum()
@@ -79,6 +79,13 @@ class Adaptation:
         if self.pooled:
             near, theirs = ([torch.cat([t.flatten() for t in tensors])] for tensors in (near, theirs))
         return near, theirs
+
+    def _across(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient without its part along the directions that are not compared."""
+        for direction in self.unmatched.get(name, ()):
+            along = direction.to(gradient)
+            gradient = gradient - (gradient * along).sum() * along
+        return gradient
 
     def _known(self, name: str, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The entries of which more is known than a bound: the others would drag the scale down."""

@@ -8,27 +8,24 @@ without a defence gives an ``Adaptation`` that changes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Defence, LabelError
+from ..capture import CapturedUpdate, Defence, LabelError, is_softmax
 from ..capture.labels.final_layer import FinalLayer, find_final_layer
+from ..target.scale import scale_evidence
+from ..target.signatures import is_rounded, pruning_slack, without_lowest_level
 from .adaptation import Adaptation
 
-# A smaller share of zeros in the typical tensor is that of dead units, not of pruning.
-_PRUNED_SHARE = 0.02
 # How well one factor per image must explain the final layer's bias gradient to be believed.
 _EXPLAINED = 0.1
 # Factors of clipped images that differ by more are taken for a misfit of the model's outputs.
 _SPREAD = 5.0
 # Noise below this share of the final layer's gradient is that of low precision.
 _NOTICED = 0.01
-# Values that recur so often are those of a rounding, not of noise.
-_RECURRING = 4
 
 
 def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Adaptation:
@@ -64,16 +61,28 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         found = _without_final_layer(layer)
         if len(told) == 1:
             return found
-    # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero.
-    clean = layer is not None and layer.clean
+    # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero, as a softmax has them.
+    softmax = layer if layer is not None and is_softmax(update, model) else None
+    clean = softmax is not None and softmax.clean
     pruned = Adaptation() if clean else _pruned(update.gradients, names)
     if "clip" in names or "dp_sgd" in names:
         found = found.and_also(_clipped(layer, labels, names))
     found = found.and_also(pruned)
     if not clean:
         hidden = bool(pruned.slack) or is_rounded(update.gradients)
-        found = found.and_also(_noise_as_told(told) if hidden else _noise(update, layer))
+        found = found.and_also(_noise_as_told(told) if hidden else _noise(softmax))
+    if not found.free_scale and softmax is not None:
+        found = found.and_also(_scaled(softmax, labels, update.facts.label_smoothing.value))
     return found if len(told) < 2 else found.and_also(Adaptation(messages=_not_allowed_for(told, found)))
+
+
+def _scaled(layer: FinalLayer, labels: Tensor, smoothing: float) -> Adaptation:
+    evidence = scale_evidence(layer, labels, smoothing)
+    if evidence is None:
+        return Adaptation()
+    size = "" if evidence.estimate is None else f", {evidence.estimate:.3g} times as large"
+    message = f"The gradient is not that of a mean over the batch{size}: it is matched up to one common factor."
+    return Adaptation(free_scale=True, messages=(message,))
 
 
 def _pruned(gradients: Mapping[str, Tensor], names: Sequence[str]) -> Adaptation:
@@ -100,7 +109,7 @@ def _comes_before(names: Sequence[str], first: str, second: str) -> bool:
     return first in names and second in names and names.index(first) < names.index(second)
 
 
-def _noise(update: CapturedUpdate, layer: FinalLayer | None) -> Adaptation:
+def _noise(layer: FinalLayer | None) -> Adaptation:
     if layer is None or layer.noise < _NOTICED * float(layer.weight_gradient.square().mean().sqrt()):
         return Adaptation()
     message = (
@@ -183,31 +192,3 @@ def image_factors(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Float[Ten
     if misfit > _EXPLAINED or float(factors.min()) * _SPREAD < float(factors.max()):
         return None
     return (factors / factors.mean()).float()
-
-
-def pruning_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each entry that is zero the smallest magnitude kept in its tensor, 0 for the others; {} without pruning."""
-    zeros = {name: g == 0 for name, g in gradients.items()}
-    if median(float(z.float().mean()) for z in zeros.values()) < _PRUNED_SHARE:
-        return {}
-    smallest = {name: g[~zeros[name]].abs().min() for name, g in gradients.items() if not bool(zeros[name].all())}
-    if not smallest:
-        return {}
-    # A tensor of which nothing was kept lost its place to entries of other tensors.
-    least = torch.stack([value.float() for value in smallest.values()]).min()
-    return {name: z * smallest.get(name, least.to(gradients[name])) for name, z in zeros.items() if bool(z.any())}
-
-
-def without_lowest_level(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rounded gradients with zeros where their level nearest to zero is: that is where rounding puts a zero."""
-    found = {}
-    for name, g in gradients.items():
-        flat = g.flatten()
-        found[name] = torch.where(g == flat[flat.abs().argmin()], torch.zeros_like(g), g)
-    return found
-
-
-def is_rounded(gradients: Mapping[str, Tensor]) -> bool:
-    """Whether the values of the largest tensor recur, as those of a rounding do."""
-    largest = max(gradients.values(), key=Tensor.numel)
-    return len(torch.unique(largest)) * _RECURRING <= largest.numel()

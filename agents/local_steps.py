@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..capture import CapturedUpdate, gradient_shares, step_shares
+from ..capture import CapturedUpdate, ClientLoss, gradient_shares, step_shares
 from ..priors import InputStatistics, Statistics
 
 
@@ -40,6 +39,7 @@ class LocalSteps:
         assert update.local.learning_rate is not None
         self._model, self._labels, self._local = model, labels, update.local
         self._rate = update.local.learning_rate
+        self._loss, self._penalty = ClientLoss.of(update.facts), update.facts.penalty.value
         parameters = dict(model.named_parameters())
         self._start = {name: parameters[name].detach() for name in names}
         self._epoch = assumed_epoch(update)
@@ -67,12 +67,14 @@ class LocalSteps:
         for batch in self._epoch * self._local.epochs:
             chosen = slice(batch.start, batch.stop)
             logits = functional_call(self._model, weights, (images[chosen],))
-            loss = F.cross_entropy(logits, self._labels[chosen])
+            loss = self._loss(logits, self._labels[chosen])
             found = torch.autograd.grad(
                 loss, list(weights.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
             )
             for name, gradient in zip(self._start, found, strict=True):
                 step = gradient + self._local.weight_decay * weights[name] if self._local.weight_decay else gradient
+                if self._penalty:
+                    step = step + self._penalty.term(name, weights[name])
                 if self._local.momentum and name in velocity:
                     step = self._local.momentum * velocity[name] + step
                 velocity[name] = step = step if create_graph else step.detach()

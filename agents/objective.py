@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..capture import (
     BatchNormMode,
     CapturedUpdate,
+    ClientLoss,
+    as_gradient,
     batch_norm_layers,
-    batch_norm_targets,
     client_mode,
     mean_gradients,
 )
@@ -24,7 +25,6 @@ from ..capture.fitting import fit
 from ..peeling import Anchor
 from ..priors import (
     InputStatistics,
-    Statistics,
     anisotropic_total_variation,
     batch_norm_distance,
     colour_total_variation,
@@ -39,7 +39,9 @@ from .adaptation import Adaptation
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
 from .defence_evidence import allow_for_defence
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
+from .known_statistics import Known, known_statistics
 from .local_steps import LocalSteps, fit_scale, step_groups
+from .penalty_evidence import allow_for_penalty
 from .second_derivative import client_batch, forward_to, needs_composing, twice_differentiable
 
 # Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
@@ -87,6 +89,8 @@ class Objective:
     def __init__(self, target: Target, config: ObjectiveConfig, device: torch.device | str = "cpu") -> None:
         update, model = fit(target.update, target.model)
         update.require_match(model)
+        if update.local is None:
+            update = as_gradient(update, model)
         target = replace(target, update=update, model=model)
         self.config = config
         self.device = torch.device(device)
@@ -105,6 +109,7 @@ class Objective:
         local = update.local is not None
         self._steps = LocalSteps(self._model, list(gradients), self._labels, update) if local else None
         self._scale_known = target.scale_known
+        self._client_loss = ClientLoss.of(update.facts)
         self._adaptation = self._allowance(target)
         self.messages += self._adaptation.messages
         self._names, self._open_names = list(gradients), [name for name in gradients if name not in explained]
@@ -114,7 +119,9 @@ class Objective:
         self._open_targets = [gradients[name].to(self.device) for name in self._open_names]
         self._open_weights = self._continuity(config.jump_weight)
         self._fades = self._enough_equations()
-        self._statistics_targets = self._known_statistics(target.model)
+        known = known_statistics(update, target.model, self.device) if config.batch_norm_weight else Known({})
+        self._statistics_targets = known.targets
+        self.messages += known.messages
         layers = batch_norm_layers(self._model)
         self._statistics_layers = {name: layers[name] for name in self._statistics_targets}
         if (
@@ -128,15 +135,22 @@ class Objective:
                 "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
             )
 
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The client's, with what its defence left of each image."""
+        return self._client_loss(outputs, labels, self._adaptation.image_weights)
+
     def _allowance(self, target: Target) -> Adaptation:
+        update, found = target.update, allow_for_penalty(target.update, target.model)
         if target.anchor is not None and target.anchor.scales:
             # Peeling found the factors of clipping exactly, and its cotangent holds them.
-            return Adaptation(image_weights=torch.tensor(target.anchor.scales))
+            return found.and_also(Adaptation(image_weights=torch.tensor(target.anchor.scales)))
+        if update.facts.loss_scale.value is None:
+            found = found.and_also(Adaptation(free_scale=True))
         # Deltas of several steps give no such evidence, and without labels there is nothing to hold it against.
-        blind = target.update.local is not None or target.joint_labels
+        blind = update.local is not None or target.joint_labels
         if not self.config.adaptive or self.config.gradient_weight == 0 or blind:
-            return Adaptation()
-        return allow_for_defence(target.update, target.model, target.labels)
+            return found
+        return found.and_also(allow_for_defence(update, target.model, target.labels))
 
     @property
     def peeled(self) -> bool:
@@ -160,23 +174,6 @@ class Objective:
         with torch.no_grad(), client_mode(self._model, BatchNormMode.EVAL):
             shape = (client_batch(self.update), *self.update.image_shape)
             return int(self._model(torch.zeros(shape, dtype=self._dtype, device=self.device)).shape[1])
-
-    def _known_statistics(self, model: nn.Module) -> dict[str, Statistics]:
-        if self.config.batch_norm_weight == 0:
-            return {}
-        layers = batch_norm_layers(model)
-        targets, unused = {}, 0
-        for name, known in batch_norm_targets(self.update, model).items():
-            batches = getattr(layers[name], "num_batches_tracked", None)
-            if not known.exact and batches is not None and int(batches) == 0:
-                unused += 1
-                continue
-            targets[name] = (known.mean.to(self.device), known.var.to(self.device))
-        if unused:
-            self.messages.append(
-                f"The batch-norm prior skips {unused} layers whose running statistics were never updated."
-            )
-        return targets
 
     def terms(
         self,
@@ -216,7 +213,7 @@ class Objective:
             elif self._anchor is None or config.gradient_weight == 0:
                 logits = self._model(images)
                 if config.gradient_weight > 0:
-                    found = _derivatives(self._adaptation.loss(logits, labels), self._all, create_graph=True)
+                    found = _derivatives(self._loss(logits, labels), self._all, create_graph=True)
                     terms["gradient"] = self._distance(self._names, found, self._all_targets)
             else:
                 terms |= self._at_anchor(images, self._anchor)
@@ -358,7 +355,7 @@ class Objective:
             if self._steps is not None:
                 found = self._steps.run(images, create_graph=False)
             else:
-                found = _derivatives(self._adaptation.loss(self._model(images), self._labels), self._all)
+                found = _derivatives(self._loss(self._model(images), self._labels), self._all)
         if not self._scale_known:
             found = fit_scale(found, self._all_targets)
         return float(relative_l2(*self._adaptation.matched(self._names, found, self._all_targets)))
@@ -375,6 +372,8 @@ def _derivatives(
     output: Tensor, parameters: Sequence[Tensor], grad_outputs: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
     """One derivative for each parameter, zero for one that the output does not depend on: as a client captures it."""
+    if not output.requires_grad:
+        return tuple(torch.zeros_like(parameter) for parameter in parameters)
     return torch.autograd.grad(
         output, parameters, grad_outputs, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )

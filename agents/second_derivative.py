@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..capture import BatchNormMode, CapturedUpdate, ModelError, client_mode
 from ..capture.forward import first_line, gradient, node_names, on_probes
+from ..capture.functional_layers import functional_layers_called
 from ..peeling import Anchor
 from .local_steps import assumed_epoch
 
@@ -109,6 +110,8 @@ def require_second_derivative(model: nn.Module, update: CapturedUpdate, anchor: 
 
 
 def _differentiate_twice(value: Tensor, parameters: Sequence[Tensor], images: Tensor) -> None:
+    if not value.requires_grad:
+        return  # the layers before it run under no_grad, which is told elsewhere
     found = gradient(value, parameters, create_graph=True)
     squares = [derivative.square().sum() for derivative in found if derivative.requires_grad]
     if not squares:
@@ -145,6 +148,9 @@ def forward_to(model: nn.Module, images: Tensor, name: str) -> Tensor:
     handle = model.get_submodule(name).register_forward_pre_hook(stop)
     try:
         model(images)
+        # Its weights may be handed to a function.
+        with functional_layers_called(model, (name,)):
+            model(images)
     except _Reached as reached:
         return reached.value
     finally:

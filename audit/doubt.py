@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..capture import Provenance
 from ..capture.stated import StatedFact
 from ..coordinator import Reconstruction
+from .assumptions import as_sentence
 from .results import ImageResult
 from .verdict import Leak, Verdict
 
@@ -48,6 +49,7 @@ def find_doubts(reconstruction: Reconstruction, truth_gap: float | None = None) 
                 "Compare the facts below with the client's code.",
             )
         )
+    found += [Doubt("what the attack can do", as_sentence(limit)) for limit in reconstruction.limits]
     found += [_doubt_of(fact) for fact in reconstruction.facts if fact.doubtful]
     return tuple(found)
 

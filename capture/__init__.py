@@ -28,10 +28,12 @@ from .facts import (
 from .images import ImageError, count_images, load_images
 from .labels.final_layer import LabelError, find_final_layer
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
+from .labels.softmax import is_softmax
 from .labels.unmixing import Unmixed, unmix
 from .learning_rate import estimate_learning_rate
 from .local_client import train_locally
 from .local_training import LocalTraining
+from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
 from .private_config import PrivateConfig
@@ -48,6 +50,7 @@ __all__ = [
     "ClientConfig",
     "ClientError",
     "ClientFacts",
+    "ClientLoss",
     "Defence",
     "DefenceError",
     "Fact",
@@ -83,7 +86,9 @@ __all__ = [
     "estimate_learning_rate",
     "find_final_layer",
     "gradient_shares",
+    "is_known",
     "is_one_step",
+    "is_softmax",
     "load_batch",
     "load_images",
     "load_model",

@@ -20,6 +20,7 @@ from .forward import gradient, run
 from .images import class_labels, load_images
 from .label_words import AUTO, UNIQUE, folder_labels, parse_labels
 from .local_client import train_locally
+from .losses import state_loss
 from .models import load_model
 from .normalisation import IMAGENET, Normalisation
 from .soteria import soteria_gradient
@@ -58,7 +59,7 @@ def capture_gradient(
     batch_norm: BatchNormMode | str = BatchNormMode.EVAL,
     model_id: str | None = None,
 ) -> CapturedUpdate:
-    """What a client would send after one pass over its batch: the gradient of the mean loss, and what it shares.
+    """What a client would send after one pass over its batch: the gradient of its loss, and what it shares.
 
     The model is left as it was: weights, buffers, modes and ``.grad`` are unchanged.
 
@@ -66,7 +67,8 @@ def capture_gradient(
         model: The server's model; wrappers such as DataParallel and ``torch.compile`` are taken off.
         images: Pixels in [0, 1], shape (B, C, H, W): a tensor, an array, or a list of either.
         labels: One class index per image, shape (B,), in the same ways.
-        loss: ``loss(logits, labels)``, a mean over the batch.
+        loss: ``loss(outputs, labels)``. It is recorded as what it is, with its reduction, its scale and its smoothing
+            (see ``state_loss``); the attack matches with it.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
         batch_norm: How the client runs its batch-norm layers, and whether it shares their statistics.
         model_id: A name for the model in files and reports; by default its class.
@@ -93,7 +95,9 @@ def capture_gradient(
         require_batch_statistics(model, inputs)
     shared = mode is BatchNormMode.TRAIN_SHARED
     with recording_mode(model) if shared else client_mode(model, mode), torch.enable_grad():
-        value = loss(require_classes(run(model, inputs), labels), labels.to(like.device))
+        outputs, targets = require_classes(run(model, inputs), labels), labels.to(like.device)
+        value = loss(outputs, targets)
+        stated = state_loss(loss, value, outputs, targets)
         found = gradient(value, list(parameters.values()))
         buffers = {name: b.cpu() for name, b in running_buffers(model).items()} if shared else None
     return CapturedUpdate(
@@ -101,7 +105,7 @@ def capture_gradient(
         image_shape=(images.shape[1], images.shape[2], images.shape[3]),
         model_id=model_id or type(model).__name__,
         weight_hash=weight_hash(model),
-        facts=known_facts(images.shape[0], normalisation, mode, getattr(loss, "__name__", type(loss).__name__)),
+        facts=known_facts(images.shape[0], normalisation, mode, stated["loss"].value).stating(**stated),
         buffers=buffers,
     )
 

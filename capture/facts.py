@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+import torch
+from torch import Tensor
+
 from .defences import Defence
 from .errors import UpdateError
 from .local_training import LocalTraining
@@ -59,9 +62,19 @@ class Penalty:
     """lambda of ``lambda / 2 ||w||^2``, as weight decay inside the gradient has it; at least 0."""
     l1: float = 0.0
     """lambda of ``lambda ||w||_1``, at least 0."""
+    spared: tuple[str, ...] = ()
+    """Parameters that it leaves alone, by name."""
 
     def __bool__(self) -> bool:
         return self.l2 != 0 or self.l1 != 0
+
+    def term(self, name: str, weight: Tensor) -> Tensor:
+        """What it adds to the gradient of the parameter of this name."""
+        if name in self.spared:
+            return torch.zeros_like(weight)
+        if not self.l1:
+            return self.l2 * weight
+        return self.l2 * weight + self.l1 * weight.sign()
 
 
 @dataclass(frozen=True)

@@ -186,8 +186,12 @@ def _reduction(name: str, value: object) -> Reduction:
 
 
 def _penalty(name: str, value: object) -> Penalty:
-    parts = _object(name, value, {"l1", "l2"})
-    return Penalty(_number("penalty l2", parts["l2"]), _number("penalty l1", parts["l1"]))
+    parts = _object(name, value, {"l1", "l2", "spared"})
+    spared = parts["spared"]
+    if not isinstance(spared, list) or len(spared) > _MOST_NORMS:
+        refuse(f"the parameters that its {name} spares are {short(spared)}; they must be a list of names")
+    names = tuple(text("spared parameter", one) for one in spared)
+    return Penalty(_number("penalty l2", parts["l2"]), _number("penalty l1", parts["l1"]), names)
 
 
 def _sampling(name: str, value: object) -> Sampling:
@@ -231,7 +235,7 @@ _CODEC: dict[str, tuple[Write, Read]] = {
     "reduction": (str, _reduction),
     "loss_scale": (_finite, _maybe(_number)),
     "label_smoothing": (_same, _number),
-    "penalty": (_parts("l1", "l2"), _penalty),
+    "penalty": (_parts("l1", "l2", "spared"), _penalty),
     "dropout": (_same, _flag),
     "defences": (lambda value: [_parts("name", "strength", "clip")(one) for one in value], _defences),
     "sampling": (_parts("poisson", "expected"), _sampling),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .facts import assumed
+from .facts import Penalty, assumed
 from .labels.counts import absent_feature
 from .labels.final_layer import FinalLayer, LabelError, find_final_layer
 from .local_training import LocalTraining
@@ -39,7 +39,8 @@ def estimate_learning_rate(update: CapturedUpdate, model: nn.Module) -> float:
     """
     local = update.local
     assert local is not None
-    unit = as_gradient(update.stating(learning_rate=assumed(1.0), weight_decay=assumed(0.0)), model)
+    unknown = {"learning_rate": assumed(1.0), "weight_decay": assumed(0.0), "penalty": assumed(Penalty())}
+    unit = as_gradient(update.stating(**unknown), model)
     layer = find_final_layer(unit, model)
     if layer.bias_gradient is None:
         raise LabelError(

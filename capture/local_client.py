@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,10 @@ from .batch import as_batch, require_classes
 from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from .copying import copy_model
 from .errors import UpdateError
-from .facts import BatchNormMode, known_facts
+from .facts import BatchNormMode, Fact, known_facts
 from .forward import run
 from .local_training import LocalTraining
+from .losses import state_loss
 from .normalisation import IMAGENET, Normalisation
 from .unwrap import unwrap
 from .update import CapturedUpdate
@@ -44,7 +46,7 @@ def train_locally(
         images: Pixels in [0, 1], in the order in which the client trains on them: a tensor, an array, or a list.
         labels: One class index per image, in the same ways.
         local: Epochs, batch size and optimiser; the learning rate must be a number.
-        loss: ``loss(logits, labels)``, a mean over the batch.
+        loss: ``loss(outputs, labels)`` of one step's batch, recorded as in ``capture_gradient``.
         normalisation: Mean and deviation per channel; the model is fed ``(images - mean) / std``.
         batch_norm: How the client runs its batch-norm layers, and whether it shares their statistics after training.
         model_id: A name for the model in files and reports; by default its class.
@@ -73,13 +75,16 @@ def train_locally(
         trained, lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay
     )
     shared = mode is BatchNormMode.TRAIN_SHARED
+    stated: dict[str, Fact[Any]] = {}
     with recording_mode(after) if shared else client_mode(after, mode), torch.enable_grad():
         for order in _orders(local, len(images), generator):
             for batch in local.batches(len(images)):
                 chosen = order[batch.start : batch.stop]
                 optimiser.zero_grad()
-                logits = require_classes(run(after, inputs[chosen]), targets[chosen])
-                torch.autograd.backward(loss(logits, targets[chosen]))
+                outputs = require_classes(run(after, inputs[chosen]), targets[chosen])
+                value = loss(outputs, targets[chosen])
+                stated = stated or state_loss(loss, value, outputs, targets[chosen])
+                torch.autograd.backward(value)
                 optimiser.step()
         state = {name: tensor.detach().clone() for name, tensor in after.named_parameters()}
         state |= running_buffers(after) if shared else {}
@@ -93,8 +98,8 @@ def train_locally(
         batch_norm=mode,
         model_id=model_id or type(model).__name__,
     )
-    name = getattr(loss, "__name__", type(loss).__name__)
-    return replace(found, facts=known_facts(len(images), normalisation, mode, name, local))
+    facts = known_facts(len(images), normalisation, mode, stated["loss"].value, local).stating(**stated)
+    return replace(found, facts=facts)
 
 
 def _orders(local: LocalTraining, count: int, generator: torch.Generator | None) -> list[Int[Tensor, " batch"]]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from .errors import UpdateError
+from .facts import Penalty, Reduction
 from .local_training import LocalTraining
+from .losses import ClientLoss
 from .update import CapturedUpdate, UpdateKind
 
 
@@ -45,27 +47,56 @@ def mean_gradients(update: CapturedUpdate) -> dict[str, Tensor]:
 
 
 def as_gradient(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
-    """The update as a gradient at the server's weights: ``-delta / lr - weight_decay w``.
+    """The update as the gradient of the mean loss of its images at the server's weights.
 
-    Exact for a single step, up to rounding: the client's weights are rounded to their type after the step, so that an
-    entry of the gradient is off by up to ``eps |w| / lr``. For more steps it is the mean of the steps' gradients, which
-    is a gradient at no weights at all.
+    Of a weight delta ``-delta / lr - weight_decay w``: exact for a single step, up to rounding, as the client's weights
+    are rounded to their type after the step, so that an entry of the gradient is off by up to ``eps |w| / lr``. For
+    more steps it is the mean of the steps' gradients, which is a gradient at no weights at all. A penalty on the
+    weights is subtracted and a scale of the loss divided out, as the facts have them; the facts of the result say so.
 
     Args:
-        update: A gradient (returned as it is) or a weight delta with a learning rate.
+        update: A gradient (returned as it is where it is that of a mean already), or a weight delta with a learning
+            rate.
         model: The server's model.
 
     Raises:
         UpdateError: The client's learning rate is not known.
     """
-    if update.local is None:
+    found, images = update, update.image_count
+    local = update.local
+    if local is not None:
+        gradients, decay = mean_gradients(update), local.weight_decay
+        if decay:
+            weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+            gradients = {name: g - decay * weights[name].to(g) for name, g in gradients.items()}
+        facts = replace(update.facts, local=None)
+        found = replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts)
+        images = len(local.batches(update.image_count)[0])
+    return _of_the_mean(_without_penalty(found, model), images)
+
+
+def _without_penalty(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
+    """A gradient without what a penalty on the weights added to it, which the server can compute."""
+    penalty = update.facts.penalty.value
+    if not penalty:
         return update
-    gradients, decay = mean_gradients(update), update.local.weight_decay
-    if decay:
-        weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-        gradients = {name: g - decay * weights[name].to(g) for name, g in gradients.items()}
-    facts = replace(update.facts, local=None)
-    return replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts)
+    weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
+    gradients = {name: g - penalty.term(name, weights[name].to(g)) for name, g in update.gradients.items()}
+    without = replace(update.facts.penalty, value=Penalty())
+    return replace(update, gradients=gradients, facts=update.facts.stating(penalty=without))
+
+
+def _of_the_mean(update: CapturedUpdate, images: int) -> CapturedUpdate:
+    """A gradient of the mean loss, where the reduction and the scale of the loss that was sent are known."""
+    facts = update.facts
+    factor = ClientLoss.of(facts).factor(images)
+    # A sum over every output of every image needs the number of outputs, which the loss itself knows.
+    if factor == 1 or (facts.reduction.value is Reduction.SUM and ClientLoss.of(facts).elementwise):
+        return update
+    gradients = {name: g / factor for name, g in update.gradients.items()}
+    scale = facts.loss_scale if facts.loss_scale.value is None else replace(facts.loss_scale, value=1.0)
+    mean = replace(facts.reduction, value=Reduction.MEAN)
+    return replace(update, gradients=gradients, facts=facts.stating(reduction=mean, loss_scale=scale))
 
 
 def as_mean(update: CapturedUpdate) -> CapturedUpdate:

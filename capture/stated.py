@@ -88,7 +88,8 @@ def _normalisation(value: Normalisation) -> str:
 
 def _penalty(value: Penalty) -> str:
     parts = [f"{name} {factor:g}" for name, factor in (("L2", value.l2), ("L1", value.l1)) if factor]
-    return " and ".join(parts) or "none"
+    spared = f", without {len(value.spared)} tensors" if value and value.spared else ""
+    return (" and ".join(parts) or "none") + spared
 
 
 def _sampling(value: Sampling) -> str:

@@ -209,7 +209,8 @@ def _penalty(text: str) -> Penalty:
     names = [name for name, _, _ in parts]
     if not set(names) <= {"l1", "l2"} or len(set(names)) < len(names):
         raise ValueError(text)
-    return Penalty(**{name: _number(0.0)(number) for name, _, number in parts})
+    factors = {name: _number(0.0)(number) for name, _, number in parts}
+    return Penalty(l2=factors.get("l2", 0.0), l1=factors.get("l1", 0.0))
 
 
 def _sampling(text: str) -> Sampling:

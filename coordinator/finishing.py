@@ -94,6 +94,7 @@ def conclude(
         normalisation=update.normalisation,
         training=prepared.training,
         facts=prepared.facts,
+        limits=prepared.limits,
         known=prepared.known,
     )
 

@@ -24,16 +24,16 @@ from ..capture import (
     client_mode,
     defence_words,
     read,
-    recover_labels,
     weight_hash,
 )
 from ..capture.copying import copy_model
 from ..capture.fitting import fit
 from ..capture.stated import StatedFact
-from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps, peel
+from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
-from .deltas import Attackable, describe, refine, settle
+from .deltas import Attackable, describe, settle
+from .solving import solve
 
 # Where peeling that ends in front of one of these has passed the final layer.
 _NOT_HEADS = (nn.Conv2d, nn.ReLU)
@@ -52,6 +52,8 @@ class Preparation:
     """What is taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What is believed of the client, each fact with how it is known, the most decisive first."""
+    limits: tuple[str, ...] = ()
+    """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
     known: KnownFeatures | None = None
     """Features of every image that the gradient determines."""
 
@@ -88,36 +90,27 @@ def prepare(
         _require_derivatives(config, model, found.update, None)
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
         evidence = _with_rate(evidence, found)
-        said = (*evidence.messages, *found.messages)
-        return Preparation(target, unknown, said, describe(update, found, False), evidence.stated(model))
+        said = (*evidence.messages, *found.messages, *evidence.limits)
+        training = describe(update, found, False)
+        return Preparation(target, unknown, said, training, evidence.stated(model), evidence.limits)
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
-    labels = given or recover_labels(found.update, model, config.labels)
-    found = refine(found, update, model, labels.labels)
-    evidence = _with_rate(evidence, found)
-    messages = [*evidence.messages, *found.messages, *labels.warnings]
-    anchor = None
-    if config.objective.adaptive and _perturbs_representation(update):
-        messages.append(
-            "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), so "
-            "it is left out."
-        )
-    elif config.objective.gradient_weight > 0:
-        peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
-        anchor = peeling.anchor
-        messages.append(peeling.message)
-    _require_derivatives(config, model, found.update, anchor)
-    target = Target(found.update, model, labels.labels, anchor, found.scale_known, generator)
-    known = _known_features(found.update, model, config, anchor)
+    solved = solve(evidence, found, model, config, given)
+    evidence, found, labels = solved.evidence, solved.found, solved.labels
+    _require_derivatives(config, model, found.update, solved.anchor)
+    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
+    messages = [*evidence.messages, *found.messages, *solved.messages]
+    known = _known_features(found.update, model, config, solved.anchor)
     if known is not None and known.output:
         messages.append(
             f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
             "behind. This attack does not turn them into pictures; whoever holds an image can tell by them whether it "
             "was in the batch."
         )
+    messages += evidence.limits
     training = describe(update, found, given is not None)
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), known)
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits, known)
 
 
 def _known_features(
@@ -143,10 +136,6 @@ def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:
 def _require_derivatives(config: AttackConfig, model: nn.Module, update: CapturedUpdate, anchor: Anchor | None) -> None:
     if config.objective.gradient_weight > 0:
         require_second_derivative(model, update, anchor)
-
-
-def _perturbs_representation(update: CapturedUpdate) -> bool:
-    return any(one.name == "soteria" for one in update.defences)
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:

@@ -51,6 +51,8 @@ class Reconstruction:
     """What was taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
     """What was believed of the client, each fact with how it was known, the most decisive first."""
+    limits: tuple[str, ...] = ()
+    """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
     known: KnownFeatures | None = None
     """Features of every image that the gradient determines."""
 

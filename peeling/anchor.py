@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, as_gradient, is_softmax
 from ..capture.fitting import fit
 from ..capture.forward import on_probes
 from .chain import PROBE_IMAGES, TRANSPARENT, Link, trace_chain
@@ -18,6 +18,7 @@ from .config import PeelingConfig
 from .continuity import is_smooth_before
 from .final_layer import peel_final_layer
 from .layers import SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
+from .scaled_head import scale_words
 
 # Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
 _CROWD = 0.05
@@ -113,6 +114,9 @@ def peel(
         return Peeling(
             None, f"Layer peeling needs a gradient, and the update is the weight delta of {steps} local step(s)."
         )
+    update = as_gradient(update, model)
+    if not is_softmax(update, model):
+        return Peeling(None, f"Layer peeling is for cross-entropy, and the client's loss is {update.loss!r}.")
     mode, shape = update.batch_norm, update.image_shape
 
     def run(count: int) -> tuple[int, list[Link]]:
@@ -147,10 +151,7 @@ def peel(
         f"{reason}."
     )
     if state.scales:
-        message += (
-            f" The update is clipped: its images count {min(state.scales):.3g} to {max(state.scales):.3g} times what "
-            "they would, which was found with their activations and undone."
-        )
+        message += f" {scale_words(state.scales)}"
         anchor = replace(anchor, scales=state.scales)
     return Peeling(anchor, message)
 
@@ -180,6 +181,7 @@ def _start(
         behind_relu=_is_behind_relu(chain[:-1]),
         scaled=scaled,
         tolerance=config.tolerance,
+        smoothing=update.facts.label_smoothing.value,
     )
     head = found.head
     spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty

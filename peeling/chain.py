@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, client_mode
+from ..capture.functional_layers import functional_layers_called
+from ..capture.labels.final_layer import makes_outputs
 
 # Layers through which activations and cotangents pass in closed form.
 TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
@@ -25,6 +28,8 @@ class Link:
     module: nn.Module
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    functional: bool = False
+    """The model does not call the module but hands its weights to a function (see ``functional_layers_called``)."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,12 @@ def _same(produced: _Value | None, used: _Value | None) -> bool:
 
 
 def _watch(
-    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int, functional: bool = False
 ) -> tuple[list[_Call], _Value | None]:
-    """Every call of a leaf module in one forward pass, in order, and the model's output."""
+    """Every call of a leaf module in one forward pass, in order, and the model's output.
+
+    With ``functional`` also layers whose weights are handed to a function count as called.
+    """
     calls: list[_Call] = []
     sources: dict[nn.Module, _Value | None] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -85,7 +93,8 @@ def _watch(
             if not list(module.children()) and not isinstance(module, torch.jit.ScriptModule):
                 handles.append(module.register_forward_pre_hook(before))
                 handles.append(module.register_forward_hook(after))
-        with torch.no_grad(), client_mode(model, mode):
+        calling = functional_layers_called(model) if functional else nullcontext(model)
+        with torch.no_grad(), client_mode(model, mode), calling:
             output = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
@@ -100,6 +109,24 @@ def _is_closed_form(call: _Call, mode: BatchNormMode) -> bool:
     if isinstance(module, nn.Linear | nn.Conv2d):
         return isinstance(module._parameters.get("weight"), nn.Parameter)
     return isinstance(module, _PEELABLE)
+
+
+def _ends(calls: Sequence[_Call], output: _Value | None) -> list[int]:
+    """Where a fully connected layer makes the model's output, or logits of which it is the logarithm of the softmax."""
+    last = [position for position, call in enumerate(calls) if _same(call.result, output)]
+    if last and isinstance(calls[last[-1]].module, nn.Linear):
+        return last
+    return [
+        position
+        for position, call in enumerate(calls)
+        if isinstance(call.module, nn.Linear) and _is_log_softmax(call.result, output)
+    ]
+
+
+def _is_log_softmax(result: _Value | None, output: _Value | None) -> bool:
+    if result is None or output is None or result.tensor._version != result.version:
+        return False
+    return result.tensor.shape == output.tensor.shape and makes_outputs(result.tensor, output.tensor)
 
 
 def trace_chain(
@@ -119,8 +146,12 @@ def trace_chain(
         count: How many images the model is given.
     """
     calls, output = _watch(model, image_shape, mode, count)
-    ends = [position for position, call in enumerate(calls) if _same(call.result, output)]
-    if not ends or not isinstance(calls[ends[-1]].module, nn.Linear):
+    called = {call.module for call in calls}
+    ends = _ends(calls, output)
+    if not ends:
+        calls, output = _watch(model, image_shape, mode, count, functional=True)
+        ends = _ends(calls, output)
+    if not ends:
         return []
     runs_once = {call.module: sum(other.module is call.module for other in calls) == 1 for call in calls}
     chain: list[_Call] = []
@@ -139,7 +170,40 @@ def trace_chain(
     if chain and chain[-1].source is not None and chain[-1].source.tensor.dim() != 2:
         return []
     return [
-        Link(call.name, call.module, tuple(call.source.tensor.shape[1:]), tuple(call.result.tensor.shape[1:]))
+        Link(
+            call.name,
+            call.module,
+            tuple(call.source.tensor.shape[1:]),
+            tuple(call.result.tensor.shape[1:]),
+            call.module not in called,
+        )
         for call in chain
         if call.source is not None and call.result is not None
     ]
+
+
+def find_normalised(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int = PROBE_IMAGES
+) -> list[tuple[str, str]]:
+    """Each fully connected or convolutional layer whose output is the input of a batch norm, and of nothing else that
+    is a module, with that batch norm; both by name, each running once.
+
+    Args:
+        model: The server's model; it is not changed.
+        image_shape: Channels, height and width.
+        mode: How the client ran batch norm.
+        count: How many images the model is given.
+    """
+    calls, _ = _watch(model, image_shape, mode, count)
+    once = {call.module for call in calls if sum(other.module is call.module for other in calls) == 1}
+    found = []
+    for call in calls:
+        if not isinstance(call.module, nn.Linear | nn.Conv2d) or call.module not in once:
+            continue
+        readers = [other for other in calls if _same(call.result, other.source)]
+        if len(readers) != 1 or readers[0].module not in once:
+            continue
+        norm = readers[0].module
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine and norm.running_mean is not None:
+            found.append((call.name, readers[0].name))
+    return found

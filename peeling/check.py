@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..capture import BatchNormMode, client_mode
 from ..capture.forward import gradient
+from ..capture.functional_layers import functional_layers_called
 from .chain import PROBE_IMAGES, Link, probe_images
 from .layers import batch_norm_affine
 
@@ -40,9 +42,8 @@ def confirm_chain(
     if not chain:
         return []
     with torch.enable_grad():
-        values = _watch_values(chain, model, image_shape, mode, count)
-        logits = values[-1]
-        if not logits.requires_grad:
+        values, logits = _watch_values(chain, model, image_shape, mode, count)
+        if not logits.requires_grad or not values[-1].requires_grad:
             return []
         trained = [[p for p in link.module.parameters() if p.requires_grad] for link in chain]
         wanted = [*values, *(p for parameters in trained for p in parameters)]
@@ -63,9 +64,11 @@ def confirm_chain(
 
 def _watch_values(
     chain: Sequence[Link], model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, count: int
-) -> list[Tensor]:
-    """What enters each layer of the chain, and the model's output, for random images; part of the graph."""
+) -> tuple[list[Tensor], Tensor]:
+    """What enters each layer of the chain and what leaves the last, and the model's output, for random images; part of
+    the graph."""
     seen: dict[str, Tensor] = {}
+    left: list[Tensor] = []
     handles = []
     for link in chain:
 
@@ -77,13 +80,15 @@ def _watch_values(
             return (seen[name].clone(),)
 
         handles.append(link.module.register_forward_pre_hook(note))
+    handles.append(chain[-1].module.register_forward_hook(lambda _, __, output: left.append(output)))
+    names = [link.name for link in chain if link.functional]
     try:
-        with client_mode(model, mode):
+        with client_mode(model, mode), functional_layers_called(model, names) if names else nullcontext(model):
             logits = model(probe_images(model, image_shape, count))
     finally:
         for handle in handles:
             handle.remove()
-    return [*(seen[link.name] for link in chain), logits]
+    return [*(seen[link.name] for link in chain), left[-1]], logits
 
 
 def _behaves(

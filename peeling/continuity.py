@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, client_mode
+from ..capture.functional_layers import functional_layers_called
 
 # Operations of automatic differentiation with a continuous derivative, as torch names their nodes. A ReLU, its
 # relatives and a maximum are not among them, nor is what is not known.
@@ -39,6 +40,9 @@ def is_smooth_before(
     try:
         with torch.enable_grad(), client_mode(model, mode):
             model(images)
+            if not reached:
+                with functional_layers_called(model, (module,)):
+                    model(images)
     finally:
         handle.remove()
     return len(reached) == 1 and _operations(reached[0]) <= _SMOOTH

@@ -13,6 +13,9 @@ from .joint_head import peel_joint_head
 from .scaled_head import peel_scaled_head
 from .unmixed_head import peel_unmixed_head
 
+# Factors nearer to 1 than this, or than so many estimated errors, are none.
+_LEAST_SCALING, _DOUBT = 1e-3, 2.0
+
 
 def peel_final_layer(
     weight: Float[Tensor, "class feature"],
@@ -24,6 +27,7 @@ def peel_final_layer(
     behind_relu: bool,
     scaled: bool,
     tolerance: float,
+    smoothing: float = 0.0,
 ) -> ScaledHead:
     """The first solution whose estimated error is within the tolerance, else the one with the smallest.
 
@@ -36,23 +40,24 @@ def peel_final_layer(
         behind_relu: Whether the layer reads the output of a ReLU as it is.
         scaled: Allow for clipping.
         tolerance: Largest estimated relative error of the features.
+        smoothing: Share of each label that is spread over all classes.
     """
     given = weight, bias, weight_gradient, bias_gradient, labels
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(*given, scaled) if behind_relu else None
+        return peel_unmixed_head(*given, scaled, smoothing) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
-        return _unscaled(peel_head(*given), labels)
+        return _unscaled(peel_head(*given, smoothing), labels)
 
     def joint() -> ScaledHead | None:
-        head = peel_joint_head(*given)
+        head = peel_joint_head(*given, smoothing)
         return None if head is None else _unscaled(head, labels)
 
     def clipped() -> ScaledHead | None:
         if not scaled or bias is None or bias_gradient is None or len(labels) >= len(bias):
             return None
-        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels)
+        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels, smoothing)
 
     ways: tuple[Callable[[], ScaledHead | None], ...] = (unmixed, fixed_point, joint, clipped)
     found: list[ScaledHead] = []
@@ -61,9 +66,15 @@ def peel_final_layer(
         if head is None:
             continue
         if head.head.error <= tolerance:
-            return head
+            return _without_idle_scales(head)
         found.append(head)
-    return min(found, key=lambda one: one.head.error)
+    return _without_idle_scales(min(found, key=lambda one: one.head.error))
+
+
+def _without_idle_scales(head: ScaledHead) -> ScaledHead:
+    """Factors that differ from 1 by less than what they are known to are 1."""
+    off = float((head.scales - 1).abs().max())
+    return _unscaled(head.head, head.scales) if off <= max(_LEAST_SCALING, _DOUBT * head.head.error) else head
 
 
 def _unscaled(head: Head, labels: Tensor) -> ScaledHead:

@@ -45,6 +45,7 @@ def peel_head(
     weight_gradient: Float[Tensor, "class feature"],
     bias_gradient: Float[Tensor, " class"] | None,
     labels: Int[Tensor, " batch"],
+    smoothing: float = 0.0,
 ) -> Head:
     """Each image's input to the final linear layer, where labels are known and differ.
 
@@ -65,16 +66,23 @@ def peel_head(
         weight_gradient: Captured gradient of the mean cross-entropy by the weight.
         bias_gradient: The same by the bias, or None.
         labels: The batch's labels.
+        smoothing: Share of each label that is spread over all classes.
     """
     shift = torch.zeros(len(weight)) if bias is None else bias
     known = (weight.detach().double().cpu(), shift.detach().double().cpu(), weight_gradient, bias_gradient)
-    one_hot = F.one_hot(labels.cpu(), len(weight)).double()
+    one_hot = soft_labels(labels, len(weight), smoothing)
     heads = []
     for total in [None] if bias_gradient is None else [len(labels) * bias_gradient.double().cpu(), None]:
         heads.append(_iterate(*known, one_hot, total))
         if heads[-1].error < _CONVERGED:
             break
     return min(heads, key=lambda head: head.error)
+
+
+def soft_labels(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch class"]:
+    """What the outputs are compared with: ``(1 - s) y + s / K``, on the CPU in float64."""
+    one_hot = F.one_hot(labels.cpu(), classes).double()
+    return (1 - smoothing) * one_hot + smoothing / classes if smoothing else one_hot
 
 
 def _iterate(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.optimize import least_squares  # type: ignore[import-untyped,unused-ignore]
 from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from .head import Head, estimate_error
+from .head import Head, estimate_error, soft_labels
 from .layers import rounding, worst
 
 Array = NDArray[np.float64]
@@ -31,6 +30,7 @@ def peel_joint_head(
     weight_gradient: Float[Tensor, "class feature"],
     bias_gradient: Float[Tensor, " class"] | None,
     labels: Int[Tensor, " batch"],
+    smoothing: float = 0.0,
 ) -> Head | None:
     """As ``peel_head``, for labels that may repeat; None where this does not apply or finds nothing.
 
@@ -52,6 +52,7 @@ def peel_joint_head(
         weight_gradient: Captured gradient of the mean cross-entropy by the weight.
         bias_gradient: The same by the bias, or None.
         labels: The batch's labels.
+        smoothing: Of the labels.
     """
     batch, classes = len(labels), len(weight)
     if batch >= min(weight.shape) or _operations(batch, classes) > _STEP:
@@ -64,7 +65,7 @@ def peel_joint_head(
         return None  # fewer directions than images
     basis = right[:batch]
     shift = torch.zeros(classes) if bias is None else bias
-    one_hot = F.one_hot(labels.cpu(), classes).double()
+    one_hot = soft_labels(labels, classes, smoothing)
     equations = _Equations(
         (left[:, :batch] * size[:batch]).numpy(),
         (basis @ exact.T).numpy(),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .head import Head, ScaledHead, estimate_error, solve_features
+from .head import Head, ScaledHead, estimate_error, soft_labels, solve_features
 from .layers import rounding, worst
 
 _ITERATIONS = 500
 _SETTLED = 1e-12
+# Factors that differ by less, relatively, are one.
+_ONE = 1e-3
 
 
 def peel_scaled_head(
@@ -20,6 +23,7 @@ def peel_scaled_head(
     weight_gradient: Float[Tensor, "class feature"],
     bias_gradient: Float[Tensor, " class"],
     labels: Int[Tensor, " batch"],
+    smoothing: float = 0.0,
 ) -> ScaledHead:
     """As ``peel_head`` where the gradient is ``(1/B) sum_i s_i g_i`` with unknown positive factors s_i.
 
@@ -34,13 +38,37 @@ def peel_scaled_head(
         weight_gradient: Captured.
         bias_gradient: Captured.
         labels: The batch's labels, all different, fewer than classes less one for a factor per image.
+        smoothing: Of the labels.
     """
     known = (weight.detach().double().cpu(), bias.detach().double().cpu(), weight_gradient, bias_gradient)
-    one_hot = F.one_hot(labels.cpu(), len(weight)).double()
+    one_hot = soft_labels(labels, len(weight), smoothing)
     found = [_iterate(*known, one_hot, torch.ones(1, len(labels), dtype=torch.float64))]
     if found[0].head.error > _good_enough(weight_gradient) and len(labels) < len(weight) - 1:
         found.append(_iterate(*known, one_hot, torch.eye(len(labels), dtype=torch.float64)))
     return min(found, key=lambda scaled: scaled.head.error)
+
+
+def scale_words(scales: Sequence[float]) -> str:
+    """What the images' factors show, in a sentence."""
+    low, high = min(scales), max(scales)
+    undone = "which was found with their activations and undone."
+    if high - low > _ONE * high:
+        counts = f"{low:.3g} to {high:.3g} times what they would"
+        return f"The update is clipped, image by image: they count {counts}, {undone}"
+    if high > 1:
+        return (
+            f"The gradient is {high:.4g} times that of the mean over the batch (a sum in place of a mean, or a loss "
+            f"that was scaled), {undone}"
+        )
+    return (
+        f"The update is clipped as a whole, or its loss was scaled: it is {high:.4g} times what it would be, {undone}"
+    )
+
+
+def common_scale(scales: Sequence[float]) -> float | None:
+    """The factor that all images have in common; None where they differ."""
+    low, high = min(scales), max(scales)
+    return sum(scales) / len(scales) if high - low <= _ONE * high else None
 
 
 def _good_enough(gradient: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capture import unmix
+from ..capture import Unmixed, unmix
 from .head import Head, ScaledHead
 from .layers import SHOWN_UP_TO, worst
 
@@ -16,6 +16,7 @@ _STEPS = 12
 # The largest error of a feature, in deviations.
 _LARGEST = 5.0
 _FEWEST_CLASSES = 3
+_LEAST_REST = 1e-12
 # What shows clipping: a factor that differs from 1 by so many deviations, and by so much, and lowers the misfit so far.
 _DEVIATIONS, _LEAST_CLIPPING, _BETTER = 10.0, 0.01, 0.03
 
@@ -41,6 +42,7 @@ def peel_unmixed_head(
     bias_gradient: Float[Tensor, " class"] | None,
     labels: Int[Tensor, " batch"],
     scaled: bool = True,
+    smoothing: float = 0.0,
 ) -> ScaledHead | None:
     """As ``peel_head`` and ``peel_scaled_head``, for any labels and state of training, where the layer reads a ReLU.
 
@@ -56,16 +58,18 @@ def peel_unmixed_head(
         bias_gradient: The same by the bias, or None. It is not fitted, but must be the sum of all rows.
         labels: The batch's labels, in any order. None is returned where they are others than those found.
         scaled: Allow for clipping.
+        smoothing: Of the labels.
     """
     batch, classes = len(labels), len(weight)
-    found = unmix(weight_gradient, batch) if classes >= _FEWEST_CLASSES else None
+    found = unmix(weight_gradient, batch, smoothing) if classes >= _FEWEST_CLASSES else None
     if found is None or not torch.equal(found.labels.sort().values, labels.cpu().sort().values):
         return None
     exact = weight.detach().double().cpu()
     shift = torch.zeros(classes).double() if bias is None else bias.detach().double().cpu()
     logits = found.features @ exact.T
-    fit = _fit(logits, shift, found.rows, found.labels, float(batch))
-    free = _fit(logits, shift, found.rows, found.labels, None)
+    spread_out = smoothing / classes
+    fit = _fit(logits, shift, found.rows, found.labels, float(batch), spread_out)
+    free = _fit(logits, shift, found.rows, found.labels, None, spread_out)
     scales = batch / (free.factor * free.length)
     differs = (scales - 1).abs() > (_DEVIATIONS * free.error).clamp_min(_LEAST_CLIPPING)
     if bool((differs & (free.misfit < _BETTER * fit.misfit)).any()):
@@ -98,13 +102,17 @@ def _fit(
     rows: Float[Tensor, "image class"],
     labels: Int[Tensor, " image"],
     product: float | None,
+    spread_out: float,
 ) -> _Fit:
-    """Gauss-Newton in the logarithms of c and k; with ``product``, the known value of c k, in that of c alone."""
+    """Gauss-Newton in the logarithms of c and k; with ``product``, the known value of c k, in that of c alone.
+
+    ``spread_out`` is what smoothing gives to every class: then ``softmax(c a + b) - (1 - s) y - s / K = k r``.
+    """
     own = torch.zeros_like(rows).scatter(1, labels[:, None], 1.0)
-    length = _slope(logits, bias, rows, own)
-    factor = _match(length, logits, bias, rows, own) if product is None else product / length
+    length = _slope(logits, bias, _raised(rows, own, spread_out), own)
+    factor = _match(length, logits, bias, rows, own, spread_out) if product is None else product / length
     for _ in range(_STEPS):
-        misfit, by_length = _misfit(length, factor, logits, bias, rows, own)
+        misfit, by_length = _misfit(length, factor, logits, bias, rows, own, spread_out)
         by_factor = -factor[:, None] * rows
         if product is None:
             steps, error = _two(by_length, by_factor, misfit)
@@ -115,7 +123,7 @@ def _fit(
             step = (-(slope * misfit).sum(dim=1) / square).clamp(-1, 1)
             length, factor = length * step.exp(), factor / step.exp()
             error = misfit.norm(dim=1) / square.sqrt()
-    misfit, _ = _misfit(length, factor, logits, bias, rows, own)
+    misfit, _ = _misfit(length, factor, logits, bias, rows, own, spread_out)
     return _Fit(length, factor, error, misfit.norm(dim=1))
 
 
@@ -142,19 +150,53 @@ def _slope(logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     return slope.clamp_min(1e-6 * float(slope.abs().max().clamp_min(1e-300)))
 
 
-def _match(length: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+def _raised(rows: Tensor, own: Tensor, spread_out: float) -> Tensor:
+    """The rows with what smoothing took from them, as large as their entry at the label says."""
+    if not spread_out:
+        return rows
+    at_label = -(own * rows).sum(dim=1, keepdim=True)
+    return rows + at_label * spread_out / (1 - (rows.shape[1] - 1) * spread_out)
+
+
+def _match(length: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor, spread_out: float) -> Tensor:
     """k for a given c, from the probability of all classes but the label."""
     outputs = (length[:, None] * logits + bias).softmax(dim=1)
-    return ((1 - own) * outputs).sum(dim=1) / ((1 - own) * rows).sum(dim=1).clamp_min(1e-300)
+    rest = ((1 - own) * (outputs - spread_out)).sum(dim=1).clamp_min(_LEAST_REST)
+    return rest / ((1 - own) * rows).sum(dim=1).clamp_min(1e-300)
 
 
 def _misfit(
-    length: Tensor, factor: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor
+    length: Tensor, factor: Tensor, logits: Tensor, bias: Tensor, rows: Tensor, own: Tensor, spread_out: float
 ) -> tuple[Tensor, Tensor]:
     """The misfit, and its derivative by the logarithm of c."""
     outputs = (length[:, None] * logits + bias).softmax(dim=1)
-    others = (1 - own) * outputs
+    others = (1 - own) * (outputs - spread_out)
     # p - 1 at the label as the sum of the others: a sure model leaves no digits of it.
     misfit = torch.where(own > 0, -others.sum(dim=1, keepdim=True), others) - factor[:, None] * rows
     mean = (outputs * logits).sum(dim=1, keepdim=True)
     return misfit, length[:, None] * outputs * (logits - mean)
+
+
+def misfit_at(
+    weight: Float[Tensor, "class feature"],
+    bias: Float[Tensor, " class"] | None,
+    found: Unmixed,
+    smoothing: float,
+    scaled: bool = False,
+) -> float:
+    """How far the images that were told apart are from fitting the softmax, relatively, if labels are smoothed so.
+
+    Args:
+        weight: The layer's weight.
+        bias: Its bias, or None.
+        found: From ``unmix``.
+        smoothing: Of the labels.
+        scaled: Whether the gradient may be that of a mean up to a factor for each image.
+    """
+    exact = weight.detach().double().cpu()
+    shift = torch.zeros(len(exact)).double() if bias is None else bias.detach().double().cpu()
+    product = None if scaled else float(len(found.labels))
+    fit = _fit(found.features @ exact.T, shift, found.rows, found.labels, product, smoothing / len(exact))
+    size = (fit.factor[:, None] * found.rows).norm(dim=1)
+    misfit = float((fit.misfit / size.clamp_min(1e-300)).norm())
+    return misfit if misfit == misfit else float("inf")

@@ -2,5 +2,7 @@
 
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
+from .scale import check_scale, confirmed_loss, found_scale
+from .smoothing import check_smoothing
 
-__all__ = ["Evidence", "Finding", "weigh_evidence"]
+__all__ = ["Evidence", "Finding", "check_scale", "check_smoothing", "confirmed_loss", "found_scale", "weigh_evidence"]

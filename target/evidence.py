@@ -13,13 +13,29 @@ from torch import nn
 from ..capture import CapturedUpdate
 from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
+from .defences import check_defences
 from .finding import Finding
+from .loss import check_loss
+from .penalty import check_penalty
+from .reach import check_reach
 from .sampling import check_sampling
+from .scale import check_scale
+from .sign import check_sign
 from .step_counter import check_step_counter
 
 Check = Callable[[CapturedUpdate, nn.Module], Finding]
 
-CHECKS: tuple[Check, ...] = (check_step_counter, check_sampling)
+# The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have.
+CHECKS: tuple[Check, ...] = (
+    check_step_counter,
+    check_sampling,
+    check_loss,
+    check_penalty,
+    check_sign,
+    check_scale,
+    check_defences,
+    check_reach,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,8 @@ class Evidence:
     contradictions: dict[str, str]
     """One sentence for each fact that the update speaks against, by the fact's name."""
     messages: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    """See `Finding.limits`."""
 
     def stated(self, model: nn.Module) -> tuple[StatedFact, ...]:
         """Every fact in words, the most decisive first."""
@@ -37,9 +55,16 @@ class Evidence:
 
     def and_also(self, finding: Finding) -> Evidence:
         """With what a further look has found."""
-        update = self.update.stating(**finding.facts) if finding.facts else self.update
+        update = finding.update or self.update
+        update = update.stating(**finding.facts) if finding.facts else update
         contradictions = {**self.contradictions, **finding.contradictions}
-        return replace(self, update=update, contradictions=contradictions, messages=(*self.messages, *finding.messages))
+        return replace(
+            self,
+            update=update,
+            contradictions={name: said for name, said in contradictions.items() if name not in finding.resolved},
+            messages=(*self.messages, *finding.messages),
+            limits=(*self.limits, *finding.limits),
+        )
 
 
 def weigh_evidence(update: CapturedUpdate, model: nn.Module) -> Evidence:

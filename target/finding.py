@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..capture import Fact
+from ..capture import CapturedUpdate, Fact
 
 
 @dataclass(frozen=True)
@@ -19,3 +19,9 @@ class Finding:
     """One sentence for each fact, by its name: what speaks against it."""
     messages: tuple[str, ...] = ()
     """What else a person should know, one sentence each."""
+    limits: tuple[str, ...] = ()
+    """Why the images of an attack say less than they seem to, one sentence each: with one, no result is reassuring."""
+    resolved: frozenset[str] = frozenset()
+    """Facts that are no longer contradicted: their value was found."""
+    update: CapturedUpdate | None = None
+    """In place of the one that was sent; None: that one."""

@@ -19,7 +19,7 @@ def check_sampling(update: CapturedUpdate, model: nn.Module) -> Finding:
     if local is None or local.steps(update.image_count) == 1 or not sampling.poisson:
         return Finding()
     sentence = (
-        f"the client drew the batch of each of its {local.steps(update.image_count)} local steps by chance, and the "
-        "attack can only retrace batches of a given size"
+        f"The client drew the batch of each of its {local.steps(update.image_count)} local steps by chance (Poisson "
+        "sampling), and the attack can only retrace batches of a given size."
     )
-    return Finding(contradictions={"sampling": sentence})
+    return Finding(limits=(sentence,))

@@ -215,6 +215,8 @@ def _fit_features(
         mixing = ((layer.probabilities(features) - one_hot) * weights[:, None]).T
         ridge = _RIDGE * mixing.abs().max() * torch.eye(len(present), dtype=torch.float64)
         left, right = torch.cat([mixing, ridge]), torch.cat([layer.weight_gradient, ridge @ start])
+        if not bool(torch.isfinite(left).all()):
+            return start, math.inf  # a gradient that no features have, such as one of the other sign
         features = 0.5 * features + 0.5 * torch.linalg.lstsq(left, right).solution
     outputs = layer.probabilities(features)
     mixing = ((outputs - one_hot) * weights[:, None]).T

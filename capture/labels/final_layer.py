@@ -9,15 +9,18 @@ so that labels are written into both, and each column of either sums to zero ove
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..batch_norm import client_mode
 from ..fitting import fit
 from ..forward import on_probes
+from ..functional_layers import functional_layers_called
 from ..update import CapturedUpdate
 
 PROBE_COUNT = 16
@@ -51,6 +54,8 @@ class FinalLayer:
     """Whether those inputs are never below zero, as after a ReLU."""
     name: str = ""
     """Of the module; empty when the layer is the whole model."""
+    smoothing: float = 0.0
+    """Of the labels, as the facts have it."""
 
     @property
     def noise(self) -> float:
@@ -76,8 +81,8 @@ class FinalLayer:
 
     @property
     def signs_prove(self) -> bool:
-        """Whether a negative entry proves that its class is in the batch."""
-        return self.non_negative and self.clean
+        """Whether a negative entry proves that its class is in the batch. Smoothed labels make one of any class."""
+        return self.non_negative and self.clean and not self.smoothing
 
     def compressed(self) -> FinalLayer:
         """The same layer in the few directions of feature space that the gradient and the mean prior feature span.
@@ -141,6 +146,7 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
         prior_features=features,
         non_negative=bool((features >= 0).all()),
         name=name,
+        smoothing=update.facts.label_smoothing.value,
     )
 
 
@@ -153,7 +159,18 @@ def _probes(update: CapturedUpdate, size: int) -> tuple[Tensor, ...]:
 def _trace(
     update: CapturedUpdate, model: nn.Module, images: Tensor
 ) -> tuple[Float[Tensor, "probe features"], str] | None:
-    """Input and name of the linear layer that makes the logits, found by running probes through the model, or None."""
+    """Input and name of the linear layer that makes the logits, found by running probes through the model, or None.
+
+    A logarithm of the softmax at the end changes no derivative of the loss; nor does it matter whether the layer is
+    called as a module or its weights are handed to a function.
+    """
+    found = _watch(update, model, images, nullcontext(model))
+    return found or _watch(update, model, images, functional_layers_called(model))
+
+
+def _watch(
+    update: CapturedUpdate, model: nn.Module, images: Tensor, calling: AbstractContextManager[nn.Module]
+) -> tuple[Float[Tensor, "probe features"], str] | None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -165,15 +182,20 @@ def _trace(
             handles.append(module.register_forward_hook(note))
     like = next(model.parameters())
     try:
-        with torch.no_grad(), client_mode(model, update.batch_norm):
+        with torch.no_grad(), client_mode(model, update.batch_norm), calling:
             logits = model(images.to(like))
     finally:
         for handle in handles:
             handle.remove()
     for name, (inputs, output) in reversed(seen.items()):
-        if inputs.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits):
+        if inputs.ndim == 2 and output.shape == logits.shape and makes_outputs(output, logits):
             return inputs, name
     return None
+
+
+def makes_outputs(logits: Tensor, outputs: Tensor) -> bool:
+    """Whether a model's outputs are these logits, or the logarithm of their softmax."""
+    return torch.equal(logits, outputs) or torch.equal(F.log_softmax(logits, dim=1), outputs)
 
 
 def natural_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> Float[Tensor, "count channel h w"]:

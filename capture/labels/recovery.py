@@ -9,19 +9,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..facts import CROSS_ENTROPY, read
+from ..facts import read
 from ..fitting import fit
 from ..learning_rate import estimate_learning_rate
+from ..losses import BINARY
 from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate, UpdateKind
 from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .separation import MOST_IMAGES, Separation, separable, separate
+from .sign import REVERSED, Sign, read_sign
+from .softmax import is_softmax
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
 from .unmixing import unmix
 
 METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9
+# The confidence in a label where the sign of the update, the number of images or the smoothing must be another.
+_OPEN_SIGN = 0.5
 # The minimum of some thousand noise entries scatters by about half a deviation around its own mean near -3.5.
 _EXTREME_SCATTER = 0.5
 _MINIMUM_ASSUMPTION = (
@@ -106,7 +111,23 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
     if update.kind is UpdateKind.WEIGHT_DELTA:
         return _from_weight_delta(update, model, method)
+    update = as_gradient(update, model)
+    if not is_softmax(update, model):
+        return _by_signs(update, model)
     layer = find_final_layer(update, model)
+    sign = read_sign(layer, update.image_count)
+    if sign is Sign.REVERSED:
+        turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
+        found = recover_labels(turned, model, method)
+        return replace(found, warnings=(REVERSED, *found.warnings))
+    found = _by_method(layer, update, method)
+    if sign is Sign.OPEN and found.method != "unmixing":
+        # Signs prove nothing where more of them are negative than can be.
+        return replace(found, confidence=found.confidence.clamp_max(_OPEN_SIGN))
+    return found
+
+
+def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str) -> RecoveredLabels:
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
@@ -129,6 +150,25 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
         return counted
     separated = _by_separation(layer, update)
     return separated if float(separated.confidence.mean()) > float(counted.confidence.mean()) else counted
+
+
+def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
+    """Labels under one-hot binary cross-entropy, where only a class with an image has a negative entry, if every image
+    has a class of its own; the rules for cross-entropy do not hold for another loss.
+
+    Raises:
+        LabelError: The loss, the layer or the batch does not allow it.
+    """
+    if update.loss == BINARY and not update.facts.label_smoothing.value:
+        layer = find_final_layer(update, model)
+        present = (layer.weight_gradient.min(dim=1).values < 0).nonzero().flatten()
+        if layer.non_negative and len(present) == update.image_count < len(layer.weight):
+            certain = torch.ones(len(present))
+            return RecoveredLabels(present, certain, "minimum", _MINIMUM_ASSUMPTION)
+    raise LabelError(
+        f"labels are read off a gradient by rules for cross-entropy, and the client's loss is {update.loss!r}; give "
+        "the labels themselves, such as labels=0,3"
+    )
 
 
 def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) -> RecoveredLabels:
@@ -196,7 +236,7 @@ def _by_unmixing(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels |
     if not layer.non_negative:
         return None
     sent = update.gradients[f"{layer.name}.weight" if layer.name else "weight"]
-    found = unmix(sent, update.image_count)
+    found = unmix(sent, update.image_count, layer.smoothing)
     if found is None:
         return None
     labels, order = found.labels.sort(stable=True)
@@ -285,8 +325,6 @@ def _guess_unseen(layer: FinalLayer, found: Separation, unseen: int) -> list[tup
 
 def _shared_warnings(layer: FinalLayer, update: CapturedUpdate) -> list[str]:
     warnings = []
-    if update.loss != CROSS_ENTROPY:
-        warnings.append(f"the rules are derived for {CROSS_ENTROPY} and the update names the loss {update.loss!r}")
     if not layer.clean:
         warnings.append(
             "the final layer's gradient does not sum to zero over the classes, so it was changed after it was computed "

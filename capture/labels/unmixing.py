@@ -66,7 +66,7 @@ class Unmixed:
     """Estimated relative error of the features, which are less exact where they are not zero."""
 
 
-def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> Unmixed | None:
+def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smoothing: float = 0.0) -> Unmixed | None:
     """All images of the batch; None where that many are not found.
 
     Needs an input of the layer that comes out of a ReLU without pooling, fewer images than classes, and little noise
@@ -75,6 +75,7 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> 
     Args:
         weight_gradient: Of the final layer.
         image_count: B.
+        smoothing: Of the labels: above 0 classes beside the label may be negative too, as long as it is far the lowest.
     """
     gradient = weight_gradient.detach().double().cpu()
     if not 1 <= image_count < min(len(gradient), MOST_IMAGES + 1) or not bool(torch.isfinite(gradient).all()):
@@ -108,7 +109,11 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> 
     rows = (left[:, :image_count] * sizes[:image_count] @ inverse).T * length
     labels = rows.argmin(dim=1)
     negative = rows.clamp_max(0)
-    purity = negative.gather(1, labels[:, None])[:, 0] / negative.sum(dim=1).clamp_max(-1e-300)
+    lowest = negative.gather(1, labels[:, None])[:, 0].clamp_max(-1e-300)
+    if smoothing:
+        purity = 1 - negative.scatter(1, labels[:, None], 0.0).amin(dim=1) / lowest
+    else:
+        purity = lowest / negative.sum(dim=1).clamp_max(-1e-300)
     # An image that the model is sure of may lie below what rounding left of the others: then this is not its row.
     signal = -rows.gather(1, labels[:, None])[:, 0] / (floor * inverse.norm(dim=0) * length[labels]).clamp_min(1e-300)
     if not (float(purity.min()) >= _LEAST_LABEL and float(signal.min()) >= _LEAST_SIGNAL):

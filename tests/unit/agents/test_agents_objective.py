@@ -17,7 +17,7 @@ from gradinversion.agents import (
     Target,
     TotalVariation,
 )
-from gradinversion.capture import Normalisation, UpdateError, capture_gradient
+from gradinversion.capture import Normalisation, UpdateError, capture_gradient, weight_hash
 from gradinversion.peeling import peel
 from torch import Tensor, nn
 
@@ -129,12 +129,29 @@ def test_group_consistency_waits_for_a_consensus(smooth_target: Callable[..., An
     assert float(objective.terms(truth, truth + 0.5)["group"]) == pytest.approx(0.5, rel=1e-6)
 
 
+def _captured_again(target: Target) -> Target:
+    """The target with the hash of its model as that is now."""
+    return replace(target, update=replace(target.update, weight_hash=weight_hash(target.model)))
+
+
+def test_statistics_of_a_trained_network_are_a_prior_although_its_counter_is_zero(
+    smooth_target: Callable[..., Any],
+) -> None:
+    target, truth = smooth_target()
+    for layer in target.model:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.num_batches_tracked.zero_()  # as in converted weights
+    objective = Objective(target, ObjectiveConfig())
+    assert "batch_norm" in objective.terms(truth)
+    assert not any("never updated" in message for message in objective.messages)
+
+
 def test_running_statistics_that_were_never_updated_are_no_prior(smooth_target: Callable[..., Any]) -> None:
     target, truth = smooth_target()
     for layer in target.model:
         if isinstance(layer, nn.BatchNorm2d):
-            layer.num_batches_tracked.zero_()
-    objective = Objective(target, ObjectiveConfig())
+            layer.reset_running_stats()
+    objective = Objective(_captured_again(target), ObjectiveConfig())
     assert "batch_norm" not in objective.terms(truth)
     assert any("never updated" in message for message in objective.messages)
 
@@ -145,9 +162,9 @@ def test_an_objective_that_nothing_can_be_scored_by_is_refused(smooth_target: Ca
     assert set(Objective(target, config).terms(torch.zeros(2, 1, 5, 5))) == {"batch_norm", "total"}
     for layer in target.model:
         if isinstance(layer, nn.BatchNorm2d):
-            layer.num_batches_tracked.zero_()
+            layer.reset_running_stats()
     with pytest.raises(ValueError, match="no term"):
-        Objective(target, config)
+        Objective(_captured_again(target), config)
 
 
 def test_the_update_of_another_model_is_refused(smooth_target: Callable[..., Any]) -> None:

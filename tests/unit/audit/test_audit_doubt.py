@@ -142,3 +142,11 @@ def test_wrong_labels_are_named_where_nothing_was_found(attack: Attack) -> None:
     report = evaluate(dataclasses.replace(reconstruction, labels=labels), private)
     assert "4 of 4 labels were recovered wrongly" in report.verdict.detail
     assert "recovered wrongly" not in evaluate(reconstruction, private).verdict.detail
+
+
+def test_a_limit_of_the_attack_withholds_the_verdict(attack: Attack) -> None:
+    reconstruction, private = nothing_found(attack, stated())
+    limited = dataclasses.replace(reconstruction, limits=("the loss has no derivative by the pixels",))
+    report = evaluate(limited, private)
+    assert report.verdict.leak is Leak.UNKNOWN
+    assert "The loss has no derivative by the pixels." in report.verdict.detail

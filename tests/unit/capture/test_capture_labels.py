@@ -244,10 +244,28 @@ def test_what_cannot_be_done_is_a_sentence(photos: Tensor) -> None:
         recover_labels(update, pooled, "magic")
 
 
-def test_another_loss_is_warned_about(photos: Tensor, models: dict[tuple[str, int], nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["foreign: focal_loss", "mse_loss", "nll_loss"])
+def test_labels_of_another_loss_are_not_guessed(
+    name: str, photos: Tensor, models: dict[tuple[str, int], nn.Module]
+) -> None:
     update = capture_gradient(models["convnet", 10], photos[:2], torch.tensor([0, 1]))
-    found = recover_labels(update.stating(loss=told("focal_loss")), models["convnet", 10])
-    assert any("focal_loss" in line for line in found.warnings)
+    with pytest.raises(LabelError, match=f"'{name}'; give the labels"):
+        recover_labels(update.stating(loss=told(name)), models["convnet", 10])
+
+
+def test_one_hot_binary_cross_entropy_shows_labels_that_differ(
+    photos: Tensor, models: dict[tuple[str, int], nn.Module]
+) -> None:
+    model = models["convnet", 10]
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, nn.functional.one_hot(labels, 10).float())
+
+    update = capture_gradient(model, photos[:3], torch.tensor([7, 0, 4]), loss=loss)
+    assert recover_labels(update, model).labels.tolist() == [0, 4, 7]
+    repeated = capture_gradient(model, photos[:3], torch.tensor([7, 0, 7]), loss=loss)
+    with pytest.raises(LabelError, match="binary_cross_entropy_with_logits"):
+        recover_labels(repeated, model)
 
 
 def test_round_counts_is_the_nearest_allowed_point() -> None:

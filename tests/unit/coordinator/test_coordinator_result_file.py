@@ -77,6 +77,7 @@ def result() -> Reconstruction:
         facts=(
             StatedFact("momentum", "Momentum", "0.9", Provenance.READ, "x", True, "told.momentum=0.9", "It is not."),
         ),
+        limits=("Nothing can be descended.",),
     )
 
 

@@ -288,11 +288,6 @@ class _LogitsScaled(_Net):
         return 2.0 * super().forward(x)
 
 
-class _LogitsNormalised(_Net):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).log_softmax(1)
-
-
 class _TwoHeadsAdded(_Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.upper(self.lower(x)).flatten(1)
@@ -321,7 +316,6 @@ def _weight_normed() -> nn.Module:
     "build",
     [
         _LogitsScaled,
-        _LogitsNormalised,
         _TwoHeadsAdded,
         _LogitsOfManyPlaces,
         _weight_normed,

@@ -1,0 +1,81 @@
+"""Labels, and layer peeling with them; again where what they show of the client's loss changes what they rest on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..capture import RecoveredLabels, read, recover_labels
+from ..peeling import Anchor, peel
+from ..target import Evidence, Finding, check_scale, check_smoothing, confirmed_loss, found_scale
+from .config import AttackConfig
+from .deltas import Attackable, refine, settle
+
+# Estimated error above which a final layer may not be solved but only nearly fit.
+_SOLVED = 1e-3
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What is known before the first step."""
+
+    evidence: Evidence
+    found: Attackable
+    labels: RecoveredLabels
+    anchor: Anchor | None
+    messages: tuple[str, ...]
+
+
+def solve(
+    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+) -> Solved:
+    """Labels and anchor, with the scale and the smoothing of the loss that they show.
+
+    Args:
+        evidence: The update with what was read off it so far.
+        found: From ``settle``.
+        model: The server's model.
+        config: Rule for labels, switches of the objective and of peeling.
+        given: Labels that the user states, or None.
+
+    Raises:
+        LabelError: Labels cannot be recovered.
+    """
+    solved = _once(evidence, found, model, config, given)
+    exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
+    if exact or config.objective.gradient_weight == 0:
+        return solved
+    smoothed = check_smoothing(evidence.update, model, solved.labels.labels)
+    if not smoothed.facts:
+        return solved
+    evidence = evidence.and_also(smoothed)
+    return _once(evidence, settle(evidence.update, model), model, config, given)
+
+
+def _once(
+    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+) -> Solved:
+    labels = given or recover_labels(found.update, model, config.labels)
+    before = evidence.update
+    evidence = evidence.and_also(check_scale(before, model, labels.labels))
+    if evidence.update is not before:
+        found = settle(evidence.update, model)
+    found = refine(found, evidence.update, model, labels.labels)
+    if found.rate is not None:
+        evidence = evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
+    solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
+    if config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
+        message = (
+            "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), so "
+            "it is left out."
+        )
+        return replace(solved, messages=(*solved.messages, message))
+    if config.objective.gradient_weight == 0:
+        return solved
+    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
+    if peeling.anchor is not None and before.local is None:
+        evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
+        if peeling.anchor.error <= _SOLVED:
+            evidence = evidence.and_also(confirmed_loss(evidence.update))
+    return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))

@@ -1,0 +1,111 @@
+"""What the client says that it did to its update, held against what such a defence leaves in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import CapturedUpdate, Defence, as_gradient, is_one_step
+from ..capture.labels.final_layer import FinalLayer
+from .final_layer import softmax_layer
+from .finding import Finding
+from .signatures import is_rounded, pruning_slack
+
+# Noise below this share of the final layer's gradient is that of low precision.
+_NOTICED = 0.01
+# Smaller tensors tell no rounding.
+_FEWEST_VALUES = 256
+# How far beyond what it may be a norm or a share must lie.
+_BEYOND, _SHORT = 1.001, 0.9
+_NOISY = ("noise", "dp_sgd")
+
+
+def check_defences(update: CapturedUpdate, model: nn.Module) -> Finding:
+    """A defence that shows and that nobody stated, or one that was stated and does not show.
+
+    Args:
+        update: What the client sent.
+        model: The server's model.
+    """
+    layer = None
+    if is_one_step(update) and (update.local is None or update.local.learning_rate is not None):
+        layer = softmax_layer(as_gradient(update, model), model)
+    found = [*_unstated(update, layer), *_absent(update, layer)]
+    return Finding(contradictions={"defences": "; ".join(found)}) if found else Finding()
+
+
+def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
+    names = [one.name for one in update.defences]
+    clean = layer is not None and layer.clean
+    zeros = {} if clean else pruning_slack(update.gradients)
+    live = {name: g[g != 0] for name, g in update.gradients.items()}
+    rounded = max(map(Tensor.numel, live.values())) >= _FEWEST_VALUES and is_rounded(live)
+    if zeros and "prune" not in names and not rounded:
+        share = 1 - sum(g.numel() for g in live.values()) / sum(g.numel() for g in update.gradients.values())
+        yield f"{share:.0%} of the update's entries are zero, as after pruning, which the facts do not state"
+    if rounded and "quantise" not in names:
+        yield (
+            "the values of the update recur, as after rounding (quantisation, or numbers of low precision), which the "
+            "facts do not state"
+        )
+    if layer is None or clean or zeros or rounded or set(names) & {*_NOISY, "prune", "quantise", "soteria"}:
+        return
+    size = float(layer.weight_gradient.square().mean().sqrt())
+    if layer.noise >= _NOTICED * size + _rounding(update, layer):
+        yield (
+            f"the final layer's gradient does not sum to zero over the classes, as with noise of deviation "
+            f"{layer.noise:.2g} on each entry, which the facts do not state"
+        )
+
+
+def _rounding(update: CapturedUpdate, layer: FinalLayer) -> float:
+    """What a weight delta over its learning rate carries of the rounding of the weights."""
+    if update.local is None or not update.local.learning_rate:
+        return 0.0
+    precision = torch.finfo(next(iter(update.gradients.values())).dtype).eps
+    return precision * float(layer.weight.square().mean().sqrt()) / update.local.learning_rate
+
+
+def _absent(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
+    stated = update.defences
+    for place, one in enumerate(stated):
+        later = {other.name for other in stated[place + 1 :]}
+        if one.name in _NOISY and one.strength and layer is not None and layer.clean:
+            yield (
+                f"the facts state {one.name}, and the final layer's gradient sums to zero over the classes, which it "
+                "does not with noise"
+            )
+        # What an average over clients leaves of a rounding or of zeros is neither.
+        alone = update.facts.clients.value == 1
+        if one.name == "quantise" and alone and not later and _values(update) > 2 ** round(one.strength):
+            yield f"the facts state {one.strength:g} bits, and a tensor of the update has more values than that allows"
+        if one.name == "prune" and alone and not later and _zeros(update) < _SHORT * one.strength:
+            yield f"the facts state that {one.strength:.0%} of the entries were set to zero, and fewer are"
+        bound = _bound(one)
+        if bound is not None and later <= {"prune"} and _norm(update) > _BEYOND * bound:
+            yield f"the facts state a norm of at most {bound:g}, and the update's is {_norm(update):.3g}"
+
+
+def _bound(one: Defence) -> float | None:
+    """The largest norm that this defence leaves; None where it leaves any."""
+    if one.name == "clip":
+        return one.strength
+    if one.name == "dp_sgd" and one.strength == 0 and one.clip:
+        return math.sqrt(sum(clip**2 for clip in one.clip))
+    return None
+
+
+def _norm(update: CapturedUpdate) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in update.gradients.values()))
+
+
+def _zeros(update: CapturedUpdate) -> float:
+    total = sum(g.numel() for g in update.gradients.values())
+    return sum(int((g == 0).sum()) for g in update.gradients.values()) / total
+
+
+def _values(update: CapturedUpdate) -> int:
+    return max(len(torch.unique(g)) for g in update.gradients.values())

@@ -1,0 +1,79 @@
+"""A defence that shows and was not stated is a contradiction, and so is one that was stated and does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from gradinversion.capture import ClientConfig, Defence, apply_defence, simulate_client, told
+from gradinversion.target import weigh_evidence
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        "none",
+        "noise:0.1",
+        "clip:0.1",
+        "prune:0.9",
+        "quantise:8",
+        "dp_sgd:0",
+        "dp_sgd:1",
+        "soteria:0.2",
+        "clip:0.1+noise:0.1",
+        "prune:0.9+clip:0.1",
+        "prune:0.9+quantise:8",
+        "quantise:8+noise:0.01",
+        "soteria:0.2+prune:0.8",
+    ],
+)
+def test_what_a_client_truly_does_is_never_contradicted(defence: str) -> None:
+    settings = {"defence": "none"} if defence == "none" else {"defence": defence}
+    update, model, _ = simulate_client(ClientConfig(image_size=8, defence_clip=0.3, **settings), seed=0)
+    assert "defences" not in weigh_evidence(update, model).contradictions
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "words"),
+    [
+        ("noise", 0.1, "as with noise of deviation"),
+        ("prune", 0.9, "as after pruning"),
+        ("quantise", 8, "as after rounding"),
+    ],
+)
+def test_a_defence_that_shows_and_was_not_stated(
+    make_case: Callable[..., Any], name: str, strength: float, words: str
+) -> None:
+    case = make_case()
+    changed = apply_defence(case.update.gradients, name, strength, torch.Generator().manual_seed(0))
+    sent = case.sending(lambda key, g: changed[key])
+    assert words in weigh_evidence(sent, case.model).contradictions["defences"]
+
+
+@pytest.mark.parametrize(
+    ("defence", "words"),
+    [
+        (Defence("noise", 0.1), "sums to zero over the classes"),
+        (Defence("dp_sgd", 1.0, (1.0,)), "sums to zero over the classes"),
+        (Defence("clip", 0.01), "a norm of at most 0.01"),
+        (Defence("dp_sgd", 0.0, (0.01,)), "a norm of at most 0.01"),
+        (Defence("prune", 0.5), "set to zero, and fewer are"),
+        (Defence("quantise", 4), "more values than that allows"),
+    ],
+)
+def test_a_defence_that_was_stated_and_does_not_show(
+    make_case: Callable[..., Any], defence: Defence, words: str
+) -> None:
+    case = make_case()
+    stated = case.update.stating(defences=told((defence,)))
+    assert words in weigh_evidence(stated, case.model).contradictions["defences"]
+
+
+def test_a_penalty_is_no_noise(make_case: Callable[..., Any]) -> None:
+    case = make_case()
+    sent = case.sending(lambda name, g: g + 5e-4 * case.weights[name])
+    evidence = weigh_evidence(sent, case.model)
+    assert "defences" not in evidence.contradictions
+    assert "penalty" in evidence.messages[0]
