@@ -194,7 +194,7 @@ def _anchor(chain: list[Link], state: State, passage: Passage, tolerance: float)
         index, one_sided, error = passage.relu, True, max(error, passage.error)
         activations, cotangent = open_units(passage, state, chain[index].input_shape)
     smooth = index
-    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU):
+    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU) and not chain[smooth - 1].batch_statistics:
         smooth -= 1
     return Anchor(
         chain[index].name,

@@ -84,6 +84,9 @@ def pass_down(chain: Sequence[Link], state: State, gradients: Mapping[str, Tenso
             activations, relu = activations.clamp_min(0), index if relu is None else relu
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             sums += _norm_sums(link, gradients, activations, unmasked)
+            if link.batch_statistics:
+                index = -1
+                break
             scale, shift = (t.detach().double().cpu() for t in batch_norm_affine(module, activations.dim()))
             heard = scale.abs() > _SILENT * scale.abs().max()
             passed = passed & heard

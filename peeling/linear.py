@@ -12,6 +12,8 @@ _REWEIGHTINGS = 20
 _RIGHT = 0.3
 # By which share units that are switched must lower the misfit.
 _LEAST_GAIN = 0.05
+# More columns of a gradient than so many are mixed, to spare memory.
+_MOST_COLUMNS = 1024
 
 
 def peel_linear(
@@ -72,6 +74,11 @@ def _mended(cotangent: Tensor, gradient: Tensor, activations: Tensor, unmasked: 
     misfits, the rows that are right determine the input, and that determines the cotangent of every row: it must be 0
     where a unit was shut, and what it is without the ReLU where it was open.
     """
+    if gradient.shape[1] > _MOST_COLUMNS:  # random sums of them tell the rows apart as well
+        mixing = torch.randn(
+            gradient.shape[1], _MOST_COLUMNS, generator=torch.Generator().manual_seed(0), dtype=gradient.dtype
+        )
+        gradient, activations = gradient @ mixing, activations @ mixing
     for _ in range(_REWEIGHTINGS):
         misfits = (cotangent.T @ activations - gradient).norm(dim=1)
         weights = 1 / misfits.clamp_min(float(misfits.quantile(_RIGHT)) + 1e-300)

@@ -65,6 +65,27 @@ def test_in_the_train_modes_it_stops_behind_the_last_batch_norm(capture: Callabl
     assert max(case.errors(anchor)) < 1e-4
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_in_train_mode_too_the_last_batch_norm_tells_which_units_were_open(
+    capture: Callable[..., Any], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    case = capture(_small_convnet(width=8), [5, 0, 1], side=16, batch_norm="train_shared", seed=seed)
+    random = torch.Generator().manual_seed(seed)
+    sent = {
+        name: g + 1e-4 * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
+        for name, g in case.update.gradients.items()
+    }
+    with_it = _peeled(replace(case, update=replace(case.update, gradients=sent)))
+    assert (with_it.module, with_it.one_sided) == ("11", True)
+    assert max(case.errors(with_it)) < with_it.error < 1e-3
+    frozen = {name: g for name, g in sent.items() if not name.startswith("10.")}
+    without = peel(replace(case.update, gradients=frozen), case.model, case.labels).anchor
+    assert without is not None
+    assert without.error > 5 * with_it.error
+    assert max(case.errors(without)) < 10 * without.error
+
+
 # Each network with the module that one image peels to.
 _KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "plain": (lambda: _trunk(nn.Conv2d(8, 16, 3, 1, 1)), "0"),

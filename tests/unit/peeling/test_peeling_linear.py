@@ -12,10 +12,10 @@ from torch import Tensor, nn
 class _Case:
     """A layer of 24 outputs without a bias, three images' input to it, and the cotangent behind its ReLU."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, columns: int = 40) -> None:
         random = torch.Generator().manual_seed(seed)
-        self.layer = nn.Linear(40, 24, bias=False).double()
-        self.inputs = torch.randn(3, 40, generator=random, dtype=torch.float64)
+        self.layer = nn.Linear(columns, 24, bias=False).double()
+        self.inputs = torch.randn(3, columns, generator=random, dtype=torch.float64)
         with torch.no_grad():
             self.outputs = self.layer(self.inputs)
         self.is_open = self.outputs > 0
@@ -34,10 +34,11 @@ class _Case:
         return float((solved.activations - self.inputs).norm() / self.inputs.norm())
 
 
+@pytest.mark.parametrize("columns", [40, 2000])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 3])
-def test_units_on_the_wrong_side_are_found_without_any_bias(seed: int, count: int) -> None:
-    case = _Case(seed)
+def test_units_on_the_wrong_side_are_found_without_any_bias(seed: int, count: int, columns: int) -> None:
+    case = _Case(seed, columns)
     flipped = case.is_open.flatten().clone()
     flipped[torch.randperm(flipped.numel(), generator=torch.Generator().manual_seed(seed))[:count]] ^= True
     begun = flipped.reshape(case.is_open.shape)
