@@ -131,8 +131,8 @@ def peel(
     )
     if not anchor.one_sided and _leads_in(chain, state, passage):
         message += (
-            f" It stays behind the ReLU there: which of its units were open is only known up to an error of "
-            f"{passage.error:.1g} of the derivative in front of it."
+            " It stays behind the ReLU there: units near zero may have been open or shut, which leaves the derivative "
+            f"in front of it uncertain by {passage.error:.1g}."
         )
     return Peeling(anchor, " ".join(filter(None, (message, describe(anchor.scales, factor_error)))))
 

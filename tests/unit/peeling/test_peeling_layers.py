@@ -297,6 +297,23 @@ def test_clipping_is_undone(capture: Callable[..., Any], labels: list[int], fact
     assert "stopped at 13" in refused.message
 
 
+def test_an_anchor_stays_behind_a_relu_of_units_that_nothing_tells_apart(capture: Callable[..., Any]) -> None:
+    # Neither a bias nor a batch norm: no sum over the units, and with noise many of them may be open or shut.
+    case = capture(_trunk(nn.Conv2d(8, 16, 3, 1, 1, bias=False)), [8, 1, 6, 2])
+    random = torch.Generator().manual_seed(0)
+    sent = {
+        name: g + 3e-3 * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
+        for name, g in case.update.gradients.items()
+        if name != "5.bias"
+    }
+    for exact, behind in ((case.update.gradients, False), (sent, True)):
+        peeling = peel(replace(case.update, gradients=exact), case.model, case.labels)
+        assert peeling.anchor is not None
+        assert ("It stays behind the ReLU there: units near zero" in peeling.message) is behind
+        assert not (behind and peeling.anchor.one_sided)
+        assert max(case.errors(peeling.anchor)) < 10 * peeling.anchor.error
+
+
 @pytest.mark.parametrize("factor", [4.0, 65536.0])
 def test_a_sum_in_place_of_the_mean_is_told_as_one(capture: Callable[..., Any], factor: float) -> None:
     case = capture(_small_convnet(), [8, 1, 6, 2], side=16)
