@@ -14,14 +14,16 @@ the wrong side of the ReLU makes the sum differ from the gradient by its term. T
 used where they exist; the other two tell nothing where that number is zero (no bias and no batch norm).
 
 Where the sum of a channel differs by more than its tolerance, units are switched: sets of them in the order of their
-probability, until one explains the difference. A set that does so by accident becomes likely once many have been tried,
-and then the channel is left as it is. The tolerance is that of the numbers' rounding, and of as much noise as the
-channels with the smallest differences show.
+probability, until one explains the difference. Others that explain it and are comparably likely leave their units in
+doubt: two whose terms cancel, say. A set that fits by accident becomes likely once many have been tried, and then the
+channel is left as it is. The tolerance is that of the numbers' rounding, and of as much noise as the channels with the
+smallest differences show.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -39,6 +41,8 @@ _NOISE, _ROUNDINGS = 5.0, 4.0
 _ACCIDENT, _MOST_SETS = 0.02, 2000
 # A unit whose term is so many tolerances is seen when it is on the wrong side.
 _SEEN = 2.0
+# Explanations whose odds are less than this share of the best one's are passed over.
+_COMPARABLE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -135,51 +139,73 @@ def _mend(one: ChannelSum, units: Units) -> Units:
     inside = units.reshaped(*one.terms.shape[1:])
     is_open, wrong = inside.is_open.clone(), inside.wrong.clone()
     tolerance, difference = one.tolerance(is_open), one.difference(is_open)
-    changes = torch.where(is_open, -one.terms, one.terms)
-    for channel in (difference.abs() > tolerance).nonzero()[:, 0].tolist():
-        free = (inside.doubtful[:, channel] & (wrong[:, channel] > 0)).nonzero(as_tuple=True)
-        found = _explain(
-            float(difference[channel]),
-            float(tolerance[channel]),
-            changes[:, channel][free],
-            wrong[:, channel][free].logit(),
-        )
-        if found is not None:
-            image, place = (index[found] for index in free)
-            is_open[image, channel, place] ^= True
-            wrong[image, channel, place] = 0.0
-    met = one.difference(is_open).abs() <= tolerance
     seen = one.terms.abs() > _SEEN * tolerance[:, None]
-    wrong = torch.where(met[:, None] & seen, 0.0, wrong)
-    return replace(inside, is_open=is_open, wrong=wrong).reshaped(*shape[1:])
+    free = inside.doubtful & (wrong > 0) & seen
+    changes = torch.where(is_open, -one.terms, one.terms)
+    unlikely = torch.where(free, wrong, 0.0).amax(dim=(0, 2)) < _COMPARABLE
+    for channel in ((difference.abs() > tolerance) | ~unlikely).nonzero()[:, 0].tolist():
+        image, place = free[:, channel].nonzero(as_tuple=True)
+        odds = wrong[image, channel, place].logit()
+        found = _explanations(
+            float(difference[channel]), float(tolerance[channel]), changes[image, channel, place], odds
+        )
+        if found:
+            best = found[0].chosen
+            is_open[image[best], channel, place[best]] ^= True
+            wrong[image, channel, place] = _left_open(found, len(image)).to(wrong)
+    unmet = one.difference(is_open).abs() > tolerance
+    confirmed = seen & ~free & ~unmet[:, None]
+    return replace(inside, is_open=is_open, wrong=torch.where(confirmed, 0.0, wrong)).reshaped(*shape[1:])
 
 
-def _explain(difference: float, tolerance: float, changes: Tensor, odds: Tensor) -> Tensor | None:
-    """The likeliest set of units whose changes add up to the difference; None where none does or chance would do it.
+@dataclass(frozen=True)
+class _Explanation:
+    """A set of units to be switched, and minus the logarithm of its odds against none."""
+
+    chosen: list[int]
+    cost: float
+
+
+def _explanations(difference: float, tolerance: float, changes: Tensor, odds: Tensor) -> list[_Explanation]:
+    """The likeliest set of units whose changes add up to the difference, and all that are comparably likely.
+
+    None where there is none, or where chance would give one.
 
     Args:
         difference: What is to be explained.
         tolerance: How exactly.
         changes: What switching each unit adds.
-        odds: Logarithm of the odds that it is wrong, below zero.
+        odds: Logarithm of the odds that it is wrong, not above zero.
     """
+    found = [_Explanation([], 0.0)] if abs(difference) <= tolerance else []
     if not len(changes):
-        return None
+        return found
     scale = max(abs(difference), float(changes.square().mean().sqrt()))
-    most = min(int(_ACCIDENT * scale / tolerance), _MOST_SETS, 2 ** min(len(changes), 20) - 1)
-    order = odds.argsort(descending=True)[: max(most, 0)]
-    costs, steps = (-odds[order]).clamp_min(0).tolist(), changes[order].tolist()
+    most = _ACCIDENT * scale / tolerance
+    order = odds.argsort(descending=True)[:_MOST_SETS]
+    costs, steps, names = (-odds[order]).clamp_min(0).tolist(), changes[order].tolist(), order.tolist()
     # Each set, sorted, is reached once: from the one without its last unit, or with the unit before in its place.
-    heap: list[tuple[float, tuple[int, ...], float]] = [(costs[0], (0,), steps[0])] if steps else []
-    for _ in range(most):
-        if not heap:
+    heap: list[tuple[float, tuple[int, ...], float]] = [(costs[0], (0,), steps[0])]
+    for tried in range(1, _MOST_SETS + 1):
+        if not heap or (not found and tried > most):
             break
         cost, chosen, total = heapq.heappop(heap)
+        if found and cost > found[0].cost - math.log(_COMPARABLE):
+            break
         if abs(total - difference) <= tolerance:
-            return order[list(chosen)]
+            found.append(_Explanation([names[unit] for unit in chosen], cost))
         last = chosen[-1]
         if last + 1 < len(steps):
             more, following = costs[last + 1], steps[last + 1]
             heapq.heappush(heap, (cost + more, (*chosen, last + 1), total + following))
             heapq.heappush(heap, (cost - costs[last] + more, (*chosen[:-1], last + 1), total - steps[last] + following))
-    return None
+    return found
+
+
+def _left_open(found: list[_Explanation], count: int) -> Tensor:
+    """The probability that each unit is on another side than the likeliest explanation says, by the others."""
+    sides = torch.zeros(len(found), count, dtype=torch.bool)
+    for row, one in enumerate(found):
+        sides[row, one.chosen] = True
+    weights = (-torch.tensor([one.cost for one in found], dtype=torch.float64)).softmax(dim=0)
+    return weights @ (sides != sides[0]).double()

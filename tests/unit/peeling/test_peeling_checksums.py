@@ -79,6 +79,27 @@ def test_two_wrong_units_of_a_channel_and_one_of_another(seed: int) -> None:
     assert settled.error < 1e-6
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["open", "shut"])
+@pytest.mark.parametrize("second", [True, False], ids=["open", "shut"])
+def test_two_units_whose_terms_cancel_stay_in_doubt(first: bool, second: bool) -> None:
+    layer = _Layer()
+    pair = [(0, 2, 1, 1), (1, 2, 3, 0)]
+    layer.cotangent[pair[0]], layer.cotangent[pair[1]] = 0.8, -0.8
+    layer.values[pair[0]], layer.values[pair[1]] = (1.0 if is_open else -1.0 for is_open in (first, second))
+    believed, wrong = layer.is_open.clone(), torch.full_like(layer.values, 1e-9)
+    for unit, probability in zip(pair, (0.4, 0.1), strict=True):
+        believed[unit], wrong[unit] = True, probability
+    settled = settle(layer.sums(), layer.cotangent, Units(believed, wrong, torch.ones_like(believed)))
+    assert settled.error >= layer.error(settled.units) / 10
+    if first == second:  # both open and both shut are one sum: the odds are those of the two, 9 x 6 to 1 x 4
+        assert bool(settled.units.is_open[pair[0]])
+        assert float(settled.units.wrong[pair[0]]) == pytest.approx(4 / 58)
+        assert float(settled.units.wrong[pair[1]]) == pytest.approx(4 / 58)
+    else:
+        assert torch.equal(settled.units.is_open, layer.is_open)
+        assert settled.error < 1e-6
+
+
 def test_units_that_seem_open_by_ten_uncertainties_may_be_switched_and_by_thirty_not() -> None:
     recovered = torch.tensor([[-0.5, 1.9, 10.0, 19.0, 30.0, 1e6]], dtype=torch.float64) * _UNCERTAINTY
     units = judge(recovered, torch.full_like(recovered, _UNCERTAINTY))
