@@ -207,5 +207,6 @@ def _left_open(found: list[_Explanation], count: int) -> Tensor:
     sides = torch.zeros(len(found), count, dtype=torch.bool)
     for row, one in enumerate(found):
         sides[row, one.chosen] = True
-    weights = (-torch.tensor([one.cost for one in found], dtype=torch.float64)).softmax(dim=0)
+    # Odds are as good as the model of the errors that gave them: they are taken for half as telling.
+    weights = (-torch.tensor([one.cost for one in found], dtype=torch.float64) / 2).softmax(dim=0)
     return weights @ (sides != sides[0]).double()

@@ -233,10 +233,10 @@ def _non_negative(solved: Solved, before: Sequence[Link]) -> Solved:
     below = activations < 0
     error = worst(solved.error, float((activations * below).norm() / activations.norm()))
     largest = float((-activations / uncertainty.clamp_min(1e-300)).max())
-    # Errors that a defence made spare some units.
-    if solved.error <= SHOWN_UP_TO and int(below.sum()) >= _MANY:
-        uncertainty = uncertainty * max(largest, _LEAST / LARGEST)
+    if int(below.sum()) >= _MANY:
+        # Errors that a defence made spare some units: then what was estimated holds too.
+        least = _LEAST / LARGEST if solved.error <= SHOWN_UP_TO else 1.0
     else:
-        usual = size(spread_error(activations, solved.error)) / max(size(uncertainty), 1e-300)
-        uncertainty = uncertainty * max(largest, usual, 1.0)
+        least = max(1.0, size(spread_error(activations, solved.error)) / max(size(uncertainty), 1e-300))
+    uncertainty = uncertainty * max(largest, least)
     return replace(solved, activations=activations.clamp_min(0), error=error, uncertainty=uncertainty)

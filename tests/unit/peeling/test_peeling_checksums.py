@@ -91,10 +91,12 @@ def test_two_units_whose_terms_cancel_stay_in_doubt(first: bool, second: bool) -
         believed[unit], wrong[unit] = True, probability
     settled = settle(layer.sums(), layer.cotangent, Units(believed, wrong, torch.ones_like(believed)))
     assert settled.error >= layer.error(settled.units) / 10
-    if first == second:  # both open and both shut are one sum: the odds are those of the two, 9 x 6 to 1 x 4
+    if (
+        first == second
+    ):  # both open and both shut are one sum: the odds are the root of those of the two, 9 x 6 to 1 x 4
         assert bool(settled.units.is_open[pair[0]])
-        assert float(settled.units.wrong[pair[0]]) == pytest.approx(4 / 58)
-        assert float(settled.units.wrong[pair[1]]) == pytest.approx(4 / 58)
+        assert float(settled.units.wrong[pair[0]]) == pytest.approx(2 / (2 + 54**0.5))
+        assert float(settled.units.wrong[pair[1]]) == pytest.approx(2 / (2 + 54**0.5))
     else:
         assert torch.equal(settled.units.is_open, layer.is_open)
         assert settled.error < 1e-6
