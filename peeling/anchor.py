@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -16,18 +15,10 @@ from .chain import PROBE_IMAGES, TRANSPARENT, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
 from .continuity import is_smooth_before
+from .descent import Passage, State, descend, is_behind_relu, open_units, pass_down
+from .factors import describe, distinct_from_one
 from .final_layer import peel_final_layer
-from .layers import SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, peel_linear, spread_error, worst
-from .scaled_head import scale_words
-
-# Units this close to zero, as a share of the largest, say how crowded a ReLU's output is there.
-_CROWD = 0.05
-# Fewer than so many units that are wrongly taken for shut are expected: then there are none.
-_FEW = 0.1
-# Units below so many uncertainties may be open or shut.
-_DOUBTFUL = 20.0
-# So many activations below zero tell how large errors are.
-_MANY = 100
+from .layers import spread_error
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,8 @@ class Anchor:
     activations: Tensor
     """``(batch, ...)``, the module's input for each image; behind a ReLU when ``one_sided``."""
     cotangent: Tensor
-    """Derivative of the mean loss by that input."""
+    """Derivative of the loss by that input, as it counts in the gradient that was sent: the mean loss, with
+    ``scales``."""
     one_sided: bool
     """The module is a ReLU: where ``activations`` is zero its input is only known not to be positive."""
     explained: tuple[str, ...]
@@ -51,7 +43,8 @@ class Anchor:
     error: float
     """Largest estimated relative error on the way."""
     scales: tuple[float, ...] = ()
-    """The factor that clipping left each image, where the update was found to be scaled; empty otherwise."""
+    """By what each image counts beside what it would in the mean loss: below 1 by clipping, above 1 by a sum over the
+    batch or a loss scaler. Empty where all are 1 within the error."""
     continuous: tuple[str, ...] = ()
     """Parameters before this module whose gradients are continuous in the images: no ReLU or other kink lies in
     between.
@@ -74,19 +67,6 @@ class Peeling:
 
     anchor: Anchor | None
     message: str
-
-
-@dataclass
-class _State:
-    """Activations and cotangent at the input of ``chain[index]``."""
-
-    index: int
-    activations: Tensor
-    cotangent: Tensor
-    error: float
-    uncertainty: float
-    """Estimated largest absolute error of a single activation."""
-    scales: tuple[float, ...] = ()
 
 
 def peel(
@@ -130,18 +110,20 @@ def peel(
         return Peeling(None, state)
     if not state.error <= config.tolerance:
         return Peeling(None, _refusal(chain[-1], state.error, config.tolerance, len(labels)))
-    anchor = _anchor(chain, state, config.tolerance)
+    factor_error = state.error
+    passage = pass_down(chain, state, update.gradients)
+    anchor = _anchor(chain, state, passage, config.tolerance)
     reason = "the model's structure ends the chain"
     while state.index > 0:
-        below = _descend(chain, state, update)
+        below = descend(chain, state, passage, update.gradients)
         if isinstance(below, str):
             reason = below
             break
         if not below.error <= config.tolerance:
             reason = _undetermined(chain[below.index], below.error)
             break
-        state = below
-        anchor = _anchor(chain, state, config.tolerance)
+        state, passage = below, pass_down(chain, below, update.gradients)
+        anchor = _anchor(chain, state, passage, config.tolerance)
     if is_smooth_before(model, shape, mode, anchor.module, count):
         explained = set(anchor.explained)
         anchor = replace(anchor, continuous=tuple(name for name in update.gradients if name not in explained))
@@ -150,10 +132,12 @@ def peel(
         f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "
         f"{reason}."
     )
-    if state.scales:
-        message += f" {scale_words(state.scales)}"
-        anchor = replace(anchor, scales=state.scales)
-    return Peeling(anchor, message)
+    if not anchor.one_sided and _leads_in(chain, state, passage):
+        message += (
+            " It stays behind the ReLU there: units near zero may have been open or shut, which leaves the derivative "
+            f"in front of it uncertain by {passage.error:.1g}."
+        )
+    return Peeling(anchor, " ".join(filter(None, (message, describe(anchor.scales, factor_error)))))
 
 
 def _undetermined(link: Link, error: float) -> str:
@@ -165,7 +149,7 @@ def _undetermined(link: Link, error: float) -> str:
 
 def _start(
     chain: list[Link], update: CapturedUpdate, labels: Tensor, config: PeelingConfig, scaled: bool
-) -> _State | str:
+) -> State | str:
     """At the input of the final layer, or why not."""
     last, gradients = chain[-1], update.gradients
     weight, bias = last.module.weight, getattr(last.module, "bias", None)
@@ -178,15 +162,17 @@ def _start(
         gradients[f"{last.name}.weight"],
         gradients.get(f"{last.name}.bias"),
         labels,
-        behind_relu=_is_behind_relu(chain[:-1]),
+        behind_relu=is_behind_relu(chain[:-1]),
         scaled=scaled,
         tolerance=config.tolerance,
         smoothing=update.facts.label_smoothing.value,
     )
     head = found.head
-    spread = spread_error(head.features, head.error) if head.uncertainty is None else head.uncertainty
-    scales = tuple(found.scales.tolist()) if bool((found.scales != 1).any()) else ()
-    return _State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
+    spread = spread_error(head.features, head.error)
+    if head.uncertainty is not None:
+        spread = head.uncertainty.expand_as(head.features)
+    scales = distinct_from_one(found.scales.tolist(), head.error)
+    return State(len(chain) - 1, head.features, head.cotangent, head.error, spread, scales)
 
 
 def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
@@ -200,146 +186,19 @@ def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
     )
 
 
-def _descend(chain: list[Link], state: _State, update: CapturedUpdate) -> _State | str:
-    """From the input of one parameter layer to the input of the one before it, or why not."""
-    index, uncertainty = state.index - 1, state.uncertainty
-    activations, cotangent = state.activations, state.cotangent
-    known = torch.ones_like(activations, dtype=torch.bool)
-    unmasked, doubtful = cotangent, ~known
-    while index >= 0 and not isinstance(chain[index].module, nn.Linear | nn.Conv2d):
-        shape = chain[index].output_shape
-        activations, cotangent, unmasked = _shaped(shape, activations, cotangent, unmasked)
-        known, doubtful = _shaped(shape, known, doubtful)
-        module = chain[index].module
-        if isinstance(module, nn.ReLU):
-            known = known & _open(activations, uncertainty)
-            doubtful = doubtful | (activations <= _DOUBTFUL * uncertainty)
-            activations, cotangent = activations * known, cotangent * known
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            scale, shift = (t.detach().double().cpu() for t in batch_norm_affine(module, activations.dim()))
-            passed = scale.abs() > 1e-6 * scale.abs().max()  # a channel scaled to nothing says nothing about its input
-            known = known & passed
-            activations = torch.where(known, (activations - shift) / torch.where(passed, scale, 1.0), 0.0)
-            cotangent, unmasked = cotangent * scale, unmasked * scale
-            uncertainty = uncertainty / float(scale.abs()[passed].min())
-        shape = chain[index].input_shape
-        activations, cotangent, unmasked = _shaped(shape, activations, cotangent, unmasked)
-        known, doubtful = _shaped(shape, known, doubtful)
-        index -= 1
-    if index < 0:
-        return "the layer before it is not of a kind that can be solved"
-    link, layer = chain[index], chain[index].module
-    gradient = update.gradients.get(f"{link.name}.weight")
-    if gradient is None:
-        return f"the update lacks the gradient of {link.name}.weight (a frozen layer)"
-    gradient, shape = gradient.cpu(), (len(activations), *link.input_shape)
-    activations, cotangent, unmasked = _shaped(link.output_shape, activations, cotangent, unmasked)
-    known, doubtful = _shaped(link.output_shape, known, doubtful)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    if layer.bias is not None:
-        bias = layer.bias.detach().double().cpu()
-        activations = activations - (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
-    if isinstance(layer, nn.Linear):
-        if len(shape) != 2:
-            return f"{link.name} runs on more than one vector for each image"
-        solved = peel_linear(layer, gradient, cotangent, activations, known)
-    else:
-        solved = peel_convolution(
-            layer, shape, gradient, cotangent, activations, known, state.error, unmasked, doubtful
-        )
-        cotangent = cotangent if solved.cotangent is None else solved.cotangent
-    solved = _non_negative(solved, chain[:index])
-    error = worst(state.error, solved.error)
-    below = _cotangent_below(layer, shape, cotangent)
-    return _State(index, solved.activations, below, error, solved.uncertainty, state.scales)
-
-
-def _shaped(shape: tuple[int, ...], *tensors: Tensor) -> list[Tensor]:
-    return [tensor.reshape(len(tensor), *shape) for tensor in tensors]
-
-
-def _open(activations: Tensor, uncertainty: float) -> Tensor:
-    """Where the ReLU was open: above the numerical error of what was recovered."""
-    return activations > 2 * uncertainty
-
-
-def _doubt(activations: Tensor, cotangent: Tensor, uncertainty: float) -> float:
-    """How far the cotangent before a ReLU may be off, relatively, by units that were open and are taken for shut.
-
-    They cannot be seen, but how many there are shows in how crowded the units just above the line are.
-    """
-    largest = float(activations.max())
-    if not 0 < largest < float("inf"):
-        return float("inf")
-    is_open = _open(activations, uncertainty)
-    crowd = is_open & (activations <= 2 * uncertainty + _CROWD * largest)
-    share = 2 * uncertainty / (_CROWD * largest)
-    if share * int(crowd.sum()) < _FEW:
-        return 0.0
-    return share**0.5 * float((cotangent * crowd).norm() / (cotangent * is_open).norm())
-
-
-def _cotangent_below(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...], cotangent: Tensor) -> Tensor:
-    weight = layer.weight.detach().double().cpu()
-    if isinstance(layer, nn.Linear):
-        return cotangent @ weight
-    below = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        output = F.conv2d(below, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return torch.autograd.grad(output, below, cotangent)[0]
-
-
-def _non_negative(solved: Solved, before: list[Link]) -> Solved:
-    """Activations that come out of a ReLU cannot be negative: a negative part is error that was not seen elsewhere."""
-    if not _is_behind_relu(before) or solved.error == float("inf"):
-        return solved
-    below = solved.activations[solved.activations < 0]
-    negative = float(below.norm() / solved.activations.norm())
-    uncertainty = solved.uncertainty
-    if solved.error <= SHOWN_UP_TO:
-        uncertainty = min(uncertainty, _shown_error(solved.activations))
-    error = worst(solved.error, negative)
-    return replace(solved, activations=solved.activations.clamp_min(0), error=error, uncertainty=uncertainty)
-
-
-def _shown_error(activations: Tensor) -> float:
-    """The largest error of a single activation as units that are shut show it: half of them come out below zero."""
-    below = activations[activations < 0]
-    return -float(below.min()) if len(below) >= _MANY else float("inf")
-
-
-def _is_behind_relu(before: list[Link]) -> bool:
-    for link in reversed(before):
-        if not isinstance(link.module, TRANSPARENT):
-            return isinstance(link.module, nn.ReLU)
-    return False
-
-
-def _anchor(chain: list[Link], state: _State, tolerance: float) -> Anchor:
+def _anchor(chain: list[Link], state: State, passage: Passage, tolerance: float) -> Anchor:
     """Moves the anchor in front of a ReLU that leads into the layer: its input has a derivative everywhere.
 
     Not where too many of the ReLU's units cannot be told open from shut: the cotangent before it would be wrong.
     """
-    index, one_sided, error = state.index, False, state.error
+    index, one_sided, error = state.index, False, max(state.error, passage.above)
     activations, cotangent = state.activations, state.cotangent
-    for position in range(state.index - 1, -1, -1):
-        activations, cotangent = _shaped(chain[position].output_shape, activations, cotangent)
-        if isinstance(chain[position].module, nn.ReLU):
-            doubt = _doubt(activations, cotangent, state.uncertainty)
-            if doubt <= tolerance:
-                is_open = _open(activations, state.uncertainty)
-                activations, cotangent = _shaped(
-                    chain[position].input_shape, activations * is_open, cotangent * is_open
-                )
-                one_sided, index, error = True, position, max(error, doubt)
-            break
-        if not isinstance(chain[position].module, TRANSPARENT):
-            break
-        activations, cotangent = _shaped(chain[position].input_shape, activations, cotangent)
-    if not one_sided:
-        activations, cotangent = state.activations, state.cotangent
+    if _leads_in(chain, state, passage) and passage.error <= tolerance:
+        assert passage.relu is not None
+        index, one_sided, error = passage.relu, True, max(error, passage.error)
+        activations, cotangent = open_units(passage, state, chain[index].input_shape)
     smooth = index
-    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU):
+    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU) and not chain[smooth - 1].batch_statistics:
         smooth -= 1
     return Anchor(
         chain[index].name,
@@ -348,8 +207,15 @@ def _anchor(chain: list[Link], state: _State, tolerance: float) -> Anchor:
         one_sided,
         _parameters(chain[index:]),
         error,
+        state.scales,
         continuous=_parameters(chain[smooth:index]),
     )
+
+
+def _leads_in(chain: list[Link], state: State, passage: Passage) -> bool:
+    """Whether the passage begins with a ReLU."""
+    relu = passage.relu
+    return relu is not None and all(isinstance(c.module, TRANSPARENT) for c in chain[relu + 1 : state.index])
 
 
 def _parameters(links: list[Link]) -> tuple[str, ...]:

@@ -30,6 +30,8 @@ class Link:
     output_shape: tuple[int, ...]
     functional: bool = False
     """The model does not call the module but hands its weights to a function (see ``functional_layers_called``)."""
+    batch_statistics: bool = False
+    """A batch norm that normalises by the batch's own statistics: what enters it cannot be told from what leaves it."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,13 @@ def _watch(
     return calls, _at_this_moment(output)
 
 
-def _is_closed_form(call: _Call, mode: BatchNormMode) -> bool:
+def _uses_batch_statistics(module: nn.Module, mode: BatchNormMode) -> bool:
+    is_norm = isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)
+    return is_norm and (mode is not BatchNormMode.EVAL or module.running_mean is None)
+
+
+def _is_closed_form(call: _Call) -> bool:
     module = call.module
-    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-        return mode is BatchNormMode.EVAL and module.running_mean is not None
     if isinstance(module, nn.Linear | nn.Conv2d):
         return isinstance(module._parameters.get("weight"), nn.Parameter)
     return isinstance(module, _PEELABLE)
@@ -135,9 +140,10 @@ def trace_chain(
     """The chain from its first closed-form layer to the final linear layer, in forward order; ``[]`` without one.
 
     It ends, seen from the back, at the first layer that is not closed-form (pooling, attention), at a sum (a residual
-    connection) or any other function between two modules, at a module that runs twice, or, wherever the batch's own
-    statistics normalise, at a batch-norm layer: its cotangent depends on activations that are not known yet. What
-    cannot be seen by watching tensors pass is left to ``confirm_chain``.
+    connection) or any other function between two modules, or at a module that runs twice. Wherever the batch's own
+    statistics normalise, a batch-norm layer is its first: the cotangent in front of it depends on activations that are
+    not known yet, but the gradients of its own parameters belong to what leaves it. What cannot be seen by watching
+    tensors pass is left to ``confirm_chain``.
 
     Args:
         model: The server's model, on any device; it is not changed.
@@ -161,12 +167,14 @@ def trace_chain(
             break
         if chain and not _same(call.result, chain[0].source):
             break
-        if not _is_closed_form(call, mode) or not runs_once[call.module]:
+        if not _is_closed_form(call) or not runs_once[call.module]:
             break
         beside = (other for other in calls[position + 1 :] if not any(other is link for link in chain))
         if chain and any(_same(call.result, other.source) for other in beside):
             break  # a layer beside the chain reads this output, so its cotangent is not the chain's alone
         chain.insert(0, call)
+        if _uses_batch_statistics(call.module, mode):
+            break
     if chain and chain[-1].source is not None and chain[-1].source.tensor.dim() != 2:
         return []
     return [
@@ -176,6 +184,7 @@ def trace_chain(
             tuple(call.source.tensor.shape[1:]),
             tuple(call.result.tensor.shape[1:]),
             call.module not in called,
+            _uses_batch_statistics(call.module, mode),
         )
         for call in chain
         if call.source is not None and call.result is not None

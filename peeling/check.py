@@ -117,6 +117,8 @@ def run_link(link: Link, values: Tensor) -> Tensor:
     if isinstance(module, nn.ReLU):
         return F.relu(values)
     if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        if link.batch_statistics:
+            return F.batch_norm(values, None, None, module.weight, module.bias, training=True, eps=module.eps)
         scale, shift = batch_norm_affine(module, values.dim())
         return values * scale + shift
     return values.reshape(len(values), *link.output_shape)

@@ -33,6 +33,10 @@ class Direct:
     """What is left of the weight gradient, relative."""
     amplification: float
     """Root mean square error of an activation for one of 1 in what is left of the weight gradient."""
+    spread: Tensor
+    """``(batch, 1, height, width)``: the same for each place; they differ by up to 1e4."""
+    left: Tensor
+    """``(channel,)``: root mean square of what is left of the weight gradient of each input channel."""
     matrix: Tensor
     """The equations, ``(B H W, O K)``."""
     factor: Tensor
@@ -106,12 +110,22 @@ def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tens
         return None
     found = torch.cholesky_solve(matrix @ given, factor)
     found = found + torch.cholesky_solve(matrix @ (given - matrix.T @ found), factor)
-    misfit = float((given - matrix.T @ found).norm() / given.norm().clamp_min(1e-300))
+    left = given - matrix.T @ found
+    misfit = float(left.norm() / given.norm().clamp_min(1e-300))
     # The covariance of the solution is that of the noise times the inverse normal matrix; a misfit shows only the part
     # of the noise that the unknowns did not take up.
-    variance = float(torch.cholesky_inverse(factor).diagonal().mean()) * equations / (equations - places)
+    variance = torch.cholesky_inverse(factor).diagonal() * equations / (equations - places)
     activations = found.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
-    return Direct(activations, cotangent, misfit, math.sqrt(variance), matrix, factor)
+    return Direct(
+        activations,
+        cotangent,
+        misfit,
+        math.sqrt(float(variance.mean())),
+        variance.sqrt().reshape(batch, 1, height, width),
+        left.square().mean(dim=0).sqrt(),
+        matrix,
+        factor,
+    )
 
 
 def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ _ITERATIONS = 500
 _SETTLED = 1e-12
 # Below this estimated error there is no need to try another iteration.
 _CONVERGED = 1e-4
+# What is left of a gradient by rounding or noise is up to so many times what is left in directions of no image.
+_NOISES = 30.0
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Head:
     """The derivative of the mean loss by those features."""
     error: float
     """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
-    uncertainty: float | None = None
-    """Largest absolute error of a feature, as those show it that must be zero; None where none must."""
+    uncertainty: Float[Tensor, "batch 1"] | None = None
+    """Largest absolute error of an image's features, as those show it that must be zero; None where none must."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,21 @@ def _iterate(
         residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient))
     )
     if bias_gradient is None:
+        error *= _contradiction(residual, features, gradient, rounding(weight_gradient))
         spread = float(probabilities.min()) * len(weight)
         error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")
     return Head(features, residual @ weight, error)
+
+
+def _contradiction(residual: Tensor, features: Tensor, gradient: Tensor, least: float) -> float:
+    """1 where what is left of the gradient may be noise; else by how much it is more than that.
+
+    Noise leaves about as much in the directions that the images do not span as in those they do. A gradient that
+    consists of one direction per image and yet does not fit is that of another loss, or is scaled.
+    """
+    noise = float(torch.linalg.svdvals(gradient)[len(residual) :].norm())
+    left = float((residual.T @ features - gradient).norm())
+    return max(1.0, left / (_NOISES * max(noise, least * float(gradient.norm()), 1e-300)))
 
 
 def solve_features(residual: Float[Tensor, "batch class"], gradient: Float[Tensor, "class feature"]) -> Tensor:

@@ -20,10 +20,14 @@ _RELATIVE_RESIDUAL = 1e-10
 _LARGEST_UNKNOWN = 8_000_000
 # Up to this estimated error units that are shut show how large errors are; those of a defence spare some units.
 SHOWN_UP_TO = 1e-3
+LARGEST = 5.0
+"""The largest error of an activation, in deviations."""
 # Above this estimated error of the direct solution the known outputs are asked too.
 _CLEAN = 1e-3
-# Misfit of the direct solution, in roundings of the gradient, at which no unit of the ReLU is looked for.
-_SETTLED = 30.0
+# The least uncertainty of a place, as a share of the usual one.
+_LEAST_LOCAL = 0.3
+SETTLED = 30.0
+"""Misfit of a solution, in roundings of the gradient, at which no unit of the ReLU is looked for."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,13 @@ class Solved:
 
     activations: Tensor
     error: float
-    uncertainty: float
-    """Estimated largest absolute error of a single activation."""
+    uncertainty: Tensor
+    """Estimated largest absolute error of each activation, of the same shape."""
     cotangent: Tensor | None = None
     """The cotangent that it was found with, where that was mended; None where it is the one that was given."""
 
 
-_UNSOLVED = Solved(torch.empty(0), float("inf"), float("inf"))
+UNSOLVED = Solved(torch.empty(0), float("inf"), torch.empty(0))
 
 
 def worst(*errors: float) -> float:
@@ -51,9 +55,9 @@ def rounding(gradient: Tensor) -> float:
     return max(1e-9, torch.finfo(gradient.dtype).eps / 2)
 
 
-def spread_error(activations: Tensor, error: float) -> float:
-    """The largest absolute error of a single activation where a relative error is spread evenly over all of them."""
-    return 5 * error * _size(activations)
+def spread_error(activations: Tensor, error: float) -> Tensor:
+    """The largest absolute error of each activation where a relative error is spread evenly over all of them."""
+    return torch.full_like(activations, LARGEST * error * size(activations))
 
 
 def batch_norm_affine(module: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -68,28 +72,6 @@ def batch_norm_affine(module: nn.BatchNorm2d | nn.BatchNorm1d, dimensions: int) 
         shift = shift + module.bias
     view = (1, -1) + (1,) * (dimensions - 2)
     return scale.view(view), shift.view(view)
-
-
-def peel_linear(layer: nn.Linear, weight_gradient: Tensor, cotangent: Tensor, outputs: Tensor, known: Tensor) -> Solved:
-    """The input ``A`` of a linear layer from ``gradient = cotangent^T A``, a linear system with one row per image.
-
-    Args:
-        layer: The linear layer.
-        weight_gradient: ``(output, input)``, captured, in the type it was sent in.
-        cotangent: ``(batch, output)``, derivative of the mean loss by the layer's output.
-        outputs: The layer's output without its bias, where known. The solution must lead there.
-        known: Mask of ``outputs``.
-    """
-    singular = torch.linalg.svdvals(cotangent)
-    if cotangent.shape[0] > cotangent.shape[1] or float(singular[-1]) <= 1e-9 * float(singular[0]):
-        return _UNSOLVED
-    gradient = weight_gradient.to(cotangent)
-    activations = torch.linalg.lstsq(cotangent.T, gradient, driver="gelsd").solution
-    misfit = _relative(cotangent.T @ activations - gradient, gradient)
-    contradiction = _relative((activations @ layer.weight.detach().to(cotangent).T - outputs) * known, outputs * known)
-    condition = float(singular[0] / singular[-1])
-    error = worst(max(misfit, rounding(weight_gradient)) * condition, contradiction)
-    return Solved(activations, error, spread_error(activations, error))
 
 
 def peel_convolution(
@@ -126,7 +108,7 @@ def peel_convolution(
     equations = weight_gradient.numel() + int(known.sum())
     usable = layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and unknowns <= _LARGEST_UNKNOWN
     if not usable or equations < OVERDETERMINED * unknowns:
-        return _UNSOLVED
+        return UNSOLVED
     gradient, outputs = weight_gradient.to(cotangent), outputs * known
     weight = layer.weight.detach().to(gradient)
     geometry: dict[str, Any] = {
@@ -148,47 +130,50 @@ def peel_convolution(
 
     least = rounding(weight_gradient)
     direct = solve_directly(
-        layer, input_shape, gradient, cotangent, unmasked, doubtful, max(_SETTLED * least, output_error)
+        layer, input_shape, gradient, cotangent, unmasked, doubtful, max(SETTLED * least, output_error)
     )
     if direct is not None:
         alone = direct.activations
         sure = known & (direct.cotangent == cotangent)
-        contradiction = _relative(sure * (forward(alone)[1] - outputs), sure * outputs)
-        noise_size = direct.amplification * max(direct.misfit, least) * _size(gradient)
-        error = worst(noise_size / max(_size(alone), 1e-300), contradiction)
+        contradiction = relative(sure * (forward(alone)[1] - outputs), sure * outputs)
+        noise_size = direct.amplification * max(direct.misfit, least) * size(gradient)
+        error = worst(noise_size / max(size(alone), 1e-300), contradiction)
         if error <= _CLEAN:
-            return Solved(alone, error, spread_error(alone, error), direct.cotangent)
+            noise = direct.spread * direct.left.clamp_min(max(direct.misfit, least) * size(gradient))[:, None, None]
+            return Solved(alone, error, LARGEST * noise, direct.cotangent)
 
     def normal(activations: Tensor) -> Tensor:
         return adjoint(*forward(activations))
 
     first = _conjugate_gradients(normal, adjoint(gradient, outputs), torch.zeros(input_shape, dtype=gradient.dtype))
     by_weight, by_output = forward(first)
-    misfits = _relative(by_weight - gradient, gradient), _relative(by_output - outputs, outputs)
-    noise = torch.Generator().manual_seed(0)
+    misfits = relative(by_weight - gradient, gradient), relative(by_output - outputs, outputs)
+    random = torch.Generator().manual_seed(0)
     moved = adjoint(
-        _off(gradient, worst(rounding(weight_gradient), misfits[0]), noise),
-        _off(outputs, worst(output_error, misfits[1]), noise),
+        _off(gradient, worst(rounding(weight_gradient), misfits[0]), random),
+        _off(outputs, worst(output_error, misfits[1]), random),
     )
-    start = torch.randn(input_shape, generator=noise, dtype=gradient.dtype) * first.std()
+    start = torch.randn(input_shape, generator=random, dtype=gradient.dtype) * first.std()
     apart = first - _conjugate_gradients(normal, moved, start)
-    error = worst(*misfits, _relative(apart, first))
-    return Solved(first, error, worst(spread_error(first, error), 3 * float(apart.abs().max())))
+    error = worst(*misfits, relative(apart, first))
+    # How far the two are apart at one place, over its channels, is a sample of what is left open there.
+    local = apart.square().mean(dim=1, keepdim=True).sqrt().clamp_min(_LEAST_LOCAL * size(apart))
+    return Solved(first, error, LARGEST * local.expand_as(first))
 
 
-def _size(values: Tensor) -> float:
+def size(values: Tensor) -> float:
     """Root mean square."""
     return float(values.square().mean().sqrt())
 
 
-def _relative(difference: Tensor, reference: Tensor) -> float:
+def relative(difference: Tensor, reference: Tensor) -> float:
+    """Length of a difference, as a share of the other."""
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
 
 
 def _off(values: Tensor, relative_error: float, noise: torch.Generator) -> Tensor:
     """The values plus noise of this relative size."""
-    size = relative_error * _size(values)
-    return values + size * torch.randn(values.shape, generator=noise, dtype=values.dtype)
+    return values + relative_error * size(values) * torch.randn(values.shape, generator=noise, dtype=values.dtype)
 
 
 def _conjugate_gradients(normal: Callable[[Tensor], Tensor], target: Tensor, start: Tensor) -> Tensor:

@@ -48,23 +48,6 @@ def peel_scaled_head(
     return min(found, key=lambda scaled: scaled.head.error)
 
 
-def scale_words(scales: Sequence[float]) -> str:
-    """What the images' factors show, in a sentence."""
-    low, high = min(scales), max(scales)
-    undone = "which was found with their activations and undone."
-    if high - low > _ONE * high:
-        counts = f"{low:.3g} to {high:.3g} times what they would"
-        return f"The update is clipped, image by image: they count {counts}, {undone}"
-    if high > 1:
-        return (
-            f"The gradient is {high:.4g} times that of the mean over the batch (a sum in place of a mean, or a loss "
-            f"that was scaled), {undone}"
-        )
-    return (
-        f"The update is clipped as a whole, or its loss was scaled: it is {high:.4g} times what it would be, {undone}"
-    )
-
-
 def common_scale(scales: Sequence[float]) -> float | None:
     """The factor that all images have in common; None where they differ."""
     low, high = min(scales), max(scales)

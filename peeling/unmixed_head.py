@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ..capture import Unmixed, unmix
 from .head import Head, ScaledHead
-from .layers import SHOWN_UP_TO, worst
+from .layers import LARGEST, SHOWN_UP_TO, worst
 
 _STEPS = 12
-# The largest error of a feature, in deviations.
-_LARGEST = 5.0
 _FEWEST_CLASSES = 3
 _LEAST_REST = 1e-12
 # What shows clipping: a factor that differs from 1 by so many deviations, and by so much, and lowers the misfit so far.
@@ -91,7 +89,7 @@ def peel_unmixed_head(
         features[order],
         (rows @ exact)[order],
         error,
-        2 * max(-float(features.min()), _LARGEST * float(noise.max())) if error <= SHOWN_UP_TO else None,
+        2 * (-features).amax(dim=1).maximum(LARGEST * noise)[order, None] if error <= SHOWN_UP_TO else None,
     )
     return ScaledHead(head, scales[order])
 

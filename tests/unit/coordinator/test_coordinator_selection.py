@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from gradinversion.coordinator import choose
@@ -45,3 +46,32 @@ def test_what_has_no_finite_evidence_is_never_chosen() -> None:
     choice = choose(seeds, torch.full((2, 1, 2, 2), math.nan), lambda images: float(images.sum()))
     assert choice.sources == (1, 1)
     assert bool(torch.isfinite(choice.images).all())
+
+
+def _by_value(values: dict[tuple[float, ...], float]) -> Callable[[torch.Tensor], float]:
+    """Evidence of batches of one-pixel images, by their pixels; of all others it is poor."""
+    return lambda images: values.get(tuple(images.flatten().tolist()), 5.0)
+
+
+def test_a_seed_that_is_only_a_tenth_better_does_not_stand_out() -> None:
+    # The evidence of seeds that found the same scatters by about as much.
+    seeds, consensus = torch.tensor([[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]])[..., None, None, None], torch.ones(2, 1, 1, 1)
+    values = {(1.0, 1.0): 1.0, (2.0, 2.0): 1.0, (3.0, 3.0): 1.0}
+    assert choose(seeds, consensus, _by_value({**values, (0.0, 0.0): 0.9})).sources == (3, 3)
+    assert choose(seeds, consensus, _by_value({**values, (0.0, 0.0): 0.79})).sources == (0, 0)
+
+
+def test_an_exchanged_image_has_to_help_by_its_share_of_what_is_clear() -> None:
+    # With two images an exchange must lower the evidence by a tenth, half of what a whole batch must.
+    seeds, consensus = torch.tensor([[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]])[..., None, None, None], torch.ones(2, 1, 1, 1)
+    assert choose(seeds, consensus, _by_value({(1.0, 1.0): 1.0, (0.0, 1.0): 0.92})).sources == (3, 3)
+    assert choose(seeds, consensus, _by_value({(1.0, 1.0): 1.0, (0.0, 1.0): 0.89})).sources == (0, 3)
+
+
+def test_an_exchange_that_pays_only_after_a_later_one_is_found_in_the_second_sweep() -> None:
+    # The first image of the seed fits only beside its second, which comes later in a sweep.
+    seeds, consensus = torch.tensor([[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]])[..., None, None, None], torch.ones(2, 1, 1, 1)
+    values = {(1.0, 1.0): 1.0, (1.0, 0.0): 0.88, (0.0, 0.0): 0.785}
+    choice = choose(seeds, consensus, _by_value({**values, (2.0, 2.0): 0.9, (3.0, 3.0): 0.9}))
+    assert choice.sources == (0, 0)
+    assert choice.evidence == 0.785
