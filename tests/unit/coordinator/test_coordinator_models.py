@@ -9,9 +9,9 @@ import pytest
 import torch
 from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import LocalTraining, ModelError, capture_gradient, train_locally, weight_hash
+from gradinversion.capture.decisive import decisive_facts
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
-from gradinversion.target.decisive import decisive_facts
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
