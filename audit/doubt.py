@@ -29,6 +29,8 @@ class Doubt:
     """In one sentence, with a full stop."""
     remedy: str = ""
     """What to give, in one sentence; empty where nothing helps."""
+    of_the_attack: bool = False
+    """Whether it is the attack that falls short, and no fact about the client."""
 
 
 def find_doubts(reconstruction: Reconstruction, truth_gap: float | None = None) -> tuple[Doubt, ...]:
@@ -49,7 +51,9 @@ def find_doubts(reconstruction: Reconstruction, truth_gap: float | None = None) 
                 "Compare the facts below with the client's code.",
             )
         )
-    found += [Doubt("what the attack can do", as_sentence(limit)) for limit in reconstruction.limits]
+    found += [
+        Doubt("what the attack can do", as_sentence(limit), of_the_attack=True) for limit in reconstruction.limits
+    ]
     found += [_doubt_of(fact) for fact in reconstruction.facts if fact.doubtful]
     return tuple(found)
 
@@ -76,7 +80,7 @@ def withhold_from_images(images: Sequence[ImageResult], doubts: Sequence[Doubt])
 
 def _withheld(verdict: Verdict, doubts: Sequence[Doubt]) -> Verdict:
     reason = f"{verdict.headline[0].upper()}{verdict.headline[1:]}. {verdict.detail}".strip()
-    return Verdict(Leak.UNKNOWN, f"cannot be told: {_subjects(doubts)} not known", reason)
+    return Verdict(Leak.UNKNOWN, f"cannot be told: {_shortcoming(doubts)}", reason)
 
 
 def withhold(verdict: Verdict, unshown: int, doubts: Sequence[Doubt]) -> Verdict:
@@ -92,7 +96,7 @@ def withhold(verdict: Verdict, unshown: int, doubts: Sequence[Doubt]) -> Verdict
     if verdict.leak is Leak.NONE:
         return Verdict(
             Leak.UNKNOWN,
-            "Cannot be told: nothing was recovered, but facts about the client are not known",
+            f"Cannot be told: nothing was recovered, but {_shortcoming(doubts)}",
             f"{verdict.detail} {in_sentences(doubts)}",
         )
     if unshown:
@@ -102,16 +106,19 @@ def withhold(verdict: Verdict, unshown: int, doubts: Sequence[Doubt]) -> Verdict
     return verdict
 
 
+def _shortcoming(doubts: Sequence[Doubt]) -> str:
+    limits = sum(doubt.of_the_attack for doubt in doubts)
+    facts = len(doubts) - limits
+    unknown = "a fact about the client is" if facts == 1 else "facts about the client are"
+    if not limits:
+        return f"{unknown} not known"
+    blind = "the attack could not search as it should"
+    return f"{blind}, and {unknown} not known" if facts else blind
+
+
 def in_sentences(doubts: Sequence[Doubt]) -> str:
     """The doubts that matter most, each with what would end it."""
     named = doubts[:_MOST_NAMED]
     more = len(doubts) - len(named)
     rest = f" So it is with {more} more fact{'s' * (more != 1)}: see “What is known of the client”." if more else ""
     return " ".join(" ".join(filter(None, (doubt.reason, doubt.remedy))) for doubt in named) + rest
-
-
-def _subjects(doubts: Sequence[Doubt]) -> str:
-    first, *others = (doubt.subject for doubt in doubts)
-    if not others:
-        return f"{first} is"
-    return f"{first} and {others[0]} are" if len(others) == 1 else f"{first} and {len(others)} more facts are"

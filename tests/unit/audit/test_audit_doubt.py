@@ -150,3 +150,7 @@ def test_a_limit_of_the_attack_withholds_the_verdict(attack: Attack) -> None:
     report = evaluate(limited, private)
     assert report.verdict.leak is Leak.UNKNOWN
     assert "The loss has no derivative by the pixels." in report.verdict.detail
+    assert report.verdict.headline.endswith("the attack could not search as it should")
+    both = dataclasses.replace(limited, facts=stated(normalisation=assumed(IMAGENET)))
+    headline = evaluate(both, private).verdict.headline
+    assert headline.endswith("the attack could not search as it should, and a fact about the client is not known")
