@@ -8,7 +8,7 @@ from torch import nn
 
 from ..capture import RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
-from ..target import Evidence, Finding, check_scale, check_smoothing, confirmed_loss, found_scale
+from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
 from .config import AttackConfig
 from .deltas import Attackable, refine, settle
 
@@ -76,6 +76,7 @@ def _once(
     peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
     if peeling.anchor is not None and before.local is None:
         evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
+        evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))
         if peeling.anchor.error <= _SOLVED:
             evidence = evidence.and_also(confirmed_loss(evidence.update))
     return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))

@@ -2,7 +2,17 @@
 
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
+from .pixels import check_pixels
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
 
-__all__ = ["Evidence", "Finding", "check_scale", "check_smoothing", "confirmed_loss", "found_scale", "weigh_evidence"]
+__all__ = [
+    "Evidence",
+    "Finding",
+    "check_pixels",
+    "check_scale",
+    "check_smoothing",
+    "confirmed_loss",
+    "found_scale",
+    "weigh_evidence",
+]

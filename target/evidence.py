@@ -14,6 +14,7 @@ from ..capture import CapturedUpdate
 from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
 from .defences import check_defences
+from .dropout import check_dropout
 from .finding import Finding
 from .loss import check_loss
 from .penalty import check_penalty
@@ -34,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     check_sign,
     check_scale,
     check_defences,
+    check_dropout,
     check_reach,
 )
 
