@@ -9,7 +9,7 @@ from ..capture import Provenance
 from ..capture.stated import StatedFact
 from ..coordinator import Reconstruction
 from .assumptions import as_sentence
-from .results import ImageResult
+from .results import CONFIRMED_GAP, ImageResult
 from .verdict import Leak, Verdict
 
 LARGEST_GAP = 0.02
@@ -54,7 +54,9 @@ def find_doubts(reconstruction: Reconstruction, truth_gap: float | None = None) 
     found += [
         Doubt("what the attack can do", as_sentence(limit), of_the_attack=True) for limit in reconstruction.limits
     ]
-    found += [_doubt_of(fact) for fact in reconstruction.facts if fact.doubtful]
+    confirmed = truth_gap is not None and truth_gap <= CONFIRMED_GAP
+    doubtful = [fact for fact in reconstruction.facts if fact.doubtful]
+    found += [_doubt_of(fact) for fact in doubtful if fact.contradiction or not confirmed]
     return tuple(found)
 
 

@@ -11,6 +11,10 @@ from .label_scores import LabelScores
 from .matching import Matching
 from .verdict import FLAT_DB, Leak, Verdict
 
+CONFIRMED_GAP = 0.002
+"""Relative distance between the captured update and the one that the facts make of the private images up to which these
+confirm the facts together, those that were assumed too: a wrong one on which anything hangs would show."""
+
 UNJUDGED = Verdict(Leak.UNKNOWN, "no ground truth")
 
 
@@ -186,6 +190,11 @@ class AuditReport:
     """The features that the attack recovered, held against those of the private images; None where there are none."""
     truth_gap: float | None = None
     """Relative distance between the captured update and the one that its facts make of the private images."""
+
+    @property
+    def facts_confirmed(self) -> bool:
+        """Whether the private images confirm what was believed of the client, facts that were assumed too."""
+        return self.truth_gap is not None and self.truth_gap <= CONFIRMED_GAP
 
     @property
     def iip(self) -> float | None:

@@ -154,3 +154,14 @@ def test_a_limit_of_the_attack_withholds_the_verdict(attack: Attack) -> None:
     both = dataclasses.replace(limited, facts=stated(normalisation=assumed(IMAGENET)))
     headline = evaluate(both, private).verdict.headline
     assert headline.endswith("the attack could not search as it should, and a fact about the client is not known")
+
+
+def test_private_images_that_make_the_update_confirm_what_was_assumed(attack: Attack) -> None:
+    reconstruction, private = nothing_found(attack, stated(normalisation=assumed(IMAGENET)))
+    confirmed = evaluate(reconstruction, private, truth_gap=1e-5)
+    assert confirmed.verdict.leak is Leak.NONE
+    assert "which confirms them together" in render_page(confirmed, reconstruction, private)
+    for gap in (None, LARGEST_GAP / 2):
+        assert evaluate(reconstruction, private, truth_gap=gap).verdict.leak is Leak.UNKNOWN
+    contradicted, private = nothing_found(attack, stated({"loss_scale": "the sum is -3"}))
+    assert evaluate(contradicted, private, truth_gap=1e-5).verdict.leak is Leak.UNKNOWN
