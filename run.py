@@ -29,9 +29,11 @@ from gradinversion.capture import (
     ModelError,
     ModelSource,
     PrivateBatch,
+    PrivateConfig,
     UpdateError,
     simulate_client,
 )
+from gradinversion.capture.told_config import ToldConfig
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.config import (
     ConfigError,
@@ -239,7 +241,12 @@ def _config_of_the_run(config: RunConfig) -> RunConfig:
     storage = Storage(config.out)
     if not storage.exists(_CONFIG_FILE):
         raise ReportError(f"out={config.out} holds no run: there is no {_CONFIG_FILE} in it.")
-    return replace(_read_config(storage), out=config.out)
+    stored = _read_config(storage)
+    if config.told != ToldConfig() and config.told != stored.told:
+        named = ", ".join(f"told.{name}" for name in config.told.given)
+        raise ConfigError([f"{named}: the run in out={config.out} was made without it; run the attack again with it."])
+    private = config.private if config.private != PrivateConfig() else stored.private
+    return replace(stored, out=config.out, private=private)
 
 
 def _read_config(storage: Storage) -> RunConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from .audit.controls import Send, like_the_client, simulated
-from .audit.truth import describe_truth_gap, measure_truth_gap
+from .audit.truth import believed_update, describe_truth_gap, measure_truth_gap
 from .capture import CapturedUpdate, PrivateBatch, simulate_client
 from .capture.fitting import fit
 from .capture.real_client import load_checkpoints, load_private, load_server_model
@@ -51,5 +51,8 @@ def obtain(config: RunConfig) -> Subject:
     update = apply_told(update, config.told)
     config = replace(config, client=replace(config.client, classes=classes))
     truth = load_private(config.private, update, classes)
-    evidence = "" if truth is None else describe_truth_gap(measure_truth_gap(model, truth, update), update)
+    evidence = ""
+    if truth is not None:
+        believed = believed_update(model, truth, update)
+        evidence = describe_truth_gap(measure_truth_gap(model, truth, believed), believed)
     return Subject(update, model, truth, config, like_the_client(update, model, config.seed), evidence)

@@ -148,8 +148,12 @@ class Objective:
             found = found.and_also(Adaptation(free_scale=True))
         # Deltas of several steps give no such evidence, and without labels there is nothing to hold it against.
         blind = update.local is not None or target.joint_labels
-        if not self.config.adaptive or self.config.gradient_weight == 0 or blind:
+        if not self.config.adaptive or self.config.gradient_weight == 0:
             return found
+        if blind:
+            # What the client says needs no evidence: after clipping only the direction counts.
+            clips = any(one.name in ("clip", "dp_sgd") for one in update.defences)
+            return found.and_also(Adaptation(free_scale=True)) if clips else found
         return found.and_also(allow_for_defence(update, target.model, target.labels))
 
     @property

@@ -105,6 +105,9 @@ def withhold(verdict: Verdict, unshown: int, doubts: Sequence[Doubt]) -> Verdict
         subject = "one image" if unshown == 1 else f"{unshown} images"
         said = f"Of {subject} nothing was shown, and nothing can be told. {in_sentences(doubts)}"
         return replace(verdict, detail=f"{verdict.detail} {said}")
+    if verdict.leak is Leak.WEAK:
+        said = f"That is the least that leaks: {_shortcoming(doubts)}, and more may show. {in_sentences(doubts)}"
+        return replace(verdict, headline=f"{verdict.headline} at least", detail=f"{verdict.detail} {said}")
     return verdict
 
 

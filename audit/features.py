@@ -22,8 +22,6 @@ from .pool import Pool
 from .results import ImageResult
 from .verdict import Leak, Verdict
 
-_AT_ONCE = 32
-
 FEATURE_RULE = (
     " An image also counts as leaked when the activations that the gradient gives are its own and no other image's "
     "come within ten times that distance."
@@ -42,11 +40,11 @@ def measure_feature_leak(
         known: what the attack recovered.
         pool: other images, or None.
     """
-    images = private.images if pool is None else torch.cat([private.images, pool.images.to(private.images)])
+    parts = _parts(private.images, pool)
     like = next(model.parameters())
     with torch.no_grad(), client_mode(model, update.batch_norm), _stopping_at(model, known) as reached:
-        parts = [reached(update.normalisation.apply(part.to(like))) for part in torch.split(images, _AT_ONCE)]
-    features = torch.cat(parts).flatten(1).double().cpu()
+        reached_by = [reached(update.normalisation.apply(part.to(like)))[:count] for part, count in parts]
+    features = torch.cat(reached_by).flatten(1).double().cpu()
     features = features.clamp_min(0) if known.rectified else features
     found = known.activations.flatten(1).double().cpu()
     own = features[: len(private.images)]
@@ -61,6 +59,14 @@ def measure_feature_leak(
         tuple(float(distances[image, row]) for image, row in enumerate(order)),
         tuple(others.min(dim=1).values.tolist()),
     )
+
+
+def _parts(own: Tensor, pool: Pool | None) -> list[tuple[Tensor, int]]:
+    """The private batch, then other images in batches as large, each part with how many of it count: with the batch's
+    own statistics the private images must be among themselves, as in the client, and some models take one size."""
+    others = () if pool is None else torch.split(pool.images.to(own), len(own))
+    filled = [torch.cat([part, own[: len(own) - len(part)]]) for part in others]
+    return [(own, len(own)), *zip(filled, map(len, others), strict=True)]
 
 
 def with_feature_leaks(images: Sequence[ImageResult], leak: FeatureLeak | None) -> tuple[ImageResult, ...]:

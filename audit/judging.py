@@ -11,7 +11,6 @@ from ..capture import CapturedUpdate, ClientConfig, PrivateBatch
 from ..capture.facts import CROSS_ENTROPY
 from ..capture.fitting import fit
 from ..coordinator import Reconstruction
-from ..target import weigh_evidence
 from .config import AuditConfig
 from .controls import Control
 from .evaluate import evaluate
@@ -21,7 +20,7 @@ from .identification import Embedding, make_embedding
 from .initialisation import judge_weights
 from .pool import Pool
 from .results import AuditReport
-from .truth import measure_truth_gap
+from .truth import believed_update, measure_truth_gap
 
 
 def judge(
@@ -51,7 +50,7 @@ def judge(
         ValueError, LpipsError: see `evaluate` and `embedding_for`.
     """
     update, model = fit(update, model)
-    known, believed = reconstruction.known, weigh_evidence(update, model).update
+    known = reconstruction.known
     return evaluate(
         reconstruction,
         private,
@@ -61,7 +60,9 @@ def judge(
         pool=pool,
         embedding=embedding_for(settings, update, model),
         exposure=None if private is None or update.loss != CROSS_ENTROPY else measure_exposure(model, private, update),
-        truth_gap=None if private is None else measure_truth_gap(model, private, believed),
+        truth_gap=None
+        if private is None
+        else measure_truth_gap(model, private, believed_update(model, private, update)),
         features=None
         if private is None or known is None
         else measure_feature_leak(model, private, update, known, pool),

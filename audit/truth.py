@@ -10,6 +10,7 @@ from ..agents import Objective, ObjectiveConfig, Target
 from ..capture import CapturedUpdate, PrivateBatch
 from ..capture.defences import defence_words
 from ..coordinator.deltas import settle
+from ..target import check_smoothing, weigh_evidence
 from .doubt import LARGEST_GAP
 
 # What these leave of an update is meant to be far from what the images make of it.
@@ -45,6 +46,12 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
     return objective.gradient_loss(update.normalisation.apply(private.images))
 
 
+def believed_update(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) -> CapturedUpdate:
+    """The update with the facts that an attack reads off it before it begins, the smoothing of the labels too."""
+    found = weigh_evidence(update, model)
+    return found.and_also(check_smoothing(found.update, model, private.labels)).update
+
+
 def describe_truth_gap(gap: float | None, update: CapturedUpdate) -> str:
     """What that says of images that somebody told to be those behind the update, in a sentence.
 
@@ -57,7 +64,10 @@ def describe_truth_gap(gap: float | None, update: CapturedUpdate) -> str:
         return f"Whether the private images are those behind the update cannot be checked{why}."
     found = f"at them the update that the facts describe is {100 * gap:.2g} % off the captured one"
     if gap <= LARGEST_GAP:
-        return f"The private images are those behind the update: {found}."
+        return (
+            f"The private images give this update: {found}. An image that weighs less than that in the gradient could "
+            "be another all the same."
+        )
     return (
         f"The private images do not give this update: {found}. They are other images, have other labels or another "
         "order, were prepared in another way (size, cut, augmentation), or a fact about the client is wrong; nothing "

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch_norm import batch_norm_layers
 from .copying import copy_model
+from .facts import BatchNormMode
 from .forward import on_probes
 from .labels.final_layer import natural_noise
 from .stated import state_facts
@@ -33,7 +34,7 @@ _OF_TRAINING = ("learning_rate", "epochs", "batch_size", "momentum", "weight_dec
 
 
 def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
-    """Their names. How many clients were averaged is not among them: the images of all are one batch.
+    """Their names. How many clients were averaged is among them only where their images are not simply one batch.
 
     Args:
         update: What the client sent.
@@ -53,7 +54,18 @@ def decisive_facts(update: CapturedUpdate, model: nn.Module) -> frozenset[str]:
             found.discard("momentum")
         if len(local.batches(update.image_count)) > 1:
             found.add("shuffled")
+    if not one_batch(update, model):
+        found.add("clients")
     return frozenset(found)
+
+
+def one_batch(update: CapturedUpdate, model: nn.Module) -> bool:
+    """Whether the images of several clients would be as good as one batch: not after local steps of each, with
+    statistics of each one's own batch, or where each clipped by a factor of its own."""
+    local = update.local
+    several_steps = local is not None and local.steps(update.image_count) > 1
+    own_statistics = update.batch_norm is not BatchNormMode.EVAL and bool(batch_norm_layers(model))
+    return not (several_steps or own_statistics or any(one.name == "clip" for one in update.defences))
 
 
 def words_for_assumed(update: CapturedUpdate, model: nn.Module) -> str:
@@ -93,7 +105,7 @@ def draws_in_training(model: nn.Module, shape: tuple[int, int, int], count: int 
 
 
 def _draws(model: nn.Module, shape: tuple[int, int, int], count: int) -> bool:
-    probe, outputs = natural_noise(count, shape).to(next(model.parameters())), []
+    probe, outputs = natural_noise(count, shape).to(next(model.parameters())), list[_Pass]()
     for seed in range(2):
         # A copy each time: in training mode a spectral norm moves its buffers, which is no chance.
         copied = copy_model(model)
@@ -113,16 +125,28 @@ def draws(model: nn.Module, shape: tuple[int, int, int]) -> bool:
         return True
 
 
-def _output(model: nn.Module, probe: torch.Tensor, seed: int) -> torch.Tensor | None:
+_Pass = tuple[torch.Tensor | None, bool]
+
+
+def _output(model: nn.Module, probe: torch.Tensor, seed: int) -> _Pass:
+    """What the model returns, and whether it drew from torch's generators on the way."""
     devices = [probe.device] if probe.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
-        return _first_tensor(model(probe.clone()))
+        before = _random_state(devices)
+        output = _first_tensor(model(probe.clone()))
+        return output, not torch.equal(before, _random_state(devices))
 
 
-def _differ(outputs: list[torch.Tensor | None]) -> bool:
-    one, other = outputs
-    return one is None or other is None or not torch.equal(one, other)
+def _random_state(devices: list[torch.device]) -> torch.Tensor:
+    return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)])
+
+
+def _differ(outputs: list[_Pass]) -> bool:
+    """Whether chance has a part in it. That a rare draw left both outputs alike, as a drop path of few images does,
+    says nothing; draws of other generators than torch's show in the outputs alone."""
+    (one, drew), (other, drew_again) = outputs
+    return drew or drew_again or one is None or other is None or not torch.equal(one, other)
 
 
 def _first_tensor(output: object) -> torch.Tensor | None:

@@ -88,6 +88,27 @@ def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: 
     return Attackable(as_gradient(with_rate(update, rate), model), True, (*found.messages, message), rate)
 
 
+def order_limits(update: CapturedUpdate, labels: Int[Tensor, " batch"], labels_given: bool) -> tuple[str, ...]:
+    """Why the client's local steps are not retraced as they were, where nobody told which image was in which.
+
+    Args:
+        update: What is attacked.
+        labels: The batch's.
+        labels_given: Whether the server was told the labels, image by image.
+    """
+    local = update.local
+    if local is None or len(local.batches(update.image_count)) == 1 or (not local.shuffled and labels_given):
+        return ()
+    if not local.shuffled and len(set(labels.tolist())) == 1:
+        return ()
+    how = "over all images" if local.shuffled else "over images in order of their labels"
+    return (
+        f"Which image was in which of the client's local steps is not known, and the attack takes each step for one "
+        f"{how}, so that the weight delta cannot be met"
+        + ("." if local.shuffled else " where they came in another order (labels=3,0,1 gives it)."),
+    )
+
+
 def with_rate(update: CapturedUpdate, rate: float) -> CapturedUpdate:
     """The weight delta with this learning rate."""
     return update.stating(learning_rate=read(rate, "the final layer's gradient"))

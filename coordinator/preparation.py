@@ -32,7 +32,7 @@ from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Evidence, Finding, weigh_evidence
 from .config import JOINT, AttackConfig
-from .deltas import Attackable, describe, settle
+from .deltas import Attackable, describe, order_limits, settle
 from .solving import solve
 
 # Where peeling that ends in front of one of these has passed the final layer.
@@ -98,6 +98,7 @@ def prepare(
         _require_classes(given, update, model)
     solved = solve(evidence, found, model, config, given)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
+    evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
     _require_derivatives(config, model, found.update, solved.anchor)
     target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
     messages = [*evidence.messages, *found.messages, *solved.messages]

@@ -60,7 +60,14 @@ def read_result(storage: Storage) -> Reconstruction | None:
             raise CheckpointError(f"{where} has format {content['format']!r}; this version reads {_FORMAT}")
         written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
         tensors = read_tensors(storage, written)
-        result = _assemble(_decode(content["result"], tensors))
+        found = _decode(content["result"], tensors)
+        if not {"facts", "limits", "known"} <= found.keys():
+            # Without them nothing would be in doubt, and a verdict of "no leak shown" not earned.
+            raise CheckpointError(
+                f"{where} was written by an older version, which kept no facts about the client: run the attack again "
+                "in another folder (out=)"
+            )
+        result = _assemble(found)
         if result.images.ndim != 4 or result.images.shape[0] != len(result.labels.labels):
             raise ValueError(f"images of shape {tuple(result.images.shape)} for {len(result.labels.labels)} labels")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from .results import CellResult, State
 _SMALLEST_COST = 0.0005
 """Below a twentieth of a point nothing is lost that can be told."""
 _FURTHER = 2
+_WHY = "a cell has no result, or of some of its images nothing can be told, and the page of the cell says why"
 
 
 def describe(grid: Grid) -> str:
@@ -43,9 +44,9 @@ def advise(grid: Grid, changes: Sequence[Change]) -> str:
         return "The grid holds no other settings of the client: widen it to learn what stops the leak."
     if not stopping:
         unknown = sum(change.effect is Effect.UNKNOWN for change in changes)
-        also = f" Of {unknown} of them nothing is known, since not all of their cells have a result." if unknown else ""
+        also = f" Of {unknown} of them it is not known: {_WHY}." if unknown else ""
         if len(changes) == 1:
-            missing = "; not all of its cells have a result" if unknown else ""
+            missing = f"; it is not known: {_WHY}" if unknown else ""
             return f"The one change in this grid was not shown to stop it{missing}."
         return f"None of the {len(changes)} changes in this grid was shown to stop it.{also}"
     first = stopping[0]

@@ -36,7 +36,9 @@ _Notes = Callable[[CellResult], list[str]]
 
 
 def _leaked(result: CellResult) -> list[str]:
-    return [f"{result.leaked} of {result.images}" + (f", {result.weak} weak" if result.weak else "")]
+    judged = result.images - result.unknown
+    untold = [f"{result.unknown} cannot be told"] if result.unknown else []
+    return [f"{result.leaked} of {judged}" + (f", {result.weak} weak" if result.weak else ""), *untold]
 
 
 def _classes(result: CellResult) -> list[str]:
@@ -261,13 +263,20 @@ def _entry(
     value = number(result) if result.state is State.DONE else None
     return {
         "value": value,
-        "text": _share(value) if value is not None else "–" if result.state is State.DONE else str(result.state),
+        "text": _share(value) if value is not None else _nothing(result, number),
         "notes": notes(result) if value is not None else [],
         "shade": 0 if value is None else round(_SHADES * value),
         "link": _link(name) if result.state is State.DONE else None,
         "hint": result.sentence,
         "base": base,
     }
+
+
+def _nothing(result: CellResult, number: Callable[[CellResult], float | None]) -> str:
+    """In place of a number that a cell does not have."""
+    if result.state is not State.DONE:
+        return str(result.state)
+    return "cannot be told" if number is _MAPS[0][2] and result.unknown else "–"
 
 
 def _price(change: Change) -> str:

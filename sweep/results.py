@@ -12,6 +12,8 @@ from ..coordinator import Storage, StorageError
 
 _FILE = "cell.json"
 _LARGEST = 16 * 2**20
+_RULES = 2
+"""Of the verdicts: a cell that was judged by others is not finished."""
 
 
 class State(StrEnum):
@@ -99,13 +101,15 @@ class CellResult:
 
 def save_result(storage: Storage, result: CellResult) -> None:
     """Write a cell's result into the cell's folder: with it the cell is finished."""
-    storage.write(_FILE, (json.dumps(asdict(result), indent=1, allow_nan=False) + "\n").encode())
+    storage.write(_FILE, (json.dumps({"rules": _RULES, **asdict(result)}, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_result(storage: Storage) -> CellResult | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
         facts: dict[str, Any] = json.loads(storage.read(_FILE, _LARGEST))
+        if facts.pop("rules", 1) != _RULES:
+            return None
         worst, scores = facts.get("worst"), facts.get("label_scores")
         changes: dict[str, Any] = {
             "state": State(facts["state"]),

@@ -84,17 +84,19 @@ def _absent(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
             yield f"the facts state {one.strength:g} bits, and a tensor of the update has more values than that allows"
         if one.name == "prune" and alone and not later and _zeros(update) < _SHORT * one.strength:
             yield f"the facts state that {one.strength:.0%} of the entries were set to zero, and fewer are"
-        bound = _bound(one)
+        bound = _bound(one, update)
         if bound is not None and later <= {"prune"} and _norm(update) > _BEYOND * bound:
             yield f"the facts state a norm of at most {bound:g}, and the update's is {_norm(update):.3g}"
 
 
-def _bound(one: Defence) -> float | None:
+def _bound(one: Defence, update: CapturedUpdate) -> float | None:
     """The largest norm that this defence leaves; None where it leaves any."""
     if one.name == "clip":
         return one.strength
     if one.name == "dp_sgd" and one.strength == 0 and one.clip:
-        return math.sqrt(sum(clip**2 for clip in one.clip))
+        # Of a sum that was divided by fewer than the images that came.
+        divisor = update.facts.sampling.value.expected or update.image_count
+        return math.sqrt(sum(clip**2 for clip in one.clip)) * update.image_count / divisor
     return None
 
 

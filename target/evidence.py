@@ -13,6 +13,7 @@ from torch import nn
 from ..capture import CapturedUpdate
 from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
+from .clients import check_clients
 from .defences import check_defences
 from .dropout import check_dropout
 from .finding import Finding
@@ -30,6 +31,7 @@ Check = Callable[[CapturedUpdate, nn.Module], Finding]
 CHECKS: tuple[Check, ...] = (
     check_step_counter,
     check_sampling,
+    check_clients,
     check_loss,
     check_penalty,
     check_sign,

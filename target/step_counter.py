@@ -17,7 +17,8 @@ def check_step_counter(update: CapturedUpdate, model: nn.Module) -> Finding:
         model: The server's model, before the client's steps.
     """
     counted = counted_steps(model, update.buffers or {})
-    if counted is None:
+    if counted is None or counted < 0:
+        # Of a counter that went back nothing follows: it was reset, or is not that of this server's model.
         return Finding()
     local = update.local
     steps = 1 if local is None else local.steps(update.image_count)
