@@ -71,7 +71,8 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
     if not clean:
         hidden = bool(pruned.slack) or is_rounded(update.gradients)
         found = found.and_also(_noise_as_told(told) if hidden else _noise(softmax))
-    if not found.free_scale and softmax is not None:
+    # Where the scale is already open, that has been said.
+    if not found.free_scale and softmax is not None and update.facts.loss_scale.value is not None:
         found = found.and_also(_scaled(softmax, labels, update.facts.label_smoothing.value))
     return found if len(told) < 2 else found.and_also(Adaptation(messages=_not_allowed_for(told, found)))
 

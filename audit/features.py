@@ -16,11 +16,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
+from ..capture.functional_layers import functional_layers_called
+from ..capture.labels.final_layer import natural_noise
 from ..peeling import KnownFeatures
 from .feature_leak import FeatureLeak
 from .pool import Pool
 from .results import ImageResult
 from .verdict import Leak, Verdict
+
+# Images of noise that stand in for other images where there is no pool.
+_STAND_INS = 32
 
 FEATURE_RULE = (
     " An image also counts as leaked when the activations that the gradient gives are its own and no other image's "
@@ -38,9 +43,10 @@ def measure_feature_leak(
         private: the true images in [0, 1].
         update: that was attacked.
         known: what the attack recovered.
-        pool: other images, or None.
+        pool: other images; None has images of noise stand in for them.
     """
-    parts = _parts(private.images, pool)
+    noise = update.normalisation.invert(natural_noise(_STAND_INS, update.image_shape))
+    parts = _parts(private.images, noise if pool is None else pool.images)
     like = next(model.parameters())
     with torch.no_grad(), client_mode(model, update.batch_norm), _stopping_at(model, known) as reached:
         reached_by = [reached(update.normalisation.apply(part.to(like)))[:count] for part, count in parts]
@@ -61,10 +67,10 @@ def measure_feature_leak(
     )
 
 
-def _parts(own: Tensor, pool: Pool | None) -> list[tuple[Tensor, int]]:
+def _parts(own: Tensor, rest: Tensor) -> list[tuple[Tensor, int]]:
     """The private batch, then other images in batches as large, each part with how many of it count: with the batch's
     own statistics the private images must be among themselves, as in the client, and some models take one size."""
-    others = () if pool is None else torch.split(pool.images.to(own), len(own))
+    others = torch.split(rest.to(own), len(own))
     filled = [torch.cat([part, own[: len(own) - len(part)]]) for part in others]
     return [(own, len(own)), *zip(filled, map(len, others), strict=True)]
 
@@ -83,7 +89,8 @@ def with_feature_leaks(images: Sequence[ImageResult], leak: FeatureLeak | None) 
 
 def _of_image(verdict: Verdict, leak: FeatureLeak, index: int) -> Verdict:
     reason = f"{verdict.headline[0].upper()}{verdict.headline[1:]}. {verdict.detail}".strip()
-    return Verdict(Leak.LEAKED, f"features leaked: known to {leak.errors[index]:.0e}, no picture", reason)
+    picture = "weak picture" if verdict.leak is Leak.WEAK else "no picture"
+    return Verdict(Leak.LEAKED, f"features leaked: known to {leak.errors[index]:.0e}, {picture}", reason)
 
 
 def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> Verdict:
@@ -94,7 +101,7 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
         leak: None where the attack recovered no features.
         pictures: of how many images a picture leaked.
     """
-    if leak is None or verdict.leak is Leak.FAILED:
+    if leak is None:
         return verdict
     known, total = sum(leak.recognised), len(leak.recognised)
     if not known:
@@ -106,10 +113,14 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
         "tell with it that it was in the batch."
     )
     if verdict.leak is Leak.LEAKED:
-        return replace(verdict, detail=f"{verdict.detail} {detail}") if pictures < total else verdict
+        if pictures == total:
+            return verdict
+        headline = f"{verdict.headline}, and the features of {whose}"
+        return replace(verdict, headline=headline, detail=f"{verdict.detail} {detail}")
     subject = "image" if total == 1 else "images"
     whose = whose if whose.endswith(subject) else f"{whose} {subject}"
-    return Verdict(Leak.LEAKED, f"No picture, but the features of {whose} leaked", f"{detail} {verdict.detail}")
+    picture = "Only a weak picture" if verdict.leak is Leak.WEAK else "No picture"
+    return Verdict(Leak.LEAKED, f"{picture}, but the features of {whose} leaked", f"{detail} {verdict.detail}")
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error
@@ -145,6 +156,9 @@ class _Forward:
     def __call__(self, images: Tensor) -> Tensor:
         try:
             self.model(images)
+            # Its weights may be handed to a function.
+            with functional_layers_called(self.model, (self.name,)):
+                self.model(images)
         except _Reached as reached:
             return reached.value
         raise RuntimeError(f"the model did not run its module {self.name!r}")

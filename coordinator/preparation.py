@@ -35,7 +35,7 @@ from .config import JOINT, AttackConfig
 from .deltas import Attackable, describe, order_limits, settle
 from .solving import solve
 
-# Where peeling that ends in front of one of these has passed the final layer.
+# Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
 _NOT_HEADS = (nn.Conv2d, nn.ReLU)
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
@@ -121,8 +121,9 @@ def _known_features(
     wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
     # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
     possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
-    shallow = anchor is not None and any(isinstance(model.get_submodule(anchor.module), kind) for kind in _NOT_HEADS)
-    cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not shallow else None
+    layers = set() if anchor is None else {name.rpartition(".")[0] for name in anchor.explained}
+    passed = anchor is not None and len(layers) > 1 and isinstance(model.get_submodule(anchor.module), _NOT_HEADS)
+    cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not passed else None
     if cut is not None:
         return known_by_taps(cut)
     return None if anchor is None else known_by_peeling(anchor)

@@ -95,6 +95,8 @@ def _behaves(
     link: Link, parameters: Sequence[Tensor], values: Tensor, cotangent: Tensor, expected: Sequence[Tensor]
 ) -> bool:
     """Whether the layer's output, the derivative by its input and those by its parameters are the expected ones."""
+    if any(parameter.dtype != values.dtype for parameter in link.module.parameters(recurse=False)):
+        return False  # run in another type than it is kept in, as under autocast
     entering = values.detach().requires_grad_()
     result = run_link(link, entering)
     if result.numel() != cotangent.numel():

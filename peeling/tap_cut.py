@@ -22,6 +22,7 @@ from torch.nn.grad import conv2d_input
 from ..capture import CapturedUpdate, client_mode
 from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
+from ..capture.labels.unmixing import MOST_IMAGES
 from .images_apart import tell_apart
 from .taps import MOST_PLACES, factor_taps
 
@@ -29,6 +30,8 @@ from .taps import MOST_PLACES, factor_taps
 _SHUT = 1e-4
 # Channels whose equation is off by more than so many times the median count for less.
 _FAR, _REWEIGHTED = 3.0, 30
+# Deviations of a length, of which the residual's median is two thirds of one, that count as its error.
+_LENGTH_DOUBT = 4.5
 # What the lengths may leave of the bias gradient.
 _LARGEST_MISFIT = 0.01
 # Float32 keeps about this of a sum; nothing is called more exact.
@@ -93,11 +96,11 @@ def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> T
     )
     is_open = inputs > _SHUT * inputs.flatten(1).square().mean(1).sqrt()[:, None, None, None]
     columns = (by_input * is_open).sum(dim=(2, 3)).T
-    inverse, misfit = _fit(columns, bias_gradient.detach().double().cpu())
+    inverse, misfit, uncertain = _fit(columns, bias_gradient.detach().double().cpu())
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return None
     activations = inputs * is_open / inverse[:, None, None, None]
-    error = max(_LEAST_ERROR, float(apart.error.max()), 3 * factors.misfit, misfit)
+    error = max(_LEAST_ERROR, float(apart.error.max()), 3 * factors.misfit, misfit, uncertain)
     return TapCut(candidate.convolution, candidate.batch_norm, activations.float(), error)
 
 
@@ -105,21 +108,28 @@ def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> 
     return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()
 
 
-def _fit(columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]) -> tuple[Tensor, float]:
+def _fit(columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]) -> tuple[Tensor, float, float]:
     """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
-    and what is left in the median channel, relative."""
+    what is left in the median channel, relative; and the relative error of the length that is known least."""
     size = columns.norm(dim=0).clamp_min(1e-300)
     scaled, weights = columns / size, torch.ones_like(target)
     for _ in range(_REWEIGHTED):
-        solution = torch.linalg.lstsq(scaled * weights[:, None], (target * weights)[:, None]).solution[:, 0]
+        weighted = scaled * weights[:, None]
+        solution = torch.linalg.lstsq(weighted, (target * weights)[:, None]).solution[:, 0]
         left = (scaled @ solution - target).abs()
         typical = float(left.median().clamp_min(1e-300))
         weights = 1 / (1 + (left / (_FAR * typical)).square()).sqrt()
-    return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300))
+    # An image that the network is sure of adds little to the bias gradient: its length is known less well than the fit
+    # is good.
+    spread = torch.linalg.pinv(weighted.T @ weighted).diagonal().clamp_min(0).sqrt()
+    uncertain = _LENGTH_DOUBT * typical * float((spread / solution.abs().clamp_min(1e-300)).max())
+    return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300)), uncertain
 
 
 def _candidates(update: CapturedUpdate, model: nn.Module) -> list[_Candidate]:
     """In the order in which the model runs them: the first one is nearest to the images."""
+    if update.image_count > MOST_IMAGES:
+        return []
     seen = on_probes(partial(_probe, update, model), update.image_shape, 2, update.image_count)
     found = []
     for name, (entering, by_input) in seen.convolutions.items():
@@ -176,15 +186,18 @@ def _probe(update: CapturedUpdate, model: nn.Module, count: int) -> _Seen:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and _has_taps(module):
 
-            def entered(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                values[name] = inputs[0].detach().clone()
-                keep(name, output)
+            def entered(module: nn.Module, inputs: tuple[object, ...], output: object, name: str = name) -> None:
+                # Called by keyword, or a subclass that returns something else: not for taps.
+                if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                    values[name] = inputs[0].detach().clone()
+                    keep(name, output)
 
             handles.append(module.register_forward_hook(entered))
         elif isinstance(module, nn.BatchNorm2d) and module.affine:
 
-            def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                note(name, output)
+            def left(module: nn.Module, inputs: tuple[object, ...], output: object, name: str = name) -> None:
+                if isinstance(output, Tensor):
+                    note(name, output)
 
             handles.append(module.register_forward_hook(left))
     like = next(model.parameters())

@@ -135,7 +135,7 @@ def check_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " 
     return Finding(
         facts={name: read(None, "the final layer's bias gradient")},
         contradictions={name: sentence} if told else {},
-        messages=(f"{sentence[0].upper()}{sentence[1:]}; the gradient is matched up to one common factor.",),
+        messages=(f"{sentence[0].upper()}{sentence[1:]}; unless peeling finds it, one common factor is left open.",),
     )
 
 

@@ -166,7 +166,7 @@ def test_the_owner_of_the_data_audits_his_own_client(tmp_path: Path) -> None:
     words = ("update=sent/update.safetensors", "private=private", "client.model=own_of_the_owner:grey", "out=out")
     done = run(*words, *steps, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "The private images are those behind the update" in done.stdout
+    assert "The private images give this update" in done.stdout
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["truth_gap"] < 1e-4
     assert [image["true_label"] for image in found["images"]] == [0, 1, 2]

@@ -53,7 +53,7 @@ def test_an_update_with_its_images_has_the_truth_of_a_simulated_client(captured:
     assert torch.equal(subject.private.images, expected.images)
     assert torch.equal(subject.private.labels, expected.labels)
     assert subject.private.names == ("a", "b")
-    assert subject.evidence.startswith("The private images are those behind the update")
+    assert subject.evidence.startswith("The private images give this update")
     again = subject.send(subject.private)
     assert all(torch.equal(g, again.gradients[name]) for name, g in subject.update.gradients.items())
 
@@ -120,7 +120,7 @@ def test_two_checkpoints_with_their_images(checkpoints: tuple[Path, ClientConfig
     save_file({"images": batch.images, "labels": batch.labels}, folder / "private.safetensors")
     given = [f"before={folder}/before.pt", f"after={folder}/after.pt", *TRAINED, "client.local_batch_size=2"]
     right = obtain(load_config([*given, "client.momentum=0.5", f"private={folder}/private.safetensors"]))
-    assert right.evidence.startswith("The private images are those behind the update")
+    assert right.evidence.startswith("The private images give this update")
     wrong = obtain(load_config([*given, f"private={folder}/private.safetensors"]))
     assert wrong.evidence.startswith("The private images do not give this update")
 

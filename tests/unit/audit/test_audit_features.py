@@ -11,9 +11,10 @@ from gradinversion.audit import Leak, evaluate
 from gradinversion.audit.feature_leak import FeatureLeak
 from gradinversion.audit.features import measure_feature_leak
 from gradinversion.audit.pool import load_pool
-from gradinversion.capture import ClientConfig, PrivateBatch, simulate_client
+from gradinversion.capture import ClientConfig, PrivateBatch, capture_gradient, simulate_client
 from gradinversion.coordinator import AttackConfig, Reconstruction
 from gradinversion.coordinator.preparation import prepare
+from torch import nn
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
@@ -78,3 +79,56 @@ def test_an_untrained_residual_network_gives_every_image_away_by_its_features(mo
     assert not any(measure_feature_leak(network, mixed, update, known, None).recognised)
     wrong = dataclasses.replace(known, activations=torch.rand_like(known.activations))
     assert not any(measure_feature_leak(network, private, update, wrong, None).recognised)
+
+
+def test_a_weak_picture_and_some_pictures_are_named_in_the_headline(attack: Attack) -> None:
+    reconstruction, private = attack()
+    images = torch.full_like(private.images, 0.5)
+    images[0] = reconstruction.images[reconstruction.labels.labels.tolist().index(int(private.labels[0]))]
+    order = [private.labels.tolist().index(label) for label in reconstruction.labels.labels.tolist()]
+    some = dataclasses.replace(reconstruction, images=images[order], consensus=images[order])
+    report = evaluate(some, private, features=leak((1e-6,) * 4, (0.4,) * 4))
+    assert report.verdict.headline == "1 of 4 images leaked, and the features of all 4 images"
+    assert {image.verdict.leak for image in report.images} == {Leak.LEAKED}
+
+
+def test_features_leak_whatever_became_of_the_descent(attack: Attack) -> None:
+    reconstruction, private = attack(seeds=0)
+    report = evaluate(reconstruction, private, features=leak((1e-6,) * 4, (0.4,) * 4))
+    assert report.verdict.leak is Leak.LEAKED
+
+
+class Alike(nn.Module):
+    """Features that hardly differ from image to image, and a last layer that is called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 16, 3, 2, 1)
+        nn.init.constant_(self.body.bias, 5.0)  # type: ignore[arg-type]
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.body(x).relu().mean(dim=(2, 3))
+        return torch.nn.functional.linear(features, self.head.weight, self.head.bias)
+
+
+def test_another_image_is_not_recognised_for_want_of_others() -> None:
+    torch.manual_seed(0)
+    model = Alike().eval()
+    ones, others = torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    update = capture_gradient(model, ones, torch.tensor([3]))
+    known = prepare(update, model, AttackConfig()).known
+    assert known is not None
+    assert known.module == "head"
+    right = measure_feature_leak(model, PrivateBatch(ones, torch.tensor([3]), ("a",)), update, known, None)
+    assert right.recognised == (True,)
+    wrong = measure_feature_leak(model, PrivateBatch(others, torch.tensor([3]), ("b",)), update, known, None)
+    assert wrong.recognised == (False,)
+
+
+def test_in_train_mode_a_pool_does_not_change_the_batch_statistics() -> None:
+    update, network, private = simulate_client(ClientConfig(model="resnet18", image_size=32, bn="train_private"), 0)
+    known = prepare(update, network, AttackConfig()).known
+    assert known is not None
+    for pool in (None, load_pool("photos", private)):
+        assert measure_feature_leak(network, private, update, known, pool).recognised == (True,) * 4

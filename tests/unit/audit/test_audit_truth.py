@@ -28,7 +28,7 @@ def said(update: CapturedUpdate, model: nn.Module, private: PrivateBatch) -> str
 @pytest.mark.parametrize("settings", [{}, {"bn": "train_shared"}, {"local_epochs": 2, "local_batch_size": 1}])
 def test_the_right_images_are_found_to_be_right(settings: dict[str, Any]) -> None:
     update, model, private = simulate_client(replace(CLIENT, **settings), 0)
-    assert said(update, model, private).startswith("The private images are those behind the update: at them")
+    assert said(update, model, private).startswith("The private images give this update: at them")
 
 
 @pytest.mark.parametrize("what", ["labels", "order", "images"])

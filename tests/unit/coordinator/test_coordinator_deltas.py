@@ -228,8 +228,7 @@ def test_local_steps_on_batches_drawn_by_chance_are_doubted(
     update = sent(model, images, LocalTraining(0.2, epochs=2, batch_size=2)).stating(sampling=told(Sampling(True, 2.0)))
     prepared = prepare(update, model, quick)
     assert not [fact for fact in prepared.facts if fact.doubtful]
-    (limit,) = prepared.limits
-    assert "4 local steps by chance" in limit
+    assert any("4 local steps by chance" in limit for limit in prepared.limits)
 
 
 @pytest.mark.parametrize(

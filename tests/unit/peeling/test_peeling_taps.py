@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,7 +129,7 @@ class Residual(nn.Module):
         return pooled
 
 
-def residual(seed: int, **settings: bool) -> Residual:
+def residual(seed: int, **settings: Any) -> Residual:
     torch.manual_seed(seed)
     model = Residual(**settings).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -185,3 +187,45 @@ def test_a_convolution_that_is_not_the_only_reader_is_passed_over() -> None:
     model = Twice().eval()
     images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     assert find_tap_cut(capture_gradient(model, images, torch.arange(2)), model) is None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_image_that_the_network_is_sure_of_has_no_length_that_is_believed_wrongly(seed: int) -> None:
+    model = residual(seed, width=64)
+    images = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        inputs = capture_gradient(model, images, torch.arange(3)).normalisation.apply(images)
+        before = model.relu(model.stem_norm(model.stem(inputs)))
+        true = model.norm(model.first(before)).relu()
+        features = torch.relu(model.second(true) + model.skip(before)).mean(dim=(2, 3))
+        direction = features[0] - features[1:].mean(dim=0)
+        model.head.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(seed))
+        model.head.weight[0] += 10 * direction / direction.square().sum()
+    found = find_tap_cut(capture_gradient(model, images, torch.arange(3)), model, tolerance=10.0)
+    if found is None:
+        return
+    distance = torch.cdist(true.flatten(1).double(), found.activations.flatten(1).double()).min(dim=1).values
+    assert float((distance / true.flatten(1).norm(dim=1)).max()) < 10 * found.error
+
+
+class ByKeyword(Residual):
+    """Calls a convolution by the name of its argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem_norm(self.stem(x)))
+        x = torch.relu(self.second(input=self.relu(self.norm(self.first(input=x)))) + self.skip(x))
+        pooled: Tensor = self.head(x.mean(dim=(2, 3)))
+        return pooled
+
+
+def test_a_convolution_that_is_called_by_keyword_is_passed_over() -> None:
+    torch.manual_seed(0)
+    model = ByKeyword().eval()
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    assert find_tap_cut(capture_gradient(model, images, torch.arange(2)), model) is None
+
+
+def test_more_images_than_can_be_told_apart_cost_nothing() -> None:
+    model = residual(0)
+    images = torch.rand(65, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert find_tap_cut(capture_gradient(model, images, torch.arange(65) % 10), model) is None

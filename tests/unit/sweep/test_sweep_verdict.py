@@ -123,7 +123,7 @@ def test_what_was_not_run_at_one_state_is_not_known(settings: Settings, judged: 
         grid, lambda words: 3 if strength(words) == 0 else None if words["client.weights"] == "net.pt" else 0
     )
     assert effects(verdict) == {"noise 1": Effect.UNKNOWN}
-    assert "not all of its cells have a result" in verdict.advice
+    assert "it is not known: a cell has no result" in verdict.advice
 
 
 def test_weakly_visible_images_are_no_stop(settings: Settings, fakes: Any) -> None:
