@@ -80,7 +80,7 @@ def with_feature_leaks(images: Sequence[ImageResult], leak: FeatureLeak | None) 
     if leak is None:
         return tuple(images)
     return tuple(
-        replace(image, verdict=_of_image(image.verdict, leak, image.index))
+        replace(image, verdict=_of_image(image.verdict, leak, image.index), by_features=True)
         if leak.recognised[image.index] and image.verdict.leak is not Leak.LEAKED
         else image
         for image in images

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..agents import Outcome
-from ..capture import PrivateBatch
+from ..capture import PrivateBatch, Provenance
 from ..coordinator import Reconstruction
 from .assumptions import GIVEN_LABELS, as_sentence, counted, flatten
 from .averages import candidate_images
@@ -72,6 +72,7 @@ def render_page(
     return template.render(
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),
         report=report,
+        defence_note=_defence_note(reconstruction),
         run=reconstruction,
         known=private is not None,
         rule=report.rule,
@@ -216,6 +217,12 @@ def _number(value: float | None) -> str:
 def _share_fine(value: float) -> str:
     """A share of any size: rounding of float32 is no 0 %."""
     return f"{value:.1%}" if value >= 0.001 else f"{100 * value:.1g} %"
+
+
+def _defence_note(run: Reconstruction) -> str:
+    """That nobody told of defences, where nobody did."""
+    unknown = any(fact.name == "defences" and fact.provenance is Provenance.ASSUMED for fact in run.facts)
+    return " (assumed)" if unknown else ""
 
 
 def _share(value: float | None) -> str:

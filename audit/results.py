@@ -92,6 +92,8 @@ class ImageResult:
     gradient_share: float | None = None
     """That norm over the sum of all images', in [0, 1]."""
     verdict: Verdict = UNJUDGED
+    by_features: bool = False
+    """Whether it counts as leaked by its features alone, without a picture."""
 
     @property
     def no_gradient_psnr(self) -> float | None:
@@ -101,7 +103,7 @@ class ImageResult:
 
     @property
     def at_risk(self) -> bool:
-        """Whether this audit made something of the image visible."""
+        """Whether this audit made something of the image visible, or has its features."""
         return self.verdict.leak in (Leak.LEAKED, Leak.WEAK)
 
     @property

@@ -41,6 +41,8 @@ def _exposed(images: list[ImageResult], total: int, unknown: int) -> str:
 
 
 def _level(image: ImageResult) -> str:
+    if image.by_features:
+        return "features leaked"
     return "leaked" if image.verdict.leak is Leak.LEAKED else "weak leak"
 
 

@@ -68,6 +68,14 @@ def test_an_assumed_or_contradicted_fact_withholds_the_verdict(
     )
 
 
+def test_the_header_does_not_state_a_defence_that_nobody_told(attack: Attack) -> None:
+    for facts, said in ((stated(defences=assumed(())), True), (stated(), False)):
+        reconstruction, private = nothing_found(attack, facts)
+        assert (
+            "defence: none (assumed)" in render_page(evaluate(reconstruction, private), reconstruction, private)
+        ) == said
+
+
 def test_an_assumed_fact_on_which_nothing_hangs_withholds_nothing(attack: Attack) -> None:
     report = evaluate(*nothing_found(attack, stated(clients=assumed(1))))
     assert report.verdict.leak is Leak.NONE

@@ -40,6 +40,7 @@ def test_no_picture_but_features_is_a_leak(attack: Attack) -> None:
     assert report.verdict.headline == "No picture, but the features of all 4 images leaked"
     assert {image.verdict.leak for image in report.images} == {Leak.LEAKED}
     assert "features leaked: known to 1e-06" in report.images[0].verdict.headline
+    assert all(image.by_features for image in report.images)
     some = evaluate(*nothing_found(attack), features=leak((1e-6, 0.5, 1e-6, 0.5), (0.4,) * 4))
     assert some.verdict.headline == "No picture, but the features of 2 of 4 images leaked"
     assert [image.verdict.leak for image in some.images] == [Leak.LEAKED, Leak.NONE, Leak.LEAKED, Leak.NONE]
