@@ -139,13 +139,17 @@ class _Reached(Exception):  # noqa: N818 - it is no error
         self.value = value
 
 
-def forward_to(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The input of a module, by name, for these images."""
+def forward_to(model: nn.Module, images: Tensor, name: str, *, output: bool = False) -> Tensor:
+    """The input of a module, by name, for these images; or its output."""
 
     def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise _Reached(inputs[0])
 
-    handle = model.get_submodule(name).register_forward_pre_hook(stop)
+    def left(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> None:
+        raise _Reached(result)
+
+    layer = model.get_submodule(name)
+    handle = layer.register_forward_hook(left) if output else layer.register_forward_pre_hook(stop)
     try:
         model(images)
         # Its weights may be handed to a function.

@@ -6,17 +6,15 @@ errors of 1e-6 that is certain. Only who holds the private images can say that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from ..agents.second_derivative import forward_to
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
-from ..capture.functional_layers import functional_layers_called
 from ..capture.labels.final_layer import natural_noise
 from ..peeling import KnownFeatures
 from .feature_leak import FeatureLeak
@@ -48,8 +46,11 @@ def measure_feature_leak(
     noise = update.normalisation.invert(natural_noise(_STAND_INS, update.image_shape))
     parts = _parts(private.images, noise if pool is None else pool.images)
     like = next(model.parameters())
-    with torch.no_grad(), client_mode(model, update.batch_norm), _stopping_at(model, known) as reached:
-        reached_by = [reached(update.normalisation.apply(part.to(like)))[:count] for part, count in parts]
+    with torch.no_grad(), client_mode(model, update.batch_norm):
+        reached_by = [
+            forward_to(model, update.normalisation.apply(part.to(like)), known.module, output=known.output)[:count]
+            for part, count in parts
+        ]
     features = torch.cat(reached_by).flatten(1).double().cpu()
     features = features.clamp_min(0) if known.rectified else features
     found = known.activations.flatten(1).double().cpu()
@@ -121,44 +122,3 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
     whose = whose if whose.endswith(subject) else f"{whose} {subject}"
     picture = "Only a weak picture" if verdict.leak is Leak.WEAK else "No picture"
     return Verdict(Leak.LEAKED, f"{picture}, but the features of {whose} leaked", f"{detail} {verdict.detail}")
-
-
-class _Reached(Exception):  # noqa: N818 - it is no error
-    """Carries a module's output out of the forward pass."""
-
-    def __init__(self, value: Float[Tensor, "batch channel height width"]) -> None:
-        self.value = value
-
-
-@contextmanager
-def _stopping_at(model: nn.Module, known: KnownFeatures) -> Iterator[_Forward]:
-    def entered(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        raise _Reached(inputs[0].clone())
-
-    def left(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        raise _Reached(output.clone())
-
-    layer = model.get_submodule(known.module)
-    handle = layer.register_forward_hook(left) if known.output else layer.register_forward_pre_hook(entered)
-    try:
-        yield _Forward(model, known.module)
-    finally:
-        handle.remove()
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """A model that ends at one of its modules."""
-
-    model: nn.Module
-    name: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        try:
-            self.model(images)
-            # Its weights may be handed to a function.
-            with functional_layers_called(self.model, (self.name,)):
-                self.model(images)
-        except _Reached as reached:
-            return reached.value
-        raise RuntimeError(f"the model did not run its module {self.name!r}")

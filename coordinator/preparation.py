@@ -23,17 +23,16 @@ from ..capture import (
     UpdateError,
     client_mode,
     defence_words,
-    read,
     weight_hash,
 )
 from ..capture.copying import copy_model
 from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
-from ..target import Evidence, Finding, weigh_evidence
+from ..target import Finding, weigh_evidence
 from .config import JOINT, AttackConfig
-from .deltas import Attackable, describe, order_limits, settle
-from .solving import solve
+from .deltas import describe, order_limits, settle
+from .solving import solve, with_rate_read
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
 _NOT_HEADS = (nn.Conv2d, nn.ReLU)
@@ -89,7 +88,7 @@ def prepare(
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         _require_derivatives(config, model, found.update, None)
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
-        evidence = _with_rate(evidence, found)
+        evidence = with_rate_read(evidence, found)
         said = (*evidence.messages, *found.messages, *evidence.limits)
         training = describe(update, found, False)
         return Preparation(target, unknown, said, training, evidence.stated(model), evidence.limits)
@@ -127,12 +126,6 @@ def _known_features(
     if cut is not None:
         return known_by_taps(cut)
     return None if anchor is None else known_by_peeling(anchor)
-
-
-def _with_rate(evidence: Evidence, found: Attackable) -> Evidence:
-    if found.rate is None:
-        return evidence
-    return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
 
 
 def _require_derivatives(config: AttackConfig, model: nn.Module, update: CapturedUpdate, anchor: Anchor | None) -> None:

@@ -53,6 +53,13 @@ def solve(
     return _once(evidence, settle(evidence.update, model), model, config, given)
 
 
+def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
+    """The evidence with the learning rate, where it was estimated."""
+    if found.rate is None:
+        return evidence
+    return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
+
+
 def _once(
     evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
 ) -> Solved:
@@ -62,8 +69,7 @@ def _once(
     if evidence.update is not before:
         found = settle(evidence.update, model)
     found = refine(found, evidence.update, model, labels.labels)
-    if found.rate is not None:
-        evidence = evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
+    evidence = with_rate_read(evidence, found)
     solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
     if config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
         message = (
