@@ -1,0 +1,190 @@
+"""A second look at a graph: what its operations do in closed form must be what the model does.
+
+On random images the exported operations are run one after another and differentiated, and so is the model itself. An
+operation whose closed form gives another value, another derivative by what enters, or another derivative by its
+parameters than the exported one is not crossed; nor is one whose parameter's gradient is another in the model, as a
+hook, a function with a derivative of its own or a ``detach`` may make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...capture import BatchNormMode, client_mode
+from ...capture.forward import gradient, on_probes
+from .kinds import Needs, Opaque, Rectifier
+from .nodes import Graph, Node, NoGraph
+from .tracing import Traced, trace
+
+# Two images: batch norm in train mode refuses one value per feature, and one of a batch is easily built in.
+_PROBE_IMAGES = 2
+
+
+def network_graph(
+    model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, image_count: int
+) -> Graph | NoGraph:
+    """The model's graph, every operation confirmed or opaque.
+
+    Args:
+        model: On any device; it is not changed.
+        image_shape: Channels, height and width.
+        mode: How the client ran batch norm.
+        image_count: Of the client's batch; asked where the model takes no two images.
+
+    Raises:
+        ModelError: The model takes neither two images nor the client's batch, or has no gradient.
+    """
+
+    def run(count: int) -> Tensor:
+        images = _probe(model, image_shape, count)
+        with client_mode(model, mode), torch.no_grad():
+            logits = model(images.clone())
+        if isinstance(logits, Tensor) and logits.shape[:1] != (count,):
+            raise ValueError(f"{count} images give {logits.shape[0]} rows of logits")
+        return images
+
+    images = on_probes(run, image_shape, _PROBE_IMAGES, image_count)
+    found = trace(model, images, mode)
+    return found if isinstance(found, NoGraph) else confirm(found, model, images, mode)
+
+
+def _probe(model: nn.Module, image_shape: Sequence[int], count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *image_shape, generator=generator).to(next(model.parameters()))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The exported operations on the probe."""
+
+    values: Mapping[fx.Node, Any]
+    arriving: Mapping[str, Tensor]
+    """Derivative by each value of the graph, by name."""
+    gradients: Mapping[str, Tensor]
+    """Derivative by each trained parameter, by name."""
+
+
+def confirm(traced: Traced, model: nn.Module, images: Tensor, mode: BatchNormMode) -> Graph | NoGraph:
+    """The graph with every operation opaque that does not do what its kind says.
+
+    Args:
+        traced: From `trace`, of this model and as many images.
+        model: It is not changed.
+        images: The probe.
+        mode: How the client ran batch norm.
+
+    Raises:
+        ModelError: The model's gradient cannot be taken.
+    """
+    names = sorted(name for name, tensor in traced.graph.tensors.items() if tensor.requires_grad)
+    parameters = [traced.graph.tensors[name] for name in names]
+    with torch.enable_grad():
+        with client_mode(model, mode):
+            logits = model(images.clone())
+        if not isinstance(logits, Tensor) or not logits.requires_grad:
+            return NoGraph("the model's output does not depend on its parameters")
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(logits.shape, generator=generator).to(logits)
+        own = dict(zip(names, gradient(logits, parameters, weights), strict=True))
+        run = _run(traced, images, weights, names)
+    output = run.values[traced.nodes[traced.graph.output]]
+    if not _close(output, logits):
+        return NoGraph("the graph that was written of the model does not give the model's own output")
+    nodes = []
+    for node in traced.graph.nodes:
+        why = _difference(node, traced, run, own)
+        nodes.append(node if why is None else Node(node.name, Opaque(why), node.inputs, node.shape))
+    return replace(traced.graph, nodes=tuple(nodes))
+
+
+def _run(traced: Traced, images: Tensor, weights: Tensor, names: Sequence[str]) -> _Run:
+    values: dict[fx.Node, Any] = {}
+    for node in traced.program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = traced.tensors.get(node.name, images)
+            if node.name == traced.graph.images:
+                values[node] = images.clone().requires_grad_()
+        elif node.op == "call_function":
+            values[node] = _evaluate(node, values.__getitem__)
+    made = {name: values[node] for name, node in traced.nodes.items() if name in traced.graph.by_name}
+    watched = {name: value for name, value in made.items() if isinstance(value, Tensor) and value.requires_grad}
+    wanted = [*watched.values(), *(traced.graph.tensors[name] for name in names)]
+    output = made[traced.graph.output]
+    found = torch.autograd.grad(output, wanted, weights, allow_unused=True, materialize_grads=True)
+    arriving = dict(zip(watched, found, strict=False))
+    return _Run(values, arriving, dict(zip(names, found[len(watched) :], strict=True)))
+
+
+def _evaluate(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    """An exported operation; what it writes on is a copy."""
+    target: Any = node.target
+    writes = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+    def given(entering: fx.Node) -> Any:
+        value = value_of(entering)
+        return value.clone() if writes and isinstance(value, Tensor) else value
+
+    return target(*fx.map_arg(node.args, given), **fx.map_arg(node.kwargs, given))
+
+
+def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]) -> str | None:
+    """What an operation does otherwise than its kind; None where nothing."""
+    if isinstance(node.kind, Opaque):
+        return node.kind.why
+    for name in node.tensors.values():
+        if name in own and not _close(run.gradients[name], own[name]):
+            return f"the gradient of {name} is not what the operations that were written down make it"
+    if node.name not in run.arriving:
+        return "no derivative arrives at it"
+    source, arriving = traced.nodes[node.name], run.arriving[node.name]
+    entering = {by: value.detach() for by in source.all_input_nodes if isinstance(value := run.values[by], Tensor)}
+    tensors = traced.graph.tensors_of(node, arriving)
+    names = {exported: name for name, exported in traced.nodes.items()}
+    by_value = {names.get(by, by.name): by for by in entering}
+    inputs = [entering[by_value[name]] for name in node.inputs]
+    free = [by for by in entering if run.values[by].requires_grad or by in names]
+    local = {by: entering[by].clone().requires_grad_() for by in free}
+    with torch.enable_grad():
+        result = _evaluate(source, lambda by: local.get(by, entering.get(by)))
+        found = torch.autograd.grad(result, list(local.values()), arriving, allow_unused=True, materialize_grads=True)
+    expected = dict(zip(local, found, strict=True))
+    with torch.no_grad():
+        if not _close(node.kind.forward(inputs, tensors), result):
+            return "its value is not that of its closed form"
+    # What the kind says that it does not need, it is not given.
+    seen = _seen(node, inputs, result)
+    total: dict[str, Tensor] = {}
+    for name, one in zip(node.inputs, node.kind.cotangents(arriving, seen, tensors), strict=True):
+        total[name] = total[name] + one if name in total else one
+    if not all(_close(one, expected[by_value[name]]) for name, one in total.items()):
+        return "its derivative is not that of its closed form"
+    roles = [role for role, name in node.tensors.items() if name in own]
+    ours = node.kind.gradients(arriving, inputs, tensors, roles)
+    theirs = [
+        expected[next(by for by in free if run.values[by] is traced.graph.tensors[node.tensors[r]])] for r in roles
+    ]
+    if not all(_close(one, other) for one, other in zip(ours, theirs, strict=True)):
+        return "its parameters' gradient is not that of its closed form"
+    return None
+
+
+def _seen(node: Node, inputs: Sequence[Tensor], result: Tensor) -> list[Tensor]:
+    """What a kind asks for, to carry a derivative through."""
+    if node.kind.needs is Needs.INPUTS:
+        return list(inputs)
+    if isinstance(node.kind, Rectifier):
+        return [result.detach()]
+    return [torch.zeros_like(value) for value in inputs]
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    ours, theirs = ours.detach(), theirs.detach()
+    allowed = float(torch.finfo(ours.dtype).eps) ** 0.5
+    return bool((ours - theirs).norm() <= allowed * torch.maximum(ours.norm(), theirs.norm()))

@@ -1,0 +1,72 @@
+"""Operations that change no number: another shape within each image, dropout that is off, zeros around."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kind import Call, Kind, Read
+
+
+@dataclass(frozen=True)
+class Reshape(Kind):
+    """The same numbers of each image in another shape."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Kind.forward`."""
+        return inputs[0].reshape(len(inputs[0]), *self.shape)
+
+
+@dataclass(frozen=True)
+class Identity(Kind):
+    """The same numbers."""
+
+    def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Kind.forward`."""
+        return inputs[0] + 0.0
+
+
+@dataclass(frozen=True)
+class ZeroPadding(Kind):
+    """Zeros around the grid."""
+
+    sides: tuple[int, ...]
+
+    def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Kind.forward`."""
+        return F.pad(inputs[0], self.sides)
+
+
+def read_reshape(call: Call) -> Read | None:
+    """``aten.flatten``, ``aten.view``, ``aten.reshape``, ``aten.squeeze`` and ``aten.unsqueeze``: the order of the
+    numbers stays, so that only the shape of the result matters."""
+    source = call.arguments.get("self", call.arguments.get("input"))
+    if not isinstance(source, str) or math.prod(call.shapes[source]) != math.prod(call.output):
+        return None
+    return Read(Reshape(call.output), (source,), {})
+
+
+def read_identity(call: Call) -> Read | None:
+    """``aten.clone``, ``aten.contiguous`` and their like."""
+    return Read(Identity(), (call.arguments["self"],), {})
+
+
+def read_dropout(call: Call) -> Read | None:
+    """``aten.dropout``, where it is off."""
+    given = call.arguments
+    off = given["p"] == 0 or not given["train"]
+    return Read(Identity(), (given["input"] if "input" in given else given["self"],), {}) if off else None
+
+
+def read_padding(call: Call) -> Read | None:
+    """``aten.pad`` with zeros, and ``aten.constant_pad_nd``."""
+    given = call.arguments
+    if given.get("mode", "constant") != "constant" or given["value"] not in (None, 0):
+        return None
+    return Read(ZeroPadding(tuple(given["pad"])), (given["self"],), {})
