@@ -35,16 +35,6 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.told_config import ToldConfig
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
-from gradinversion.config import (
-    ConfigError,
-    RunConfig,
-    config_yaml,
-    differences,
-    load_config,
-    parse_config,
-    to_plain,
-)
-from gradinversion.config_help import help_text
 from gradinversion.coordinator import (
     AllSeedsFailedError,
     AttackConfig,
@@ -55,6 +45,16 @@ from gradinversion.coordinator import (
     read_result,
 )
 from gradinversion.registration import RegistrationError
+from gradinversion.settings.help import help_text
+from gradinversion.settings.run import (
+    ConfigError,
+    RunConfig,
+    config_yaml,
+    differences,
+    load_config,
+    parse_config,
+    to_plain,
+)
 from gradinversion.subject import Subject, obtain
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console

@@ -9,10 +9,10 @@ from torch import nn
 from .audit.controls import Send, like_the_client, simulated
 from .audit.truth import believed_update, describe_truth_gap, measure_truth_gap
 from .capture import CapturedUpdate, PrivateBatch, simulate_client
+from .capture.client.real_client import load_checkpoints, load_private, load_server_model
 from .capture.fitting import fit
-from .capture.real_client import load_checkpoints, load_private, load_server_model
 from .capture.told_config import apply_told
-from .config import RunConfig
+from .settings.run import RunConfig
 
 
 @dataclass(frozen=True)

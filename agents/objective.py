@@ -35,9 +35,9 @@ from ..priors import (
     relative_group_distance,
     total_variation,
 )
-from .adaptation import Adaptation
+from ..target.adaptation import Adaptation
+from ..target.defence_evidence import allow_for_defence
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
-from .defence_evidence import allow_for_defence
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 from .known_statistics import Known, known_statistics
 from .local_steps import LocalSteps, fit_scale, step_groups

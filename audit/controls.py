@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..capture import BatchNormMode, CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
+from ..capture.client.real_client import resend
 from ..capture.defences import FROM_IMAGES, apply_defence
-from ..capture.real_client import resend
 from ..coordinator import AttackConfig, Reconstruction
 from .config import CONTROLS
 from .pool import Pool, draw_batch

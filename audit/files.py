@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..coordinator.storage import Storage, StorageError
+from ..storage.folders import Storage, StorageError
 
 
 class ReportError(RuntimeError):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import ImageError, PrivateBatch, count_images, load_images
-from ..capture.images import PHOTOS
+from ..capture.client.images import PHOTOS
 
 LARGEST_POOL = 1024
 """Further images of a folder are left out, and the report says so."""

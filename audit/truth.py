@@ -9,8 +9,8 @@ from torch import nn
 from ..agents import Objective, ObjectiveConfig, Target
 from ..capture import CapturedUpdate, PrivateBatch
 from ..capture.defences import defence_words
-from ..coordinator.deltas import settle
 from ..target import check_smoothing, weigh_evidence
+from ..target.weight_deltas import settle
 from .doubt import LARGEST_GAP
 
 # What these leave of an update is meant to be far from what the images make of it.

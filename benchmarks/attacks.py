@@ -32,12 +32,12 @@ import torch
 from gradinversion.agents import Agent, Objective
 from gradinversion.audit import constant_images, match, psnr, ssim, without_gradient
 from gradinversion.audit.metrics import label_accuracy
-from gradinversion.config import RunConfig, load_config
 from gradinversion.coordinator.consensus import form_consensus
 from gradinversion.coordinator.finishing import with_found_labels
 from gradinversion.coordinator.policy import plan_rounds, usable
 from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.coordinator.selection import choose
+from gradinversion.settings.run import RunConfig, load_config
 from torch import Tensor, nn
 
 from .generator import train

@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
-from gradinversion.agents.adaptation import Adaptation
-from gradinversion.agents.defence_evidence import allow_for_defence
 from gradinversion.audit import constant_images, psnr
 from gradinversion.audit.matching import match
 from gradinversion.audit.metrics import label_accuracy
 from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, defence_words, simulate_client
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
+from gradinversion.target.adaptation import Adaptation
+from gradinversion.target.defence_evidence import allow_for_defence
 from safetensors.torch import save_file
 from torch import nn
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from gradinversion.audit.metrics import label_accuracy
-from gradinversion.config import load_config
+from gradinversion.coordinator.serial_group import attack
+from gradinversion.settings.run import load_config
 
 from .cluster_machine import load
 from .peers import peer_images
 from .quality_cells import Case, make_case
 from .quality_rows import Row, Store, select, tuned_weight
-from .serial_group import attack
 
 TUNED_OVER = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Weights of total variation that the peer may choose from, per cell."""

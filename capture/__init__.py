@@ -9,8 +9,11 @@ from .batch_norm import (
     recover_batch_statistics,
     step_shares,
 )
-from .client import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
-from .client_config import ClientConfig, ClientError
+from .client.config import ClientConfig, ClientError
+from .client.images import ImageError, count_images, load_images
+from .client.local_training import train_locally
+from .client.private_config import PrivateConfig
+from .client.simulation import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
 from .defences import Defence, DefenceError, apply_defence, defence_words
 from .facts import (
     BatchNormMode,
@@ -25,18 +28,15 @@ from .facts import (
     read,
     told,
 )
-from .images import ImageError, count_images, load_images
 from .labels.final_layer import LabelError, find_final_layer
+from .labels.learning_rate import estimate_learning_rate
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
 from .labels.softmax import is_softmax
 from .labels.unmixing import Unmixed, unmix
-from .learning_rate import estimate_learning_rate
-from .local_client import train_locally
 from .local_training import LocalTraining
 from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
-from .private_config import PrivateConfig
 from .pseudo_gradient import as_gradient, as_mean, gradient_shares, is_one_step, mean_gradients
 from .update import CapturedUpdate, UpdateError, UpdateKind, weight_hash
 from .weight_delta import capture_weight_delta

@@ -1,5 +1,7 @@
 """Rounds, membership, checkpoints and the final choice of images; knows nothing of Ray."""
 
+from ..storage.folders import Storage, StorageError
+from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 from .checkpoints import CheckpointStore, FencedError, state_name
 from .config import AttackConfig, CoordinatorConfig, Mode
 from .consensus import form_consensus, join_parts, parts_by_label
@@ -14,8 +16,6 @@ from .result_file import read_result
 from .rounds import AllSeedsFailedError
 from .selection import Choice, choose
 from .status import SeedStatus, Status
-from .storage import Storage, StorageError
-from .tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 
 __all__ = [
     "MOST_LEGS",

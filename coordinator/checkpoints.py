@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .storage import Storage, StorageError
-from .tensor_file import (
+from ..storage.folders import Storage, StorageError
+from ..storage.tensor_file import (
     CheckpointError,
     StateFile,
     TornError,

@@ -12,6 +12,8 @@ from torch import nn
 
 from ..agents import Candidate, Outcome
 from ..capture import CapturedUpdate
+from ..storage.folders import Storage, StorageError
+from ..storage.tensor_file import StateFile
 from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
 from .finishing import conclude, finalists
@@ -25,8 +27,6 @@ from .result_file import read_result, remove_result, write_result
 from .rounds import Rounds
 from .saving import Saving
 from .status import Status, seed_statuses
-from .storage import Storage, StorageError
-from .tensor_file import StateFile
 
 _POLL_SECONDS = 0.05
 # With hundreds of seeds, telling where each of them is costs more than hearing of them.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..agents import Candidate, Target
 from ..registration import Consensus, RegistrationConfig
+from ..storage.tensor_file import StateFile
 from .orders import Order
-from .tensor_file import StateFile
 
 
 class Listener(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .tensor_file import StateFile
+from ..storage.tensor_file import StateFile
 
 # Rounds that are kept for a seed whose state cannot be saved; beyond, the oldest consensus is forgotten.
 MOST_LEGS = 32

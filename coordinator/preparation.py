@@ -30,8 +30,8 @@ from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Finding, weigh_evidence
+from ..target.weight_deltas import describe, order_limits, settle
 from .config import JOINT, AttackConfig
-from .deltas import describe, order_limits, settle
 from .solving import solve, with_rate_read
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.

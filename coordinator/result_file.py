@@ -14,9 +14,9 @@ from ..agents import Candidate, Outcome
 from ..capture import Normalisation, Provenance, RecoveredLabels
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
+from ..storage.folders import AbsentError, Storage
+from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
 from .reconstruction import Reconstruction
-from .storage import AbsentError, Storage
-from .tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
 
 _FORMAT = 1
 _FACTS = "checkpoints/result.json"

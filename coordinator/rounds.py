@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..agents import Outcome
 from ..registration import Consensus
+from ..storage.tensor_file import StateFile
 from .config import AttackConfig, Mode
 from .group import AgentGroup, CandidatesLostError
 from .ordering import back_to_own_order
@@ -20,7 +21,6 @@ from .orders import Itinerary, Leg
 from .policy import Round, enough_done, fresh, give_up, usable
 from .progress import Progress
 from .saving import Saving
-from .tensor_file import StateFile
 
 
 class AllSeedsFailedError(RuntimeError):

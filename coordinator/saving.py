@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..storage.folders import Storage, StorageError
+from ..storage.tensor_file import CheckpointError, StateFile
 from .checkpoints import CheckpointStore, FencedError
 from .progress import Progress
-from .storage import Storage, StorageError
-from .tensor_file import CheckpointError, StateFile
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"

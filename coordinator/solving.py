@@ -9,8 +9,8 @@ from torch import nn
 from ..capture import RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
 from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
+from ..target.weight_deltas import Attackable, refine, settle
 from .config import AttackConfig
-from .deltas import Attackable, refine, settle
 
 # Estimated error above which a final layer may not be solved but only nearly fit.
 _SOLVED = 1e-3

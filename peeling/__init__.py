@@ -3,9 +3,9 @@
 from .anchor import Anchor, Peeling, peel
 from .chain import find_normalised
 from .config import PeelingConfig
+from .head.clipped import common_scale
+from .head.scale import find_scale
 from .known import KnownFeatures, known_by_peeling, known_by_taps
-from .scale import find_scale
-from .scaled_head import common_scale
 from .smoothing import find_smoothing
 from .tap_cut import TapCut, find_tap_cut
 

@@ -17,7 +17,7 @@ from .config import PeelingConfig
 from .continuity import is_smooth_before
 from .descent import Passage, State, descend, is_behind_relu, open_units, pass_down
 from .factors import describe, distinct_from_one
-from .final_layer import peel_final_layer
+from .head.ways import peel_final_layer
 from .layers import spread_error
 
 

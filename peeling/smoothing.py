@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, find_final_layer, unmix
-from .head import peel_head
-from .unmixed_head import misfit_at
+from .head.fixed_point import peel_head
+from .head.unmixed import misfit_at
 
 _PLACES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 _EXACT = 1e-7

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, ImageError, Normalisation, UpdateError, load_model, send_update
+from ..capture.client.images import count_images, load_images
 from ..capture.copying import copy_model
-from ..capture.images import count_images, load_images
-from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
+from ..settings.run import RunConfig, settings
 from .cell import Progress
 
 _SEEDS = 3

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..capture import ModelError, load_model
 from ..cluster import Ended, Job, available_resources, connected, run_side_by_side
-from ..config import RunConfig, config_yaml
 from ..coordinator import Storage
+from ..settings.run import RunConfig, config_yaml
 from .accuracy import Accuracy, accuracy_identity, load_accuracy, not_finite, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
 from .cell import finished, forget, run_cell

@@ -9,7 +9,7 @@ from statistics import median
 
 from ..capture import simulate_client
 from ..cluster import reconstruct
-from ..config import RunConfig
+from ..settings.run import RunConfig
 from .budget import Cost
 from .cell import Progress
 

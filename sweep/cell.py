@@ -24,8 +24,8 @@ from ..audit.controls import TITLES, simulated
 from ..audit.results import compared
 from ..capture import CapturedUpdate, ImageError, PrivateBatch, simulate_client
 from ..cluster import reconstruct
-from ..config import ConfigError, RunConfig, config_yaml, differences, parse_config, to_plain
 from ..coordinator import AttackConfig, Reconstruction, Status, Storage
+from ..settings.run import ConfigError, RunConfig, config_yaml, differences, parse_config, to_plain
 from .results import CellResult, State, forget_result, load_result, save_result
 from .worst import find_risk, find_worst, finite, strongest
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import RunConfig, command_words
+from ..settings.run import RunConfig, command_words
 from .accuracy import Accuracy
 from .grid import UNDEFENDED, Grid
 from .price import Price, Training

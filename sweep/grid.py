@@ -12,11 +12,11 @@ from pathlib import PurePath
 from typing import TypeVar
 
 from ..audit.config import CONTROLS
-from ..capture.images import PHOTOS
-from ..config import ConfigError, RunConfig, settings, with_settings
-from ..config_keys import format_value, keys
+from ..capture.client.images import PHOTOS
 from ..coordinator import Storage
-from .config import SweepConfig
+from ..settings.keys import format_value, keys
+from ..settings.run import ConfigError, RunConfig, settings, with_settings
+from ..settings.sweep import SweepConfig
 from .kinds import Kind, goes_with_a_defence, kind_of
 
 CELLS = "cells"

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from ..audit.assumptions import as_sentence, counted
 from ..audit.verdict import STRICT_RULE
-from ..config import settings
-from ..config_keys import format_value
+from ..settings.keys import format_value
+from ..settings.run import settings
 from .changes import Change
 from .facts import AuditFacts
 from .grid import CELLS, UNDEFENDED, Grid

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from ..cluster import Job, run_side_by_side
-from ..config import RunConfig, settings
 from ..coordinator import Storage, StorageError
+from ..settings.run import RunConfig, settings
 from .budget import Cost, Plan, fit, interpolate
 from .calibrate import calibrate
 from .grid import Cell, Grid

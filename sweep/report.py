@@ -9,7 +9,7 @@ from typing import Any
 
 from ..audit.assumptions import state_provenance
 from ..audit.files import replace_files
-from ..config import to_plain
+from ..settings.run import to_plain
 from .facts import AuditFacts
 from .grid import CELLS
 from .page import render

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..facts import read
 from ..fitting import fit
-from ..learning_rate import estimate_learning_rate
 from ..losses import BINARY
 from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate, UpdateKind
 from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
+from .learning_rate import estimate_learning_rate
 from .separation import MOST_IMAGES, Separation, separable, separate
 from .sign import REVERSED, Sign, read_sign
 from .softmax import is_softmax

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from gradinversion.config import RunConfig, load_config
+from gradinversion.settings.run import RunConfig, load_config
 from gradinversion.sweep import grid
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console

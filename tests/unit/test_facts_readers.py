@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Candidate, Outcome
-from gradinversion.agents.defence_evidence import allow_for_defence
 from gradinversion.audit import evaluate, write_report
 from gradinversion.audit.doubt import find_doubts
 from gradinversion.audit.truth import measure_truth_gap
@@ -37,11 +36,12 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.decisive import decisive_facts
 from gradinversion.capture.stated import state_facts
-from gradinversion.config import RunConfig, config_yaml, differences, load_config, load_config_file
 from gradinversion.coordinator import AttackConfig, Reconstruction, Storage, read_result
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.coordinator.result_file import write_result
+from gradinversion.settings.run import RunConfig, config_yaml, differences, load_config, load_config_file
 from gradinversion.subject import obtain
+from gradinversion.target.defence_evidence import allow_for_defence
 from torch import Tensor, nn
 
 TOLD, ASSUMED = Provenance.TOLD, Provenance.ASSUMED

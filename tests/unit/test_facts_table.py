@@ -40,7 +40,7 @@ from gradinversion.capture.adapters import capture_state_dicts
 from gradinversion.capture.adapters.rounds import Order, Reply, RoundRecorder, Weights
 from gradinversion.capture.stated import state_facts
 from gradinversion.capture.told_config import ToldConfig, apply_told
-from gradinversion.config import load_config
+from gradinversion.settings.run import load_config
 from gradinversion.sweep.grid import make_grid
 from torch import Tensor, nn
 

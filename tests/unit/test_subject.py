@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, ClientError, ModelError, UpdateError, load_model, simulate_client
-from gradinversion.config import ConfigError, load_config
+from gradinversion.settings.run import ConfigError, load_config
 from gradinversion.subject import obtain
 from PIL import Image
 from safetensors.torch import save_file

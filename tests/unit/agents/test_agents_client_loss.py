@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.agents import Objective, ObjectiveConfig, Target
-from gradinversion.agents.adaptation import Adaptation
 from gradinversion.capture import IMAGENET, LocalTraining, Penalty, capture_gradient, capture_weight_delta, read, told
 from gradinversion.capture.losses import loss_facts
+from gradinversion.target.adaptation import Adaptation
 from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]

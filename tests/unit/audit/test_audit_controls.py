@@ -222,7 +222,7 @@ def test_every_control_has_words() -> None:
 
 
 def test_the_control_without_the_gradient_needs_something_that_remains() -> None:
-    from gradinversion.config import load_config
+    from gradinversion.settings.run import load_config
 
     with pytest.raises(ControlError, match=r"no_gradient: this attack has no term beside the gradient"):
         without_gradient(load_config(["preset=dlg"]))

@@ -22,7 +22,7 @@ from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.audit.pictures import GridRow, difference, draw_grid, encode_png
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
-from gradinversion.coordinator.storage import Storage, StorageError
+from gradinversion.storage.folders import Storage, StorageError
 from PIL import Image
 from safetensors.torch import load_file
 

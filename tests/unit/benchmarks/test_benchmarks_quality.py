@@ -13,9 +13,9 @@ from gradinversion.benchmarks.quality_cells import CELLS
 from gradinversion.benchmarks.quality_methods import Bench, Ours, Peer, first_reaching, ladder
 from gradinversion.benchmarks.quality_rows import Row, Store, select, tuned_weight
 from gradinversion.benchmarks.quality_table import middle, summarise
-from gradinversion.benchmarks.serial_group import attack
 from gradinversion.capture import capture_gradient, load_model
 from gradinversion.coordinator import AttackConfig, CoordinatorConfig
+from gradinversion.coordinator.serial_group import attack
 
 STEPS = 1000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, apply_defence, simulate_client
-from gradinversion.capture.client_config import ClientError
+from gradinversion.capture.client.simulation.config import ClientError
 from gradinversion.capture.defences import Defence, DefenceError, defence_words, parse_defences
 from torch import Tensor
 

@@ -21,7 +21,7 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.adapters.flower import FlowerRecorder
 from gradinversion.capture.told_config import ToldConfig
-from gradinversion.coordinator.deltas import describe, settle
+from gradinversion.target.weight_deltas import describe, settle
 from torch import Tensor
 
 REASON = "flwr is not installed: pip install 'gradinversion[flower]'"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.agents.defence_evidence import allow_for_defence
 from gradinversion.capture import (
     IMAGENET,
     BatchNormMode,
@@ -27,6 +26,7 @@ from gradinversion.capture import (
     weight_hash,
 )
 from gradinversion.capture.adapters.opacus import PrivateSteps, record_private_steps
+from gradinversion.target.defence_evidence import allow_for_defence
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -18,8 +18,8 @@ from gradinversion.capture import (
     simulate_client,
     told,
 )
-from gradinversion.capture.dp_sgd import noisy_mean, spent_privacy
-from gradinversion.capture.soteria import most_telling, soteria_gradient
+from gradinversion.capture.client.simulation.dp_sgd import noisy_mean, spent_privacy
+from gradinversion.capture.client.simulation.soteria import most_telling, soteria_gradient
 from torch import Tensor, nn
 
 

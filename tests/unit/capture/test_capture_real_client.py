@@ -23,8 +23,8 @@ from gradinversion.capture import (
     simulate_client,
     train_locally,
 )
+from gradinversion.capture.client.simulation.real_client import load_private, load_server_model, resend
 from gradinversion.capture.facts import assumed, told
-from gradinversion.capture.real_client import load_private, load_server_model, resend
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from gradinversion.config import ConfigError, load_config
+from gradinversion.settings.run import ConfigError, load_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[3]

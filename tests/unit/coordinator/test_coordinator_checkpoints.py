@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.coordinator.checkpoints import CheckpointStore, FencedError, state_name
-from gradinversion.coordinator.storage import AbsentError, PassingError, Storage, StorageError
-from gradinversion.coordinator.tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
+from gradinversion.storage.folders import AbsentError, PassingError, Storage, StorageError
+from gradinversion.storage.tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 from safetensors.torch import save
 
 IDENTITY = {"seed": 0, "agents.iterations": 100}

@@ -22,9 +22,9 @@ from gradinversion.capture import (
     train_locally,
 )
 from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction, Storage, read_result
-from gradinversion.coordinator.deltas import describe, settle
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target.weight_deltas import describe, settle
 from torch import Tensor, nn
 
 LABELS = torch.tensor([0, 1, 3])

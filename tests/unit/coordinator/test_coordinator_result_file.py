@@ -16,9 +16,9 @@ from gradinversion.capture import Normalisation, Provenance, RecoveredLabels
 from gradinversion.capture.stated import StatedFact
 from gradinversion.coordinator import Reconstruction
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
-from gradinversion.coordinator.storage import Storage
-from gradinversion.coordinator.tensor_file import CheckpointError
 from gradinversion.peeling import KnownFeatures
+from gradinversion.storage.folders import Storage
+from gradinversion.storage.tensor_file import CheckpointError
 
 _CONFIG = {
     "seed": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.peeling.head import Head, peel_head
+from gradinversion.peeling.head.fixed_point.fixed_point import Head, peel_head
 from gradinversion.peeling.layers import worst
 from torch import Tensor
 

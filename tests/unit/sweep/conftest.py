@@ -11,7 +11,7 @@ import pytest
 import torch
 from gradinversion.audit import LabelScores
 from gradinversion.audit.pictures import data_uri
-from gradinversion.config import RunConfig, load_config
+from gradinversion.settings.run import RunConfig, load_config
 from gradinversion.sweep.facts import AuditFacts
 from gradinversion.sweep.grid import Grid, make_grid
 from gradinversion.sweep.results import CellResult, Risk, State, Worst

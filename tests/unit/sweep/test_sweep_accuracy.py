@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.capture import ImageError, UpdateError
-from gradinversion.config import RunConfig, load_config
 from gradinversion.coordinator import Storage
+from gradinversion.settings.run import RunConfig, load_config
 from gradinversion.sweep.accuracy import Accuracy, accuracy_identity, load_accuracy, save_accuracy, train_and_test
 from PIL import Image
 

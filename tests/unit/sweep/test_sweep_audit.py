@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from gradinversion.cluster import Ended, Job
-from gradinversion.config import RunConfig, config_yaml
 from gradinversion.coordinator import Storage
+from gradinversion.settings.run import RunConfig, config_yaml
 from gradinversion.sweep import audit as module
 from gradinversion.sweep import planning
 from gradinversion.sweep.budget import Cost
@@ -234,7 +234,7 @@ def test_a_model_without_batch_norm_has_one_mode(
 
 
 def test_a_grid_without_a_good_cell_writes_nothing(settings: Settings, cells: Cells, tmp_path: Path) -> None:
-    from gradinversion.config import ConfigError
+    from gradinversion.settings.run import ConfigError
 
     with pytest.raises(ConfigError):
         run(settings("sweep.batch_sizes=16"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gradinversion.config import load_config
+from gradinversion.settings.run import load_config
 from gradinversion.sweep.accuracy import Accuracy
 from gradinversion.sweep.facts import AuditFacts
 from gradinversion.sweep.page import render

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from gradinversion.audit import ControlScore, ImageResult
-from gradinversion.config import RunConfig, config_yaml
 from gradinversion.coordinator import Storage
+from gradinversion.settings.run import RunConfig, config_yaml
 from gradinversion.sweep.budget import Plan
 from gradinversion.sweep.cell import finished, forget
 from gradinversion.sweep.grid import make_grid

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .head import Head, ScaledHead, peel_head
-from .joint_head import peel_joint_head
-from .scaled_head import peel_scaled_head
-from .unmixed_head import peel_unmixed_head
+from .clipped import peel_scaled_head
+from .fixed_point import Head, ScaledHead, peel_head
+from .least_squares import peel_joint_head
+from .unmixed import peel_unmixed_head
 
 # Factors nearer to 1 than this, or than so many estimated errors, are none.
 _LEAST_SCALING, _DOUBT = 1e-3, 2.0

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, Defence, LabelError, is_softmax
 from ..capture.labels.final_layer import FinalLayer, find_final_layer
-from ..target.scale import scale_evidence
-from ..target.signatures import is_rounded, pruning_slack, without_lowest_level
 from .adaptation import Adaptation
+from .scale import scale_evidence
+from .signatures import is_rounded, pruning_slack, without_lowest_level
 
 # How well one factor per image must explain the final layer's bias gradient to be believed.
 _EXPLAINED = 0.1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .layers import rounding, worst
+from ..layers import rounding, worst
 
 _ITERATIONS = 500
 _SETTLED = 1e-12

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from .capture import ClientConfig, ClientError, PrivateConfig
-from .capture.told_config import ToldConfig
+from ..capture import ClientConfig, ClientError, PrivateConfig
+from ..capture.told_config import ToldConfig
 
 _OF_CHECKPOINTS = ("client.batch_size", "client.image_size", "client.local_epochs", "client.learning_rate")
 _INSTEAD = {"client.learning_rate": "client.learning_rate_known"}

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from gradinversion.agents import Agent, Candidate, Target
-from gradinversion.capture import CapturedUpdate
-from gradinversion.coordinator import AttackConfig, Coordinator, Listener, Order, Reconstruction, form_consensus
-from gradinversion.registration import Consensus, RegistrationConfig
 from torch import Tensor, nn
+
+from ..agents import Agent, Candidate, Target
+from ..capture import CapturedUpdate
+from ..registration import Consensus, RegistrationConfig
+from . import AttackConfig, Coordinator, Listener, Order, Reconstruction, form_consensus
 
 
 class SerialGroup:

@@ -15,8 +15,8 @@ import boto3
 import pytest
 import torch
 from gradinversion.coordinator.checkpoints import CheckpointStore, FencedError, state_name
-from gradinversion.coordinator.storage import AbsentError, PassingError, Storage, StorageError
-from gradinversion.coordinator.tensor_file import StateFile, read_tensors, write_state
+from gradinversion.storage.folders import AbsentError, PassingError, Storage, StorageError
+from gradinversion.storage.tensor_file import StateFile, read_tensors, write_state
 from moto.server import ThreadedMotoServer
 
 IDENTITY = {"seed": 0}
@@ -122,7 +122,7 @@ def test_files_are_written_read_listed_and_removed(storage: Storage) -> None:
 
 
 def test_a_large_file_is_hashed_in_parts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradinversion.coordinator.storage._CHUNK_BYTES", 2**16)
+    monkeypatch.setattr("gradinversion.storage.folders._CHUNK_BYTES", 2**16)
     content = torch.randint(0, 256, (300_001,), dtype=torch.uint8).numpy().tobytes()
     assert storage.write("large", content) == storage.digest("large")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .defences import FROM_IMAGES, Defence, DefenceError, parse_defences
-from .errors import UpdateError
-from .facts import BatchNormMode
+from ..defences import FROM_IMAGES, Defence, DefenceError, parse_defences
+from ..errors import UpdateError
+from ..facts import BatchNormMode
+from ..local_training import LocalTraining
+from ..models import TIMM_PREFIX
+from ..normalisation import Normalisation, usual_normalisation
+from ..update import LARGEST_CHANNEL_COUNT
 from .image_files import PHOTOS
 from .label_words import AUTO, UNIQUE, parse_labels
 from .label_words import ClientError as ClientError
-from .local_training import LocalTraining
-from .models import TIMM_PREFIX
-from .normalisation import Normalisation, usual_normalisation
-from .update import LARGEST_CHANNEL_COUNT
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import textwrap
 from functools import cache
 from itertools import pairwise
 
-from .config import RunConfig, preset_names, preset_text
-from .config_keys import Key, format_value, keys
+from .keys import Key, format_value, keys
+from .run import RunConfig, preset_names, preset_text
 
 VERBS = {
     "attack": "reconstruct the images behind one update and write the report (the default)",

@@ -10,8 +10,8 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped,unused-i
 from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from .head import Head, estimate_error, soft_labels
-from .layers import rounding, worst
+from ..layers import rounding, worst
+from .fixed_point import Head, estimate_error, soft_labels
 
 Array = NDArray[np.float64]
 

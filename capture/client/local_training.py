@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .batch import as_batch, require_classes
-from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
-from .copying import copy_model
-from .errors import UpdateError
-from .facts import BatchNormMode, Fact, known_facts
-from .forward import run
-from .local_training import LocalTraining
-from .losses import state_loss
-from .normalisation import IMAGENET, Normalisation
-from .unwrap import unwrap
-from .update import CapturedUpdate
-from .weight_delta import capture_weight_delta
+from ..batch import as_batch, require_classes
+from ..batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
+from ..copying import copy_model
+from ..errors import UpdateError
+from ..facts import BatchNormMode, Fact, known_facts
+from ..forward import run
+from ..local_training import LocalTraining
+from ..losses import state_loss
+from ..normalisation import IMAGENET, Normalisation
+from ..unwrap import unwrap
+from ..update import CapturedUpdate
+from ..weight_delta import capture_weight_delta
 
 
 def train_locally(

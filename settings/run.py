@@ -16,13 +16,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .audit.config import AuditConfig
-from .capture import ClientConfig, PrivateConfig
-from .capture.told_config import ToldConfig
-from .config_keys import Key, convert, format_value, keys, unknown, wanted
-from .config_origin import origin_problems, untold
-from .coordinator import AttackConfig
-from .sweep.config import SweepConfig
+from .. import presets
+from ..audit.config import AuditConfig
+from ..capture import ClientConfig, PrivateConfig
+from ..capture.told_config import ToldConfig
+from ..coordinator import AttackConfig
+from .keys import Key, convert, format_value, keys, unknown, wanted
+from .origin import origin_problems, untold
+from .sweep import SweepConfig
 
 DEFAULT_PRESET = "gradinversion"
 
@@ -108,14 +109,14 @@ class RunConfig(AttackConfig):
 
 def preset_names() -> list[str]:
     """The presets that ship with the package, the default one first."""
-    files = resources.files(f"{__package__}.presets").iterdir()
+    files = resources.files(presets).iterdir()
     names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
     return sorted(names, key=lambda name: name != DEFAULT_PRESET)
 
 
 def preset_text(name: str) -> str:
     """The yaml file of a preset."""
-    return resources.files(f"{__package__}.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return resources.files(presets).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_config(words: Sequence[str]) -> RunConfig:

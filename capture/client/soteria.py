@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .batch_norm import client_mode
-from .facts import BatchNormMode
+from ..batch_norm import client_mode
+from ..facts import BatchNormMode
 
 # Features whose derivatives are taken in one call; each needs the memory of one backward pass.
 _CHUNK = 64

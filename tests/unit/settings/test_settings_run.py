@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from gradinversion import config_help
 from gradinversion.agents import GradientLoss
-from gradinversion.config import (
+from gradinversion.coordinator import AttackConfig, Mode
+from gradinversion.settings import help as config_help
+from gradinversion.settings.keys import convert, keys, wanted
+from gradinversion.settings.run import (
     WITHOUT_EFFECT,
     ConfigError,
     RunConfig,
@@ -21,8 +23,6 @@ from gradinversion.config import (
     parse_config,
     to_plain,
 )
-from gradinversion.config_keys import convert, keys, wanted
-from gradinversion.coordinator import AttackConfig, Mode
 
 PRESETS = (
     *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),

@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .batch import as_batch, require_classes, require_unit_range
-from .batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
-from .client_config import ClientConfig
-from .defences import Defence, DefenceError, Gradients, apply_defence, defence_words
+from ..batch import as_batch, require_classes, require_unit_range
+from ..batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
+from ..defences import Defence, DefenceError, Gradients, apply_defence, defence_words
+from ..facts import BatchNormMode, assumed, known_facts, told
+from ..forward import gradient, run
+from ..losses import state_loss
+from ..models import load_model
+from ..normalisation import IMAGENET, Normalisation
+from ..unwrap import unwrap
+from ..update import CapturedUpdate, UpdateError, weight_hash
+from .config import ClientConfig
 from .dp_sgd import noisy_mean, spent_privacy
-from .facts import BatchNormMode, assumed, known_facts, told
-from .forward import gradient, run
 from .images import class_labels, load_images
 from .label_words import AUTO, UNIQUE, folder_labels, parse_labels
-from .local_client import train_locally
-from .losses import state_loss
-from .models import load_model
-from .normalisation import IMAGENET, Normalisation
+from .local_training import train_locally
 from .soteria import soteria_gradient
-from .unwrap import unwrap
-from .update import CapturedUpdate, UpdateError, weight_hash
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

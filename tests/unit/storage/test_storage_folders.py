@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gradinversion.coordinator.storage import AbsentError, PassingError, Storage, StorageError
+from gradinversion.storage.folders import AbsentError, PassingError, Storage, StorageError
 
 _NAMES = itertools.count()
 

@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .storage import AbsentError, Storage, StorageError
+from .folders import AbsentError, Storage, StorageError
 
 LARGEST_TENSORS = 16 * 2**30
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, find_final_layer
-from .head import peel_head
+from ...capture import CapturedUpdate, find_final_layer
+from .fixed_point import peel_head
 
 # How far the true scale may be from the guess, as a natural logarithm, and how many places are looked at first.
 _REACH = 1.5

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capture import Unmixed, unmix
-from .head import Head, ScaledHead
-from .layers import LARGEST, SHOWN_UP_TO, worst
+from ...capture import Unmixed, unmix
+from ..layers import LARGEST, SHOWN_UP_TO, worst
+from .fixed_point import Head, ScaledHead
 
 _STEPS = 12
 _FEWEST_CLASSES = 3

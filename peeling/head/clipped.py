@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .head import Head, ScaledHead, estimate_error, soft_labels, solve_features
-from .layers import rounding, worst
+from ..layers import rounding, worst
+from .fixed_point import Head, ScaledHead, estimate_error, soft_labels, solve_features
 
 _ITERATIONS = 500
 _SETTLED = 1e-12

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .facts import Penalty, assumed
-from .labels.counts import absent_feature
-from .labels.final_layer import FinalLayer, LabelError, find_final_layer
-from .local_training import LocalTraining
-from .pseudo_gradient import as_gradient, gradient_shares
-from .update import CapturedUpdate
+from ..facts import Penalty, assumed
+from ..local_training import LocalTraining
+from ..pseudo_gradient import as_gradient, gradient_shares
+from ..update import CapturedUpdate
+from .counts import absent_feature
+from .final_layer import FinalLayer, LabelError, find_final_layer
 
 # The search for the rate begins at the rate of a single step and grows by this factor, so many times at most.
 _GROWTH = 1.05

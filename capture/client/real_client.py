@@ -13,27 +13,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from .adapters.state_dicts import capture_state_dicts
-from .client import PrivateBatch, applied_defences, capture_gradient
-from .client_config import ClientConfig, ClientError
-from .facts import (
-    CROSS_ENTROPY,
-    ClientFacts,
-    Fact,
-    LocalFacts,
-    Penalty,
-    Reduction,
-    Sampling,
-    assumed,
-    told,
-)
+from ..adapters.state_dicts import capture_state_dicts
+from ..facts import CROSS_ENTROPY, ClientFacts, Fact, LocalFacts, Penalty, Reduction, Sampling, assumed, told
+from ..models import build_model, load_model, output_shape
+from ..update import CapturedUpdate, UpdateError, UpdateKind
+from ..weights import ModelError, fit_names, read_weights
+from .config import ClientConfig, ClientError
 from .images import class_labels, count_images, load_images
 from .label_words import AUTO, folder_labels, parse_labels
-from .local_client import train_locally
-from .models import build_model, load_model, output_shape
+from .local_training import train_locally
 from .private_config import PrivateConfig
-from .update import CapturedUpdate, UpdateError, UpdateKind
-from .weights import ModelError, fit_names, read_weights
+from .simulation import PrivateBatch, applied_defences, capture_gradient
 
 _DEFAULT_CLASSES = ClientConfig.classes
 _SETTINGS = "the settings client.*"

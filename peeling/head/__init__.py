@@ -1,0 +1,1 @@
+"""Ways into the final layer: what its gradient determines of each image."""

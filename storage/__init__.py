@@ -1,0 +1,1 @@
+"""Whole-or-nothing files by path or URL, and tensors in files."""
