@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..layers import rounding, worst
-from .fixed_point import Head, ScaledHead, estimate_error, soft_labels, solve_features
+from .fixed_point import estimate_error, soft_labels, solve_features
+from .head import Head, ScaledHead
 
 _ITERATIONS = 500
 _SETTLED = 1e-12

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..layers import rounding, worst
+from .head import Head
 
 _ITERATIONS = 500
 _SETTLED = 1e-12
@@ -17,28 +16,6 @@ _SETTLED = 1e-12
 _CONVERGED = 1e-4
 # What is left of a gradient by rounding or noise is up to so many times what is left in directions of no image.
 _NOISES = 30.0
-
-
-@dataclass(frozen=True)
-class Head:
-    """What the final layer gives away, in float64."""
-
-    features: Float[Tensor, "batch feature"]
-    """The layer's input for each image."""
-    cotangent: Float[Tensor, "batch feature"]
-    """The derivative of the mean loss by those features."""
-    error: float
-    """Estimated relative error of the features; ``inf`` when the gradient does not determine them."""
-    uncertainty: Float[Tensor, "batch 1"] | None = None
-    """Largest absolute error of an image's features, as those show it that must be zero; None where none must."""
-
-
-@dataclass(frozen=True)
-class ScaledHead:
-    """The head of the gradient as it was sent, and each image's factor in it (1 without clipping)."""
-
-    head: Head
-    scales: Float[Tensor, " batch"]
 
 
 def peel_head(

@@ -11,7 +11,8 @@ from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from ..layers import rounding, worst
-from .fixed_point import Head, estimate_error, soft_labels
+from .fixed_point import estimate_error, soft_labels
+from .head import Head
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...capture import Unmixed, unmix
 from ..layers import LARGEST, SHOWN_UP_TO, worst
-from .fixed_point import Head, ScaledHead
+from .head import Head, ScaledHead
 
 _STEPS = 12
 _FEWEST_CLASSES = 3

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .clipped import peel_scaled_head
-from .fixed_point import Head, ScaledHead, peel_head
+from .fixed_point import peel_head
+from .head import Head, ScaledHead
 from .least_squares import peel_joint_head
 from .unmixed import peel_unmixed_head
 

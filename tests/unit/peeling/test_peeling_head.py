@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.peeling.head.fixed_point.fixed_point import Head, peel_head
+from gradinversion.peeling.head.fixed_point import peel_head
+from gradinversion.peeling.head.head import Head
 from gradinversion.peeling.layers import worst
 from torch import Tensor
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gradinversion.capture.models import convnet
 from gradinversion.peeling import peel
-from gradinversion.peeling.head.fixed_point.least_squares import _Equations, peel_joint_head
+from gradinversion.peeling.head.least_squares import _Equations, peel_joint_head
 from torch import Tensor
 
 _REPEATS = [[1, 1], [3, 1, 4, 1], [0, 0, 0, 0], [2, 2, 7, 7, 7, 5]]

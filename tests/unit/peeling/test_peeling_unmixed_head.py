@@ -11,7 +11,7 @@ import torch
 from gradinversion.capture import apply_defence
 from gradinversion.capture.models import convnet
 from gradinversion.peeling import peel
-from gradinversion.peeling.head.fixed_point.unmixed import peel_unmixed_head
+from gradinversion.peeling.head.unmixed import peel_unmixed_head
 from torch import Tensor, nn
 
 _LABELS = [[1, 1], [3, 1, 4, 1], [0, 0, 0, 0], [2, 2, 7, 7, 7, 5], [5, 0, 3]]
