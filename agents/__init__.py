@@ -5,7 +5,7 @@ from .candidate import Candidate
 from .config import AgentsConfig, Form, GradientLoss, GradientScale, ObjectiveConfig, OptimiserName, TotalVariation
 from .generator import load_generator
 from .inverter import Inverter
-from .objective import Objective, Target
+from .objective import Objective
 from .outcome import Outcome
 from .schedule import learning_rate
 
@@ -21,7 +21,6 @@ __all__ = [
     "ObjectiveConfig",
     "OptimiserName",
     "Outcome",
-    "Target",
     "TotalVariation",
     "learning_rate",
     "load_generator",

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..target import Target
 from .candidate import Candidate
 from .config import AgentsConfig, ObjectiveConfig
 from .inverter import Inverter, never
-from .objective import Objective, Target
+from .objective import Objective
 from .outcome import Outcome
 
 _FAILURES = (Outcome.NOT_FINITE, Outcome.DIVERGED)

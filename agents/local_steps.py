@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from ..capture import CapturedUpdate, ClientLoss, gradient_shares, step_shares
 from ..priors import InputStatistics, Statistics
+from ..target.assumed_epoch import assumed_epoch
 
 
 class LocalSteps:
@@ -114,27 +115,6 @@ def fit_scale(found: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tenso
     square = torch.stack([a.square().sum() for a in found]).sum()
     factor = product / square.clamp_min(1e-30)
     return tuple(factor * gradient for gradient in found)
-
-
-def step_groups(labels: Int[Tensor, " batch"], update: CapturedUpdate) -> Int[Tensor, " batch"]:
-    """One number per image, the same for images of one label in one step of the client's epoch.
-
-    Args:
-        labels: One per image.
-        update: A weight delta.
-    """
-    batches = assumed_epoch(update)
-    if len(set(batches)) == 1:
-        return labels
-    steps = torch.cat([torch.full((len(batch),), index) for index, batch in enumerate(batches)])
-    return labels * len(batches) + steps.to(labels)
-
-
-def assumed_epoch(update: CapturedUpdate) -> tuple[range, ...]:
-    """Which images each step of an epoch is made on: all of them where the client's order is not known."""
-    assert update.local is not None
-    batches = update.local.batches(update.image_count)
-    return (range(update.image_count),) * len(batches) if update.local.shuffled else batches
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:

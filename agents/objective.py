@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..capture import (
     BatchNormMode,
-    CapturedUpdate,
     ClientLoss,
     as_gradient,
     batch_norm_layers,
@@ -35,12 +34,13 @@ from ..priors import (
     relative_group_distance,
     total_variation,
 )
+from ..target import Target
 from ..target.adaptation import Adaptation
 from ..target.defence_evidence import allow_for_defence
 from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 from .known_statistics import Known, known_statistics
-from .local_steps import LocalSteps, fit_scale, step_groups
+from .local_steps import LocalSteps, fit_scale
 from .penalty_evidence import allow_for_penalty
 from .second_derivative import client_batch, forward_to, needs_composing, twice_differentiable
 
@@ -50,27 +50,6 @@ _FLOOR = 1e-7
 _EXACT = 0.015
 # The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5
-
-
-@dataclass(frozen=True)
-class Target:
-    """All that is known about the batch: the same for every seed."""
-
-    update: CapturedUpdate
-    model: nn.Module
-    labels: Int[Tensor, " batch"]
-    anchor: Anchor | None = None
-    scale_known: bool = True
-    """False: the client's learning rate is estimated, so that the gradient is matched up to one common factor."""
-    generator: nn.Module | None = None
-    """Within whose range the images are looked for; see `load_generator`."""
-    joint_labels: bool = False
-    """Whether labels are not known but optimised with the images; ``labels`` then only tells how many there are."""
-
-    @property
-    def interchangeable(self) -> Int[Tensor, " batch"]:
-        """One number per image; images with the same number may change places without changing what is matched."""
-        return self.labels if self.update.local is None else step_groups(self.labels, self.update)
 
 
 class Objective:

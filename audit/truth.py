@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..agents import Objective, ObjectiveConfig, Target
+from ..agents import Objective, ObjectiveConfig
 from ..capture import CapturedUpdate, PrivateBatch
 from ..capture.defences import defence_words
-from ..target import check_smoothing, weigh_evidence
+from ..target import Target, check_smoothing, weigh_evidence
 from ..target.weight_deltas import settle
 from .doubt import LARGEST_GAP
 

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.agents.objective import Objective
 from gradinversion.audit import psnr
 from gradinversion.capture import capture_gradient, load_images, load_model
+from gradinversion.target import Target
 
 from .networks import POOLED_RESNET
 from .photos import write_photos

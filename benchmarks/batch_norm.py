@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import BatchNormMode, PrivateBatch, capture_gradient, load_images, load_model
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
+from gradinversion.target import Target
 from torch import nn
 
 from .group import trained_network

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from gradinversion.agents import Candidate, Outcome, Target
+from gradinversion.agents import Candidate, Outcome
 from gradinversion.cluster.agent_actor import Presence
 from gradinversion.cluster.agent_loop import Reply
 from gradinversion.cluster.candidates import Candidates
@@ -22,6 +22,7 @@ from gradinversion.cluster.registering import register_part
 from gradinversion.cluster.resources import Share
 from gradinversion.coordinator import AttackConfig, Listener, Order, StateFile, Storage, parts_by_label, state_name
 from gradinversion.registration import Consensus, RegistrationConfig
+from gradinversion.target import Target
 from torch import Tensor
 
 _HOSTS = 2

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradinversion.agents import Agent, Target
+from gradinversion.agents import Agent
 from gradinversion.cluster import reconstruct
 from gradinversion.coordinator import CheckpointStore, Mode, Status, Storage, state_name, write_state
+from gradinversion.target import Target
 
 from .cluster_attack import Size, make_attack, step_times
 from .cluster_machine import load, local_ray, memory, ours, rounded

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.agents.objective import Objective
 from gradinversion.audit import psnr
 from gradinversion.capture import capture_gradient, load_images, load_model
 from gradinversion.coordinator.selection import choose
 from gradinversion.registration import Consensus, RegistrationConfig, register
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 from .networks import POOLED_RESNET

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
+from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import (
     BatchNormMode,
@@ -31,6 +31,7 @@ from gradinversion.capture import (
     simulate_client,
     told,
 )
+from gradinversion.target import Target
 from rich.console import Console
 from rich.table import Table
 from torch import nn

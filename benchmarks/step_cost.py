@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.capture import (
     IMAGENET,
     BatchNormMode,
@@ -37,6 +37,7 @@ from gradinversion.capture import (
     weight_hash,
 )
 from gradinversion.capture.facts import CROSS_ENTROPY, known_facts
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 from .peers import run_peer

@@ -11,8 +11,9 @@ from typing import Any
 import ray
 import torch
 
-from ..agents import Agent, AgentsConfig, ObjectiveConfig, Target
+from ..agents import Agent, AgentsConfig, ObjectiveConfig
 from ..coordinator import Order, StateFile, Storage
+from ..target import Target
 from .agent_loop import AgentLoop, Reply, give_way
 from .transport import empty_images, rows, tensor
 

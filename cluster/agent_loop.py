@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..agents import Agent, Candidate, Target
+from ..agents import Agent, Candidate
 from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
+from ..target import Target
 
 # At most so long does the file of a state wait for the next round to begin.
 _BETWEEN_ROUNDS_SECONDS = 10.0

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
-from ..agents import Candidate, Target
+from ..agents import Candidate
 from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import (
     AttackConfig,
@@ -27,6 +27,7 @@ from ..coordinator import (
     too_few,
 )
 from ..registration import Consensus, RegistrationConfig
+from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
 from .agent_loop import Reply, StaleOrderError
 from .candidates import Candidates, after

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..agents import Candidate, Target
+from ..agents import Candidate
 from ..registration import Consensus, RegistrationConfig
 from ..storage.tensor_file import StateFile
+from ..target import Target
 from .orders import Order
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..agents import Target, load_generator
+from ..agents import load_generator
 from ..agents.second_derivative import client_batch, require_second_derivative
 from ..capture import (
     BatchNormMode,
@@ -29,7 +29,7 @@ from ..capture.copying import copy_model
 from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
-from ..target import Finding, weigh_evidence
+from ..target import Finding, Target, weigh_evidence
 from ..target.weight_deltas import describe, order_limits, settle
 from .config import JOINT, AttackConfig
 from .solving import solve, with_rate_read

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..agents import Agent, Candidate, Target
+from ..agents import Agent, Candidate
 from ..capture import CapturedUpdate
 from ..registration import Consensus, RegistrationConfig
+from ..target import Target
 from . import AttackConfig, Coordinator, Listener, Order, Reconstruction, form_consensus
 
 

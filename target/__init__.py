@@ -5,10 +5,12 @@ from .finding import Finding
 from .pixels import check_pixels
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
+from .target import Target
 
 __all__ = [
     "Evidence",
     "Finding",
+    "Target",
     "check_pixels",
     "check_scale",
     "check_smoothing",

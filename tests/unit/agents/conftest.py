@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gradinversion.agents import Target
 from gradinversion.capture import Normalisation, capture_gradient
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import ClientConfig, Defence, capture_gradient, simulate_client, told
 from gradinversion.capture.labels.final_layer import find_final_layer
+from gradinversion.target import Target
 from gradinversion.target.adaptation import Adaptation
 from gradinversion.target.defence_evidence import allow_for_defence, image_factors, pruning_slack
 from torch import Tensor, nn

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import IMAGENET, BatchNormMode, capture_gradient, load_model, told
 from gradinversion.peeling import peel
+from gradinversion.target import Target
 from torch import Tensor
 
 _MODES = list(BatchNormMode)

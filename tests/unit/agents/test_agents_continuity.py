@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
+from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig
 from gradinversion.capture import capture_gradient, load_images
 from gradinversion.capture.models import convnet
 from gradinversion.peeling import peel
+from gradinversion.target import Target
 from torch import Tensor
 
 _JUMPING, _CONTINUOUS = {"0", "1"}, {"3", "4"}

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, Inverter, Objective, ObjectiveConfig
 from gradinversion.agents.gauss_newton import GaussNewton
 from gradinversion.agents.schedule import descent_steps
 from gradinversion.capture import capture_gradient, load_images
 from gradinversion.capture.models import convnet
 from gradinversion.peeling import peel
+from gradinversion.target import Target
 from torch import Tensor
 
 _SIZE = 30
@@ -38,8 +39,7 @@ def _linear(rows: int = 50) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 
 def _kinked(x: Tensor) -> Tensor:
     """Two layers with a ReLU, as far from their values at the root."""
-    first, second = _random(90, _SIZE, seed=2), _random(60, 90, seed=3)
-    root = _random(_SIZE, seed=1)
+    first, second, root = _random(90, _SIZE, seed=2), _random(60, 90, seed=3), _random(_SIZE, seed=1)
     there, here = (second @ (first @ z).clamp_min(0) for z in (root, x))
     return (here - there) / there.norm()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Target
+from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig
 from gradinversion.capture import (
     CapturedUpdate,
     LocalFacts,
@@ -20,6 +20,7 @@ from gradinversion.capture import (
     told,
     train_locally,
 )
+from gradinversion.target import Target
 from torch import Tensor
 
 SmoothTarget = Callable[..., tuple[Target, Tensor]]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.agents import Agent, AgentsConfig, Objective, ObjectiveConfig, Outcome, Target
+from gradinversion.agents import Agent, AgentsConfig, Objective, ObjectiveConfig, Outcome
 from gradinversion.agents.parametrisation import Latents, Pixels, parametrisation_of
 from gradinversion.capture import capture_gradient, load_model
+from gradinversion.target import Target
 from skimage import data
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradinversion.agents import Agent, Target
+from gradinversion.agents import Agent
 from gradinversion.benchmarks.cluster import judge
 from gradinversion.benchmarks.cluster_attack import TINY, Size, make_attack, read_traces, step_times
 from gradinversion.benchmarks.cluster_machine import descendants, memory, parent, slope, started
@@ -19,6 +19,7 @@ from gradinversion.benchmarks.cluster_scale import message_bytes
 from gradinversion.benchmarks.cluster_timing import computing_share
 from gradinversion.coordinator import Mode
 from gradinversion.coordinator.policy import plan_rounds
+from gradinversion.target import Target
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Candidate, ObjectiveConfig, Target
+from gradinversion.agents import Agent, AgentsConfig, Candidate, ObjectiveConfig
 from gradinversion.capture import capture_gradient
 from gradinversion.cluster.agent_loop import AgentLoop, Reply
 from gradinversion.coordinator import Leg, Order, Origin, StateFile, Storage
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 SEED = 7

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, Candidate, Target
+from gradinversion.agents import Agent, Candidate
 from gradinversion.cluster.agent_loop import Reply, StaleOrderError
 from gradinversion.coordinator import Leg, Order, Origin, Storage, StorageError, read_tensors, state_name, write_state
+from gradinversion.target import Target
 
 
 def same(reply: Reply, candidate: Candidate) -> None:

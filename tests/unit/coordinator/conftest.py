@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Candidate, Target
+from gradinversion.agents import Agent, AgentsConfig, Candidate
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.coordinator import (
     AttackConfig,
@@ -27,6 +27,7 @@ from gradinversion.coordinator import (
     write_state,
 )
 from gradinversion.registration import Consensus, RegistrationConfig
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import CapturedUpdate, LabelError, capture_gradient, recover_labels
 from gradinversion.peeling import peel
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 LABELS = torch.tensor([3, 7])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import (
     BatchNormMode,
     ClientConfig,
@@ -20,7 +20,7 @@ from gradinversion.capture import (
 from gradinversion.capture.decisive import decisive_facts, draws_in_training
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
-from gradinversion.target import weigh_evidence
+from gradinversion.target import Target, weigh_evidence
 from gradinversion.target.step_counter import check_step_counter
 from torch import Tensor, nn
 

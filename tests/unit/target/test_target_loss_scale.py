@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Objective, ObjectiveConfig, Target
+from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import (
     Defence,
     Reduction,
@@ -20,7 +20,7 @@ from gradinversion.capture import (
     told,
 )
 from gradinversion.capture.labels.sign import Sign, read_sign
-from gradinversion.target import check_scale, check_smoothing, weigh_evidence
+from gradinversion.target import Target, check_scale, check_smoothing, weigh_evidence
 from torch import nn
 
 
