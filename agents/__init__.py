@@ -2,7 +2,7 @@
 
 from .agent import Agent
 from .candidate import Candidate
-from .config import AgentsConfig, Form, GradientLoss, GradientScale, ObjectiveConfig, OptimiserName, TotalVariation
+from .config import AgentsConfig, Form, GradientLoss, ObjectiveConfig, OptimiserName, TotalVariation
 from .generator import load_generator
 from .inverter import Inverter
 from .objective import Objective
@@ -15,7 +15,6 @@ __all__ = [
     "Candidate",
     "Form",
     "GradientLoss",
-    "GradientScale",
     "Inverter",
     "Objective",
     "ObjectiveConfig",

@@ -22,13 +22,6 @@ class Form(StrEnum):
     SCALE_FREE = "scale_free"
 
 
-class GradientScale(StrEnum):
-    """``linear``: the gradient loss as it is. ``log``: its logarithm; priors weigh less as the match improves."""
-
-    LINEAR = "linear"
-    LOG = "log"
-
-
 class TotalVariation(StrEnum):
     """``colour``: isotropic, coupled over channels. ``anisotropic``: the sum of absolute differences."""
 
@@ -51,8 +44,6 @@ class ObjectiveConfig:
     """scale_free or paper: how the priors are normalised."""
     gradient_loss: GradientLoss = GradientLoss.RELATIVE_L2
     """relative_l2, layer_l2, squared_l2 or cosine."""
-    gradient_scale: GradientScale = GradientScale.LINEAR
-    """linear or log: the scale on which the gradient loss enters the objective."""
     gradient_weight: float = 1.0
     """Weight of the gradient loss; 0 gives the no-gradient control."""
     activation_weight: float = 0.3
@@ -75,12 +66,7 @@ class ObjectiveConfig:
     """Allow for the defence that the update shows or the client states; without one nothing changes."""
 
     def __post_init__(self) -> None:
-        kinds = {
-            "form": Form,
-            "gradient_loss": GradientLoss,
-            "gradient_scale": GradientScale,
-            "total_variation": TotalVariation,
-        }
+        kinds = {"form": Form, "gradient_loss": GradientLoss, "total_variation": TotalVariation}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if value not in list(kind):

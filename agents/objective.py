@@ -37,15 +37,13 @@ from ..priors import (
 from ..target import Target
 from ..target.adaptation import Adaptation
 from ..target.defence_evidence import allow_for_defence
-from .config import Form, GradientScale, ObjectiveConfig, TotalVariation
+from .config import Form, ObjectiveConfig, TotalVariation
 from .gradient_losses import GRADIENT_LOSSES, relative_l2
 from .known_statistics import Known, known_statistics
 from .local_steps import LocalSteps, fit_scale
 from .penalty_evidence import allow_for_penalty
 from .second_derivative import client_batch, forward_to, needs_composing, twice_differentiable
 
-# Where the log of the gradient loss bottoms out: the rounding error of a float32 gradient.
-_FLOOR = 1e-7
 # Estimated error of an anchor up to which a prior can be spared at the end.
 _EXACT = 0.015
 # The share of the descent before total variation begins to fade.
@@ -278,8 +276,6 @@ class Objective:
             match = match + config.gradient_weight * terms["gradient"]
         if "activation" in terms:
             match = match + config.activation_weight * terms["activation"]
-        if config.gradient_scale is GradientScale.LOG and ("gradient" in terms or "activation" in terms):
-            match = (match + _FLOOR).log()
         for name in ("total_variation", "l2", "batch_norm", "group"):
             if name in terms:
                 faded = self._fade(progress) if name == "total_variation" else 1.0

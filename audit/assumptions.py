@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import __version__
-from ..coordinator import Reconstruction
+from ..coordinator import Reconstruction, flatten
 from .initialisation import WeightState
 
 GIVEN_LABELS = "given"
@@ -53,16 +53,6 @@ def state_provenance() -> dict[str, str]:
         "platform": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested configuration as ``("agents.count", 4)``."""
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def as_sentence(text: str) -> str:

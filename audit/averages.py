@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..coordinator import Reconstruction
+from ..coordinator import Reconstruction, flatten
 from ..registration import RegistrationError
 from ..registration.candidates import check
 from ..registration.config import CONSENSUS
 from ..registration.consensus import average
-from .assumptions import flatten
 from .metrics import psnr
 from .results import ImageResult
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import MEANINGS, NULL_CONTROLS, TITLES, Control
+from .figures import psnr_in_words
 from .metrics import constant_images
 from .pictures import data_uri
 from .results import AuditReport, ControlScore, ImageResult
 from .risk import is_dominant
-from .verdict import psnr_in_words
 
 _PICTURE = 112
 

@@ -12,18 +12,19 @@ from markupsafe import Markup
 
 from ..agents import Outcome
 from ..capture import PrivateBatch, Provenance
-from ..coordinator import Reconstruction
-from .assumptions import GIVEN_LABELS, as_sentence, counted, flatten
+from ..coordinator import Reconstruction, flatten
+from .assumptions import GIVEN_LABELS, as_sentence, counted
 from .averages import candidate_images
 from .charts import COLOURS, Chart, draw_chart, draw_ruler, group_history
 from .control_panel import control_panel, exposure_panel
 from .controls import Control
+from .figures import duration, psnr_in_words, share_in_words
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
 from .pictures import picture_cell
 from .registration_panel import registration_chart, registration_panel
 from .results import AuditReport, ImageResult
 from .risk import risk_sentences
-from .verdict import MARGIN_DB, Leak, psnr_in_words
+from .verdict import MARGIN_DB, Leak
 
 SHOWN_AGENTS = 8
 """Agents that get a column of pictures; the numbers cover all of them."""
@@ -61,7 +62,7 @@ def render_page(
     environment.filters.update(
         db=psnr_in_words,
         number=_number,
-        share=_share,
+        share=share_in_words,
         share_fine=_share_fine,
         plain=_plain,
         sentence=as_sentence,
@@ -99,7 +100,7 @@ def render_page(
         unregistered=dict(flatten(reconstruction.config)).get("registration.method") == "none",
         registration_columns=_keys(reconstruction.registration),
         loss_columns=_keys([agent.losses for agent in report.agents]),
-        duration=_duration(reconstruction.seconds),
+        duration=duration(reconstruction.seconds),
         config=[f"{name}={_plain(value)}" for name, value in flatten(reconstruction.config)],
     )
 
@@ -117,7 +118,7 @@ def _unfinished(run: Reconstruction) -> str:
 
 def _tiles(report: AuditReport, run: Reconstruction, agents: int) -> list[tuple[str, str, str]]:
     """Name, value and note of each headline number."""
-    effort = ("Effort", f"{agents} × {run.iterations:,}", f"agents × steps; {_duration(run.seconds)}")
+    effort = ("Effort", f"{agents} × {run.iterations:,}", f"agents × steps; {duration(run.seconds)}")
     loss = ("Gradient loss", _number(run.gradient_loss), "of the reconstruction")
     if report.label_accuracy is None:
         return [loss, label_tile(report, run), _agreement(report), effort]
@@ -127,7 +128,7 @@ def _tiles(report: AuditReport, run: Reconstruction, agents: int) -> list[tuple[
     above = "–" if gain is None else "∞ dB" if gain == math.inf else f"{gain:+.1f} dB"
     bar = "–" if floor is None or not math.isfinite(floor) else psnr_in_words(floor)
     recognised = sum(bool(image.identified) for image in report.images)
-    pool = f"among {report.gallery_size:,} images (IIP {_share(report.iip)})" if report.gallery_size else ""
+    pool = f"among {report.gallery_size:,} images (IIP {share_in_words(report.iip)})" if report.gallery_size else ""
     identified = [("Recognised", f"{recognised} of {len(report.images)}", pool)] if pool else []
     return [
         ("Reconstruction", psnr_in_words(psnr), f"mean PSNR {over}".strip()),
@@ -145,7 +146,7 @@ def _agreement(report: AuditReport) -> tuple[str, str, str]:
     if len(report.agents) < 2:
         return "Agreement of the seeds", "–", "a single seed agrees with nobody"
     agreement = sum(image.agreement for image in report.images) / len(report.images)
-    return "Agreement of the seeds", _share(agreement), "mean over the images"
+    return "Agreement of the seeds", share_in_words(agreement), "mean over the images"
 
 
 def _floor(image: ImageResult) -> str:
@@ -225,10 +226,6 @@ def _defence_note(run: Reconstruction) -> str:
     return " (assumed)" if unknown else ""
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.0%}"
-
-
 def _plain(value: object) -> str:
     """A configuration or history value as a person writes it."""
     if isinstance(value, bool) or value is None:
@@ -238,11 +235,3 @@ def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(_plain(item) for item in value)
     return str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .verdict import psnr_in_words
+from .figures import psnr_in_words
 
 _CELL = 128
 _GAP = 10

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..capture import PrivateBatch
-from ..coordinator import Reconstruction
-from .assumptions import flatten
+from ..coordinator import Reconstruction, flatten
 from .averages import all_warps_refused, plain_mean
 from .charts import Chart, Series, draw_chart, group_history
 from .pictures import difference, picture_cell

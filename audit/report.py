@@ -16,12 +16,12 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, Control
 from .feature_leak import FeatureLeak
+from .figures import decibels
 from .files import replace_files
 from .page import list_seeds, render_page
 from .pictures import GridRow, draw_grid
 from .results import AuditReport, ControlResult, ImageResult
 from .risk import risk_sentences
-from .verdict import decibels
 
 
 def write_report(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .figures import decibels
+
 MARGIN_DB = 1.0
 """A reconstruction must beat a control by this much to count as anything."""
 
@@ -188,16 +190,6 @@ def no_reconstruction(message: str) -> Verdict:
         "No reconstruction",
         f"The attack ended without a result ({message}), so this run says nothing about what leaked.",
     )
-
-
-def decibels(value: float) -> str:
-    """``value`` with one decimal and its unit."""
-    return "∞ dB" if value == math.inf else f"{value:.1f} dB"
-
-
-def psnr_in_words(value: float | None) -> str:
-    """A PSNR as a page shows it: with its unit, a dash where there is none."""
-    return "–" if value is None else "not finite" if math.isnan(value) else decibels(value)
 
 
 def _compare_means(psnr_mean: float, floor_mean: float, total: int) -> str:

@@ -30,7 +30,6 @@ CHANGES = {
     "anisotropic total variation": ("objective.total_variation=anisotropic",),
     "total variation x 1/2": ("objective.total_variation_weight=0.1",),
     "total variation x 2": ("objective.total_variation_weight=0.4",),
-    "log of the gradient loss": ("objective.gradient_scale=log",),
     "cosine loss": ("objective.gradient_loss=cosine",),
     "no total variation": ("objective.total_variation_weight=0",),
 }

@@ -20,6 +20,7 @@ from ..capture.fitting import fit
 from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
 from .connection import ClusterError, connected
 from .coordinator_actor import CoordinatorActor, RunSpec
+from .failures import cause_of
 from .inputs import store_inputs
 from .ray_group import NAMESPACE
 from .resources import share
@@ -212,7 +213,7 @@ def _attend(coordinator: Any, name: str | None, storage: Storage | None, watch: 
             if found is None:
                 raise ClusterError(f"The coordinator of the run died ({what}); begin again.")
     except RayTaskError as error:
-        raise _cause(error) from None
+        raise cause_of(error) from None
     except KeyboardInterrupt:
         if name is not None:
             raise DetachedError from None
@@ -258,14 +259,6 @@ def _from_storage(storage: Storage) -> Reconstruction:
             "began it continues it with resume=true."
         )
     return result
-
-
-def _cause(error: RayTaskError) -> Exception:
-    """The error as it was raised in the actor, however many actors it went through."""
-    cause: BaseException = error
-    while isinstance(cause, RayTaskError) and isinstance(cause.cause, Exception):
-        cause = cause.cause
-    return cause if isinstance(cause, Exception) else error
 
 
 def _store_bytes(update: CapturedUpdate, config: AttackConfig) -> int:

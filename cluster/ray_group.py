@@ -31,6 +31,7 @@ from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
 from .agent_loop import Reply, StaleOrderError
 from .candidates import Candidates, after
+from .failures import cause_of
 from .registering import count_parts
 from .resources import Share
 from .roster import Roster, end_actors
@@ -221,7 +222,7 @@ class RayGroup:
         try:
             self._listener.saved(round, position, ray.get(reference))
         except RayTaskError as error:
-            self._listener.saved(round, position, str(_cause(error)))
+            self._listener.saved(round, position, str(cause_of(error)))
         except RayError:
             self._listener.saved(round, position, "the process of an agent was lost while it wrote")
 
@@ -235,7 +236,7 @@ class RayGroup:
     # Faults.
 
     def _failed(self, position: int, error: RayError) -> None:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, StaleOrderError):
             raise FencedError(f"Another coordinator has taken this run over ({cause}); this one ends.")
         if isinstance(cause, _REFUSALS):
@@ -253,7 +254,7 @@ class RayGroup:
         if failures > _MOST_FAILURES:
             self._bar(position, cause)
 
-    def _bar(self, position: int, cause: BaseException) -> None:
+    def _bar(self, position: int, cause: Exception) -> None:
         """Something ends this agent every time."""
         self._barred.add(position)
         if len(self._barred) > len(self.seeds) - self._config.agents.minimum:
@@ -349,13 +350,6 @@ class RayGroup:
 def _joined(begun: Reply, rest: Reply) -> Reply:
     """One reply of a round that was made in two parts."""
     return replace(rest, candidate=after(begun.candidate, rest.candidate))
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error as it was raised in the actor, however many actors it went through."""
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause
-    return error
 
 
 def _first_line(error: BaseException) -> str:

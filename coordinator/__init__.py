@@ -3,7 +3,7 @@
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_state, write_tensors
 from .checkpoints import CheckpointStore, FencedError, state_name
-from .config import AttackConfig, CoordinatorConfig, Mode
+from .config import AttackConfig, CoordinatorConfig, Mode, flatten
 from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import Coordinator
 from .events import EventLog, log_as_json
@@ -45,6 +45,7 @@ __all__ = [
     "arrange",
     "choose",
     "common_order",
+    "flatten",
     "form_consensus",
     "join_parts",
     "log_as_json",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
+from typing import Any
 
 from ..agents import AgentsConfig, ObjectiveConfig
 from ..peeling import PeelingConfig
@@ -78,3 +80,18 @@ class AttackConfig:
             raise ValueError(
                 "registration.mirror=true: agents cannot take a mirrored consensus yet; leave it false in an attack."
             )
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested settings, each with its key: ``("agents.count", 4)``.
+
+    Args:
+        settings: Mappings and dataclasses within each other, by name.
+        prefix: What every key begins with.
+    """
+    for name, value in settings.items():
+        inner = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        if isinstance(inner, Mapping):
+            yield from flatten(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner

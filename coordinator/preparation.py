@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -31,7 +30,7 @@ from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..target import Finding, Target, weigh_evidence
 from ..target.weight_deltas import describe, order_limits, settle
-from .config import JOINT, AttackConfig
+from .config import JOINT, AttackConfig, flatten
 from .solving import solve, with_rate_read
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
@@ -191,7 +190,11 @@ def _require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.
 def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module | None = None) -> dict[str, Any]:
     """All that decides the numbers of a run, flat and plain: a checkpoint is continued only where this is equal."""
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(AttackConfig)}
-    flat = {name: value for name, value in _flat(settings).items() if name not in _PLACEMENT}
+    flat = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in flatten(settings)
+        if name not in _PLACEMENT
+    }
     digest = hashlib.sha256()
     for name, gradient in update.gradients.items():
         digest.update(name.encode())
@@ -200,15 +203,3 @@ def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module 
     if generator is not None:
         flat["generator"] = weight_hash(generator)
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            found |= _flat(dataclasses.asdict(value), f"{prefix}{name}.")
-        elif isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value.value if isinstance(value, Enum) else value
-    return found

@@ -20,7 +20,7 @@ from .. import presets
 from ..audit.config import AuditConfig
 from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
-from ..coordinator import AttackConfig
+from ..coordinator import AttackConfig, flatten
 from .keys import Key, convert, format_value, keys, unknown, wanted
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
@@ -133,7 +133,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
     given = dict(_split(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
     if name in preset_names():
-        settings = dict(_flatten(_parse(preset_text(name)))) | given
+        settings = dict(flatten(_parse(preset_text(name)))) | given
     else:
         problems.append(f"preset={name} is not known: choose one of {', '.join(preset_names())}.")
         settings = given
@@ -163,7 +163,7 @@ def parse_config(content: bytes, where: str) -> RunConfig:
         tree = _parse(content.decode())
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError([_unreadable(where, error)]) from error
-    return _resolve(dict(_flatten(tree)), [])
+    return _resolve(dict(flatten(tree)), [])
 
 
 def _unreadable(where: str, error: Exception) -> str:
@@ -183,7 +183,7 @@ def config_yaml(config: RunConfig) -> str:
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Every key with its plain value."""
-    return dict(_flatten(to_plain(config)))
+    return dict(flatten(to_plain(config)))
 
 
 def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -306,14 +306,6 @@ def _parse(text: str) -> dict[str, Any]:
     if not isinstance(tree, dict | None):
         raise ValueError("it does not hold keys with values")
     return tree or {}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _plain(value: Any) -> Any:

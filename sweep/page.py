@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..audit.assumptions import as_sentence, counted
+from ..audit.figures import duration, psnr_in_words, share_in_words
 from ..audit.verdict import STRICT_RULE
 from ..settings.keys import format_value
 from ..settings.run import settings
@@ -45,8 +47,8 @@ def _classes(result: CellResult) -> list[str]:
     scores = result.label_scores
     if scores is None:
         return []
-    presence = f"classes {_share(scores.recall)} / {_share(scores.precision)}"
-    return [presence, f"counts {_share(scores.class_count)}"]
+    presence = f"classes {share_in_words(scores.recall)} / {share_in_words(scores.precision)}"
+    return [presence, f"counts {share_in_words(scores.class_count)}"]
 
 
 # Title, what it says, the number that colours, and what stands below it.
@@ -81,7 +83,12 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(
-        sentence=as_sentence, stopped=_stopped, counted=counted, db=_db, share=_share, duration=_duration
+        sentence=as_sentence,
+        stopped=_stopped,
+        counted=counted,
+        db=psnr_in_words,
+        share=share_in_words,
+        duration=partial(duration, decimals=0),
     )
     folder = files(__package__)
     template = environment.from_string((folder / "audit.html.j2").read_text(encoding="utf-8"))
@@ -213,7 +220,7 @@ def _tiles(facts: AuditFacts, cells: list[dict[str, Any]]) -> list[tuple[str, st
         ("Cells that leak", f"{leaking} of {len(done)}", "at least one image leaked"),
         ("Leaks, all cells together", f"{leaked} of {images}", "each cell attacks its images anew"),
         ("Effort per cell", effort, "agents × steps, and as much for each control"),
-        ("Time", _duration(facts.seconds), "of this run of the audit"),
+        ("Time", duration(facts.seconds, 0), "of this run of the audit"),
     ]
 
 
@@ -263,7 +270,7 @@ def _entry(
     value = number(result) if result.state is State.DONE else None
     return {
         "value": value,
-        "text": _share(value) if value is not None else _nothing(result, number),
+        "text": share_in_words(value) if value is not None else _nothing(result, number),
         "notes": notes(result) if value is not None else [],
         "shade": 0 if value is None else round(_SHADES * value),
         "link": _link(name) if result.state is State.DONE else None,
@@ -305,19 +312,3 @@ def _accuracies(facts: AuditFacts) -> list[dict[str, Any]]:
 def _stopped(text: str) -> str:
     """With a full stop; its first word may be a key, and stays as it is."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _db(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} dB"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

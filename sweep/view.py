@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..audit.figures import psnr_in_words, share_in_words
 from .cell import Progress
 from .results import CellResult, State
 
@@ -99,7 +100,7 @@ class GridView:
         result, progress = self._results.get(name), self._running.get(name)
         if result is not None:
             share = "–" if result.share is None else f"{result.leaked}/{result.images}"
-            numbers = [_db(result.psnr), _db(result.floor), share, _share(result.labels)]
+            numbers = [psnr_in_words(result.psnr), psnr_in_words(result.floor), share, share_in_words(result.labels)]
             return [state, str(result.iterations or "–"), *numbers, _seconds(result.seconds)]
         if progress is None:
             return [state, "–", "–", "–", "–", "–", "–"]
@@ -112,15 +113,9 @@ def _line(result: CellResult) -> str:
     if result.state is not State.DONE:
         return f"{result.state}: {result.sentence}"
     share = f"{result.leaked} of {result.images} images leaked"
-    return f"{share}, PSNR {_db(result.psnr)} (floor {_db(result.floor)}), {_seconds(result.seconds)}"
-
-
-def _db(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} dB"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return (
+        f"{share}, PSNR {psnr_in_words(result.psnr)} (floor {psnr_in_words(result.floor)}), {_seconds(result.seconds)}"
+    )
 
 
 def _seconds(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from gradinversion.agents import GradientLoss
-from gradinversion.coordinator import AttackConfig, Mode
+from gradinversion.coordinator import AttackConfig, Mode, flatten
 from gradinversion.settings import help as config_help
 from gradinversion.settings.keys import convert, keys, wanted
 from gradinversion.settings.run import (
@@ -94,15 +94,8 @@ def test_a_word_sets_its_key_and_nothing_else(word: str, path: str, value: objec
 
 
 def changed_keys(before: RunConfig, now: RunConfig) -> list[str]:
-    old, new = flat(to_plain(before)), flat(to_plain(now))
+    old, new = dict(flatten(to_plain(before))), dict(flatten(to_plain(now)))
     return [name for name in old if old[name] != new[name]]
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
 
 
 def test_the_last_word_for_a_key_counts() -> None:

@@ -1,0 +1,34 @@
+"""Numbers as the pages and the terminal show them: with their unit, and a dash where there is none."""
+
+from __future__ import annotations
+
+import math
+
+
+def decibels(value: float) -> str:
+    """``value`` with one decimal and its unit."""
+    return "∞ dB" if value == math.inf else f"{value:.1f} dB"
+
+
+def psnr_in_words(value: float | None) -> str:
+    """A PSNR with its unit; a dash where there is none."""
+    return "–" if value is None else "not finite" if math.isnan(value) else decibels(value)
+
+
+def share_in_words(value: float | None) -> str:
+    """A share of 1 in percent; a dash where there is none, or none that is finite."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.0%}"
+
+
+def duration(seconds: float, decimals: int = 1) -> str:
+    """Seconds below a minute, then minutes and seconds, then hours and minutes.
+
+    Args:
+        seconds: At least 0.
+        decimals: Of seconds below a minute.
+    """
+    if seconds < 60:
+        return f"{seconds:.{decimals}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
