@@ -14,6 +14,7 @@ from .adam import Adam
 from .candidate import Candidate
 from .config import AgentsConfig, OptimiserName
 from .gauss_newton import GaussNewton
+from .gauss_newton_state import STATE_NAMES, GaussNewtonState
 from .lbfgs import Lbfgs
 from .objective import Objective
 from .optimiser import Optimiser, require_shape
@@ -187,9 +188,9 @@ class Inverter:
         self._descent = begin, self._config.iterations
         self._finish, self._optimiser = None, self._new_optimiser(self._variables.detach())
 
-    def _new_finish(self) -> GaussNewton:
+    def _new_finish(self, state: GaussNewtonState | None = None) -> GaussNewton:
         confine = self._parametrisation.confine if self._config.box else _anywhere
-        return GaussNewton(self._residual, confine, self._variables.detach())
+        return GaussNewton(self._residual, confine, self._variables.detach(), state)
 
     def _residual(self, variables: Tensor) -> Tensor:
         return self._objective.residual(self._parametrisation.images(variables))
@@ -238,16 +239,14 @@ class Inverter:
         """
         name = self._parametrisation.name
         # A state of the descent, or of a seed that has just joined, holds nothing of the end.
-        finishing = bool(GaussNewton.names & state.keys())
-        needed = _STATE | self._optimiser.names | {name} | (GaussNewton.names if finishing else set())
+        finishing = bool(STATE_NAMES & state.keys())
+        needed = _STATE | self._optimiser.names | {name} | (STATE_NAMES if finishing else set())
         missing = needed - state.keys()
         if missing:
             raise ValueError(f"this is no state of a seed: it has no {', '.join(sorted(missing))}.")
         require_shape(f"this state's {name}", state[name], self._variables.shape)
         self._optimiser.require_fit(state)
-        finish = self._new_finish() if finishing else None
-        if finish is not None:
-            finish.require_fit(state)
+        finish = self._new_finish(GaussNewtonState.read(state, self._variables.detach())) if finishing else None
         again = self._again(state)
         require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
         seed, incarnation, step, steps = (int(value) for value in state["counters"])
@@ -261,8 +260,6 @@ class Inverter:
         with torch.no_grad():
             self._variables.copy_(state[name])
         self._optimiser.restore(state, steps)
-        if finish is not None:
-            finish.restore(state)
         self._descent, self._finish = again, finish
 
     def _again(self, state: dict[str, Tensor]) -> tuple[int, int]:
