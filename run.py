@@ -1,25 +1,14 @@
-"""From settings to a report: config -> capture -> reconstruct -> evaluate -> report."""
+"""The command: one function for each verb, from settings to a report."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 
-from gradinversion.audit import (
-    Control,
-    ControlError,
-    LpipsError,
-    Pool,
-    ReportError,
-    embedding_for,
-    judge,
-    load_pool,
-    run_controls,
-    without_gradient,
-    write_report,
-)
+from gradinversion.audit import ControlError, LpipsError, ReportError, without_gradient
+from gradinversion.audit.case import Case
 from gradinversion.audit.controls import MEANINGS
-from gradinversion.audit.pool import draw_batch
+from gradinversion.audit.pipeline import Assessment, Stage, assess, attack_and_assess
 from gradinversion.capture import (
     CapturedUpdate,
     ClientError,
@@ -28,12 +17,9 @@ from gradinversion.capture import (
     LabelError,
     ModelError,
     ModelSource,
-    PrivateBatch,
-    PrivateConfig,
     UpdateError,
     simulate_client,
 )
-from gradinversion.capture.told_config import ToldConfig
 from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.coordinator import (
     AllSeedsFailedError,
@@ -45,22 +31,13 @@ from gradinversion.coordinator import (
     read_result,
 )
 from gradinversion.registration import RegistrationError
+from gradinversion.settings.case import obtain
+from gradinversion.settings.folder import open_folder, settings_of_the_run
 from gradinversion.settings.help import help_text
-from gradinversion.settings.run import (
-    ConfigError,
-    RunConfig,
-    config_yaml,
-    differences,
-    load_config,
-    parse_config,
-    to_plain,
-)
-from gradinversion.subject import Subject, obtain
+from gradinversion.settings.run import ConfigError, RunConfig, load_config
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console
 
-_CONFIG_FILE = "config.yaml"
-_LARGEST_CONFIG = 2**20
 _REFUSALS = (
     AllSeedsFailedError,
     CheckpointError,
@@ -110,18 +87,12 @@ def attack(config: RunConfig, console: Console) -> int:
         require_no_run(config.out)
     if "no_gradient" in config.audit.controls:
         without_gradient(config)  # what is refused is refused before hours of work
-    _open_folder(config)
-    subject = obtain(config)
-    config, update, model = subject.config, subject.update, subject.model
-    # What the audit needs is refused before the attack, not after it.
-    other_images(config, subject.private)
-    embedding_for(config.audit, update, model)
-    if subject.evidence:
-        _say(console, subject.evidence)
-    source = ModelSource(config.client.model, config.client.classes, update.image_shape, config.seed)
-    with ProgressView(console) as view:
-        found = reconstruct(update, model, config, out=config.out, resume=config.resume, watch=view, source=source)
-    return conclude(found, subject, console)
+    open_folder(config)
+    case = obtain(config)
+    case.require_comparisons()
+    if case.evidence:
+        _say(console, case.evidence)
+    return _report(attack_and_assess(case, _Runner(case, config, console), config.out), config, console)
 
 
 def audit(config: RunConfig, console: Console) -> int:
@@ -134,19 +105,19 @@ def audit(config: RunConfig, console: Console) -> int:
 
 def watch(config: RunConfig, console: Console) -> int:
     """Look on at a run that goes on without us, and write the report when it ends."""
-    config = _config_of_the_run(config)
+    config = settings_of_the_run(config)
     with ProgressView(console) as view:
         found = attend(config.out, watch=view)
-    return conclude(found, obtain(config), console)
+    return _assess(found, config, console)
 
 
 def report(config: RunConfig, console: Console) -> int:
     """Write the report of a run that has ended, again."""
-    config = _config_of_the_run(config)
+    config = settings_of_the_run(config)
     found = read_result(Storage(config.out))
     if found is None:
         raise ReportError(f"out={config.out} holds no result yet: `watch` waits for the end of a run.")
-    return conclude(found, obtain(config), console)
+    return _assess(found, config, console)
 
 
 def end(config: RunConfig, console: Console) -> int:
@@ -156,62 +127,9 @@ def end(config: RunConfig, console: Console) -> int:
     return 0
 
 
-def conclude(reconstruction: Reconstruction, subject: Subject, console: Console) -> int:
-    """Compare what was recovered with the controls and the truth, and write the report."""
-    config, private = subject.config, subject.private
-    # The report tells the whole run, the client's settings too.
-    reconstruction = replace(reconstruction, config=to_plain(config))
-    pool = other_images(config, private)
-    controls = _controls(subject, pool, console)
-    found = judge(
-        reconstruction,
-        subject.update,
-        subject.model,
-        private,
-        client=config.client,
-        settings=config.audit,
-        controls=controls,
-        pool=pool,
-    )
-    write_report(found, reconstruction, private, config.out, controls)
-    _say(console, f"\n{found.verdict.headline}. {found.verdict.detail}")
-    _say(console, f"Report: {Storage(config.out).locate('report.html')}")
-    return 0
-
-
-def other_images(config: RunConfig, private: PrivateBatch | None) -> Pool | None:
-    """The pool of the audit, or None where none is wanted or nothing can be compared with it."""
-    if config.audit.pool is None or private is None:
-        return None
-    pool = load_pool(config.audit.pool, private)
-    if "other_images" in config.audit.controls:
-        draw_batch(pool, private)
-    return pool
-
-
-def _controls(subject: Subject, pool: Pool | None, console: Console) -> tuple[Control, ...]:
-    if subject.private is None:
-        return ()
-
-    def attack_alike(update: CapturedUpdate, settings: AttackConfig) -> Reconstruction:
-        with ProgressView(console) as view:
-            return reconstruct(update, subject.model, settings, watch=view)
-
-    return run_controls(
-        subject.config.audit.controls,
-        subject.update,
-        subject.config,
-        attack_alike,
-        private=subject.private,
-        send=subject.send,
-        pool=pool,
-        announce=lambda name: console.print(f"Control: {MEANINGS[name]}", markup=False, highlight=False),
-    )
-
-
 def capture(config: RunConfig, console: Console) -> int:
     """Simulate the client and save what it sends, without attacking it."""
-    storage = _open_folder(config)
+    storage = open_folder(config)
     if not storage.is_local:
         raise ReportError(f"out={config.out}: an update is captured into a folder of this machine; give one.")
     update, _, _ = simulate_client(config.client, config.seed)
@@ -221,45 +139,44 @@ def capture(config: RunConfig, console: Console) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Runner:
+    """Attacks on Ray, shown on the console; that of the case itself in the folder of the run."""
+
+    case: Case
+    config: RunConfig
+    console: Console
+
+    def attack(self, update: CapturedUpdate, config: AttackConfig, control: str | None) -> Reconstruction:
+        model = self.case.model
+        with ProgressView(self.console) as view:
+            if control is not None:
+                return reconstruct(update, model, config, watch=view)
+            out, resume = self.config.out, self.config.resume
+            client = self.case.client
+            source = ModelSource(client.model, client.classes, update.image_shape, self.config.seed)
+            return reconstruct(update, model, config, out=out, resume=resume, watch=view, source=source)
+
+    def begins(self, stage: Stage, control: str | None = None) -> None:
+        if control is not None:
+            self.console.print(f"Control: {MEANINGS[control]}", markup=False, highlight=False)
+
+
+def _assess(found: Reconstruction, config: RunConfig, console: Console) -> int:
+    case = obtain(config)
+    case.require_comparisons()
+    return _report(assess(case, found, _Runner(case, config, console), config.out), config, console)
+
+
+def _report(found: Assessment, config: RunConfig, console: Console) -> int:
+    verdict = found.report.verdict
+    _say(console, f"\n{verdict.headline}. {verdict.detail}")
+    _say(console, f"Report: {Storage(config.out).locate('report.html')}")
+    return 0
+
+
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _open_folder(config: RunConfig) -> Storage:
-    storage = Storage(config.out)
-    if config.resume and storage.exists(_CONFIG_FILE):
-        _require_same_run(config, storage)
-    try:
-        storage.write(_CONFIG_FILE, config_yaml(config).encode())
-    except StorageError as error:
-        raise ReportError(f"out={config.out} cannot be written ({error}); give a folder that can.") from None
-    return storage
-
-
-def _config_of_the_run(config: RunConfig) -> RunConfig:
-    """The settings that the run in this folder was begun with; the words only said where it is."""
-    storage = Storage(config.out)
-    if not storage.exists(_CONFIG_FILE):
-        raise ReportError(f"out={config.out} holds no run: there is no {_CONFIG_FILE} in it.")
-    stored = _read_config(storage)
-    if config.told != ToldConfig() and config.told != stored.told:
-        named = ", ".join(f"told.{name}" for name in config.told.given)
-        raise ConfigError([f"{named}: the run in out={config.out} was made without it; run the attack again with it."])
-    private = config.private if config.private != PrivateConfig() else stored.private
-    return replace(stored, out=config.out, private=private)
-
-
-def _read_config(storage: Storage) -> RunConfig:
-    where = storage.locate(_CONFIG_FILE)
-    return parse_config(storage.read(_CONFIG_FILE, _LARGEST_CONFIG), where)
-
-
-def _require_same_run(config: RunConfig, storage: Storage) -> None:
-    """Before anything in the folder is written, so that the other run can still be resumed."""
-    found = differences(_read_config(storage), config)
-    if found:
-        listed = "".join(f"\n  - {line}" for line in found)
-        raise ConfigError([f"{storage.url} holds a run with other settings; give those, or another out:{listed}"])
 
 
 def _left_behind(words: list[str]) -> str:

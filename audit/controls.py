@@ -5,25 +5,18 @@ Nothing here runs an attack by itself: whoever calls brings one, on Ray or witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
-from torch import nn
-
-from ..capture import BatchNormMode, CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
-from ..capture.client.real_client import resend
-from ..capture.defences import FROM_IMAGES, apply_defence
+from ..capture import BatchNormMode, CapturedUpdate, PrivateBatch
 from ..coordinator import AttackConfig, Reconstruction
-from .config import CONTROLS
+from .case import Case
 from .pool import Pool, draw_batch
+from .sending import Send
 
-Attack = Callable[[CapturedUpdate, AttackConfig], Reconstruction]
-"""Attacks an update under some settings, on the model of the run."""
-
-Send = Callable[[PrivateBatch], CapturedUpdate]
-"""What the client of the run would have sent for another batch."""
+Attack = Callable[[str, CapturedUpdate, AttackConfig], Reconstruction]
+"""Attacks an update on the model of the case under some settings; the first argument names the control."""
 
 TITLES = {
     "constant_image": "constant image",
@@ -60,47 +53,31 @@ class Control:
 
 
 def run_controls(
-    names: Iterable[str],
-    update: CapturedUpdate,
-    config: AttackConfig,
-    attack: Attack,
-    *,
-    private: PrivateBatch,
-    send: Send,
-    pool: Pool | None = None,
-    announce: Callable[[str], None] = lambda name: None,
+    case: Case, attack: Attack, announce: Callable[[str], None] = lambda control: None
 ) -> tuple[Control, ...]:
-    """Run the controls that are attacks; ``constant_image`` needs none and is left out.
+    """Run the controls of a case that are attacks; ``constant_image`` needs none and is left out.
 
     A control that fails is handed back with its problem: the audit goes on without it, and says so.
 
     Args:
-        names: of ``CONTROLS``, in any order; each is run once.
-        update: that was attacked.
-        config: of the attack on it.
-        attack: runs an attack on the model of the run.
-        private: the private batch, whose labels the other images are given.
-        send: makes an update in the way of the one that was attacked, for the control with other images.
-        pool: the other images; without it ``other_images`` fails.
+        case: names the controls in ``audit.controls``, in any order; each is run once. Without the private batch there
+            is nothing to hold them against, and none is run.
+        attack: runs an attack on the model of the case.
         announce: told the name of each control before it starts.
-
-    Raises:
-        KeyError: an unknown name.
     """
-    wanted = set(names)
-    unknown = wanted - set(CONTROLS)
-    if unknown:
-        raise KeyError(f"{', '.join(sorted(unknown))}: choose controls among {', '.join(CONTROLS)}")
+    private, update, config = case.private, case.update, case.attack
+    if private is None:
+        return ()
     cases: dict[str, Callable[[], tuple[CapturedUpdate, AttackConfig]]] = {
         "no_gradient": lambda: (without_statistics(update), without_gradient(config)),
-        "other_images": lambda: (other_update(send, private, pool), config),
+        "other_images": lambda: (other_update(case.send, private, case.pool), config),
         "one_agent": lambda: (update, alone(config)),
     }
     found = []
-    for name in [name for name in cases if name in wanted]:
+    for name in [name for name in cases if name in case.audit.controls]:
         announce(name)
         try:
-            found.append(Control(name, attack(*cases[name]())))
+            found.append(Control(name, attack(name, *cases[name]())))
         # Whatever it is (a cluster that does not start raises nearly anything): the result of the attack is not lost.
         except Exception as error:
             found.append(Control(name, None, " ".join(str(error).split()) or type(error).__name__))
@@ -144,33 +121,6 @@ def alone(config: Config) -> Config:
         agents=replace(agents, count=1, minimum=1, iterations=agents.count * agents.iterations),
         objective=replace(config.objective, group_weight=0.0),
     )
-
-
-def simulated(client: ClientConfig, seed: int) -> Send:
-    """What a simulated client sends."""
-    return lambda batch: simulate_client(client, seed, batch)[0]
-
-
-def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int) -> Send:
-    """What the client behind a captured update would have sent, as far as the update tells it.
-
-    Args:
-        update: that was attacked.
-        model: that it belongs to.
-        seed: of the order of shuffled local epochs, and of the defences' noise.
-    """
-
-    def send(batch: PrivateBatch) -> CapturedUpdate:
-        generator = torch.Generator().manual_seed(seed)
-        sent = resend(update, model, batch.images, batch.labels, generator)
-        gradients = dict(sent.gradients)
-        for defence in update.defences:
-            if defence.name in FROM_IMAGES:
-                raise UpdateError(f"the client's defence {defence.name!r} cannot be carried out on other images")
-            gradients = apply_defence(gradients, defence.name, defence.strength, generator)
-        return replace(sent, gradients=gradients, facts=update.facts)
-
-    return send
 
 
 def other_update(send: Send, private: PrivateBatch, pool: Pool | None) -> CapturedUpdate:

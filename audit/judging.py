@@ -1,82 +1,53 @@
-"""From what a run produced and its settings to the audit report."""
+"""From what an attack produced and the case it is of to the audit report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
-from ..capture import CapturedUpdate, ClientConfig, PrivateBatch
 from ..capture.facts import CROSS_ENTROPY
-from ..capture.fitting import fit
 from ..coordinator import Reconstruction
-from .config import AuditConfig
+from .case import Case
 from .controls import Control
 from .evaluate import evaluate
-from .exposure import measure_exposure
+from .exposure import Exposure, measure_exposure
+from .feature_leak import FeatureLeak
 from .features import measure_feature_leak
-from .identification import Embedding, make_embedding
 from .initialisation import judge_weights
-from .pool import Pool
 from .results import AuditReport
-from .truth import believed_update, measure_truth_gap
 
 
-def judge(
-    reconstruction: Reconstruction,
-    update: CapturedUpdate,
-    model: nn.Module,
-    private: PrivateBatch | None,
-    *,
-    client: ClientConfig,
-    settings: AuditConfig,
-    controls: Sequence[Control] = (),
-    pool: Pool | None = None,
-) -> AuditReport:
-    """`evaluate` with all that the settings of a run ask for.
+def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control] = ()) -> AuditReport:
+    """`evaluate` with all that the settings of a case ask for.
 
     Args:
         reconstruction: of the attack.
-        update: that was attacked.
-        model: that the update belongs to.
-        private: the private batch, or None when there is no ground truth.
-        client: how the update was made.
-        settings: of the audit.
+        case: that was attacked.
         controls: that were run.
-        pool: other images, or None.
 
     Raises:
-        ValueError, LpipsError: see `evaluate` and `embedding_for`.
+        ValueError, LpipsError: see `evaluate` and `Case.embedding`.
     """
-    update, model = fit(update, model)
-    known = reconstruction.known
     return evaluate(
         reconstruction,
-        private,
-        weights=judge_weights(model, client, update.image_shape[-1]),
-        lpips_weights=settings.lpips_weights,
+        case.private,
+        weights=judge_weights(case.model, case.client, case.update.image_shape[-1]),
+        lpips_weights=case.audit.lpips_weights,
         controls=tuple(controls),
-        pool=pool,
-        embedding=embedding_for(settings, update, model),
-        exposure=None if private is None or update.loss != CROSS_ENTROPY else measure_exposure(model, private, update),
-        truth_gap=None
-        if private is None
-        else measure_truth_gap(model, private, believed_update(model, private, update)),
-        features=None
-        if private is None or known is None
-        else measure_feature_leak(model, private, update, known, pool),
+        pool=case.pool,
+        embedding=case.embedding,
+        exposure=_exposure(case),
+        truth_gap=case.truth_gap,
+        features=_features(reconstruction, case),
     )
 
 
-def embedding_for(settings: AuditConfig, update: CapturedUpdate, model: nn.Module) -> Embedding:
-    """The features by which images are identified, tried on one image of the batch's size.
+def _exposure(case: Case) -> Exposure | None:
+    if case.private is None or case.update.loss != CROSS_ENTROPY:
+        return None
+    return measure_exposure(case.model, case.private, case.update)
 
-    Raises:
-        LpipsError, ValueError: They cannot be had, or take no images of this size.
-    """
-    embedding = make_embedding(
-        settings.embedding, model=model, normalisation=update.normalisation, lpips_weights=settings.lpips_weights
-    )
-    embedding.embed(torch.zeros(1, *update.image_shape))
-    return embedding
+
+def _features(reconstruction: Reconstruction, case: Case) -> FeatureLeak | None:
+    if case.private is None or reconstruction.known is None:
+        return None
+    return measure_feature_leak(case.model, case.private, case.update, reconstruction.known, case.pool)

@@ -14,7 +14,8 @@ from torch import nn
 from ..capture import ModelError, load_model
 from ..cluster import Ended, Job, available_resources, connected, run_side_by_side
 from ..coordinator import Storage
-from ..settings.run import RunConfig, config_yaml
+from ..settings.folder import write_settings
+from ..settings.run import RunConfig
 from .accuracy import Accuracy, accuracy_identity, load_accuracy, not_finite, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
 from .cell import finished, forget, run_cell
@@ -28,7 +29,6 @@ from .results import CellResult, State
 from .verdict import GridVerdict
 from .view import GridView
 
-_CONFIG = "config.yaml"
 _TRAINING = "accuracy of "
 
 
@@ -67,7 +67,7 @@ def run_audit(config: RunConfig, console: Console) -> GridVerdict:
     config, notes = _without_idle_axis(_with_absolute_folder(config))
     grid = make_grid(config)
     storage = Storage(config.out)
-    storage.write(_CONFIG, config_yaml(config).encode())
+    write_settings(storage, config)
     view = GridView(console, {cell.name: cell.title for cell in grid.cells})
     audit = _Audit(config, grid, storage, view, notes)
     for cell in grid.cells:

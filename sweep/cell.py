@@ -7,31 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from torch import nn
-
-from ..audit import (
-    AuditReport,
-    Control,
-    Leak,
-    Pool,
-    judge,
-    load_pool,
-    run_controls,
-    write_report,
-)
+from ..audit import Leak
 from ..audit.assumptions import GIVEN_LABELS
-from ..audit.controls import TITLES, simulated
+from ..audit.case import Case
+from ..audit.controls import TITLES
+from ..audit.pipeline import Assessment, Stage, attack_and_assess
 from ..audit.results import compared
-from ..capture import CapturedUpdate, ImageError, PrivateBatch, simulate_client
+from ..capture import CapturedUpdate
 from ..cluster import reconstruct
 from ..coordinator import AttackConfig, Reconstruction, Status, Storage
-from ..settings.run import ConfigError, RunConfig, config_yaml, differences, parse_config, to_plain
+from ..settings.case import obtain
+from ..settings.folder import read_settings, remove_settings, write_settings
+from ..settings.run import ConfigError, RunConfig, differences
 from .results import CellResult, State, forget_result, load_result, save_result
 from .worst import find_risk, find_worst, finite, strongest
 
-_CONFIG = "config.yaml"
 _CONTROLS = "controls"
-_LARGEST_CONFIG = 2**20
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ def forget(config: RunConfig) -> None:
     """Have a cell begin anew, whatever lies in its folder."""
     storage = Storage(config.out)
     forget_result(storage)
-    storage.remove(_CONFIG)
+    remove_settings(storage)
 
 
 def run_cell(config: RunConfig, tell: Tell) -> CellResult:
@@ -69,99 +60,49 @@ def run_cell(config: RunConfig, tell: Tell) -> CellResult:
         ValueError, RuntimeError: What cannot be carried out, in one sentence.
     """
     began = time.time()
-    report = _Reporter(tell, began)
     storage = Storage(config.out)
     resume = _holds(storage, config, threads=True)
     forget_result(storage)
     if not resume:
-        storage.write(_CONFIG, config_yaml(config).encode())
+        write_settings(storage, config)
         storage.remove(_CONTROLS)
-    report.phase("client")
-    update, model, private = simulate_client(config.client, config.seed)
-    report.phase("attack")
-    found = reconstruct(update, model, config, out=config.out, resume=resume, watch=report.watch, detach=False)
-    # The report tells the whole run, the client's settings too.
-    found = replace(found, config=to_plain(config))
-    pool, problems = _load_pool(config, private)
-    controls = _run_controls(config, update, model, private, pool, resume, report)
-    problems += [f"Control “{TITLES[control.name]}”: {control.problem}" for control in controls if control.problem]
-    report.phase("judging")
-    audit = judge(
-        found, update, model, private, client=config.client, settings=config.audit, controls=controls, pool=pool
-    )
-    write_report(audit, found, private, config.out, controls)
-    result = _summarise(audit, found, controls, private, tuple(problems), time.time() - began)
+    tell(Progress("client", began=began))
+    case = obtain(config)
+    found = attack_and_assess(case, _Runner(case, storage, resume, tell, began), config.out)
+    result = _summarise(found, time.time() - began)
     storage.remove(_CONTROLS)
     save_result(storage, result)
     return result
 
 
-def _load_pool(config: RunConfig, private: PrivateBatch) -> tuple[Pool | None, list[str]]:
-    """Other images, and why there are none: the cell goes on without."""
-    if config.audit.pool is None:
-        return None, []
-    try:
-        return load_pool(config.audit.pool, private), []
-    except ImageError as error:
-        return None, [str(error)]
+class _Runner:
+    """Attacks in the cell's folder, so that one that was begun goes on; tells where the cell is, and how far it is."""
 
-
-def _run_controls(
-    config: RunConfig,
-    update: CapturedUpdate,
-    model: nn.Module,
-    private: PrivateBatch,
-    pool: Pool | None,
-    resume: bool,
-    report: _Reporter,
-) -> tuple[Control, ...]:
-    storage, current = Storage(config.out), ""
-
-    def announce(name: str) -> None:
-        nonlocal current
-        current = name
-        report.phase(f"control: {TITLES[name]}")
-
-    def attack(other: CapturedUpdate, settings: AttackConfig) -> Reconstruction:
-        out = storage.locate(f"{_CONTROLS}/{current}")
-        return reconstruct(other, model, settings, out=out, resume=resume, watch=report.watch, detach=False)
-
-    return run_controls(
-        config.audit.controls,
-        update,
-        config,
-        attack,
-        private=private,
-        send=simulated(config.client, config.seed),
-        pool=pool,
-        announce=announce,
-    )
-
-
-class _Reporter:
-    """Tells where the cell is, and how far the attack in it."""
-
-    def __init__(self, tell: Tell, began: float) -> None:
+    def __init__(self, case: Case, storage: Storage, resume: bool, tell: Tell, began: float) -> None:
+        self._case, self._storage, self._resume = case, storage, resume
         self._tell, self._began, self._phase = tell, began, ""
 
-    def phase(self, name: str) -> None:
-        self._phase = name
-        self._tell(Progress(name, began=self._began))
+    def attack(self, update: CapturedUpdate, config: AttackConfig, control: str | None) -> Reconstruction:
+        """See `Runner`."""
+        out = self._storage.locate("" if control is None else f"{_CONTROLS}/{control}")
+        model, resume, watch = self._case.model, self._resume, self._watch
+        return reconstruct(update, model, config, out=out, resume=resume, watch=watch, detach=False)
 
-    def watch(self, status: Status) -> None:
+    def begins(self, stage: Stage, control: str | None = None) -> None:
+        """See `Runner`."""
+        self._phase = stage.value if control is None else f"{stage.value}: {TITLES[control]}"
+        self._tell(Progress(self._phase, began=self._began))
+
+    def _watch(self, status: Status) -> None:
         losses = [seed.losses["gradient"] for seed in status.seeds if "gradient" in seed.losses]
         step = min((seed.step for seed in status.seeds), default=0)
         self._tell(Progress(self._phase, step, status.iterations, min(losses, default=None), self._began))
 
 
-def _summarise(
-    audit: AuditReport,
-    found: Reconstruction,
-    controls: tuple[Control, ...],
-    private: PrivateBatch,
-    problems: tuple[str, ...],
-    seconds: float,
-) -> CellResult:
+def _summarise(assessment: Assessment, seconds: float) -> CellResult:
+    audit, found, controls = assessment.report, assessment.reconstruction, assessment.controls
+    private = assessment.case.private
+    assert private is not None
     if audit.verdict.leak is Leak.FAILED:
         return CellResult(State.FAILED, f"{audit.verdict.headline}. {audit.verdict.detail}", seconds=seconds)
     leaks = [image.verdict.leak for image in audit.images]
@@ -186,11 +127,21 @@ def _summarise(
         seconds=seconds,
         agents=len(found.candidates),
         iterations=found.iterations,
-        problems=problems,
+        problems=_problems(assessment),
         worst=find_worst(audit, found, controls, private),
         risks=tuple(find_risk(image) for image in audit.images),
         embedding=audit.embedding,
         versions=audit.provenance,
+    )
+
+
+def _problems(assessment: Assessment) -> tuple[str, ...]:
+    """What the cell went on without."""
+    pool = assessment.case.pool_problem
+    failed = [control for control in assessment.controls if control.problem]
+    return (
+        *([pool] if pool else []),
+        *(f"Control “{TITLES[control.name]}”: {control.problem}" for control in failed),
     )
 
 
@@ -200,11 +151,11 @@ def _holds(storage: Storage, config: RunConfig, *, threads: bool) -> bool:
     Args:
         threads: Also with as many threads: numbers are bit-equal only then, and checkpoints are continued only then.
     """
-    if not storage.exists(_CONFIG):
-        return False
     try:
-        before = parse_config(storage.read(_CONFIG, _LARGEST_CONFIG), storage.locate(_CONFIG))
+        before = read_settings(storage)
     except ConfigError:
+        return False
+    if before is None:
         return False
     if not threads:
         before = replace(before, agents=replace(before.agents, threads=config.agents.threads))

@@ -22,14 +22,14 @@ ALLOWED = {
     "coordinator": {"agents", "capture", "peeling", "priors", "registration", "storage", "target"},
     "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration", "storage", "target"},
     "audit": {"agents", "capture", "coordinator", "peeling", "registration", "storage", "target"},
-    "settings": {"agents", "audit", "capture", "coordinator", "presets"},
+    "settings": {"agents", "audit", "capture", "coordinator", "presets", "storage"},
     "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "settings"},
     "presets": set(),
 }
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "target", "agents", "coordinator", "cluster"}
 PRIVATE_NAMES = {"PrivateBatch", "PrivateConfig", "simulate_client", "ClientConfig", "load_images", "load_private"}
-PRIVATE_MODULES = {"gradinversion.capture.client", "gradinversion.subject", "gradinversion.audit"}
+PRIVATE_MODULES = {"gradinversion.capture.client", "gradinversion.audit"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST_FILE = 400
 

@@ -39,8 +39,8 @@ from gradinversion.capture.stated import state_facts
 from gradinversion.coordinator import AttackConfig, Reconstruction, Storage, read_result
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.coordinator.result_file import write_result
+from gradinversion.settings.case import obtain
 from gradinversion.settings.run import RunConfig, config_yaml, differences, load_config, load_config_file
-from gradinversion.subject import obtain
 from gradinversion.target.defence_evidence import allow_for_defence
 from torch import Tensor, nn
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from gradinversion.agents import Agent, AgentsConfig, Outcome
-from gradinversion.audit import Leak, Pool, evaluate, load_pool, run_controls
-from gradinversion.audit.config import CONTROLS, AuditConfig
+from gradinversion.audit import AuditConfig, Case, Leak, Pool, evaluate, load_pool, run_controls
+from gradinversion.audit.config import CONTROLS
 from gradinversion.audit.controls import (
     MEANINGS,
     TITLES,
     ControlError,
     alone,
-    like_the_client,
     other_update,
-    simulated,
     without_gradient,
     without_statistics,
 )
+from gradinversion.audit.sending import like_the_client, simulated
 from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
 from gradinversion.capture.defences import Defence
 from gradinversion.capture.facts import told
@@ -31,23 +31,30 @@ from torch import Tensor, nn
 
 SMALL = ClientConfig(batch_size=2, image_size=16)
 CONFIG = AttackConfig(agents=AgentsConfig(count=2, iterations=60, warmup=5))
-Attack = Callable[[CapturedUpdate, AttackConfig], Reconstruction]
+Attack = Callable[[str, CapturedUpdate, AttackConfig], Reconstruction]
+Client = tuple[CapturedUpdate, nn.Module, PrivateBatch]
 
 
 @pytest.fixture(scope="module")
-def client() -> tuple[CapturedUpdate, nn.Module, PrivateBatch]:
+def client() -> Client:
     return simulate_client(SMALL, 0)
 
 
 @pytest.fixture(scope="module")
-def pool(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> Pool:
+def pool(client: Client) -> Pool:
     return load_pool("photos", client[2])
+
+
+def case_of(client: Client, *controls: str, pool: str | None = "photos") -> Case:
+    """The case of the simulated client."""
+    update, model, private = client
+    return Case(update, model, CONFIG, private, simulated(SMALL, CONFIG.seed), SMALL, AuditConfig(controls, pool))
 
 
 def attack_on(model: nn.Module, done: list[tuple[CapturedUpdate, AttackConfig]]) -> Attack:
     """Agents one after another, their mean as the answer."""
 
-    def attack(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
+    def attack(control: str, update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         done.append((update, config))
         prepared = prepare(update, model, config)
         seeds = range(config.agents.count)
@@ -84,24 +91,13 @@ def shown(update: CapturedUpdate, images: Tensor) -> Tensor:
     return update.normalisation.invert(images).clamp(0, 1)
 
 
-def test_each_control_is_the_attack_with_one_thing_changed(
-    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
-) -> None:
+def test_each_control_is_the_attack_with_one_thing_changed(client: Client, pool: Pool) -> None:
     update, model, private = client
     done: list[tuple[CapturedUpdate, AttackConfig]] = []
     announced: list[str] = []
     attack = attack_on(model, done)
-    reconstruction = attack(update, CONFIG)
-    controls = run_controls(
-        CONTROLS,
-        update,
-        CONFIG,
-        attack,
-        private=private,
-        send=simulated(SMALL, CONFIG.seed),
-        pool=pool,
-        announce=announced.append,
-    )
+    reconstruction = attack("", update, CONFIG)
+    controls = run_controls(case_of(client, *reversed(CONTROLS)), attack, announced.append)
     assert [control.name for control in controls] == announced == ["no_gradient", "other_images", "one_agent"]
     assert [control.problem for control in controls] == [""] * 3
     (_, main), (_, blind), (other, same), (right, single) = done
@@ -126,64 +122,45 @@ def test_each_control_is_the_attack_with_one_thing_changed(
     assert {name for image in report.images for name in image.controls} == set(CONTROLS)
 
 
-def test_the_attack_without_the_gradient_is_not_held_for_a_leak(
-    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
-) -> None:
+def test_the_attack_without_the_gradient_is_not_held_for_a_leak(client: Client, pool: Pool) -> None:
     update, model, private = client
     attack = attack_on(model, [])
-    blind = attack(update, without_gradient(CONFIG))
-    controls = run_controls(
-        ["no_gradient", "other_images"],
-        update,
-        CONFIG,
-        attack,
-        private=private,
-        send=simulated(SMALL, CONFIG.seed),
-        pool=pool,
-    )
+    blind = attack("", update, without_gradient(CONFIG))
+    controls = run_controls(case_of(client, "no_gradient", "other_images"), attack)
     report = evaluate(blind, private, controls=controls, pool=pool)
     assert {image.verdict.leak for image in report.images} == {Leak.NONE}
 
 
-def test_controls_that_fail_are_handed_back_with_their_problem(
-    client: tuple[CapturedUpdate, nn.Module, PrivateBatch],
-) -> None:
-    update, _, private = client
-
-    def diverge(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
+def test_controls_that_fail_are_handed_back_with_their_problem(client: Client, tmp_path: Path) -> None:
+    def diverge(control: str, update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         raise AllSeedsFailedError("All 2 seeds diverged;\n  lower agents.learning_rate.")
 
-    controls = run_controls(CONTROLS, update, CONFIG, diverge, private=private, send=simulated(SMALL, CONFIG.seed))
+    controls = run_controls(case_of(client, *CONTROLS, pool=str(tmp_path / "none")), diverge)
     problems = {control.name: control.problem for control in controls}
     assert problems["no_gradient"] == "All 2 seeds diverged; lower agents.learning_rate."
     assert "audit.pool" in problems["other_images"]
     assert all(control.reconstruction is None for control in controls)
 
 
-def test_an_interruption_is_not_a_failed_control(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> None:
-    update, _, private = client
-
-    def interrupt(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
+def test_an_interruption_is_not_a_failed_control(client: Client) -> None:
+    def interrupt(control: str, update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_controls(["one_agent"], update, CONFIG, interrupt, private=private, send=simulated(SMALL, CONFIG.seed))
+        run_controls(case_of(client, "one_agent"), interrupt)
 
 
-def test_the_constant_image_needs_no_attack(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> None:
-    update, model, private = client
+@pytest.mark.parametrize("controls", [["constant_image"], []])
+def test_the_constant_image_needs_no_attack(client: Client, controls: list[str]) -> None:
     done: list[tuple[CapturedUpdate, AttackConfig]] = []
-    assert (
-        run_controls(
-            ["constant_image"],
-            update,
-            CONFIG,
-            attack_on(model, done),
-            private=private,
-            send=simulated(SMALL, CONFIG.seed),
-        )
-        == ()
-    )
+    assert run_controls(case_of(client, *controls), attack_on(client[1], done)) == ()
+    assert done == []
+
+
+def test_without_the_private_batch_there_is_nothing_to_hold_controls_against(client: Client) -> None:
+    done: list[tuple[CapturedUpdate, AttackConfig]] = []
+    case = dataclasses.replace(case_of(client, *CONTROLS), private=None)
+    assert run_controls(case, attack_on(client[1], done)) == ()
     assert done == []
 
 
@@ -201,12 +178,7 @@ def test_one_agent_of_one_makes_the_same_steps() -> None:
     assert alone(config).agents == dataclasses.replace(config.agents, minimum=1)
 
 
-def test_unknown_controls_are_refused(client: tuple[CapturedUpdate, nn.Module, PrivateBatch]) -> None:
-    update, model, private = client
-    with pytest.raises(KeyError, match="choose controls among"):
-        run_controls(
-            ["nothing"], update, CONFIG, attack_on(model, []), private=private, send=simulated(SMALL, CONFIG.seed)
-        )
+def test_unknown_controls_are_refused() -> None:
     with pytest.raises(ValueError, match="choose among constant_image"):
         AuditConfig(controls=("nothing",))
     with pytest.raises(ValueError, match=r"audit\.pool=FOLDER"):
@@ -231,9 +203,7 @@ def test_the_control_without_the_gradient_needs_something_that_remains() -> None
     assert without_gradient(load_config([])).objective.gradient_weight == 0
 
 
-def test_other_images_are_sent_as_the_client_of_a_captured_update_would(
-    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
-) -> None:
+def test_other_images_are_sent_as_the_client_of_a_captured_update_would(client: Client, pool: Pool) -> None:
     update, model, private = client
     found = other_update(like_the_client(update, model, 0), private, pool)
     expected = other_update(simulated(SMALL, 0), private, pool)
@@ -241,9 +211,7 @@ def test_other_images_are_sent_as_the_client_of_a_captured_update_would(
     assert found.normalisation == update.normalisation
 
 
-def test_a_defence_that_only_the_client_knows_leaves_the_control_out(
-    client: tuple[CapturedUpdate, nn.Module, PrivateBatch], pool: Pool
-) -> None:
+def test_a_defence_that_only_the_client_knows_leaves_the_control_out(client: Client, pool: Pool) -> None:
     update, model, private = client
     dropped = update.stating(defences=told((Defence("soteria", 0.5),)))
     with pytest.raises(UpdateError, match="defence 'soteria' cannot be carried out on other images"):

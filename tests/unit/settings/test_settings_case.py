@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, ClientError, ModelError, UpdateError, load_model, simulate_client
+from gradinversion.settings.case import obtain
 from gradinversion.settings.run import ConfigError, load_config
-from gradinversion.subject import obtain
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -38,29 +38,29 @@ def words(folder: Path) -> list[str]:
 
 
 def test_an_update_alone_has_no_truth(captured: Path) -> None:
-    subject = obtain(load_config(words(captured)))
-    assert subject.private is None
-    assert subject.evidence == ""
-    assert subject.config.client.classes == 30
-    assert subject.update.mismatches(subject.model) == []
+    case = obtain(load_config(words(captured)))
+    assert case.private is None
+    assert case.evidence == ""
+    assert case.client.classes == 30
+    assert case.update.mismatches(case.model) == []
 
 
 def test_an_update_with_its_images_has_the_truth_of_a_simulated_client(captured: Path) -> None:
     given = [*words(captured), f"private={captured}/private", "private.labels=7,29"]
-    subject = obtain(load_config(given))
+    case = obtain(load_config(given))
     expected = simulate_client(replace(CLIENT, images=f"{captured}/private"), 3)[2]
-    assert subject.private is not None
-    assert torch.equal(subject.private.images, expected.images)
-    assert torch.equal(subject.private.labels, expected.labels)
-    assert subject.private.names == ("a", "b")
-    assert subject.evidence.startswith("The private images give this update")
-    again = subject.send(subject.private)
-    assert all(torch.equal(g, again.gradients[name]) for name, g in subject.update.gradients.items())
+    assert case.private is not None
+    assert torch.equal(case.private.images, expected.images)
+    assert torch.equal(case.private.labels, expected.labels)
+    assert case.private.names == ("a", "b")
+    assert case.evidence.startswith("The private images give this update")
+    again = case.send(case.private)
+    assert all(torch.equal(g, again.gradients[name]) for name, g in case.update.gradients.items())
 
 
 def test_images_under_the_wrong_labels_are_told_before_the_attack(captured: Path) -> None:
-    subject = obtain(load_config([*words(captured), f"private={captured}/private", "private.labels=29,7"]))
-    assert subject.evidence.startswith("The private images do not give this update")
+    case = obtain(load_config([*words(captured), f"private={captured}/private", "private.labels=29,7"]))
+    assert case.evidence.startswith("The private images do not give this update")
 
 
 def test_images_that_do_not_fit_are_refused_before_the_attack(captured: Path) -> None:
@@ -72,11 +72,11 @@ def test_images_that_do_not_fit_are_refused_before_the_attack(captured: Path) ->
 
 
 def test_a_simulated_client_of_grey_images() -> None:
-    subject = obtain(load_config(["client.channels=1", "client.image_size=8", "client.batch_size=1"]))
-    assert subject.update.image_shape == (1, 8, 8)
-    assert subject.evidence == ""
+    case = obtain(load_config(["client.channels=1", "client.image_size=8", "client.batch_size=1"]))
+    assert case.update.image_shape == (1, 8, 8)
+    assert case.evidence == ""
     model = load_model("convnet", 10, (1, 8, 8))
-    assert subject.update.mismatches(model) == []
+    assert case.update.mismatches(model) == []
 
 
 @pytest.fixture
@@ -99,15 +99,15 @@ TRAINED = ["client.batch_size=3", "client.image_size=8", "client.local_epochs=2"
 def test_two_checkpoints_are_an_update(checkpoints: tuple[Path, ClientConfig]) -> None:
     folder, client = checkpoints
     given = [f"before={folder}/before.pt", f"after={folder}/after.pt", *TRAINED]
-    subject = obtain(load_config([*given, "client.local_batch_size=2", "client.momentum=0.5"]))
+    case = obtain(load_config([*given, "client.local_batch_size=2", "client.momentum=0.5"]))
     expected, _, _ = simulate_client(client, 0)
-    assert subject.config.client.classes == 30
-    assert subject.update.local == expected.local
-    assert (subject.update.image_count, subject.update.image_shape) == (3, (3, 8, 8))
-    assert subject.update.weight_hash == expected.weight_hash
+    assert case.client.classes == 30
+    assert case.update.local == expected.local
+    assert (case.update.image_count, case.update.image_shape) == (3, (3, 8, 8))
+    assert case.update.weight_hash == expected.weight_hash
     for name, delta in expected.gradients.items():
-        torch.testing.assert_close(subject.update.gradients[name], delta, atol=1e-7, rtol=0)
-    provenance = {name: fact.provenance.value for name, fact in subject.update.facts.items()}
+        torch.testing.assert_close(case.update.gradients[name], delta, atol=1e-7, rtol=0)
+    provenance = {name: fact.provenance.value for name, fact in case.update.facts.items()}
     told = {"image_count", "learning_rate", "epochs", "batch_size", "momentum"}
     assert {name for name, how in provenance.items() if how == "told"} == told
     assert provenance["batch_norm"] == "read"

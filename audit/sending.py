@@ -1,0 +1,43 @@
+"""What the client of a case would have sent for other images: the control with other images attacks that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..capture import CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
+from ..capture.client.real_client import resend
+from ..capture.defences import FROM_IMAGES, apply_defence
+
+Send = Callable[[PrivateBatch], CapturedUpdate]
+"""What the client of the case would have sent for another batch."""
+
+
+def simulated(client: ClientConfig, seed: int) -> Send:
+    """What a simulated client sends."""
+    return lambda batch: simulate_client(client, seed, batch)[0]
+
+
+def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int) -> Send:
+    """What the client behind a captured update would have sent, as far as the update tells it.
+
+    Args:
+        update: that was attacked.
+        model: that it belongs to.
+        seed: of the order of shuffled local epochs, and of the defences' noise.
+    """
+
+    def send(batch: PrivateBatch) -> CapturedUpdate:
+        generator = torch.Generator().manual_seed(seed)
+        sent = resend(update, model, batch.images, batch.labels, generator)
+        gradients = dict(sent.gradients)
+        for defence in update.defences:
+            if defence.name in FROM_IMAGES:
+                raise UpdateError(f"the client's defence {defence.name!r} cannot be carried out on other images")
+            gradients = apply_defence(gradients, defence.name, defence.strength, generator)
+        return replace(sent, gradients=gradients, facts=update.facts)
+
+    return send

@@ -1,0 +1,46 @@
+"""From settings to a case: which update is attacked on which model, and what it is of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..audit.case import Case
+from ..audit.sending import like_the_client, simulated
+from ..capture import CapturedUpdate, simulate_client
+from ..capture.client.real_client import load_checkpoints, load_private, load_server_model
+from ..capture.fitting import fit
+from ..capture.told_config import apply_told
+from .run import RunConfig, to_plain
+
+
+def obtain(config: RunConfig) -> Case:
+    """The update of a file, or between two checkpoints, with the truth where its owner tells it; or that of a simulated
+    client.
+
+    Args:
+        config: Of the run. Where the update tells the number of classes, the case has that in place of the default.
+
+    Raises:
+        UpdateError, ModelError, ImageError, ClientError, DefenceError: What cannot be read, built or run, or does not
+            belong together, in one sentence.
+    """
+    if config.before is not None and config.after is not None:
+        update, model, classes = load_checkpoints(config.before, config.after, config.client, config.seed)
+    elif config.update is not None:
+        update = CapturedUpdate.load(config.update)
+        model, classes = load_server_model(update, config.client, config.seed)
+    else:
+        return _simulated(config)
+    update, model = fit(update, model)
+    update = apply_told(update, config.told)
+    config = replace(config, client=replace(config.client, classes=classes))
+    private = load_private(config.private, update, classes)
+    send = like_the_client(update, model, config.seed)
+    return Case(update, model, config, private, send, config.client, config.audit, to_plain(config), captured=True)
+
+
+def _simulated(config: RunConfig) -> Case:
+    update, model, private = simulate_client(config.client, config.seed)
+    update, model = fit(update, model)
+    send = simulated(config.client, config.seed)
+    return Case(update, model, config, private, send, config.client, config.audit, to_plain(config))
