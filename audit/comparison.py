@@ -24,8 +24,6 @@ DRAWS = 2000
 """Bootstrap draws of an interval."""
 HIGHEST_DB = 100.0
 """An exact image has an infinite PSNR; differences and means are taken of this instead."""
-_CONSENSUS = "consensus"
-"""The one source of pixels in which all seeds have a part; of any other only one has, which makes an interval wider."""
 SMALLEST_SIMILARITY = 0.01
 """RDLV divides by the similarity of the control; below this it would be a number about nothing."""
 
@@ -161,7 +159,7 @@ def compare(image: ImageResult, seeds: Sequence[float], controls: Sequence[Contr
     for name, score in image.controls.items():
         of_seed = _is_of_one_seed(sources.get(name), score.position)
         bounds = lead_interval(
-            image.psnr, seeds, score.psnr, score.seeds, image.source != _CONSENSUS, control_of_one_seed=of_seed
+            image.psnr, seeds, score.psnr, score.seeds, image.source.of_one_seed, control_of_one_seed=of_seed
         )
         scores[name] = score if bounds is None else replace(score, low=bounds[0], high=bounds[1])
     return replace(image, controls=scores)
@@ -242,7 +240,7 @@ def _flags(images: Tensor, gallery: Gallery | None) -> Sequence[bool | None]:
 
 
 def _is_of_one_seed(control: Reconstruction | None, position: int | None) -> bool:
-    return control is not None and position is not None and control.sources[position] != _CONSENSUS
+    return control is not None and position is not None and control.sources[position].of_one_seed
 
 
 def _has_result(control: Control) -> bool:

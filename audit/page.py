@@ -184,11 +184,9 @@ def _picture_rows(
         cells = [] if private is None else [picture_cell("original", private.images[row], _floor(image), large)]
         for agent, batch in zip(shown, candidates, strict=True):
             psnr = None if agent.psnr is None else agent.psnr[row]
-            cells.append(
-                picture_cell("agent", batch[agent.order[row]], psnr, _SMALL, image.source == f"seed {agent.seed}")
-            )
+            cells.append(picture_cell("agent", batch[agent.order[row]], psnr, _SMALL, image.source.seed == agent.seed))
         consensus = reconstruction.consensus[report.consensus_order[row]]
-        cells.append(picture_cell("consensus", consensus, image.consensus_psnr, _SMALL, image.source == "consensus"))
+        cells.append(picture_cell("consensus", consensus, image.consensus_psnr, _SMALL, not image.source.of_one_seed))
         cells.append(picture_cell("reconstruction", reconstruction.images[image.position], image.psnr, large))
         rows.append({"image": image, "cells": cells})
     return rows

@@ -146,6 +146,8 @@ def _image(image: ImageResult) -> dict[str, Any]:
     fields = asdict(image)
     return {
         **fields,
+        "source": str(image.source),
+        "source_seed": image.source.seed,
         "gain": image.gain,
         "flat": image.flat,
         "consensus_gain": image.consensus_gain,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..coordinator import Source
 from .feature_leak import FeatureLeak
 from .label_scores import LabelScores
 from .matching import Matching
@@ -62,8 +63,8 @@ class ImageResult:
     """The recovered label that the partner was optimised for."""
     confidence: float
     """Confidence in that label, in [0, 1]."""
-    source: str
-    """Where the pixels came from: ``"consensus"``, ``"seed 3"``."""
+    source: Source
+    """Where the pixels came from."""
     agreement: float
     psnr: float | None = None
     constant_image_psnr: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -29,6 +29,8 @@ class Job:
     work: Callable[..., Any]
     """Called as ``work(*arguments, tell)``; ``tell`` shows the newest state to whoever looks on."""
     arguments: tuple[Any, ...]
+    about: Any = None
+    """What the work is about, for whoever made the job: it comes back with the job's end."""
     gpus: float = 0.0
     """That the work itself computes on; what it starts by ``reconstruct`` has its own."""
 
@@ -43,6 +45,8 @@ class Ended:
     """Why there is no value, in one sentence."""
     details: str = ""
     """The traceback of an error that nobody expected."""
+    about: Any = None
+    """As in the job."""
 
 
 def run_side_by_side(jobs: Iterable[Job], at_once: int, look: Look | None = None) -> Iterator[Ended]:
@@ -75,7 +79,7 @@ def run_side_by_side(jobs: Iterable[Job], at_once: int, look: Look | None = None
             for reference in done:
                 job = running.pop(reference)
                 board.forget.remote(job.name)
-                yield _end(job, reference)
+                yield replace(_end(job, reference), about=job.about)
     finally:
         for reference in running:
             with contextlib.suppress(RayError):

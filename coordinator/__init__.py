@@ -11,7 +11,7 @@ from .group import AgentGroup, CandidatesLostError, Listener
 from .ordering import arrange, common_order
 from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
 from .policy import too_few
-from .reconstruction import Reconstruction
+from .reconstruction import Reconstruction, Source
 from .result_file import read_result
 from .rounds import AllSeedsFailedError
 from .selection import Choice, choose
@@ -38,6 +38,7 @@ __all__ = [
     "Origin",
     "Reconstruction",
     "SeedStatus",
+    "Source",
     "StateFile",
     "Status",
     "Storage",

@@ -16,7 +16,7 @@ from .config import AttackConfig
 from .ordering import arrange
 from .preparation import Preparation, identity, joint_labels
 from .progress import Progress
-from .reconstruction import Reconstruction
+from .reconstruction import Reconstruction, Source
 from .selection import choose
 
 # The seeds whose images are judged and kept; of more, those with the lowest gradient loss. Each costs the coordinator a
@@ -69,7 +69,7 @@ def conclude(
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     objective = Objective(prepared.target, config.objective)
     choice = choose(own, progress.consensus.images, objective.evidence)
-    names = [*(f"seed {candidate.seed}" for candidate in candidates), "consensus"]
+    batches = [*(Source(candidate.seed) for candidate in candidates), Source()]
     facts: dict[str, Any] = identity(config, update, prepared.target.generator)
     return Reconstruction(
         images=update.normalisation.invert(choice.images).clamp(0, 1),
@@ -77,7 +77,7 @@ def conclude(
         consensus=update.normalisation.invert(progress.consensus.images).clamp(0, 1),
         agreement=progress.consensus.agreement,
         candidates=tuple(candidates),
-        sources=tuple(names[source] for source in choice.sources),
+        sources=tuple(batches[position] for position in choice.sources),
         gradient_loss=objective.gradient_loss(choice.images),
         history=tuple(progress.history),
         registration=tuple(progress.registration),

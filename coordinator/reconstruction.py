@@ -15,6 +15,22 @@ from ..peeling import KnownFeatures
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where one image of the answer was taken from."""
+
+    seed: int | None = None
+    """The seed whose own candidate it is; None: the consensus, in which all seeds have a part."""
+
+    @property
+    def of_one_seed(self) -> bool:
+        """Whether one seed alone made it."""
+        return self.seed is not None
+
+    def __str__(self) -> str:
+        return "consensus" if self.seed is None else f"seed {self.seed}"
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What the attack recovered, how it went, and the settings that produced it. Nothing here saw a private image."""
 
@@ -27,8 +43,8 @@ class Reconstruction:
     """How well the seeds agree on each image, in [0, 1]."""
     candidates: tuple[Candidate, ...]
     """The last candidate of each seed that survived, in order of seed (normalised pixels)."""
-    sources: tuple[str, ...]
-    """Where each image of the answer came from, for example ``"seed 2"`` or ``"consensus"``."""
+    sources: tuple[Source, ...]
+    """Where each image of the answer came from."""
     gradient_loss: float
     """Relative layer norm of the answer over all parameters (`Objective.gradient_loss`)."""
     history: tuple[dict[str, float], ...]

@@ -16,7 +16,7 @@ from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
 from ..storage.folders import AbsentError, Storage
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
-from .reconstruction import Reconstruction
+from .reconstruction import Reconstruction, Source
 
 _FORMAT = 1
 _FACTS = "checkpoints/result.json"
@@ -135,6 +135,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
         | {
             "labels": RecoveredLabels(**facts["labels"]),
             "candidates": candidates,
+            "sources": tuple(Source(**row) for row in facts["sources"]),
             "outcome": Outcome(facts["outcome"]),
             "normalisation": Normalisation(**facts["normalisation"]),
             "known": None if facts["known"] is None else KnownFeatures(**facts["known"]),

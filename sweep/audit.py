@@ -29,7 +29,12 @@ from .results import CellResult, State
 from .verdict import GridVerdict
 from .view import GridView
 
-_TRAINING = "accuracy of "
+
+@dataclass(frozen=True)
+class _Training:
+    """What a job is about that trains with a defence; that of a cell is about nothing but its name."""
+
+    defence: str
 
 
 @dataclass
@@ -163,7 +168,8 @@ def _jobs(audit: _Audit, plan: Plan, gpus: float) -> Iterator[Job]:
         elif _over_time(audit):
             audit.problems[name] = f"The time of budget={audit.config.budget} was used up."
         else:
-            yield Job(f"{_TRAINING}{name}", train_and_test, (config, folder, steps))
+            arguments = (config, folder, steps)
+            yield Job(f"accuracy of {name}", train_and_test, arguments, about=_Training(name))
 
 
 def _in_time(audit: _Audit, plan: Plan, name: str) -> bool:
@@ -203,8 +209,8 @@ def _defences(audit: _Audit) -> dict[str, RunConfig]:
 
 
 def _take(audit: _Audit, plan: Plan, end: Ended) -> None:
-    if end.name.startswith(_TRAINING):
-        _take_accuracy(audit, end)
+    if isinstance(end.about, _Training):
+        _take_accuracy(audit, end, end.about.defence)
         return
     folder = f"{CELLS}/{end.name}"
     result: CellResult = end.value if end.problem is None else CellResult(State.FAILED, end.problem)
@@ -216,8 +222,7 @@ def _take(audit: _Audit, plan: Plan, end: Ended) -> None:
     audit.view.ended(end.name, result)
 
 
-def _take_accuracy(audit: _Audit, end: Ended) -> None:
-    name = end.name.removeprefix(_TRAINING)
+def _take_accuracy(audit: _Audit, end: Ended, name: str) -> None:
     if end.problem is not None:
         audit.problems[name] = end.problem
         return

@@ -129,12 +129,13 @@ def _measure(
             cell = by_size[size].config
             assert cell is not None
             say(f"Measuring what a step takes at batch {size}")
-            yield Job(f"measure {size}", calibrate, (with_effort(cell, config, _as_asked(config), placing, 0),))
+            measured = with_effort(cell, config, _as_asked(config), placing, 0)
+            yield Job(f"measure {size}", calibrate, (measured,), about=size)
 
-    found = {}
+    found: dict[int, Cost] = {}
     for end in run_side_by_side(jobs(), 1):
         if end.problem is None:
-            found[int(end.name.split()[1])] = end.value
+            found[end.about] = end.value
         else:
             say(f"{end.name} failed: {end.problem}")
     return found

@@ -79,14 +79,15 @@ def ends(*jobs: Job, at_once: int = 2) -> dict[str, Ended]:
 
 def test_one_bad_job_never_stops_the_others(tmp_path: Path) -> None:
     found = ends(
-        Job("first", give, (1,)),
+        Job("first", give, (1,), about=7),
         Job("raises", fail, ("no images",)),
         Job("leaves", leave, ()),
-        Job("dies", die, ()),
+        Job("dies", die, (), about="dying"),
         Job("dies once", die_once, (str(tmp_path),)),
         Job("last", give, ({"x": 2},)),
     )
     assert (found["first"].value, found["last"].value) == (1, {"x": 2})
+    assert (found["first"].about, found["dies"].about, found["last"].about) == (7, "dying", None)
     assert found["raises"].problem == "ValueError: no images"
     assert "and a second line" in found["raises"].details
     assert found["leaves"].problem == "SystemExit: 3"

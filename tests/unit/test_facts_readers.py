@@ -36,7 +36,7 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.decisive import decisive_facts
 from gradinversion.capture.stated import state_facts
-from gradinversion.coordinator import AttackConfig, Reconstruction, Storage, read_result
+from gradinversion.coordinator import AttackConfig, Reconstruction, Source, Storage, read_result
 from gradinversion.coordinator.preparation import identity, prepare
 from gradinversion.coordinator.result_file import write_result
 from gradinversion.settings.case import obtain
@@ -162,7 +162,7 @@ def result_of(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         consensus=grey,
         agreement=torch.ones(4),
         candidates=(candidate,),
-        sources=("seed 0",) * 4,
+        sources=(Source(0),) * 4,
         gradient_loss=0.5,
         history=(),
         registration=(),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gradinversion.agents import Candidate, Outcome
 from gradinversion.capture import Normalisation, PrivateBatch, RecoveredLabels
-from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator import Reconstruction, Source
 from torch import Tensor
 
 NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -82,7 +82,7 @@ def make(
         consensus=noisy(noise * 1.1),
         agreement=torch.linspace(0.8, 0.95, batch),
         candidates=candidates,
-        sources=tuple("consensus" if index % 2 else f"seed {index % max(seeds, 1)}" for index in range(batch)),
+        sources=tuple(Source() if index % 2 else Source(index % max(seeds, 1)) for index in range(batch)),
         gradient_loss=0.0389,
         history=make_history(seeds, rounds, 1000),
         registration=tuple(

@@ -12,7 +12,7 @@ from gradinversion.audit import Control, Leak, Pool, evaluate
 from gradinversion.audit.comparison import lead_interval, relative_leakage
 from gradinversion.audit.verdict import Lead, judge_batch, judge_with_controls
 from gradinversion.capture import PrivateBatch
-from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator import Reconstruction, Source
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
@@ -220,15 +220,15 @@ def test_the_constant_image_is_never_recognised(attack: Attack) -> None:
     assert evaluate(reconstruction, private).iip is None
 
 
-def test_pixels_of_one_seed_have_the_wider_interval_whatever_it_is_called(attack: Attack) -> None:
+def test_pixels_of_one_seed_have_the_wider_interval(attack: Attack) -> None:
     reconstruction, private = attack(seeds=4, noise=0.03)
     control = Control("no_gradient", at_noise(attack, private, 0.3))
 
-    def width(source: str) -> float:
+    def width(source: Source) -> float:
         named = dataclasses.replace(reconstruction, sources=(source,) * 4)
         score = evaluate(named, private, controls=(control,)).images[0].controls["constant_image"]
         assert score.high is not None
         assert score.low is not None
         return score.high - score.low
 
-    assert width("seed 2") == width("the second seed") > 1.2 * width("consensus")
+    assert width(Source(2)) == width(Source(0)) > 1.2 * width(Source())

@@ -25,7 +25,7 @@ from gradinversion.audit.sending import like_the_client, simulated
 from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
 from gradinversion.capture.defences import Defence
 from gradinversion.capture.facts import told
-from gradinversion.coordinator import AllSeedsFailedError, AttackConfig, Reconstruction
+from gradinversion.coordinator import AllSeedsFailedError, AttackConfig, Reconstruction, Source
 from gradinversion.coordinator.preparation import prepare
 from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ def attack_on(model: nn.Module, done: list[tuple[CapturedUpdate, AttackConfig]])
             consensus=mean,
             agreement=torch.ones(len(mean)),
             candidates=candidates,
-            sources=("consensus",) * len(mean),
+            sources=(Source(),) * len(mean),
             gradient_loss=candidates[0].losses.get("gradient", math.nan),
             history=(),
             registration=(),

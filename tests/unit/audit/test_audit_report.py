@@ -21,7 +21,7 @@ from gradinversion.agents import Outcome
 from gradinversion.audit import ReportError, evaluate, write_report
 from gradinversion.audit.pictures import GridRow, difference, draw_grid, encode_png
 from gradinversion.capture import PrivateBatch
-from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.storage.folders import Storage, StorageError
 from PIL import Image
 from safetensors.torch import load_file
@@ -268,7 +268,6 @@ def test_hostile_text_stays_text(attack: Attack, tmp_path: Path) -> None:
         reconstruction,
         labels=labels,
         candidates=(candidate, *reconstruction.candidates[1:]),
-        sources=(HOSTILE, HOSTILE),
         config={HOSTILE: HOSTILE, "registration": {"method": HOSTILE}},
         registration=({HOSTILE: 1.0, "step": 5},),
     )
@@ -379,3 +378,13 @@ def test_grid_enlarges_pixels_and_wraps_after_eight() -> None:
     red = (pixels == (255, 0, 0)).all(2)
     assert red.sum() == 2 * 128 * 128
     assert red[: pixels.shape[0] // 2].sum() == 0
+
+
+def test_where_each_image_came_from_is_told_in_words_and_as_a_number(attack: Attack, tmp_path: Path) -> None:
+    reconstruction, private = attack(sources=(Source(2), Source(), Source(0), Source()))
+    report, page = _write(tmp_path, reconstruction, private)
+    places = [image["position"] for image in report["images"]]
+    words = ("seed 2", "consensus", "seed 0", "consensus")
+    assert [image["source"] for image in report["images"]] == [words[place] for place in places]
+    assert [image["source_seed"] for image in report["images"]] == [(2, None, 0, None)[place] for place in places]
+    assert page.text.count("pixels from seed 2") == 1

@@ -14,7 +14,7 @@ import torch
 from gradinversion.agents import Candidate, Outcome
 from gradinversion.capture import Normalisation, Provenance, RecoveredLabels
 from gradinversion.capture.stated import StatedFact
-from gradinversion.coordinator import Reconstruction
+from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.peeling import KnownFeatures
 from gradinversion.storage.folders import Storage
@@ -57,7 +57,7 @@ def result() -> Reconstruction:
         consensus=images,
         agreement=torch.rand(2, dtype=torch.float64)[::1],
         candidates=(candidate(0), candidate(1)),
-        sources=("seed 0", "consensus"),
+        sources=(Source(0), Source()),
         gradient_loss=1e-17 + 0.1,
         history=({"round": 0, "seed": 1, "total": math.inf, "steps_per_second": 1e300},),
         registration=({"round": 1, "rejected": math.nan},),

@@ -36,9 +36,9 @@ class Cells:
     def side_by_side(self, jobs: Iterable[Job], at_once: int, look: Any = None) -> Iterator[Ended]:
         for job in jobs:
             try:
-                yield Ended(job.name, job.work(*job.arguments, lambda state: None))
+                yield Ended(job.name, job.work(*job.arguments, lambda state: None), about=job.about)
             except ValueError as error:
-                yield Ended(job.name, problem=str(error), details="Traceback: …")
+                yield Ended(job.name, problem=str(error), details="Traceback: …", about=job.about)
 
     def run_cell(self, config: RunConfig, tell: object) -> CellResult:
         self.before(config)
