@@ -5,56 +5,29 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from gradinversion.audit import ControlError, LpipsError, ReportError, without_gradient
+from gradinversion.audit import ReportError, without_gradient
 from gradinversion.audit.case import Case
 from gradinversion.audit.controls import MEANINGS
 from gradinversion.audit.pipeline import Assessment, Stage, assess, attack_and_assess
 from gradinversion.capture import (
     CapturedUpdate,
-    ClientError,
-    DefenceError,
-    ImageError,
-    LabelError,
-    ModelError,
     ModelSource,
-    UpdateError,
     simulate_client,
 )
-from gradinversion.cluster import ClusterError, DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
+from gradinversion.cluster import DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
 from gradinversion.coordinator import (
-    AllSeedsFailedError,
     AttackConfig,
-    CheckpointError,
     Reconstruction,
     Storage,
-    StorageError,
     read_result,
 )
-from gradinversion.registration import RegistrationError
+from gradinversion.refusal import ConfigError, Refusal
 from gradinversion.settings.case import obtain
 from gradinversion.settings.folder import open_folder, settings_of_the_run
 from gradinversion.settings.help import help_text
-from gradinversion.settings.run import ConfigError, RunConfig, load_config
+from gradinversion.settings.run import RunConfig, load_config
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console
-
-_REFUSALS = (
-    AllSeedsFailedError,
-    CheckpointError,
-    ClientError,
-    ClusterError,
-    ConfigError,
-    ControlError,
-    DefenceError,
-    ImageError,
-    LabelError,
-    LpipsError,
-    ModelError,
-    RegistrationError,
-    ReportError,
-    StorageError,
-    UpdateError,
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise ConfigError([f"{verb!r} is not a verb; give {', '.join(VERBS)}, or --help."])
         return VERBS[verb](load_config(words), console)
-    except _REFUSALS as error:
+    except Refusal as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except DetachedError:

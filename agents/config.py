@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..refusal import Checked
+
 
 class GradientLoss(StrEnum):
     """How the distance between two gradients is measured; see ``gradient_losses.py`` for the equations."""
@@ -37,7 +39,7 @@ class OptimiserName(StrEnum):
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Checked):
     """What a candidate batch is scored by. Weights are non-negative; 0 switches a term off."""
 
     form: Form = Form.SCALE_FREE
@@ -66,12 +68,18 @@ class ObjectiveConfig:
     """Allow for the defence that the update shows or the client states; without one nothing changes."""
 
     def __post_init__(self) -> None:
-        kinds = {"form": Form, "gradient_loss": GradientLoss, "total_variation": TotalVariation}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if value not in list(kind):
-                raise ValueError(f"objective.{name}={value}: give one of {', '.join(kind)}.")
-            object.__setattr__(self, name, kind(value))  # a plain word means the same as the member of that value
+        super().__post_init__()
+        for name, kind in self._kinds().items():
+            # A plain word means the same as the member of that value.
+            object.__setattr__(self, name, kind(getattr(self, name)))
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        found = [
+            f"objective.{name}={getattr(self, name)}: give one of {', '.join(kind)}."
+            for name, kind in self._kinds().items()
+            if getattr(self, name) not in list(kind)
+        ]
         for name in (
             "gradient_weight",
             "activation_weight",
@@ -84,7 +92,12 @@ class ObjectiveConfig:
         ):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise ValueError(f"objective.{name}={value}: give a finite number that is not negative.")
+                found.append(f"objective.{name}={value}: give a finite number that is not negative.")
+        return found
+
+    @staticmethod
+    def _kinds() -> dict[str, type[StrEnum]]:
+        return {"form": Form, "gradient_loss": GradientLoss, "total_variation": TotalVariation}
 
     @property
     def empty(self) -> bool:
@@ -97,7 +110,7 @@ REQUIRED = "?"
 
 
 @dataclass(frozen=True)
-class AgentsConfig:
+class AgentsConfig(Checked):
     """How many seeds run, on what, and how each one descends."""
 
     count: int = 4
@@ -136,43 +149,47 @@ class AgentsConfig:
     """How often one seed may start again after it diverged, before it is dropped."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "optimiser", OptimiserName(self.optimiser))
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        found = []
         for name in ("count", "iterations", "minimum"):
             if getattr(self, name) < 1:
-                raise ValueError(f"agents.{name}={getattr(self, name)}: give a whole number of at least 1.")
-        if self.minimum > self.count:
-            raise ValueError(
-                f"agents.minimum={self.minimum} is more than agents.count={self.count}: give at most that."
-            )
+                found.append(f"agents.{name}={getattr(self, name)}: give a whole number of at least 1.")
+        if self.minimum > max(self.count, 1):
+            found.append(f"agents.minimum={self.minimum} is more than agents.count={self.count}: give at most that.")
         for name in ("gpus", "cpus", "threads", "warmup", "noise", "restarts", "patience"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
-                raise ValueError(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
+                found.append(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
         if not 0 <= self.finish < 1:
-            raise ValueError(f"agents.finish={self.finish}: give a share of the steps, at least 0 and below 1.")
+            found.append(f"agents.finish={self.finish}: give a share of the steps, at least 0 and below 1.")
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"agents.learning_rate={self.learning_rate}: give a number above 0.")
-        self._check_optimiser()
-        self._check_generator()
+            found.append(f"agents.learning_rate={self.learning_rate}: give a number above 0.")
+        return found + self._optimiser_problems() + self._generator_problems()
 
-    def _check_optimiser(self) -> None:
+    def _optimiser_problems(self) -> list[str]:
         if self.optimiser not in list(OptimiserName):
-            raise ValueError(f"agents.optimiser={self.optimiser}: give one of {', '.join(OptimiserName)}.")
-        object.__setattr__(self, "optimiser", OptimiserName(self.optimiser))
-        if self.optimiser is OptimiserName.LBFGS and (self.sign or self.box or self.noise):
-            raise ValueError(
+            return [f"agents.optimiser={self.optimiser}: give one of {', '.join(OptimiserName)}."]
+        if self.optimiser == OptimiserName.LBFGS and (self.sign or self.box or self.noise):
+            return [
                 "agents.optimiser=lbfgs learns from how the derivative changes from step to step: give "
                 "agents.sign=false agents.box=false agents.noise=0 with it."
-            )
+            ]
+        return []
 
-    def _check_generator(self) -> None:
+    def _generator_problems(self) -> list[str]:
         if self.generator == REQUIRED:
-            raise ValueError(
+            return [
                 "agents.generator is missing: this preset projects onto a generator of yours, so name what builds it, "
                 "agents.generator=module:callable (docs/attacks.md tells what it must do)."
-            )
+            ]
         if self.generator is not None and not all(self.generator.partition(":")):
-            raise ValueError(f"agents.generator={self.generator}: give module:callable.")
+            return [f"agents.generator={self.generator}: give module:callable."]
         if self.generator_weights is not None and self.generator is None:
-            raise ValueError(
+            return [
                 f"agents.generator_weights={self.generator_weights} are the weights of no generator: give "
                 "agents.generator=module:callable too."
-            )
+            ]
+        return []

@@ -45,7 +45,7 @@ def unregistered(reconstruction: Reconstruction) -> Float[Tensor, "batch channel
     if rule not in CONSENSUS:
         return None
     try:
-        usable = check(torch.stack([c.images.detach().cpu() for c in reconstruction.candidates]), None, None)
+        usable = check(torch.stack([c.images.detach().cpu() for c in reconstruction.candidates]), None)
     except RegistrationError:
         return None
     return reconstruction.normalisation.invert(average(usable.images, None, usable.weights, rule)).clamp(0, 1)

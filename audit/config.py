@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..refusal import Checked
+
 CONTROLS = ("constant_image", "no_gradient", "other_images", "one_agent")
 EMBEDDINGS = ("pixels", "model", "lpips")
 
 
 @dataclass(frozen=True)
-class AuditConfig:
+class AuditConfig(Checked):
     """What the reconstruction is compared with."""
 
     controls: tuple[str, ...] = ("constant_image",)
@@ -22,13 +24,16 @@ class AuditConfig:
     lpips_weights: str | None = None
     """File with the ImageNet weights of the LPIPS backbone; without it LPIPS is left out, and the report says so."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        found = []
         unknown = [name for name in self.controls if name not in CONTROLS]
         if unknown:
-            raise ValueError(f"audit.controls={','.join(unknown)}: choose among {', '.join(CONTROLS)}.")
+            found.append(f"audit.controls={','.join(unknown)}: choose among {', '.join(CONTROLS)}.")
         if "other_images" in self.controls and self.pool is None:
-            raise ValueError("audit.controls=other_images needs other images: give audit.pool=FOLDER or photos.")
+            found.append("audit.controls=other_images needs other images: give audit.pool=FOLDER or photos.")
         if self.embedding not in EMBEDDINGS:
-            raise ValueError(f"audit.embedding={self.embedding}: choose among {', '.join(EMBEDDINGS)}.")
+            found.append(f"audit.embedding={self.embedding}: choose among {', '.join(EMBEDDINGS)}.")
         if self.embedding == "lpips" and self.lpips_weights is None:
-            raise ValueError("audit.embedding=lpips needs its backbone: give audit.lpips_weights=FILE.")
+            found.append("audit.embedding=lpips needs its backbone: give audit.lpips_weights=FILE.")
+        return found

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from ..capture import BatchNormMode, CapturedUpdate, PrivateBatch
 from ..coordinator import AttackConfig, Reconstruction
+from ..refusal import Refusal
 from .case import Case
 from .pool import Pool, draw_batch
 from .sending import Send
@@ -36,7 +37,7 @@ NULL_CONTROLS = ("constant_image", "no_gradient", "other_images")
 Config = TypeVar("Config", bound=AttackConfig)
 
 
-class ControlError(ValueError):
+class ControlError(Refusal, ValueError):
     """A control that this attack cannot have."""
 
 

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..refusal import Refusal
 from ..storage.folders import Storage, StorageError
 
 
-class ReportError(RuntimeError):
+class ReportError(Refusal, RuntimeError):
     """The report cannot be written; one sentence that says why and what to do."""
 
 

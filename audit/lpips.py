@@ -13,6 +13,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..refusal import Refusal
+
 Backbone = Literal["alex", "vgg", "squeeze"]
 
 _FIRST_TENSORS: dict[Backbone, tuple[str, tuple[int, ...]]] = {
@@ -26,7 +28,7 @@ SMALLEST_SIDE = 32
 """Under 32 pixels the pooling of the backbones leaves nothing to compare."""
 
 
-class LpipsError(ValueError):
+class LpipsError(Refusal, ValueError):
     """The weights file cannot be used; the message says why and what to give instead."""
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..refusal import Refusal
+
 Gradients = dict[str, Tensor]
 
 # These need the images and the model, so the client applies them while it computes its gradient.
 FROM_IMAGES = ("dp_sgd", "soteria")
 
 
-class DefenceError(ValueError):
+class DefenceError(Refusal, ValueError):
     """A defence that does not exist, a strength that it cannot have, or several that do not go together."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..refusal import Checked
 from .defences import Defence, parse_defences
 from .errors import UpdateError
 from .facts import BatchNormMode, Fact, Penalty, Reduction, Sampling, assumed, local_names, told
@@ -18,12 +19,8 @@ _USER = "the user"
 
 
 @dataclass(frozen=True)
-class ToldConfig:
-    """What you know of the client behind a captured update, and nothing where a key is empty; it wins over the file.
-
-    Raises:
-        UpdateError: Every value that cannot be such a fact, one line each.
-    """
+class ToldConfig(Checked):
+    """What you know of the client behind a captured update, and nothing where a key is empty; it wins over the file."""
 
     image_count: str = ""
     """Images that the gradient was averaged over, or that the client trained on."""
@@ -64,15 +61,15 @@ class ToldConfig:
     clients: str = ""
     """Clients whose updates were averaged before the server saw them."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Every value that cannot be such a fact, one sentence each."""
         found = []
         for name in self.given:
             try:
                 parse_fact(name, getattr(self, name))
             except UpdateError as error:
                 found.append(str(error))
-        if found:
-            raise UpdateError("\n".join(found))
+        return found
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..refusal import Refusal
 from .counters import is_counter, settle_counters
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -30,7 +31,7 @@ _DEEPEST_PREFIX = 4
 _DEEPEST_WRAPPER = 3
 
 
-class ModelError(ValueError):
+class ModelError(Refusal, ValueError):
     """A model or weights that cannot be loaded, or a model that cannot be attacked as it is."""
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import ray
 from ray._private.services import find_bootstrap_address
 
+from ..refusal import Refusal
+
 _OBJECT_STORE_BYTES = 200 * 2**20
 
 
-class ClusterError(RuntimeError):
+class ClusterError(Refusal, RuntimeError):
     """Ray cannot run the attack, or lost a part of it."""
 
 

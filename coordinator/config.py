@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..agents import AgentsConfig, ObjectiveConfig
 from ..peeling import PeelingConfig
+from ..refusal import Checked
 from ..registration import RegistrationConfig
 
 
@@ -20,7 +22,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True)
-class CoordinatorConfig:
+class CoordinatorConfig(Checked):
     """When seeds meet."""
 
     mode: Mode = Mode.SYNC
@@ -33,20 +35,31 @@ class CoordinatorConfig:
     """async only: a candidate more periods behind the median seed than this is left out of the consensus."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mode", Mode(self.mode))  # a plain word means the same as the member of that value
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        found = []
+        if self.mode not in list(Mode):
+            found.append(f"coordinator.mode={self.mode}: give one of {', '.join(Mode)}.")
         if self.period < 1:
-            raise ValueError(f"coordinator.period={self.period}: give a whole number of at least 1.")
+            found.append(f"coordinator.period={self.period}: give a whole number of at least 1.")
         if not 0 <= self.start <= 1:
-            raise ValueError(f"coordinator.start={self.start}: give a share of the steps between 0 and 1.")
+            found.append(f"coordinator.start={self.start}: give a share of the steps between 0 and 1.")
         if self.staleness < 1:
-            raise ValueError(f"coordinator.staleness={self.staleness}: give a whole number of at least 1.")
+            found.append(f"coordinator.staleness={self.staleness}: give a whole number of at least 1.")
+        return found
 
 
 # Labels that are optimised with the images.
 JOINT = "joint"
+LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", JOINT)
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(Checked):
     """One attack: all that ``reconstruct`` needs beside the update and the model."""
 
     seed: int = 0
@@ -66,20 +79,23 @@ class AttackConfig:
     coordinator: CoordinatorConfig = field(default_factory=CoordinatorConfig)
     """When seeds meet."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, and what does not go together, one sentence each."""
+        found = []
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            found.append(f"seed={self.seed}: give a whole number from 0 to {_LARGEST_SEED}.")
+        if self.labels not in LABEL_RULES and not re.fullmatch(r"\d{1,9}(,\d{1,9})*", self.labels, re.ASCII):
+            found.append(f"labels={self.labels}: give {', '.join(LABEL_RULES)}, or the labels such as 0,1,2,3.")
         if self.objective.empty and self.agents.generator is None:
-            raise ValueError("every weight of the objective is 0: give at least one of them a positive number.")
+            found.append("every weight of the objective is 0: give at least one of them a positive number.")
         if self.labels == JOINT and (
             self.agents.count > 1 or self.peeling.enabled or self.agents.generator is not None
         ):
-            raise ValueError(
+            found.append(
                 "labels=joint finds labels together with pixels, in an order of each seed's own: give agents.count=1 "
                 "peeling.enabled=false with it, and no agents.generator."
             )
-        if self.registration.mirror:
-            raise ValueError(
-                "registration.mirror=true: agents cannot take a mirrored consensus yet; leave it false in an attack."
-            )
+        return found
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

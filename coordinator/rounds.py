@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..agents import Outcome
+from ..refusal import Refusal
 from ..registration import Consensus
 from ..storage.tensor_file import StateFile
 from .config import AttackConfig, Mode
@@ -23,7 +24,7 @@ from .progress import Progress
 from .saving import Saving
 
 
-class AllSeedsFailedError(RuntimeError):
+class AllSeedsFailedError(Refusal, RuntimeError):
     """Every seed diverged more often than its restarts allow."""
 
 

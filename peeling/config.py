@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..refusal import Checked
+
 
 @dataclass(frozen=True)
-class PeelingConfig:
+class PeelingConfig(Checked):
     """Which layers are solved in closed form before the agents start."""
 
     enabled: bool = True
@@ -17,6 +19,8 @@ class PeelingConfig:
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
         if not 0 < self.tolerance < 1:
-            raise ValueError(f"peeling.tolerance={self.tolerance}: give a number between 0 and 1.")
+            return [f"peeling.tolerance={self.tolerance}: give a number above 0 and below 1."]
+        return []

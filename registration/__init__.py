@@ -2,7 +2,7 @@
 
 Tensors in, tensors out. Reading order: `register` (the whole), `schedule` (rounds and levels), `target` and
 `coarse` (homographies), `fine` (dense flow), `guard` (when not to believe a warp), `consensus` and `coherence` (the
-average, and what of it the seeds share), `mirror` (candidates the other way round), `pictures` (what changed).
+average, and what of it the seeds share), `pictures` (what changed).
 """
 
 from __future__ import annotations

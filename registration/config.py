@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..refusal import Checked, Refusal
+
 METHODS = ("coarse_to_fine", "coarse", "none")
 CONSENSUS = ("wiener", "huber", "mean")
 
 
-class RegistrationError(ValueError):
-    """Candidates or settings that registration cannot use; the message says what to do."""
+class RegistrationError(Refusal, ValueError):
+    """Candidates that registration cannot use; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class RegistrationConfig:
-    """Settings of `register`; the defaults are those measured by ``benchmarks/registration.py``.
-
-    Raises:
-        RegistrationError: a value out of its range; all faulty values are named together.
-    """
+class RegistrationConfig(Checked):
+    """Settings of `register`; the defaults are those measured by ``benchmarks/registration.py``."""
 
     method: str = "coarse_to_fine"
     """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone) or `none` (the plain mean)."""
@@ -38,11 +36,9 @@ class RegistrationConfig:
     fine_min_displacement: float = 0.004
     """The dense flow is skipped for an image whose coarse displacement stays under this share of the shorter side."""
 
-    mirror: bool = False
-    """Whether a candidate may be mirrored from left to right, where it agrees better with the other seeds that way."""
-
-    def __post_init__(self) -> None:
-        problems = [
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        return [
             *_choice("method", self.method, METHODS),
             *_choice("consensus", self.consensus, CONSENSUS),
             *_range("rounds", self.rounds, 1, 20),
@@ -52,13 +48,11 @@ class RegistrationConfig:
             *_range("fine_min_size", self.fine_min_size, 8, 1 << 20),
             *_range("fine_min_displacement", self.fine_min_displacement, 0.0, 1.0),
         ]
-        if problems:
-            raise RegistrationError("; ".join(problems))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:
-    return [] if value in allowed else [f"{name}={value!r} is not known: choose one of {', '.join(allowed)}"]
+    return [] if value in allowed else [f"registration.{name}={value}: choose one of {', '.join(allowed)}."]
 
 
 def _range(name: str, value: int | float, low: int | float, high: int | float) -> list[str]:
-    return [] if low <= value <= high else [f"{name}={value} is out of range: choose a value in [{low}, {high}]"]
+    return [] if low <= value <= high else [f"registration.{name}={value}: give a number from {low} to {high}."]

@@ -33,8 +33,6 @@ class Consensus:
     """Warps refused by the guard; those candidates were used where they stood."""
     left_out: tuple[str, ...]
     """One sentence per seed that was not used."""
-    mirrored: Bool[Tensor, "seed image"] | None = None
-    """Candidates that were mirrored from left to right before anything else; None when that is switched off."""
 
 
 def average(

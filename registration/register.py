@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .agreement import agreement_with_others, correlation, others_mean
-from .candidates import Usable, check
+from .candidates import SMALLEST_SIDE, Usable, check
 from .config import RegistrationConfig
 from .consensus import Consensus, average
 from .guard import no_gain, refuse
-from .mirror import mirrored
 from .schedule import Schedule
 from .warp import base_grid, inside, remove_shared_displacement, resize_field, sample, to_pixels
 
@@ -30,7 +28,6 @@ def register(
     seeds: Sequence[int] | None = None,
     round: int = 0,
     config: RegistrationConfig = _DEFAULTS,
-    weights: Tensor | None = None,
 ) -> Consensus:
     """The consensus of the candidates of several seeds: their mean after each was registered to it.
 
@@ -39,11 +36,10 @@ def register(
 
     Args:
         candidates: `(seeds, images, channels, height, width)`, pixels in any linear scale (normalised, [0, 1], bytes);
-            8 px or more on each side; three channels are taken for RGB.
+            three channels are taken for RGB. Images with a side under `SMALLEST_SIDE` are averaged as they stand.
         seeds: the name of each candidate, for messages and for `Consensus.seeds`; 0, 1, ... when not given.
         round: handed through to the consensus.
         config: the method and its settings.
-        weights: `(seeds,)`, share of each seed in the mean (any scale, 0 leaves a seed out); equal when not given.
 
     Returns:
         The consensus in the candidates' own scale, with warps, agreement, refused warps and the seeds left out.
@@ -56,21 +52,15 @@ def register(
         nothing is pretrained, the target is averaged again and again, and an image whose candidates do not agree
         better registered than plain keeps the plain mean.
     """
-    usable = check(candidates, seeds, weights)
+    usable = check(candidates, seeds)
     for reason in usable.left_out:
         log.warning("round %d leaves out %s", round, reason)
-    if not config.mirror:
-        return _consensus(usable, round, config)
-    turned = mirrored(usable.images, usable.weights)
-    images = torch.where(turned[..., None, None, None], usable.images.flip(-1), usable.images)
-    return replace(_consensus(replace(usable, images=images), round, config), mirrored=turned)
-
-
-def _consensus(usable: Usable, round: int, config: RegistrationConfig) -> Consensus:
     schedule = Schedule(usable.images, usable.weights, config)
     evidence = schedule.evidence
     if config.method == "none" or len(usable.seeds) == 1:
         return _plain(usable, evidence, round)
+    if min(usable.images.shape[-2:]) < SMALLEST_SIDE:
+        return _unmoved(usable, evidence, round, config)
     finest = schedule.sizes[-1]
     displacement = remove_shared_displacement(schedule.estimate().displacement(*finest))
     rejected = _refused(displacement, evidence, usable.weights, config)
@@ -91,6 +81,14 @@ def _plain(usable: Usable, evidence: Tensor, round: int) -> Consensus:
         rejected=torch.zeros(usable.images.shape[:2], dtype=torch.bool, device=usable.images.device),
         left_out=usable.left_out,
     )
+
+
+def _unmoved(usable: Usable, evidence: Tensor, round: int, config: RegistrationConfig) -> Consensus:
+    """Every warp is refused before it is looked for: so few pixels show none, and the rule of the consensus remains."""
+    displacement = evidence.new_zeros(*evidence.shape, 2)
+    refused = torch.ones(usable.images.shape[:2], dtype=torch.bool, device=evidence.device)
+    agreement = agreement_with_others(evidence, torch.ones_like(evidence), usable.weights).mean(0).clamp(0, 1)
+    return _registered(usable, displacement, refused, agreement, round, config.consensus)
 
 
 def _refused(

@@ -7,8 +7,9 @@ from dataclasses import replace
 from ..audit.files import ReportError
 from ..capture import PrivateConfig
 from ..capture.told_config import ToldConfig
+from ..refusal import ConfigError
 from ..storage.folders import Storage, StorageError
-from .run import ConfigError, RunConfig, config_yaml, differences, parse_config
+from .run import RunConfig, config_yaml, differences, parse_config
 
 _FILE = "config.yaml"
 _LARGEST = 2**20

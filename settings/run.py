@@ -21,6 +21,7 @@ from ..audit.config import AuditConfig
 from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
 from ..coordinator import AttackConfig, flatten
+from ..refusal import ConfigError
 from .keys import Key, convert, format_value, keys, unknown, wanted
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
@@ -40,15 +41,6 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 _SHORT = {"private": "private.images"}
 """A group of keys that a word names alone, and the key that is meant."""
-_LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", "joint")
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line per problem."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -82,23 +74,16 @@ class RunConfig(AttackConfig):
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """The grid of `audit`."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            problems.append(str(error))
-        if not 0 <= self.seed < 2**32:
-            problems.append(f"seed={self.seed}: give a whole number from 0 to 4294967295.")
-        if self.labels not in _LABEL_RULES and not re.fullmatch(r"\d+(,\d+)*", self.labels, re.ASCII):
-            problems.append(f"labels={self.labels}: give {', '.join(_LABEL_RULES)}, or the labels such as 0,1,2,3.")
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, and what does not go together, one sentence each."""
+        found = super().problems()
+        if self.preset not in preset_names():
+            found.append(f"preset={self.preset} is not known: choose one of {', '.join(preset_names())}.")
         if not self.out:
-            problems.append("out= is empty: give a folder.")
+            found.append("out= is empty: give a folder.")
         if self.budget is not None and not self.budget_seconds:
-            problems.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
-        problems += origin_problems(self)
-        if problems:
-            raise ConfigError(problems)
+            found.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
+        return found + origin_problems(self)
 
     @property
     def budget_seconds(self) -> float | None:
@@ -132,12 +117,8 @@ def load_config(words: Sequence[str]) -> RunConfig:
     problems: list[str] = []
     given = dict(_split(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
-    if name in preset_names():
-        settings = dict(flatten(_parse(preset_text(name)))) | given
-    else:
-        problems.append(f"preset={name} is not known: choose one of {', '.join(preset_names())}.")
-        settings = given
-    return _resolve(settings, problems + untold(given))
+    preset = dict(flatten(_parse(preset_text(name)))) if name in preset_names() else {}
+    return _resolve(preset | given, problems + untold(given))
 
 
 def load_config_file(path: Path) -> RunConfig:
@@ -259,7 +240,7 @@ def _refused(tree: DictConfig) -> list[str]:
     for name in map(str, tree):
         if isinstance(tree[name], DictConfig):
             found = _problems_of(_objects, tree[name])
-            problems += [problem if f"{name}." in problem else f"{name}: {problem}" for problem in found]
+            problems += found
             if not found:
                 given[name] = _objects(tree[name])
         else:
@@ -272,8 +253,6 @@ def _problems_of(make: Callable[[Any], object], given: Any) -> list[str]:
         make(given)
     except ConfigError as error:
         return list(error.problems)
-    except ValueError as error:
-        return [str(error)]
     return []
 
 

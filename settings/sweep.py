@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..refusal import Checked
+
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Checked):
     """The grid of `audit`; every other key holds in all of its cells."""
 
     batch_sizes: tuple[int, ...] = (1, 4, 8)
@@ -28,11 +30,15 @@ class SweepConfig:
     train_steps: int = 300
     """Training steps for that."""
 
-    def __post_init__(self) -> None:
-        for name in ("batch_sizes", "defences", "bn"):
-            if not getattr(self, name):
-                raise ValueError(f"sweep.{name}= is empty: give at least one value.")
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
+        found = [
+            f"sweep.{name}= is empty: give at least one value."
+            for name in ("batch_sizes", "defences", "bn")
+            if not getattr(self, name)
+        ]
         if self.side_by_side < 0:
-            raise ValueError(f"sweep.side_by_side={self.side_by_side}: give a whole number, 0 or more.")
+            found.append(f"sweep.side_by_side={self.side_by_side}: give a whole number, 0 or more.")
         if self.train_steps < 1:
-            raise ValueError(f"sweep.train_steps={self.train_steps}: give a whole number of at least 1.")
+            found.append(f"sweep.train_steps={self.train_steps}: give a whole number of at least 1.")
+        return found

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from ..refusal import Refusal
+
 _Result = TypeVar("_Result")
 
 # Those whose writes are atomic.
@@ -38,7 +40,7 @@ _PASSING_KINDS |= {"ClientConnectionError", "ClientPayloadError", "TransportErro
 _CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError"}
 
 
-class StorageError(RuntimeError):
+class StorageError(Refusal, RuntimeError):
     """A storage, or a file in it, cannot be used; one sentence that names it and says why."""
 
 

@@ -16,9 +16,10 @@ from ..audit.results import compared
 from ..capture import CapturedUpdate
 from ..cluster import reconstruct
 from ..coordinator import AttackConfig, Reconstruction, Status, Storage
+from ..refusal import ConfigError
 from ..settings.case import obtain
 from ..settings.folder import read_settings, remove_settings, write_settings
-from ..settings.run import ConfigError, RunConfig, differences
+from ..settings.run import RunConfig, differences
 from .results import CellResult, State, forget_result, load_result, save_result
 from .worst import find_risk, find_worst, finite, strongest
 

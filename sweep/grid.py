@@ -14,8 +14,9 @@ from typing import TypeVar
 from ..audit.config import CONTROLS
 from ..capture.client.images import PHOTOS
 from ..coordinator import Storage
+from ..refusal import ConfigError
 from ..settings.keys import format_value, keys
-from ..settings.run import ConfigError, RunConfig, settings, with_settings
+from ..settings.run import RunConfig, settings, with_settings
 from ..settings.sweep import SweepConfig
 from .kinds import Kind, goes_with_a_defence, kind_of
 

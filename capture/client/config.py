@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...refusal import Checked
 from ..defences import FROM_IMAGES, Defence, DefenceError, parse_defences
 from ..errors import UpdateError
 from ..facts import BatchNormMode
@@ -18,7 +19,7 @@ from .label_words import ClientError as ClientError
 
 
 @dataclass(frozen=True)
-class ClientConfig:
+class ClientConfig(Checked):
     """The simulated client."""
 
     model: str = "convnet"
@@ -78,11 +79,6 @@ class ClientConfig:
     clients: int = 1
     """Clients of batch_size images each whose updates are averaged before the server sees them: secure aggregation."""
 
-    def __post_init__(self) -> None:
-        found = self.problems()
-        if found:
-            raise ClientError("; ".join(found))
-
     def problems(self) -> list[str]:
         """Every setting that cannot be carried out, one sentence each."""
         found = []
@@ -95,7 +91,7 @@ class ClientConfig:
         try:
             names = [one.name for one in self.defences]
         except DefenceError as error:
-            found.append(str(error))
+            found.append(f"client.defence={self.defence}: {error}")
             names = []
         found += self._local_problems() + self._privacy_problems() + self._combination_problems(names)
         # What "auto" gives is known with the images.

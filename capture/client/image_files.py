@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps
 
+from ...refusal import Refusal
+
 PHOTOS = "photos"
 """The source of images that is no folder: the photos that scikit-image ships."""
 SUFFIXES = frozenset(
@@ -39,7 +41,7 @@ _TOO_DARK_OF_16 = 16_384
 Pixels = Float32[np.ndarray, "height width channel"]
 
 
-class ImageError(ValueError):
+class ImageError(Refusal, ValueError):
     """Images that cannot be loaded."""
 
 

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ...refusal import Refusal
+
 AUTO, UNIQUE = "auto", "unique"
 
 
-class ClientError(ValueError):
+class ClientError(Refusal, ValueError):
     """A client setting that cannot be carried out."""
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .label_words import AUTO, ClientError
+from ...refusal import Checked
+from .label_words import AUTO
 
 
 @dataclass(frozen=True)
-class PrivateConfig:
+class PrivateConfig(Checked):
     """The truth behind a real client's update."""
 
     images: str | None = None
@@ -19,6 +20,8 @@ class PrivateConfig:
     """One label per image in order of name, separated by commas, such as 0,0,3,7; "auto" for those of class folders, or
     of the file."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each."""
         if self.images is None and self.labels != AUTO:
-            raise ClientError(f"private.labels={self.labels} are labels of no images; give private=FOLDER too")
+            return [f"private.labels={self.labels} are labels of no images; give private=FOLDER too"]
+        return []

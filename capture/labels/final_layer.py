@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ...refusal import Refusal
 from ..batch_norm import client_mode
 from ..fitting import fit
 from ..forward import on_probes
@@ -35,7 +36,7 @@ _NEGLIGIBLE = 1e-9
 NOISE_DEVIATIONS = 6.0
 
 
-class LabelError(ValueError):
+class LabelError(Refusal, ValueError):
     """The labels cannot be read off this update."""
 
 

@@ -130,10 +130,6 @@ def test_labels_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "client.labels" in refused(capsys, "client.labels=0,1,77", "client.batch_size=3")
 
 
-def test_mirrored_registration_is_refused_in_an_attack(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "registration.mirror" in refused(capsys, "registration.mirror=true")
-
-
 def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out

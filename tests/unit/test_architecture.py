@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "gradinversion"
 
-# What each folder may import of the package, beside itself and the root's docstring and version.
+# Modules of the root that everything may import, since they import nothing of the package.
+GROUND = {"refusal"}
+# What each folder may import of the package, beside itself, the ground, and the root's docstring and version.
 ALLOWED = {
     "storage": set(),
     "capture": set(),
@@ -80,7 +82,7 @@ def imports_of(path: Path) -> list[Imported]:
 
 
 def forbidden_folders(folder: str, found: list[Imported]) -> list[str]:
-    allowed = {folder, "", None} | ALLOWED[folder]
+    allowed = {folder, "", None} | GROUND | ALLOWED[folder]
     return [".".join(one.paths[-1:]) for one in found if one.folder not in allowed]
 
 
@@ -152,6 +154,11 @@ def test_every_folder_of_the_package_has_its_place_in_the_order() -> None:
 def test_a_folder_imports_only_what_lies_before_it(folder: str) -> None:
     wrong = {name_of(path): forbidden_folders(folder, imports_of(path)) for path in sources(folder)}
     assert {path: found for path, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize("module", sorted(GROUND))
+def test_the_ground_imports_nothing_of_the_package(module: str) -> None:
+    assert [one for one in imports_of(ROOT / f"{module}.py") if one.folder is not None] == []
 
 
 def test_no_folder_lies_before_itself() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, apply_defence, simulate_client
-from gradinversion.capture.client.simulation.config import ClientError
 from gradinversion.capture.defences import Defence, DefenceError, defence_words, parse_defences
+from gradinversion.refusal import ConfigError
 from torch import Tensor
 
 
@@ -134,7 +134,7 @@ def test_defences_that_do_not_go_together_are_one_sentence(text: str, strength: 
     with pytest.raises(DefenceError, match=part) as refused:
         parse_defences(text, strength)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ClientError, match=part):
+    with pytest.raises(ConfigError, match=part):
         ClientConfig(defence=text, defence_strength=strength)
 
 
@@ -181,7 +181,7 @@ def test_what_needs_the_images_comes_first_and_the_rest_is_done_to_its_gradient(
     ],
 )
 def test_what_a_defence_forbids_it_forbids_in_a_combination(settings: dict[str, object], part: str) -> None:
-    with pytest.raises(ClientError, match=part):
+    with pytest.raises(ConfigError, match=part):
         ClientConfig(**settings)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import ClientConfig, ClientError, ImageError, count_images, load_batch, load_images
-from gradinversion.capture.client.simulation.images import class_labels
+from gradinversion.capture.client.images import class_labels
 from PIL import Image
 
 

@@ -10,7 +10,6 @@ import torch
 from gradinversion.capture import (
     CapturedUpdate,
     ClientConfig,
-    ClientError,
     Defence,
     LabelError,
     LocalTraining,
@@ -26,6 +25,7 @@ from gradinversion.capture import (
     simulate_client,
     train_locally,
 )
+from gradinversion.refusal import ConfigError
 from torch import Tensor, nn
 
 LABELS = torch.tensor([0, 3, 5, 6])
@@ -195,6 +195,6 @@ def test_simulated_client_sends_a_delta_only_when_asked() -> None:
     ],
 )
 def test_bad_local_settings_are_a_sentence(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ClientError) as raised:
+    with pytest.raises(ConfigError) as raised:
         ClientConfig(**settings)
     assert message in str(raised.value)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import (
     ClientConfig,
-    ClientError,
     Defence,
     DefenceError,
     capture_gradient,
@@ -18,8 +17,9 @@ from gradinversion.capture import (
     simulate_client,
     told,
 )
-from gradinversion.capture.client.simulation.dp_sgd import noisy_mean, spent_privacy
-from gradinversion.capture.client.simulation.soteria import most_telling, soteria_gradient
+from gradinversion.capture.client.dp_sgd import noisy_mean, spent_privacy
+from gradinversion.capture.client.soteria import most_telling, soteria_gradient
+from gradinversion.refusal import ConfigError
 from torch import Tensor, nn
 
 
@@ -166,7 +166,7 @@ def test_the_server_sees_the_mean_of_the_clients(defence: tuple[str, float]) -> 
     ],
 )
 def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ClientError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         ClientConfig(**settings)
 
 

@@ -23,8 +23,9 @@ from gradinversion.capture import (
     simulate_client,
     train_locally,
 )
-from gradinversion.capture.client.simulation.real_client import load_private, load_server_model, resend
+from gradinversion.capture.client.real_client import load_private, load_server_model, resend
 from gradinversion.capture.facts import assumed, told
+from gradinversion.refusal import ConfigError
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -225,5 +226,5 @@ def test_what_the_update_does_not_tell_cannot_be_sent_again() -> None:
 
 
 def test_labels_of_no_images_are_refused() -> None:
-    with pytest.raises(ClientError, match=r"private\.labels=0,1 are labels of no images; give private=FOLDER"):
+    with pytest.raises(ConfigError, match=r"private\.labels=0,1 are labels of no images; give private=FOLDER"):
         PrivateConfig(labels="0,1")

@@ -28,6 +28,7 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.stated import state_facts
 from gradinversion.capture.told_config import ToldConfig, apply_told
+from gradinversion.refusal import ConfigError
 from torch import nn
 
 VALUES: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -125,7 +126,7 @@ def test_a_fact_that_is_told_stands_in_the_record(delta: CapturedUpdate, name: s
     ],
 )
 def test_what_cannot_be_such_a_fact_is_one_line_with_its_key(name: str, words: str) -> None:
-    with pytest.raises(UpdateError) as caught:
+    with pytest.raises(ConfigError) as caught:
         ToldConfig(**{name: words})
     assert str(caught.value).startswith(f"told.{name}={words[:80]}: ")
     assert "\n" not in str(caught.value)
@@ -133,7 +134,7 @@ def test_what_cannot_be_such_a_fact_is_one_line_with_its_key(name: str, words: s
 
 
 def test_all_that_cannot_be_is_said_at_once() -> None:
-    with pytest.raises(UpdateError) as caught:
+    with pytest.raises(ConfigError) as caught:
         ToldConfig(epochs="0", momentum="2", clients="3", loss_scale="x")
     assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == [
         *("told.loss_scale", "told.epochs", "told.momentum")

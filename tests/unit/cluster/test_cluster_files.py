@@ -14,7 +14,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from gradinversion.settings.run import ConfigError, load_config
+from gradinversion.refusal import ConfigError
+from gradinversion.settings.run import load_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[3]

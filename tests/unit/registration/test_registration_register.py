@@ -4,7 +4,10 @@ import logging
 
 import pytest
 import torch
+from gradinversion.refusal import ConfigError
 from gradinversion.registration import Consensus, RegistrationConfig, RegistrationError, register
+from gradinversion.registration.config import CONSENSUS
+from gradinversion.registration.consensus import average
 from gradinversion.registration.contrast import blur
 from gradinversion.registration.warp import base_grid, homography_from_corners, homography_grid, sample
 
@@ -129,12 +132,26 @@ def test_images_of_a_batch_do_not_touch_each_other() -> None:
         torch.testing.assert_close(alone.images[0], together.images[image], atol=1e-3, rtol=1e-3)
 
 
-def test_method_none_is_the_plain_weighted_mean() -> None:
+def test_method_none_is_the_plain_mean() -> None:
     candidates, _ = warped(scenes(2, 16), 3, 0.05, 0.05)
-    consensus = register(candidates, config=RegistrationConfig(method="none"), weights=torch.tensor([2.0, 1.0, 1.0]))
-    torch.testing.assert_close(consensus.images, 0.5 * candidates[0] + 0.25 * candidates[1] + 0.25 * candidates[2])
+    consensus = register(candidates, config=RegistrationConfig(method="none"))
+    torch.testing.assert_close(consensus.images, candidates.mean(0))
     assert consensus.displacement is None
     assert not consensus.rejected.any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (7, 7), (7, 40), (40, 7)])
+@pytest.mark.parametrize("rule", CONSENSUS)
+def test_images_too_small_to_show_a_displacement_are_averaged_as_they_stand(size: tuple[int, int], rule: str) -> None:
+    candidates = torch.rand(3, 2, 3, *size, generator=torch.Generator().manual_seed(0))
+    consensus = register(candidates, seeds=[5, 6, 7], config=RegistrationConfig(consensus=rule))
+    torch.testing.assert_close(consensus.images, average(candidates, None, torch.ones(3) / 3, rule))
+    assert consensus.displacement is not None
+    assert not consensus.displacement.any()
+    assert bool(consensus.rejected.all())
+    assert consensus.seeds == (5, 6, 7)
+    assert consensus.agreement.shape == (2,)
+    assert bool(((consensus.agreement >= 0) & (consensus.agreement <= 1)).all())
 
 
 def test_the_flow_runs_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,13 +227,6 @@ def test_a_bad_candidate_is_left_out_and_named(bad: float, caplog: pytest.LogCap
     assert torch.equal(consensus.images, register(candidates[[0, 2, 3]]).images)
 
 
-def test_weights_leave_out_and_tilt() -> None:
-    candidates, _ = warped(scenes(1, 32), 3, 0.0, 0.1)
-    consensus = register(candidates, weights=torch.tensor([1.0, 0.0, 1.0]), config=RegistrationConfig(consensus="mean"))
-    assert consensus.seeds == (0, 2)
-    assert "weight is 0" in consensus.left_out[0]
-
-
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_images_that_are_not_rgb_are_registered_by_their_mean_channel(channels: int) -> None:
     scene = scenes(1, 32)[:, :1].expand(-1, channels, -1, -1)
@@ -241,14 +251,11 @@ GOOD = torch.zeros(2, 1, 3, 16, 16)
     [
         (torch.zeros(2, 3, 16, 16), {}, r"shape \(2, 3, 16, 16\): pass \(seeds, images, channels"),
         (torch.zeros(0, 1, 3, 16, 16), {}, "each at least 1"),
-        (torch.zeros(2, 1, 3, 7, 16), {}, "7 x 16 px: pass at least 8"),
         (torch.zeros(2, 1, 3, 16, 16, dtype=torch.complex64), {}, "complex64"),
         ([torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 8)], {}, "bring all seeds to one size"),
         (torch.full((2, 1, 3, 16, 16), float("nan")), {}, "no candidate can be used .*seed 0.*seed 1"),
         (GOOD, {"seeds": [1]}, "do not name 2 candidates"),
         (GOOD, {"seeds": [1, 1]}, "distinct"),
-        (GOOD, {"weights": torch.ones(3)}, "do not fit 2 candidates"),
-        (GOOD, {"weights": torch.tensor([1.0, -1.0])}, "finite number >= 0"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_a_sentence(candidates: torch.Tensor, options: dict[str, object], sentence: str) -> None:
@@ -257,8 +264,10 @@ def test_bad_input_gets_a_sentence(candidates: torch.Tensor, options: dict[str, 
 
 
 def test_bad_settings_are_named_together() -> None:
-    with pytest.raises(RegistrationError, match=r"method='fancy'.*rounds=0.*max_displacement=0.9"):
+    with pytest.raises(ConfigError) as caught:
         RegistrationConfig(method="fancy", rounds=0, max_displacement=0.9)
+    named = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert named == ["registration.method=fancy", "registration.rounds=0", "registration.max_displacement=0.9"]
 
 
 def test_consensus_is_frozen() -> None:

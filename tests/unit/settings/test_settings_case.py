@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, ClientError, ModelError, UpdateError, load_model, simulate_client
+from gradinversion.refusal import ConfigError
 from gradinversion.settings.case import obtain
-from gradinversion.settings.run import ConfigError, load_config
+from gradinversion.settings.run import load_config
 from PIL import Image
 from safetensors.torch import save_file
 

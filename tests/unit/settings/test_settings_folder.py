@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from gradinversion.audit import ReportError
+from gradinversion.refusal import ConfigError
 from gradinversion.settings.folder import open_folder, read_settings, remove_settings, settings_of_the_run
-from gradinversion.settings.run import ConfigError, config_yaml, load_config
+from gradinversion.settings.run import config_yaml, load_config
 from gradinversion.storage.folders import Storage
 
 

@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 from gradinversion.agents import Form, GradientLoss, TotalVariation
-from gradinversion.settings.run import ConfigError, differences, load_config, preset_names, preset_text
+from gradinversion.refusal import ConfigError
+from gradinversion.settings.run import differences, load_config, preset_names, preset_text
 
 PRESETS = (
     *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),

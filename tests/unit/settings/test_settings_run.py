@@ -9,11 +9,11 @@ import pytest
 import yaml
 from gradinversion.agents import GradientLoss
 from gradinversion.coordinator import AttackConfig, Mode, flatten
+from gradinversion.refusal import ConfigError
 from gradinversion.settings import help as config_help
 from gradinversion.settings.keys import convert, keys, wanted
 from gradinversion.settings.run import (
     WITHOUT_EFFECT,
-    ConfigError,
     RunConfig,
     command_words,
     config_yaml,
@@ -343,5 +343,5 @@ def test_facts_are_told_in_words_of_which_none_is_one() -> None:
     assert problems("told.momentum=0.9") == (
         "told.momentum: a simulated client tells everything itself; give update=FILE, or leave it out.",
     )
-    assert len(problems("update=u.safetensors", "told.momentum=9", "told.epochs=0")) == 1
+    assert len(problems("update=u.safetensors", "told.momentum=9", "told.epochs=0")) == 2
     assert differences(config, load_config([*words, "told.momentum=0.9"])) == ["told.momentum ( before, 0.9 now)"]

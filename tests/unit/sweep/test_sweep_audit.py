@@ -234,7 +234,7 @@ def test_a_model_without_batch_norm_has_one_mode(
 
 
 def test_a_grid_without_a_good_cell_writes_nothing(settings: Settings, cells: Cells, tmp_path: Path) -> None:
-    from gradinversion.settings.run import ConfigError
+    from gradinversion.refusal import ConfigError
 
     with pytest.raises(ConfigError):
         run(settings("sweep.batch_sizes=16"))

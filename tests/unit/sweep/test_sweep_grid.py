@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from gradinversion.audit.config import CONTROLS
-from gradinversion.settings.run import ConfigError, RunConfig, command_words, differences, load_config, with_settings
+from gradinversion.refusal import ConfigError
+from gradinversion.settings.run import RunConfig, command_words, differences, load_config, with_settings
 from gradinversion.sweep.grid import make_grid
 from gradinversion.sweep.kinds import Kind
 

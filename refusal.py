@@ -1,0 +1,41 @@
+"""What a user can mend: the base of every error that ends in a sentence and not in a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Refusal(Exception):  # noqa: N818 - its subclasses name what is wrong, and end in Error
+    """Something given that cannot be used, or that the machine cannot do now; its message says what to do.
+
+    Each room derives its own errors from this, and from the built-in error that a library would raise. An error of the
+    package that derives from it nowhere is a fault of the program.
+    """
+
+
+class ConfigError(Refusal, ValueError):
+    """Everything that is wrong with a configuration, one line per problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class Checked:
+    """Base of the dataclasses that hold settings: each refuses, when it is made, what it could not carry out.
+
+    Raises:
+        ConfigError: What `problems` finds.
+    """
+
+    def __post_init__(self) -> None:
+        found = self.problems()
+        if found:
+            raise ConfigError(found)
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be carried out, one sentence each; a sentence names the key in full."""
+        raise NotImplementedError
