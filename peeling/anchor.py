@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..capture import CapturedUpdate, as_gradient, is_softmax
 from ..capture.fitting import fit
 from ..capture.forward import on_probes
-from .chain import PROBE_IMAGES, TRANSPARENT, Link, trace_chain
+from .chain import PROBE_IMAGES, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
 from .continuity import is_smooth_before
 from .descent import Passage, State, descend, is_behind_relu, open_units, pass_down
 from .factors import describe, distinct_from_one
 from .head.ways import peel_final_layer
+from .kinds import Needs
 from .layers import spread_error
 
 
@@ -198,7 +199,7 @@ def _anchor(chain: list[Link], state: State, passage: Passage, tolerance: float)
         index, one_sided, error = passage.relu, True, max(error, passage.error)
         activations, cotangent = open_units(passage, state, chain[index].input_shape)
     smooth = index
-    while smooth > 0 and not isinstance(chain[smooth - 1].module, nn.ReLU) and not chain[smooth - 1].batch_statistics:
+    while smooth > 0 and chain[smooth - 1].kind.needs is Needs.NOTHING:
         smooth -= 1
     return Anchor(
         chain[index].name,
@@ -215,7 +216,7 @@ def _anchor(chain: list[Link], state: State, passage: Passage, tolerance: float)
 def _leads_in(chain: list[Link], state: State, passage: Passage) -> bool:
     """Whether the passage begins with a ReLU."""
     relu = passage.relu
-    return relu is not None and all(isinstance(c.module, TRANSPARENT) for c in chain[relu + 1 : state.index])
+    return relu is not None and all(link.kind.keeps_numbers for link in chain[relu + 1 : state.index])
 
 
 def _parameters(links: list[Link]) -> tuple[str, ...]:

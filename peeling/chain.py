@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from ..capture import BatchNormMode, client_mode
 from ..capture.functional_layers import functional_layers_called
 from ..capture.labels.final_layer import makes_outputs
+from .kinds import BatchNorm, Kind, Layer, Linear, ModuleCall, Needs, kind_of, read_module
 
-# Layers through which activations and cotangents pass in closed form.
-TRANSPARENT = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
-_PEELABLE = (nn.Linear, nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.BatchNorm1d, *TRANSPARENT)
 # Two images: batch norm in train mode refuses one value per feature.
 PROBE_IMAGES = 2
 
@@ -26,12 +24,21 @@ class Link:
 
     name: str
     module: nn.Module
+    kind: Kind
+    roles: Mapping[str, str]
+    """The module's attributes that hold parameters or buffers, by their role."""
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     functional: bool = False
     """The model does not call the module but hands its weights to a function (see ``functional_layers_called``)."""
-    batch_statistics: bool = False
-    """A batch norm that normalises by the batch's own statistics: what enters it cannot be told from what leaves it."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The module's own parameters and buffers by their role."""
+        return {role: getattr(self.module, name) for role, name in self.roles.items()}
+
+    def gradient(self, gradients: Mapping[str, Tensor], role: str) -> Tensor | None:
+        """The captured gradient of the parameter in this role, in the type it was sent in."""
+        return gradients.get(f"{self.name}.{self.roles[role]}") if role in self.roles else None
 
 
 @dataclass(frozen=True)
@@ -104,27 +111,23 @@ def _watch(
     return calls, _at_this_moment(output)
 
 
-def _uses_batch_statistics(module: nn.Module, mode: BatchNormMode) -> bool:
-    is_norm = isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)
-    return is_norm and (mode is not BatchNormMode.EVAL or module.running_mean is None)
-
-
-def _is_closed_form(call: _Call) -> bool:
-    module = call.module
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        return isinstance(module._parameters.get("weight"), nn.Parameter)
-    return isinstance(module, _PEELABLE)
+def _layer(call: _Call, mode: BatchNormMode) -> Layer | None:
+    """What the module does in closed form, if it does what its class says."""
+    if call.result is None:
+        return None
+    output = tuple(call.result.tensor.shape[1:])
+    return read_module(ModuleCall(call.module, mode is not BatchNormMode.EVAL, output))
 
 
 def _ends(calls: Sequence[_Call], output: _Value | None) -> list[int]:
     """Where a fully connected layer makes the model's output, or logits of which it is the logarithm of the softmax."""
     last = [position for position, call in enumerate(calls) if _same(call.result, output)]
-    if last and isinstance(calls[last[-1]].module, nn.Linear):
+    if last and kind_of(calls[last[-1]].module) is Linear:
         return last
     return [
         position
         for position, call in enumerate(calls)
-        if isinstance(call.module, nn.Linear) and _is_log_softmax(call.result, output)
+        if kind_of(call.module) is Linear and _is_log_softmax(call.result, output)
     ]
 
 
@@ -161,34 +164,27 @@ def trace_chain(
         return []
     runs_once = {call.module: sum(other.module is call.module for other in calls) == 1 for call in calls}
     chain: list[_Call] = []
+    links: list[Link] = []
     for position in range(ends[-1], -1, -1):
         call = calls[position]
+        layer = _layer(call, mode)
         if call.source is None or call.result is None or call.result.tensor.shape[:1] != (count,):
             break
         if chain and not _same(call.result, chain[0].source):
             break
-        if not _is_closed_form(call) or not runs_once[call.module]:
+        if layer is None or not runs_once[call.module]:
             break
         beside = (other for other in calls[position + 1 :] if not any(other is link for link in chain))
         if chain and any(_same(call.result, other.source) for other in beside):
             break  # a layer beside the chain reads this output, so its cotangent is not the chain's alone
         chain.insert(0, call)
-        if _uses_batch_statistics(call.module, mode):
+        shapes = tuple(call.source.tensor.shape[1:]), tuple(call.result.tensor.shape[1:])
+        links.insert(0, Link(call.name, call.module, layer.kind, layer.tensors, *shapes, call.module not in called))
+        if layer.kind.needs is Needs.INPUTS:
             break
     if chain and chain[-1].source is not None and chain[-1].source.tensor.dim() != 2:
         return []
-    return [
-        Link(
-            call.name,
-            call.module,
-            tuple(call.source.tensor.shape[1:]),
-            tuple(call.result.tensor.shape[1:]),
-            call.module not in called,
-            _uses_batch_statistics(call.module, mode),
-        )
-        for call in chain
-        if call.source is not None and call.result is not None
-    ]
+    return links
 
 
 def find_normalised(
@@ -207,12 +203,13 @@ def find_normalised(
     once = {call.module for call in calls if sum(other.module is call.module for other in calls) == 1}
     found = []
     for call in calls:
-        if not isinstance(call.module, nn.Linear | nn.Conv2d) or call.module not in once:
+        kind = kind_of(call.module)
+        if kind is None or not kind.solvable or call.module not in once:
             continue
         readers = [other for other in calls if _same(call.result, other.source)]
         if len(readers) != 1 or readers[0].module not in once:
             continue
         norm = readers[0].module
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine and norm.running_mean is not None:
+        if kind_of(norm) is BatchNorm and norm.affine and norm.running_mean is not None:
             found.append((call.name, readers[0].name))
     return found

@@ -13,7 +13,6 @@ from ..capture import BatchNormMode, client_mode
 from ..capture.forward import gradient
 from ..capture.functional_layers import functional_layers_called
 from .chain import PROBE_IMAGES, Link, probe_images
-from .layers import batch_norm_affine
 
 
 def confirm_chain(
@@ -97,33 +96,16 @@ def _behaves(
     """Whether the layer's output, the derivative by its input and those by its parameters are the expected ones."""
     if any(parameter.dtype != values.dtype for parameter in link.module.parameters(recurse=False)):
         return False  # run in another type than it is kept in, as under autocast
-    entering = values.detach().requires_grad_()
-    result = run_link(link, entering)
+    entering = values.detach()
+    kind, tensors = link.kind, link.tensors()
+    result = kind.forward([entering], tensors)
     if result.numel() != cotangent.numel():
         return False
-    derivatives = torch.autograd.grad(
-        result, [entering, *parameters], cotangent.reshape(result.shape), allow_unused=True, materialize_grads=True
-    )
+    arriving = cotangent.reshape(result.shape)
+    derivatives = kind.cotangents(arriving, kind.seen([entering], result), tensors)
+    if parameters:
+        derivatives += torch.autograd.grad(result, parameters, arriving, allow_unused=True, materialize_grads=True)
     return all(_close(ours, theirs) for ours, theirs in zip((result, *derivatives), expected, strict=True))
-
-
-def run_link(link: Link, values: Tensor) -> Tensor:
-    """The layer's output in the closed form that peeling assumes of its kind."""
-    module = link.module
-    if isinstance(module, nn.Linear):
-        return F.linear(values, module.weight, module.bias)
-    if isinstance(module, nn.Conv2d):
-        return F.conv2d(
-            values, module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
-        )
-    if isinstance(module, nn.ReLU):
-        return F.relu(values)
-    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-        if link.batch_statistics:
-            return F.batch_norm(values, None, None, module.weight, module.bias, training=True, eps=module.eps)
-        scale, shift = batch_norm_affine(module, values.dim())
-        return values * scale + shift
-    return values.reshape(len(values), *link.output_shape)
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

@@ -7,19 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .chain import TRANSPARENT, Link
+from .chain import Link
 from .checksums import ChannelSum, error_shown, settle, stored
-from .layers import LARGEST, SHOWN_UP_TO, Solved, batch_norm_affine, peel_convolution, size, spread_error, worst
-from .linear import peel_linear
-from .units import Units, judge, no_units
+from .kinds import Rectifier, over_channels
+from .layers import LARGEST, SHOWN_UP_TO, Equations, Solved, size, spread_error, worst
+from .units import Units, no_units
 
 # So many activations below zero tell how large errors are; and the least uncertainty, in deviations.
 _MANY, _LEAST = 100, 3.0
-# A channel that batch norm scales to less of the largest scale says nothing about its input.
-_SILENT = 1e-6
 # What a unit is set to that was open and came out at zero or below, as a share of its uncertainty.
 _BARELY_OPEN = 0.1
 
@@ -63,36 +60,35 @@ class Passage:
 
 
 def pass_down(chain: Sequence[Link], state: State, gradients: Mapping[str, Tensor]) -> Passage:
-    """Undo batch norms and ReLUs, and settle which units were open by the gradients that sum the cotangent up."""
+    """Undo what lies in between, and settle which units were open by the gradients that sum the cotangent up."""
     activations, unmasked, uncertainty = state.activations, state.cotangent, state.uncertainty
     units, passed, relu = no_units(activations), torch.ones_like(activations, dtype=torch.bool), None
     sums: list[ChannelSum] = []
     errors = [0.0]
     index = state.index - 1
-    while index >= 0 and not isinstance(chain[index].module, nn.Linear | nn.Conv2d):
-        link, module = chain[index], chain[index].module
+    while index >= 0 and not chain[index].kind.solvable:
+        link, kind = chain[index], chain[index].kind
         activations, unmasked, uncertainty, passed = shaped(
             link.output_shape, activations, unmasked, uncertainty, passed
         )
         units = units.reshaped(*link.output_shape)
-        if isinstance(module, nn.ReLU):
-            # What lies behind this ReLU says nothing of it.
+        sums += _channel_sums(link, gradients, activations, unmasked)
+        # In the model's type, so that what batch norm is rounded to there it is here.
+        tensors = {role: tensor.detach() for role, tensor in link.tensors().items()}
+        judged = kind.units(activations, uncertainty)
+        inverse = kind.inverse(activations, uncertainty, tensors)
+        if judged is not None:
+            # What lies behind these units says nothing of them.
             settled = settle(_best(sums), unmasked, units)
-            units, sums = settled.units, []
+            units, sums = settled.units.both(judged), []
             errors.append(settled.error)
-            units = units.both(judge(activations, uncertainty))
-            activations, relu = activations.clamp_min(0), index if relu is None else relu
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            sums += _norm_sums(link, gradients, activations, unmasked)
-            if link.batch_statistics:
-                index = -1
-                break
-            scale, shift = (t.detach().double().cpu() for t in batch_norm_affine(module, activations.dim()))
-            heard = scale.abs() > _SILENT * scale.abs().max()
-            passed = passed & heard
-            divisor = torch.where(heard, scale, 1.0)
-            activations = torch.where(heard, (activations - shift) / divisor, 0.0)
-            unmasked, uncertainty = unmasked * scale, uncertainty / divisor.abs()
+            activations, relu = kind.forward([activations], tensors), index if relu is None else relu
+        elif inverse is not None:
+            unmasked = _below(link, unmasked, inverse.values, activations, tensors)
+            activations, uncertainty, passed = inverse.values, inverse.spread, passed & inverse.heard
+        else:
+            index = -1
+            break
         activations, unmasked, uncertainty, passed = shaped(
             link.input_shape, activations, unmasked, uncertainty, passed
         )
@@ -101,7 +97,7 @@ def pass_down(chain: Sequence[Link], state: State, gradients: Mapping[str, Tenso
     if index >= 0:
         activations, unmasked, passed = shaped(chain[index].output_shape, activations, unmasked, passed)
         units = units.reshaped(*chain[index].output_shape)
-        sums += _layer_sums(chain[index], gradients, activations, unmasked)
+        sums += _channel_sums(chain[index], gradients, activations, unmasked)
     used = tuple(_best(sums))
     settled, above = settle(used, unmasked, units), worst(*errors)
     error = worst(above, settled.error)
@@ -112,28 +108,34 @@ def descend(chain: Sequence[Link], state: State, passage: Passage, gradients: Ma
     """Solve the layer at the end of the passage, or say why not."""
     if passage.index < 0:
         return "the layer before it is not of a kind that can be solved"
-    link, layer = chain[passage.index], chain[passage.index].module
-    gradient = gradients.get(f"{link.name}.weight")
+    link, units = chain[passage.index], passage.units
+    gradient = link.gradient(gradients, "weight")
     if gradient is None:
         return f"the update lacks the gradient of {link.name}.weight (a frozen layer)"
-    gradient, shape = gradient.cpu(), (len(state.activations), *link.input_shape)
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    outputs, units = _without_bias(layer, passage.activations), passage.units
+    tensors = _exact(link)
     known, cotangent = units.is_open & passage.passed, passage.unmasked * units.is_open
-    given = gradient, cotangent, outputs * known, known
-    if isinstance(layer, nn.Linear):
-        if len(shape) != 2:
-            return f"{link.name} runs on more than one vector for each image"
-        solved = peel_linear(layer, *given, passage.unmasked, units.doubtful)
-    else:
-        solved = peel_convolution(layer, shape, *given, state.error, passage.unmasked, units.doubtful)
+    solved = link.kind.solve(
+        Equations(
+            (len(state.activations), *link.input_shape),
+            tensors["weight"],
+            gradient.cpu(),
+            cotangent,
+            _without_bias(passage.activations, tensors) * known,
+            known,
+            state.error,
+            passage.unmasked,
+            units.doubtful,
+        )
+    )
     cotangent = cotangent if solved.cotangent is None else solved.cotangent
     is_open = torch.where(passage.unmasked != 0, cotangent != 0, units.is_open)
     # A layer that was solved leaves no unit in doubt that its misfit does not show.
     sure = Units(is_open, torch.zeros_like(cotangent), units.doubtful)
     shown = max(passage.above, error_shown(passage.sums, passage.unmasked, sure))
     solved = _non_negative(solved, chain[: passage.index])
-    below = _cotangent_below(layer, shape, cotangent)
+    # A layer that can be solved is linear: its derivative is the same at every input, and there may be none.
+    anything = cotangent.new_zeros(len(cotangent), *link.input_shape)
+    below = _below(link, cotangent, anything, passage.activations, tensors)
     error = worst(state.error, solved.error, shown)
     return State(passage.index, solved.activations, below, error, solved.uncertainty, state.scales)
 
@@ -154,8 +156,8 @@ def shaped(shape: tuple[int, ...], *tensors: Tensor) -> list[Tensor]:
 def is_behind_relu(before: Sequence[Link]) -> bool:
     """Whether what leaves these layers is the output of a ReLU as it is."""
     for link in reversed(before):
-        if not isinstance(link.module, TRANSPARENT):
-            return isinstance(link.module, nn.ReLU)
+        if not link.kind.keeps_numbers:
+            return link.kind == Rectifier()
     return False
 
 
@@ -163,41 +165,32 @@ def _by_channel(tensor: Tensor) -> Tensor:
     return tensor.reshape(*tensor.shape[:2], -1)
 
 
-def _norm_sums(link: Link, gradients: Mapping[str, Tensor], activations: Tensor, unmasked: Tensor) -> list[ChannelSum]:
-    """What a batch norm's shift and weight sum up, at its output."""
-    found, terms = [], _by_channel(unmasked)
-    if f"{link.name}.bias" in gradients:
-        total, rounding = stored(gradients[f"{link.name}.bias"])
-        found.append(ChannelSum(total, terms, rounding))
-    if f"{link.name}.weight" in gradients:
-        total, rounding = stored(gradients[f"{link.name}.weight"])
-        weight, bias = (_column(p) for p in (link.module.weight, link.module.bias))
-        # Times the weight, so that one that is zero does no harm.
-        terms = terms * (_by_channel(activations) - bias)
-        found.append(ChannelSum(total * weight[:, 0], terms, rounding * weight[:, 0].abs(), needs_activations=True))
-    return found
+def _channel_sums(
+    link: Link, gradients: Mapping[str, Tensor], activations: Tensor, unmasked: Tensor
+) -> list[ChannelSum]:
+    """What a layer's bias and weight sum up, at its output.
 
-
-def _layer_sums(link: Link, gradients: Mapping[str, Tensor], activations: Tensor, unmasked: Tensor) -> list[ChannelSum]:
-    """What a layer's bias and weight sum up, at its output."""
-    found, layer = [], link.module
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    if f"{link.name}.bias" in gradients:
-        total, rounding = stored(gradients[f"{link.name}.bias"])
+    Without the bias each channel of the output is linear in its own part of the weight, whatever the kind of layer: the
+    derivative by that part, times the part, is the cotangent times the output.
+    """
+    found, tensors = [], _exact(link)
+    by_bias, by_weight = (link.gradient(gradients, role) for role in ("bias", "weight"))
+    if by_bias is not None:
+        total, rounding = stored(by_bias)
         found.append(ChannelSum(total, _by_channel(unmasked), rounding))
-    if f"{link.name}.weight" in gradients:
-        gradient, rounding = stored(gradients[f"{link.name}.weight"])
-        weight = layer.weight.detach().double().cpu()
-        terms = _by_channel(unmasked * _without_bias(layer, activations))
-        total = (weight * gradient).flatten(1).sum(dim=1)
-        spread = (weight * rounding).flatten(1).norm(dim=1)
+    if by_weight is not None:
+        gradient, rounding = stored(by_weight)
+        terms = _by_channel(unmasked * _without_bias(activations, tensors))
+        weight = tensors["weight"].reshape(len(gradient), -1)
+        total = (weight * gradient.reshape(weight.shape)).sum(dim=1)
+        spread = (weight * rounding.reshape(weight.shape)).norm(dim=1)
         found.append(ChannelSum(total, terms, spread, needs_activations=True))
     return found
 
 
-def _column(parameter: object) -> Tensor:
-    assert isinstance(parameter, Tensor)
-    return parameter.detach().double().cpu()[:, None]
+def _exact(link: Link) -> dict[str, Tensor]:
+    """A layer's tensors in float64, on the CPU."""
+    return {role: tensor.detach().double().cpu() for role, tensor in link.tensors().items()}
 
 
 def _best(sums: Sequence[ChannelSum]) -> list[ChannelSum]:
@@ -205,21 +198,15 @@ def _best(sums: Sequence[ChannelSum]) -> list[ChannelSum]:
     return [one for one in sums if not one.needs_activations] or list(sums)
 
 
-def _without_bias(layer: nn.Linear | nn.Conv2d, outputs: Tensor) -> Tensor:
-    if layer.bias is None:
-        return outputs
-    bias = layer.bias.detach().double().cpu()
-    return outputs - (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
+def _without_bias(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return outputs - over_channels(tensors["bias"], outputs) if "bias" in tensors else outputs
 
 
-def _cotangent_below(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...], cotangent: Tensor) -> Tensor:
-    weight = layer.weight.detach().double().cpu()
-    if isinstance(layer, nn.Linear):
-        return cotangent @ weight
-    below = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    with torch.enable_grad():
-        output = F.conv2d(below, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return torch.autograd.grad(output, below, cotangent)[0]
+def _below(link: Link, cotangent: Tensor, inputs: Tensor, outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The cotangent in front of a layer."""
+    seen = link.kind.seen(shaped(link.input_shape, inputs), outputs)
+    (below,) = link.kind.cotangents(cotangent, seen, tensors)
+    return below
 
 
 def _non_negative(solved: Solved, before: Sequence[Link]) -> Solved:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.grad import conv2d_weight
+
+from .geometry import Geometry
 
 # Entries (400 MB in float64, of which a few copies live at a time), and unknowns of each channel.
 _LARGEST_MATRIX = 50_000_000
@@ -44,7 +46,7 @@ class Direct:
 
 
 def solve_directly(
-    layer: nn.Conv2d,
+    geometry: Geometry,
     input_shape: tuple[int, ...],
     weight_gradient: Tensor,
     cotangent: Tensor,
@@ -66,7 +68,7 @@ def solve_directly(
     Returns None where the equations are too few or too many for memory, are singular, or are kept apart by groups.
 
     Args:
-        layer: The convolution (zero padding).
+        geometry: Where the kernel goes.
         input_shape: Shape of its input with the batch in front.
         weight_gradient: Captured gradient by its weight, in float64.
         cotangent: Derivative of the mean loss by its output, in float64.
@@ -77,21 +79,21 @@ def solve_directly(
     batch, _, height, width = input_shape
     places, equations = batch * height * width, weight_gradient[:, 0].numel()
     fits = places <= _MOST_PLACES and places * equations <= _LARGEST_MATRIX
-    if layer.groups != 1 or not fits or equations < OVERDETERMINED * places:
+    if geometry.groups != 1 or not fits or equations < OVERDETERMINED * places:
         return None
-    best = _solve(layer, input_shape, weight_gradient, cotangent)
+    best = _solve(geometry, input_shape, weight_gradient, cotangent)
     affordable = int(_MOST_OPERATIONS / (2 * places**2 * equations))
     for _ in range(min(_MOST_SWITCHES, affordable)):
         if best is None or not best.misfit > settled:
             break
-        units, added, gain = _switches(layer, weight_gradient, best, unmasked, doubtful)
+        units, added, gain = _switches(geometry, weight_gradient, best, unmasked, doubtful)
         order = gain.topk(min(_AT_ONCE, len(gain))).indices
         worth = order[gain[order] > max(_LEAST_GAIN, 0.3 * float(gain.max()))]
         following = None
         for some in (worth, worth[:1])[: len(worth)]:
             if following is None:
                 trial = best.cotangent.flatten().index_add(0, units[some], added[some]).reshape(cotangent.shape)
-                following = _solve(layer, input_shape, weight_gradient, trial)
+                following = _solve(geometry, input_shape, weight_gradient, trial)
                 if following is None or not following.misfit < (1 - _LEAST_GAIN / 2) * best.misfit:
                     following = None
         if following is None:
@@ -100,9 +102,11 @@ def solve_directly(
     return best
 
 
-def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tensor, cotangent: Tensor) -> Direct | None:
+def _solve(
+    geometry: Geometry, input_shape: tuple[int, ...], weight_gradient: Tensor, cotangent: Tensor
+) -> Direct | None:
     batch, channels, height, width = input_shape
-    matrix = _equations(layer, (height, width), cotangent)
+    matrix = _equations(geometry, (height, width), cotangent)
     places, equations = matrix.shape
     given = weight_gradient.permute(0, 2, 3, 1).reshape(equations, channels)
     factor, failed = torch.linalg.cholesky_ex(matrix @ matrix.T)
@@ -128,15 +132,13 @@ def _solve(layer: nn.Conv2d, input_shape: tuple[int, ...], weight_gradient: Tens
     )
 
 
-def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Tensor:
+def _equations(geometry: Geometry, size: tuple[int, int], cotangent: Tensor) -> Tensor:
     """``(B H W, O K)``: by how much each input place enters each entry of the weight gradient of its channel."""
     height, width = size
     batch, outputs = cotangent.shape[:2]
     numbered = torch.arange(1, height * width + 1, dtype=torch.float64).reshape(1, 1, height, width)
-    padding = layer.padding
-    assert not isinstance(padding, str)
     # For each kernel place and output place the input place that meets it; 0 is the padding.
-    met = F.unfold(numbered, layer.kernel_size, layer.dilation, padding, layer.stride)[0].long()
+    met = F.unfold(numbered, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)[0].long()
     matrix = cotangent.new_zeros(batch, height * width + 1, outputs, len(met))
     arriving = cotangent.flatten(2).transpose(1, 2)
     for place, inputs in enumerate(met):
@@ -145,18 +147,16 @@ def _equations(layer: nn.Conv2d, size: tuple[int, int], cotangent: Tensor) -> Te
 
 
 def _switches(
-    layer: nn.Conv2d, weight_gradient: Tensor, found: Direct, unmasked: Tensor, doubtful: Tensor
+    geometry: Geometry, weight_gradient: Tensor, found: Direct, unmasked: Tensor, doubtful: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Units worth a switch, what it adds to their cotangent, and by which share it lowers the squared misfit."""
-    padding = layer.padding
-    assert not isinstance(padding, str)
-    geometry = (layer.stride, padding, layer.dilation)
+    where = (geometry.stride, geometry.padding, geometry.dilation)
     shape = list(weight_gradient.shape)
-    left = weight_gradient - conv2d_weight(found.activations, shape, found.cotangent, *geometry)  # type: ignore[no-untyped-call]
-    correlation = F.conv2d(found.activations, left, None, *geometry)
+    left = weight_gradient - conv2d_weight(found.activations, shape, found.cotangent, *where)  # type: ignore[no-untyped-call]
+    correlation = F.conv2d(found.activations, left, None, *where)
     switch = torch.where(found.cotangent != 0, -unmasked, unmasked)
     promise = torch.where(doubtful, 2 * switch * correlation, 0.0).flatten()
-    size = F.conv2d(found.activations.square(), torch.ones_like(left[:1]), None, *geometry)
+    size = F.conv2d(found.activations.square(), torch.ones_like(left[:1]), None, *where)
     # Its transpose times itself projects onto what the unknowns can take up.
     whitened = torch.linalg.solve_triangular(found.factor, found.matrix, upper=False)
     kept = 1 - len(whitened) / whitened.shape[1]
@@ -166,7 +166,7 @@ def _switches(
     units = torch.unique(torch.cat([promise.topk(some).indices, usual.topk(some).indices]))
     # The unknowns take up most of what a wrong unit adds: only the rest of its patch can be seen, or taken away.
     outputs, kernel = len(weight_gradient), weight_gradient[0, 0].numel()
-    patches = F.unfold(found.activations, layer.kernel_size, layer.dilation, padding, layer.stride)
+    patches = F.unfold(found.activations, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
     places = patches.shape[2]
     image, channel, place = units // (outputs * places), units // places % outputs, units % places
     patch = patches[image, :, place].reshape(len(units), -1, kernel)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .layers import LARGEST, SETTLED, UNSOLVED, Solved, relative, rounding, size, worst
+from .layers import LARGEST, SETTLED, UNSOLVED, Equations, Solved, relative, rounding, size, worst
 
 _REWEIGHTINGS = 20
 # The rows with the smallest misfits, a share of all, are right.
@@ -16,33 +16,20 @@ _LEAST_GAIN = 0.05
 _MOST_COLUMNS = 1024
 
 
-def peel_linear(
-    layer: nn.Linear,
-    weight_gradient: Tensor,
-    cotangent: Tensor,
-    outputs: Tensor,
-    known: Tensor,
-    unmasked: Tensor,
-    doubtful: Tensor,
-) -> Solved:
+def peel_linear(given: Equations) -> Solved:
     """The input ``A`` of a linear layer from ``gradient = cotangent^T A``, a linear system with one row per image.
 
     Args:
-        layer: The linear layer.
-        weight_gradient: ``(output, input)``, captured, in the type it was sent in.
-        cotangent: ``(batch, output)``, derivative of the mean loss by the layer's output.
-        outputs: The layer's output without its bias, where known. The solution must lead there.
-        known: Mask of ``outputs``.
-        unmasked: The cotangent if every unit of the ReLU behind were open.
-        doubtful: Units of it that may be open or shut.
+        given: What the input has to obey.
     """
-    gradient, least = weight_gradient.to(cotangent), rounding(weight_gradient)
+    cotangent, outputs, known, doubtful = given.cotangent, given.outputs, given.known, given.doubtful
+    gradient, least = given.weight_gradient.to(cotangent), rounding(given.weight_gradient)
     activations = _solve(cotangent, gradient)
     if activations is None:
         return UNSOLVED
     misfit = relative(cotangent.T @ activations - gradient, gradient)
     if misfit > SETTLED * least and bool(doubtful.any()):
-        trial = _mended(cotangent, gradient, activations, unmasked, doubtful)
+        trial = _mended(cotangent, gradient, activations, given.unmasked, doubtful)
         following = _solve(trial, gradient)
         if following is not None:
             lower = relative(trial.T @ following - gradient, gradient)
@@ -50,7 +37,7 @@ def peel_linear(
                 known = known & (trial == cotangent)
                 cotangent, activations, misfit = trial, following, lower
     singular = torch.linalg.svdvals(cotangent)
-    contradiction = relative((activations @ layer.weight.detach().to(cotangent).T - outputs) * known, outputs * known)
+    contradiction = relative((activations @ given.weight.T - outputs) * known, outputs * known)
     error = worst(max(misfit, least) * float(singular[0] / singular[-1]), contradiction)
     # The misfit shows only the part of the noise that the unknowns did not take up.
     images, rows = cotangent.shape

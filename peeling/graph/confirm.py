@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from ...capture import BatchNormMode, client_mode
 from ...capture.forward import gradient, on_probes
-from .kinds import Needs, Opaque, Rectifier
+from ..kinds import Opaque
 from .nodes import Graph, Node, NoGraph
 from .tracing import Traced, trace
 
@@ -157,7 +157,7 @@ def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]
         if not _close(node.kind.forward(inputs, tensors), result):
             return "its value is not that of its closed form"
     # What the kind says that it does not need, it is not given.
-    seen = _seen(node, inputs, result)
+    seen = node.kind.seen(inputs, result)
     total: dict[str, Tensor] = {}
     for name, one in zip(node.inputs, node.kind.cotangents(arriving, seen, tensors), strict=True):
         total[name] = total[name] + one if name in total else one
@@ -171,15 +171,6 @@ def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]
     if not all(_close(one, other) for one, other in zip(ours, theirs, strict=True)):
         return "its parameters' gradient is not that of its closed form"
     return None
-
-
-def _seen(node: Node, inputs: Sequence[Tensor], result: Tensor) -> list[Tensor]:
-    """What a kind asks for, to carry a derivative through."""
-    if node.kind.needs is Needs.INPUTS:
-        return list(inputs)
-    if isinstance(node.kind, Rectifier):
-        return [result.detach()]
-    return [torch.zeros_like(value) for value in inputs]
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .kinds import Kind, Opaque
+from ..kinds import Kind, Opaque
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from ...capture import BatchNormMode, client_mode
-from .kinds import READERS, Call, Opaque, Read
+from ..kinds import READERS, Call, Opaque, Read
 from .nodes import Graph, Node, NoGraph
 
 _LONGEST_REASON = 160

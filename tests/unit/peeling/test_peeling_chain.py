@@ -333,6 +333,17 @@ def test_a_model_that_does_not_end_in_a_plain_linear_layer_is_refused(
     assert "ends in a plain fully connected layer" in peeling.message
 
 
+@pytest.mark.parametrize("width", [3, 5])
+def test_a_linear_layer_on_every_row_ends_the_chain(capture: Callable[..., Any], width: int) -> None:
+    model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Flatten(), nn.Linear(24 * width, 10))
+    case = capture(model, [4, 0])
+    peeling = peel(case.update, case.model, case.labels)
+    assert peeling.anchor is not None
+    assert peeling.anchor.module == "1"
+    assert max(case.errors(peeling.anchor)) < 1e-4
+    assert "not of a kind that can be solved" in peeling.message
+
+
 def _with_batch_norm(**options: Any) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8, **options), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.peeling.direct import Direct, solve_directly
+from gradinversion.peeling.geometry import Geometry
 from torch import Tensor, nn
 
 _GEOMETRIES = [
@@ -36,8 +39,10 @@ class _Case:
     def solve(self, cotangent: Tensor, doubtful: Tensor | None = None, gradient: Tensor | None = None) -> Direct | None:
         doubtful = torch.ones_like(self.open) if doubtful is None else doubtful
         gradient = self.gradient if gradient is None else gradient
+        layer: Any = self.layer
+        geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
         return solve_directly(
-            self.layer, tuple(self.inputs.shape), gradient, cotangent, self.unmasked, doubtful, settled=1e-9
+            geometry, tuple(self.inputs.shape), gradient, cotangent, self.unmasked, doubtful, settled=1e-9
         )
 
     def error(self, found: Direct) -> float:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.graph import Graph, NoGraph, network_graph
-from gradinversion.peeling.graph.kinds import (
+from gradinversion.peeling.kinds import (
     BatchNorm,
     BatchStatisticsNorm,
     Concatenation,

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradinversion.peeling.layers import Solved
+from gradinversion.peeling.layers import Equations, Solved
 from gradinversion.peeling.linear import peel_linear
 from torch import Tensor, nn
+
+
+def _equations(
+    layer: nn.Linear,
+    gradient: Tensor,
+    cotangent: Tensor,
+    outputs: Tensor,
+    known: Tensor,
+    unmasked: Tensor,
+    doubtful: Tensor,
+) -> Equations:
+    shape = (len(cotangent), layer.in_features)
+    return Equations(shape, layer.weight.detach(), gradient, cotangent, outputs, known, 0.0, unmasked, doubtful)
 
 
 class _Case:
@@ -27,7 +40,9 @@ class _Case:
         off = noise * torch.randn(self.gradient.shape, generator=torch.Generator().manual_seed(9)).double()
         outputs = self.outputs * is_open
         return peel_linear(
-            self.layer, self.gradient + off, self.unmasked * is_open, outputs, is_open, self.unmasked, doubtful
+            _equations(
+                self.layer, self.gradient + off, self.unmasked * is_open, outputs, is_open, self.unmasked, doubtful
+            )
         )
 
     def error(self, solved: Solved) -> float:
@@ -67,5 +82,5 @@ def test_more_images_than_outputs_are_not_solved() -> None:
     layer = nn.Linear(40, 2, bias=False).double()
     many = torch.ones(3, 2, dtype=torch.float64)
     no = torch.zeros_like(many).bool()
-    solved = peel_linear(layer, torch.ones(2, 40, dtype=torch.float64), many, many, no, many, no)
+    solved = peel_linear(_equations(layer, torch.ones(2, 40, dtype=torch.float64), many, many, no, many, no))
     assert solved.error == float("inf")

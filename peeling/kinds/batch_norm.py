@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kind import Call, Kind, Needs, Read, tensors_of
+from .kind import Call, Inverse, Kind, Layer, ModuleCall, Needs, Read, attributes_of, tensors_of
+
+# A channel that batch norm scales to less of the largest scale says nothing about its input.
+_SILENT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,27 @@ class BatchNorm(Kind):
         """See `Kind.forward`."""
         scale, shift = (over_channels(numbers, inputs[0]) for numbers in self.affine(tensors))
         return inputs[0] * scale + shift
+
+    def cotangents(self, arriving: Tensor, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """See `Kind.cotangents`."""
+        scale, _ = self.affine(tensors)
+        return [arriving * over_channels(scale, arriving).to(arriving)]
+
+    def inverse(self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Inverse | None:
+        """See `Kind.inverse`."""
+        scale, shift = (over_channels(numbers, values).to(values) for numbers in self.affine(tensors))
+        heard = scale.abs() > _SILENT * scale.abs().max()
+        divisor = torch.where(heard, scale, 1.0)
+        return Inverse(torch.where(heard, (values - shift) / divisor, 0.0), heard, spread / divisor.abs())
+
+    @classmethod
+    def of_module(cls, call: ModuleCall) -> Layer | None:
+        """``nn.BatchNorm1d`` and ``nn.BatchNorm2d``, on whichever statistics."""
+        module: Any = call.module
+        tensors = attributes_of(module, weight="weight", bias="bias")
+        if call.batch_statistics or module.running_mean is None:
+            return Layer(BatchStatisticsNorm(module.eps), tensors)
+        return Layer(cls(module.eps), tensors | attributes_of(module, mean="running_mean", variance="running_var"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .kind import Call, Kind, Needs, Read
+from ..units import Units, judge
+from .kind import Call, Kind, Layer, ModuleCall, Needs, Read
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class Rectifier(Kind):
     def cotangents(self, arriving: Tensor, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """See `Kind.cotangents`; the output serves as the input."""
         return [arriving * self.is_open(self.forward(inputs, tensors))]
+
+    def units(self, output: Tensor, uncertainty: Tensor) -> Units | None:
+        """See `Kind.units`; what a ceiling holds back is not looked for."""
+        return judge(output, uncertainty) if self.ceiling == math.inf else None
+
+    @classmethod
+    def of_module(cls, call: ModuleCall) -> Layer | None:
+        """``nn.ReLU``."""
+        return Layer(cls())
 
 
 def read_relu(call: Call) -> Read | None:

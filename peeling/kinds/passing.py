@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kind import Call, Kind, Read
+from .kind import Call, Kind, Layer, ModuleCall, Read
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,32 @@ class Reshape(Kind):
     """The same numbers of each image in another shape."""
 
     shape: tuple[int, ...]
+    keeps_numbers = True
 
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Kind.forward`."""
         return inputs[0].reshape(len(inputs[0]), *self.shape)
+
+    @classmethod
+    def of_module(cls, call: ModuleCall) -> Layer | None:
+        """``nn.Flatten``."""
+        return Layer(cls(call.output))
 
 
 @dataclass(frozen=True)
 class Identity(Kind):
     """The same numbers."""
 
+    keeps_numbers = True
+
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Kind.forward`."""
         return inputs[0] + 0.0
+
+    @classmethod
+    def of_module(cls, call: ModuleCall) -> Layer | None:
+        """``nn.Identity``, and ``nn.Dropout``, which is off unless a probe says otherwise."""
+        return Layer(cls())
 
 
 @dataclass(frozen=True)

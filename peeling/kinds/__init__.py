@@ -1,15 +1,18 @@
-"""Kinds of operations: one file for each family, and the table by which an exported model is read.
+"""Kinds of operations: one file for each family, and the tables by which models are read.
 
-A kind more is a class more, and a line in `READERS` for each operation that means it.
+A kind more is a class more, a line in `READERS` for each operation of an exported model that means it, and one in
+`MODULES` for each module that does.
 """
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from torch import nn
+
 from .batch_norm import BatchNorm, BatchStatisticsNorm, over_channels, read_batch_norm
 from .convolution import Convolution, read_convolution
 from .joining import Concatenation, Sum, read_concatenation, read_sum
-from .kind import Call, Kind, Needs, Read
+from .kind import Call, Inverse, Kind, Layer, ModuleCall, Needs, Read
 from .linear import Linear, read_linear
 from .opaque import Opaque
 from .passing import Identity, Reshape, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
@@ -68,7 +71,34 @@ READERS: Mapping[str, Callable[[Call], Read | None]] = MappingProxyType(
     }
 )
 
+MODULES: Mapping[type[nn.Module], type[Kind]] = MappingProxyType(
+    {
+        nn.Linear: Linear,
+        nn.Conv2d: Convolution,
+        nn.ReLU: Rectifier,
+        nn.BatchNorm1d: BatchNorm,
+        nn.BatchNorm2d: BatchNorm,
+        nn.Dropout: Identity,
+        nn.Dropout2d: Identity,
+        nn.Identity: Identity,
+        nn.Flatten: Reshape,
+    }
+)
+
+
+def kind_of(module: nn.Module) -> type[Kind] | None:
+    """The kind of a module's class or of the nearest one that it inherits from; what it does may be another thing."""
+    return next((MODULES[one] for one in type(module).__mro__ if one in MODULES), None)
+
+
+def read_module(call: ModuleCall) -> Layer | None:
+    """What a module does in closed form, if it does what its class says; None where that has none."""
+    kind = kind_of(call.module)
+    return None if kind is None else kind.of_module(call)
+
+
 __all__ = [
+    "MODULES",
     "READERS",
     "AdaptiveAveragePool",
     "AveragePool",
@@ -79,9 +109,12 @@ __all__ = [
     "Convolution",
     "GlobalMean",
     "Identity",
+    "Inverse",
     "Kind",
+    "Layer",
     "Linear",
     "MaxPool",
+    "ModuleCall",
     "Needs",
     "Opaque",
     "Read",
@@ -89,5 +122,7 @@ __all__ = [
     "Reshape",
     "Sum",
     "ZeroPadding",
+    "kind_of",
     "over_channels",
+    "read_module",
 ]
