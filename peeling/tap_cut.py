@@ -96,7 +96,7 @@ def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> T
     )
     is_open = inputs > _SHUT * inputs.flatten(1).square().mean(1).sqrt()[:, None, None, None]
     columns = (by_input * is_open).sum(dim=(2, 3)).T
-    inverse, misfit, uncertain = _fit(columns, bias_gradient.detach().double().cpu())
+    inverse, misfit, uncertain = fit_lengths(columns, bias_gradient.detach().double().cpu())
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return None
     activations = inputs * is_open / inverse[:, None, None, None]
@@ -108,7 +108,9 @@ def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> 
     return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()
 
 
-def _fit(columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]) -> tuple[Tensor, float, float]:
+def fit_lengths(
+    columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]
+) -> tuple[Tensor, float, float]:
     """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
     what is left in the median channel, relative; and the relative error of the length that is known least."""
     size = columns.norm(dim=0).clamp_min(1e-300)

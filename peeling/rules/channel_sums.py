@@ -1,0 +1,47 @@
+"""Gradients that sum up the derivative in front of a rectifier, channel by channel.
+
+The gradient of a batch norm's shift, and of a convolution's bias, is the sum of the derivative by its output over
+images and places. Where that output reaches the rectifier as it is, alone or in a sum (a sum passes derivatives on as
+they are), the derivative there is the one behind the rectifier at open units and zero at the others: one equation for
+each channel in which every unit has its share (see `checksums`). The two branches of a residual block give it twice.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checksums import ChannelSum, stored
+from ..graph.kinds import BatchNorm, BatchStatisticsNorm, Convolution, Identity, Sum
+from .rule import Setting
+
+
+def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
+    """Each captured gradient that sums up the derivative in front of a rectifier, in the type it was sent in."""
+    graph = setting.graph
+    (entering,) = graph.by_name[rectifier].inputs
+    found: list[Tensor] = []
+    left = [(entering, rectifier)]
+    while left:
+        value, reader = left.pop()
+        if tuple(node.name for node in graph.readers(value)) != (reader,) or value not in graph.by_name:
+            continue
+        node = graph.by_name[value]
+        if isinstance(node.kind, BatchNorm | BatchStatisticsNorm | Convolution):
+            gradient = setting.gradient(value, "bias")
+            if gradient is not None:
+                found.append(gradient)
+        elif isinstance(node.kind, Sum | Identity) and len(set(node.inputs)) == len(node.inputs):
+            left += [(name, value) for name in node.inputs]
+    return found
+
+
+def channel_sums(setting: Setting, rectifier: str, unmasked: Tensor) -> list[ChannelSum]:
+    """The sums that the units of a rectifier must explain.
+
+    Args:
+        setting: With the captured gradients.
+        rectifier: Its name.
+        unmasked: The derivative by its output.
+    """
+    terms = unmasked.reshape(*unmasked.shape[:2], -1)
+    return [ChannelSum(total, terms, rounding) for total, rounding in map(stored, shift_gradients(setting, rectifier))]

@@ -1,0 +1,184 @@
+"""The rule that gives a convolution's input, from its weight gradient and the derivative by its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..graph import Graph, Node
+from ..graph.kinds import Convolution, MaxPool, Rectifier
+from .equations import GradientEquations, affordable, gradient_equations, solve
+from .joint import Outputs, joint_is_affordable, solve_jointly
+from .knowledge import Knowledge, Known
+from .rule import Derived, Refused, Setting
+
+# How much longer than the list of unknowns the list of equations must be before a solution is tried.
+_OVERDETERMINED = 1.02
+# A solution by gradients alone with a larger error is made again with all that is known.
+_CLEAN = 1e-4
+# So many entries below zero tell how large errors are; each deviation is at least this share of what was estimated.
+_MANY, _LEAST_SHOWN = 100, 0.5
+# The largest of so many errors, in deviations.
+_LARGEST = 4.0
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One convolution that reads the value."""
+
+    node: Node
+    kind: Convolution
+    equations: GradientEquations | None
+    """Where its weight gradient and the derivative by its output are known."""
+
+
+def convolution_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
+    """Inputs of convolutions, the smallest first."""
+    graph = setting.graph
+    wanted = [name for name in (graph.images, *graph.by_name) if _worth_trying(setting, known, name)]
+    for value in sorted(wanted, key=lambda name: _places(setting, name)):
+        readers = [_reader(setting, known, node) for node in graph.readers(value) if isinstance(node.kind, Convolution)]
+        equations = [one.equations for one in readers if one.equations is not None]
+        yield _solved(setting, known, value, readers, equations)
+
+
+def _places(setting: Setting, value: str) -> int:
+    _, height, width = setting.graph.shape(value)
+    return setting.image_count * height * width
+
+
+def _worth_trying(setting: Setting, known: Knowledge, value: str) -> bool:
+    if known.complete(value) is not None or len(setting.graph.shape(value)) != 3:
+        return False
+    return any(_has_equations(setting, known, node) for node in setting.graph.readers(value))
+
+
+def _has_equations(setting: Setting, known: Knowledge, node: Node) -> bool:
+    arriving = known.arriving.get(node.name)
+    usable = isinstance(node.kind, Convolution) and affordable(
+        node.kind, _places(setting, node.inputs[0]), node.shape[0]
+    )
+    return usable and arriving is not None and arriving.complete and setting.gradient(node.name, "weight") is not None
+
+
+def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
+    assert isinstance(node.kind, Convolution)
+    if not _has_equations(setting, known, node):
+        return _Reader(node, node.kind, None)
+    gradient = setting.gradient(node.name, "weight")
+    assert gradient is not None
+    height, width = setting.graph.shape(node.inputs[0])[1:]
+    arriving = known.arriving[node.name].values
+    return _Reader(node, node.kind, gradient_equations(node.kind, (height, width), gradient, arriving))
+
+
+def _solved(
+    setting: Setting, known: Knowledge, value: str, readers: list[_Reader], equations: list[GradientEquations]
+) -> Derived | Refused:
+    shape = (setting.image_count, *setting.graph.shape(value))
+    rectified = _is_rectified(setting.graph, value)
+    places, rows = _places(setting, value), sum(one.matrix.shape[1] for one in equations)
+    outputs = [given for one in readers if (given := _outputs(setting, known, one)) is not None]
+    checks: dict[str, float] = {"places": places, "equations": rows}
+    best: Known | None = None
+    if rows >= _OVERDETERMINED * places:
+        solution = solve(equations)
+        if solution is not None:
+            values, deviation = _maps(solution.values, shape), _maps(solution.deviation, shape)
+            best = _shown(Known(values, torch.ones_like(values).bool(), deviation, "gradient"), rectified)
+            checks |= {"misfit": solution.misfit, "contradiction": _contradiction(outputs, values)}
+    if best is None or not float(best.error.max()) <= _CLEAN:
+        before = known.activations.get(value) or Known(
+            torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape), ""
+        )
+        enough = joint_is_affordable(places, shape[1], outputs)
+        available = rows * shape[1] + sum(int(one.known.known.sum()) for one in outputs)
+        if enough and available >= _OVERDETERMINED * int((~before.known).sum()):
+            joint = solve_jointly(equations, outputs, before, rectified)
+            found = _shown(
+                Known(joint.values, torch.ones_like(joint.values).bool(), joint.deviation, "jointly"), rectified
+            )
+            if best is None or float(found.error.max()) < float(best.error.max()):
+                best = found
+                checks |= {"misfit": joint.gradient_misfit, "contradiction": joint.output_misfit}
+    if best is None:
+        return Refused("convolution input", value, f"{places} places of each channel, and {rows} equations for them")
+    worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
+    if not worst <= setting.tolerance:
+        return Refused("convolution input", value, f"known with an estimated error of {worst:.1g} only")
+    found_all = known.with_activations(value, best)
+    return Derived(f"convolution input, {best.rule}", value, found_all, checks, notable=True)
+
+
+def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    batch, channels, height, width = shape
+    return (
+        rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2).expand(batch, channels, height, width).contiguous()
+    )
+
+
+def _is_rectified(graph: Graph, value: str) -> bool:
+    """Whether a value is the output of a rectifier, or a maximum of such."""
+    node = graph.by_name.get(value)
+    while node is not None and isinstance(node.kind, MaxPool):
+        node = graph.by_name.get(node.inputs[0])
+    return node is not None and isinstance(node.kind, Rectifier)
+
+
+def _outputs(setting: Setting, known: Knowledge, reader: _Reader) -> Outputs | None:
+    """What is known of a convolution's output, without its bias."""
+    found = known.activations.get(reader.node.name)
+    if found is None or reader.kind.groups != 1 or not bool(found.known.any()):
+        return None
+    tensors = setting.graph.tensors_of(reader.node)
+    if "bias" in tensors:
+        shifted = (found.values - tensors["bias"][:, None, None]) * found.known
+        found = Known(shifted, found.known, found.deviation, found.rule)
+    return Outputs(reader.kind, tensors["weight"], found)
+
+
+def _contradiction(outputs: list[Outputs], values: Tensor) -> float:
+    """By how much the convolutions' known outputs differ from what this input gives."""
+    found = 0.0
+    for one in outputs:
+        kind, mask = one.kind, one.known.known
+        given = F.conv2d(values, one.weight, None, kind.stride, kind.padding, kind.dilation)
+        wanted = one.known.values * mask
+        found = max(found, float((given * mask - wanted).norm() / wanted.norm().clamp_min(1e-300)))
+    return found
+
+
+def _shown(found: Known, rectified: bool) -> Known:
+    """What comes out of a rectifier is not negative: where it is, that is error, and its largest tells each image's."""
+    if not rectified:
+        return found
+    factors = []
+    for values, deviation in zip(found.values, found.deviation.expand_as(found.values), strict=True):
+        below = values < 0
+        largest = float((-values / (_LARGEST * deviation.clamp_min(1e-300)))[below].max()) if bool(below.any()) else 0.0
+        factors.append(max(largest, _LEAST_SHOWN if int(below.sum()) >= _MANY else 1.0))
+    scale = torch.tensor(factors, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    return Known(found.values, found.known, found.deviation * scale, found.rule)
+
+
+def misfits(setting: Setting, known: Knowledge) -> Mapping[str, float]:
+    """What every convolution whose input and derivative are known leaves of its weight gradient, relative.
+
+    A solution that fits its own equations is shown wrong here by those of other layers.
+    """
+    found = {}
+    for node in setting.graph.nodes:
+        gradient = setting.gradient(node.name, "weight")
+        entering = known.complete(node.inputs[0]) if node.inputs else None
+        arriving = known.arriving.get(node.name)
+        if not isinstance(node.kind, Convolution) or gradient is None or entering is None or arriving is None:
+            continue
+        tensors = setting.graph.tensors_of(node)
+        (ours,) = node.kind.gradients(arriving.values, [entering.values], tensors, ["weight"])
+        theirs = gradient.detach().cpu().double()
+        found[node.name] = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-300))
+    return found

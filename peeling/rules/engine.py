@@ -1,0 +1,104 @@
+"""Rules asked in turn until nothing more follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..graph import Graph
+from .convolution_input import convolution_input
+from .knowledge import Knowledge
+from .open_units import open_units
+from .passing import backwards, derivatives, derivatives_forwards, forwards
+from .rule import Derived, Refused, Rule, Setting
+from .tap_foothold import tap_foothold
+
+# The cheapest first: what follows by itself is not solved for.
+RULES: tuple[Rule, ...] = (
+    derivatives,
+    derivatives_forwards,
+    open_units,
+    backwards,
+    forwards,
+    convolution_input,
+    tap_foothold,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was recovered by a gradient."""
+
+    rule: str
+    value: str
+    shape: tuple[int, ...]
+    """Of one image."""
+    error: tuple[float, ...]
+    """Estimated, relative, of each image."""
+    checks: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """All that follows from a gradient, and how."""
+
+    graph: Graph
+    knowledge: Knowledge
+    steps: tuple[Step, ...] = ()
+    refused: tuple[Refused, ...] = field(default=())
+    """What was tried and is not believed, and nothing later changed that."""
+
+
+def derive(
+    graph: Graph,
+    gradients: Mapping[str, Tensor],
+    image_count: int,
+    tolerance: float,
+    on_step: Callable[[Step, Knowledge], None] | None = None,
+) -> Derivation:
+    """Everything that the rules find.
+
+    Args:
+        graph: The network.
+        gradients: Captured, by parameter.
+        image_count: Of the batch.
+        tolerance: The largest estimated relative error of what is believed.
+        on_step: Called after each thing that was recovered.
+    """
+    setting = Setting(graph, gradients, image_count, tolerance)
+    known, steps = Knowledge(), list[Step]()
+    refused: dict[tuple[str, str], Refused] = {}
+    began = time.perf_counter()
+    while True:
+        found = _next(setting, known, refused)
+        if found is None:
+            break
+        known = found.knowledge
+        if found.notable:
+            step = _step(graph, found, time.perf_counter() - began)
+            steps.append(step)
+            refused = {key: one for key, one in refused.items() if one.value != found.value}
+            if on_step is not None:
+                on_step(step, known)
+            began = time.perf_counter()
+    return Derivation(graph, known, tuple(steps), tuple(refused.values()))
+
+
+def _next(setting: Setting, known: Knowledge, refused: dict[tuple[str, str], Refused]) -> Derived | None:
+    """The first thing that a rule derives; what it refuses on the way is noted."""
+    for rule in RULES:
+        for found in rule(setting, known):
+            if isinstance(found, Derived):
+                return found
+            refused[found.rule, found.value] = found
+    return None
+
+
+def _step(graph: Graph, found: Derived, seconds: float) -> Step:
+    activations = found.knowledge.activations[found.value]
+    error = tuple(float(one) for one in activations.error)
+    return Step(found.rule, found.value, graph.shape(found.value), error, found.checks, seconds)

@@ -1,0 +1,223 @@
+"""A convolution's input by its weight gradient, its known outputs, and what of it is known already, together.
+
+Where gradients alone are too few, three sets of linear equations add up: the weight gradients (one normal matrix over
+places, the same for every channel), the outputs of the convolutions where they are known (behind a rectifier that was
+open), and single entries (where a sum behind was open and its other part is known). They are solved for the entries
+that are not known by conjugate gradients, with the gradients' normal matrix factored as their
+preconditioner. Where the input comes out of a rectifier,
+entries that come out below zero are set to zero and the rest is solved again.
+
+The solution is made twice, the second time from another start with every right side off by its own known error: where
+the two are apart, the equations leave something open, or hold it too weakly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from ..graph.kinds import Convolution
+from .equations import GradientEquations, normal_equations
+from .knowledge import Known
+
+_STEPS, _SETTLED = 1500, 1e-9
+# Operations of one solution, ten seconds of one core; and how many steps they must allow.
+_MOST_OPERATIONS = 3e11
+_FEWEST_STEPS = 200
+# What is added to the diagonal of the preconditioner, as a share of its mean.
+_LEAST_PIVOT = 1e-9
+_ROUNDS, _NEGATIVE = 3, 1e-5
+# The least deviation of a place, as a share of the usual one.
+_LEAST_LOCAL = 0.3
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is known of the output of one convolution that reads the value, its bias taken away."""
+
+    kind: Convolution
+    weight: Tensor
+    known: Known
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The solution, and how far it can be trusted."""
+
+    values: Tensor
+    deviation: Tensor
+    gradient_misfit: float
+    output_misfit: float
+
+
+@dataclass(frozen=True)
+class Noises:
+    """Root mean square error of each entry of the right sides."""
+
+    by_gradient: list[float]
+    by_output: list[float]
+
+
+class _System:
+    """The equations, scaled so that each set has a right side of length 1."""
+
+    def __init__(self, equations: Sequence[GradientEquations], outputs: Sequence[Outputs], shape: tuple[int, ...]):
+        self.shape, self.equations, self.outputs = shape, equations, outputs
+        self.matrix, self.right = normal_equations(equations)
+        self.weights = [1 / (one.known.values * one.known.known).norm().square().clamp_min(1e-300) for one in outputs]
+
+    def maps(self, rows: Tensor) -> Tensor:
+        batch, channels, height, width = self.shape
+        return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def rows(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).reshape(-1, self.shape[1])
+
+    def forward(self, one: Outputs, values: Tensor) -> Tensor:
+        kind = one.kind
+        return F.conv2d(values, one.weight, None, kind.stride, kind.padding, kind.dilation) * one.known.known
+
+    def back(self, one: Outputs, outputs: Tensor, weight: Tensor) -> Tensor:
+        kind = one.kind
+        return conv2d_input(list(self.shape), weight, outputs, kind.stride, kind.padding, kind.dilation)  # type: ignore[no-untyped-call]
+
+    def normal(self, values: Tensor) -> Tensor:
+        found = self.maps(self.matrix @ self.rows(values))
+        for one, weight in zip(self.outputs, self.weights, strict=True):
+            found = found + weight * self.back(one, self.forward(one, values), one.weight)
+        return found
+
+    def target(self, noises: Noises | None = None) -> Tensor:
+        """Of the normal equations; with noises as it might have been instead."""
+        random = torch.Generator().manual_seed(0)
+        right = self.right
+        for equations, noise in zip(self.equations, noises.by_gradient if noises else [], strict=noises is not None):
+            off = torch.randn(equations.given.shape, generator=random, dtype=torch.float64)
+            right = right + equations.matrix @ (off * noise)
+        found = self.maps(right)
+        for position, (one, weight) in enumerate(zip(self.outputs, self.weights, strict=True)):
+            given = one.known.values * one.known.known
+            if noises is not None:
+                off = torch.randn(given.shape, generator=random, dtype=torch.float64)
+                given = given + off * one.known.deviation.clamp_min(noises.by_output[position]) * one.known.known
+            found = found + weight * self.back(one, given, one.weight)
+        return found
+
+    def noises(self, values: Tensor, free: int) -> Noises:
+        """What this solution leaves of each right side, as noise of which the unknowns have taken up their share."""
+        rows = sum(one.given.numel() for one in self.equations)
+        rows += sum(int(one.known.known.sum()) for one in self.outputs)
+        share = (rows / max(rows - free, 1)) ** 0.5
+        by_gradient, by_output = [], []
+        for equations in self.equations:
+            left = equations.given - equations.matrix.T @ self.rows(values)
+            least = equations.rounding * float(equations.given.square().mean().sqrt())
+            by_gradient.append(max(least, share * float(left.square().mean().sqrt())))
+        for outputs in self.outputs:
+            mask = outputs.known.known
+            left = self.forward(outputs, values) - outputs.known.values * mask
+            by_output.append(share * float(left.norm()) / max(int(mask.sum()), 1) ** 0.5)
+        return Noises(by_gradient, by_output)
+
+    def factor(self) -> Tensor:
+        """Cholesky factor of the gradients' normal matrix, with what the known outputs add to it at the mean."""
+        by_output = torch.zeros(self.shape, dtype=torch.float64)
+        for one, weight in zip(self.outputs, self.weights, strict=True):
+            by_output += weight * self.back(one, one.known.known.double(), one.weight.square())
+        added = by_output.mean(dim=1).flatten()
+        least = _LEAST_PIVOT * float(self.matrix.diagonal().mean())
+        return torch.linalg.cholesky(self.matrix + torch.diag(added.clamp_min(least)))
+
+    def steps(self) -> int:
+        """How many steps are affordable."""
+        each = joint_operations(len(self.matrix), self.shape[1], self.outputs)
+        return min(_STEPS, int(_MOST_OPERATIONS / each))
+
+
+def joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> float:
+    """Of one step, to within a factor of two."""
+    by_output = sum(4.0 * one.known.values.numel() * one.weight[0].numel() for one in outputs)
+    return 6.0 * places**2 * channels + by_output
+
+
+def joint_is_affordable(places: int, channels: int, outputs: Sequence[Outputs]) -> bool:
+    """Whether enough steps can be made for a solution to be expected."""
+    return joint_operations(places, channels, outputs) * _FEWEST_STEPS <= _MOST_OPERATIONS
+
+
+def solve_jointly(
+    equations: Sequence[GradientEquations],
+    outputs: Sequence[Outputs],
+    before: Known,
+    rectified: bool,
+) -> Joint:
+    """The input of the convolutions that these equations are of.
+
+    Args:
+        equations: By weight gradients; at least one.
+        outputs: Known entries of convolutions' outputs.
+        before: What is known of the input.
+        rectified: Whether it comes out of a rectifier.
+    """
+    system = _System(equations, outputs, tuple(before.values.shape))
+    fixed = before.values * before.known
+    free = ~before.known
+    factor = system.factor()
+    target, start = system.target(), torch.zeros_like(fixed)
+    values = fixed
+    for _ in range(_ROUNDS):
+        values = fixed + _conjugate_gradients(system, target, fixed, start, free, factor)
+        negative = values.clamp_max(0) * free
+        if not rectified or float(negative.norm()) <= _NEGATIVE * float(values.norm()):
+            break
+        free = free & (values > 0)
+        values = values.clamp_min(0)
+        start = values * free
+    noises = system.noises(values, int(free.sum()))
+    random = torch.Generator().manual_seed(1)
+    shaken = fixed + torch.randn(fixed.shape, generator=random, dtype=torch.float64) * before.deviation * before.known
+    moved = torch.randn(fixed.shape, generator=random, dtype=torch.float64) * values.std() * free
+    other = shaken + _conjugate_gradients(system, system.target(noises), shaken, moved, free, factor)
+    local = (other - values).square().mean(dim=1, keepdim=True).sqrt()
+    usual = (other - values).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    deviation = local.maximum(_LEAST_LOCAL * usual).expand_as(values)
+    left = torch.cat([one.given - one.matrix.T @ system.rows(values) for one in equations])
+    given = torch.cat([one.given for one in equations])
+    missed = [
+        float((system.forward(one, values) - one.known.values * one.known.known).norm() * weight.sqrt())
+        for one, weight in zip(outputs, system.weights, strict=True)
+    ]
+    return Joint(values, deviation, float(left.norm() / given.norm()), max(missed, default=0.0))
+
+
+def _conjugate_gradients(
+    system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, factor: Tensor
+) -> Tensor:
+    """What the free entries are, the others being fixed."""
+
+    def preconditioned(values: Tensor) -> Tensor:
+        return free * system.maps(torch.cholesky_solve(system.rows(values), factor))
+
+    wanted = free * (target - system.normal(fixed))
+    solution = start.clone()
+    residual = wanted - free * system.normal(solution)
+    limit = _SETTLED**2 * (wanted * preconditioned(wanted)).sum()
+    scaled = preconditioned(residual)
+    direction, square = scaled.clone(), (residual * scaled).sum()
+    for _ in range(system.steps()):
+        if not square > limit:  # settled, or not a number
+            break
+        image = free * system.normal(direction)
+        length = square / (direction * image).sum()
+        solution += length * direction
+        residual -= length * image
+        scaled = preconditioned(residual)
+        following = (residual * scaled).sum()
+        direction = scaled + following / square * direction
+        square = following
+    return solution

@@ -1,0 +1,90 @@
+"""What is known at the values of a graph: activations, derivatives, and which units were open, entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..units import Units
+
+
+@dataclass(frozen=True)
+class Known:
+    """Numbers of every image at one value. Float64, on the CPU."""
+
+    values: Float[Tensor, "image ..."]
+    """Zero where they are not known."""
+    known: Bool[Tensor, "image ..."]
+    deviation: Float[Tensor, "image ..."]
+    """Standard deviation of each entry's error, as it is estimated."""
+    rule: str
+    """That derived it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry is known."""
+        return bool(self.known.all())
+
+    @property
+    def error(self) -> Float[Tensor, " image"]:
+        """Estimated relative error of what is known of each image."""
+        noise, size = (
+            (tensor * self.known).flatten(1).norm(dim=1)
+            for tensor in (self.deviation.expand_as(self.values), self.values)
+        )
+        return torch.where(size > 0, noise / size.clamp_min(1e-300), torch.where(noise > 0, torch.inf, 0.0))
+
+
+def evenly(values: Tensor, error: Float[Tensor, " image"], rule: str) -> Known:
+    """Numbers known everywhere whose error, relative to the image's own, is spread over all of them."""
+    size = values.flatten(1).square().mean(dim=1).sqrt()
+    deviation = (error * size).reshape(-1, *(1 for _ in values.shape[1:])).expand_as(values)
+    return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, rule)
+
+
+def merged(one: Known | None, other: Known) -> Known:
+    """Both: where they meet, the one that is better known."""
+    if one is None:
+        return other
+    ours = one.deviation.expand_as(one.values)
+    theirs = other.deviation.expand_as(other.values)
+    better = other.known & (~one.known | (theirs < ours))
+    return Known(
+        torch.where(better, other.values, one.values),
+        one.known | other.known,
+        torch.where(better, theirs, ours),
+        f"{one.rule}, {other.rule}" if other.rule not in one.rule else one.rule,
+    )
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """All that was derived."""
+
+    activations: Mapping[str, Known] = field(default_factory=dict)
+    """By the name of the value."""
+    arriving: Mapping[str, Known] = field(default_factory=dict)
+    """The derivative of the loss by the value, through all operations that read it."""
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """Which units of a rectifier were open, by its name."""
+
+    def complete(self, value: str) -> Known | None:
+        """Activations, where all of them are known."""
+        found = self.activations.get(value)
+        return found if found is not None and found.complete else None
+
+    def with_activations(self, value: str, found: Known) -> Knowledge:
+        """With these in the place of what was known of the value."""
+        return replace(self, activations={**self.activations, value: found})
+
+    def with_arriving(self, value: str, found: Known) -> Knowledge:
+        """With this derivative."""
+        return replace(self, arriving={**self.arriving, value: found})
+
+    def with_units(self, rectifier: str, units: Units) -> Knowledge:
+        """With these units."""
+        return replace(self, units={**self.units, rectifier: units})

@@ -1,0 +1,44 @@
+"""Which units of a rectifier were open: from its output, known up to an error, and by gradients that sum them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from ..checksums import settle
+from ..graph.kinds import Rectifier
+from ..layers import LARGEST
+from ..units import judge
+from .channel_sums import channel_sums
+from .knowledge import Knowledge
+from .rule import Derived, Setting
+
+# What a unit is set to that was open and came out at zero or below, as a share of its uncertainty.
+_BARELY_OPEN = 0.1
+
+
+def open_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """Units of each ReLU whose output, and the derivative by it, are known."""
+    for node in setting.graph.nodes:
+        output, arriving = known.complete(node.name), known.arriving.get(node.name)
+        if not isinstance(node.kind, Rectifier) or node.name in known.units or output is None or arriving is None:
+            continue
+        if node.kind.ceiling != torch.inf or not arriving.complete:
+            continue
+        uncertainty = LARGEST * output.deviation.expand_as(output.values)
+        units = judge(output.values, uncertainty)
+        sums = channel_sums(setting, node.name, arriving.values)
+        settled = settle(sums, arriving.values, units)
+        units = settled.units
+        values = torch.where(units.is_open, output.values.maximum(_BARELY_OPEN * uncertainty), 0.0)
+        deviation = torch.where(units.is_open, output.deviation.expand_as(values), 0.0)
+        found = known.with_units(node.name, units)
+        found = found.with_activations(node.name, replace(output, values=values, deviation=deviation))
+        doubt = {
+            "wrong units expected": float(units.wrong.sum()),
+            "derivative": settled.error,
+            "sums": float(len(sums)),
+        }
+        yield Derived("open units", node.name, found, doubt, notable=bool(sums))

@@ -1,0 +1,163 @@
+"""What follows without a gradient: activations forwards and backwards, derivatives backwards and forwards.
+
+- Forwards: an operation whose inputs are known gives its output.
+- Backwards: where a rectifier was open its input is its output; batch norm on running statistics is undone channel by
+  channel; where a sum and one part of it are known, the other part is their difference.
+- The derivative by a value is the sum of what comes through each operation that reads it. Through a linear one it
+  comes whatever the activations; a skip therefore passes it on without its input being known.
+- Where a value is read by one batch norm or one sum only, the derivative by its output follows from that by the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..graph import Node
+from ..graph.kinds import BatchNorm, Identity, Needs, Rectifier, Reshape, Sum, over_channels
+from .knowledge import Knowledge, Known, evenly, merged
+from .rule import Derived, Setting
+
+# A channel that batch norm scales to less of the largest scale says nothing about its input.
+_SILENT = 1e-6
+# A unit of a rectifier is surely open where its output is so many deviations above zero.
+_SURELY = 30.0
+
+
+def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """Activations behind an operation whose inputs are known."""
+    for node in setting.graph.nodes:
+        entering = [known.complete(name) for name in node.inputs]
+        if node.kind.needs is Needs.UNKNOWN or known.complete(node.name) is not None or not all(entering):
+            continue
+        given = [one for one in entering if one is not None]
+        values = node.kind.forward([one.values for one in given], setting.graph.tensors_of(node))
+        # An error that no operation is known to shrink or enlarge, relative to the numbers themselves.
+        error = torch.stack([one.error for one in given]).amax(dim=0)
+        found = evenly(values, error, "forwards")
+        yield Derived("forwards", node.name, known.with_activations(node.name, found))
+
+
+def backwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """Activations in front of an operation that can be undone, where its output is known."""
+    for node in setting.graph.nodes:
+        output = known.activations.get(node.name)
+        if output is None:
+            continue
+        for position, name in enumerate(node.inputs):
+            before = known.activations.get(name)
+            if before is not None and before.complete:
+                continue
+            found = _undone(setting, known, node, position, output)
+            if found is None or not bool((found.known & ~(_nothing(found) if before is None else before.known)).any()):
+                continue
+            yield Derived("backwards", name, known.with_activations(name, merged(before, found)))
+
+
+def _nothing(like: Known) -> Tensor:
+    return torch.zeros_like(like.known)
+
+
+def _undone(setting: Setting, known: Knowledge, node: Node, position: int, output: Known) -> Known | None:
+    values, deviation = output.values, output.deviation.expand_as(output.values)
+    if isinstance(node.kind, Rectifier):
+        units = known.units.get(node.name)
+        sure = values > _SURELY * deviation if units is None else units.is_open
+        sure = sure & output.known & node.kind.is_open(values)
+        return Known(values * sure, sure, deviation, "backwards")
+    if isinstance(node.kind, BatchNorm):
+        scale, shift = (over_channels(t, values) for t in node.kind.affine(setting.graph.tensors_of(node)))
+        heard = scale.abs() > _SILENT * scale.abs().max()
+        divisor = torch.where(heard, scale, 1.0)
+        seen = output.known & heard
+        return Known(torch.where(seen, (values - shift) / divisor, 0.0), seen, deviation / divisor.abs(), "backwards")
+    if isinstance(node.kind, Identity | Reshape):
+        shape = (len(values), *setting.graph.shape(node.inputs[0]))
+        return Known(values.reshape(shape), output.known.reshape(shape), deviation.reshape(shape), "backwards")
+    if isinstance(node.kind, Sum) and node.inputs[0] != node.inputs[1]:
+        other = known.activations.get(node.inputs[1 - position])
+        if other is None:
+            return None
+        seen = output.known & other.known
+        spread = (deviation.square() + other.deviation.expand_as(values).square()).sqrt()
+        return Known(torch.where(seen, values - other.values, 0.0), seen, spread, "backwards")
+    return None
+
+
+def derivatives(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """The derivative by a value, from those by the outputs of everything that reads it."""
+    graph = setting.graph
+    for value in (node.name for node in graph.nodes):
+        readers = graph.readers(value)
+        if value in known.arriving or value == graph.output or not readers:
+            continue
+        parts = [_through(setting, known, reader, value) for reader in readers]
+        if any(part is None for part in parts):
+            continue
+        found = _total([part for part in parts if part is not None])
+        yield Derived("derivatives", value, known.with_arriving(value, found))
+
+
+def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Known | None:
+    """What of the derivative by a value comes through one operation."""
+    arriving = known.arriving.get(reader.name)
+    if arriving is None or not arriving.complete or reader.kind.needs is Needs.UNKNOWN:
+        return None
+    error = arriving.error
+    if isinstance(reader.kind, Rectifier):
+        units = known.units.get(reader.name)
+        if units is None:
+            return None
+        passed = arriving.values * units.is_open
+        size = passed.flatten(1).norm(dim=1).clamp_min(1e-300)
+        wrong = (units.wrong * arriving.values.square()).flatten(1).sum(dim=1).sqrt() / size
+        return evenly(passed, (error.square() + wrong.square()).sqrt(), "derivatives")
+    shapes = [(setting.image_count, *setting.graph.shape(name)) for name in reader.inputs]
+    inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    if reader.kind.needs is Needs.INPUTS:
+        entering = [known.complete(name) for name in reader.inputs]
+        if not all(entering):
+            return None
+        inputs = [one.values for one in entering if one is not None]
+    parts = reader.kind.cotangents(arriving.values, inputs, setting.graph.tensors_of(reader))
+    through = torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value])
+    return evenly(through.sum(dim=0), error, "derivatives")
+
+
+def _total(parts: Sequence[Known]) -> Known:
+    values = torch.stack([part.values for part in parts]).sum(dim=0)
+    variance = torch.stack([part.deviation.expand_as(values).square() for part in parts]).sum(dim=0)
+    return Known(values, torch.ones_like(values, dtype=torch.bool), variance.sqrt(), "derivatives")
+
+
+def derivatives_forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """The derivative by an operation's output, from that by its input."""
+    graph = setting.graph
+    for node in graph.nodes:
+        if node.name in known.arriving or not node.inputs:
+            continue
+        for name in node.inputs:
+            arriving = known.arriving.get(name)
+            if arriving is None or graph.readers(name) != (node,) or node.inputs.count(name) > 1:
+                continue
+            found = _carried(setting, node, arriving)
+            if found is not None:
+                yield Derived("derivatives forwards", node.name, known.with_arriving(node.name, found))
+                break
+
+
+def _carried(setting: Setting, node: Node, arriving: Known) -> Known | None:
+    shape = (setting.image_count, *node.shape)
+    if isinstance(node.kind, Sum | Identity | Reshape):
+        values, seen, deviation = arriving.values, arriving.known, arriving.deviation.expand_as(arriving.values)
+        return Known(values.reshape(shape), seen.reshape(shape), deviation.reshape(shape), "derivatives forwards")
+    if isinstance(node.kind, BatchNorm):
+        scale, _ = node.kind.affine(setting.graph.tensors_of(node))
+        if not bool((scale.abs() > _SILENT * scale.abs().max()).all()):
+            return None
+        scale = over_channels(scale, arriving.values)
+        deviation = arriving.deviation.expand_as(arriving.values) / scale.abs()
+        return Known(arriving.values / scale, arriving.known, deviation, "derivatives forwards")
+    return None

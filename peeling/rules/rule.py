@@ -1,0 +1,65 @@
+"""What a rule is: it looks at what is known and derives one thing more, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from ..graph import Graph
+from .knowledge import Knowledge
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What rules work on."""
+
+    graph: Graph
+    gradients: Mapping[str, Tensor]
+    """Captured, by parameter; those that the update lacks are missing."""
+    image_count: int
+    tolerance: float
+    """The largest estimated relative error of what may be believed."""
+
+    def gradient(self, node: str, role: str) -> Tensor | None:
+        """A captured gradient that is this operation's alone."""
+        name = self.graph.gradient_of(self.graph.by_name[node], role)
+        return None if name is None else self.gradients.get(name)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One thing that a rule found."""
+
+    rule: str
+    value: str
+    """Name of the value that it is about."""
+    knowledge: Knowledge
+    """With what was found."""
+    checks: Mapping[str, float] = field(default_factory=dict)
+    """Figures that show whether it is right, such as the misfit of a gradient."""
+    notable: bool = False
+    """Whether it rests on the gradient; what only follows from what is known is not."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One thing that a rule tried and does not believe."""
+
+    rule: str
+    value: str
+    why: str
+
+
+class Rule(Protocol):
+    """One way to derive."""
+
+    def __call__(self, setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
+        """What follows, one thing after another; only the first that is derived is used before rules are asked anew.
+
+        A rule that tries something costly yields a refusal where it fails, and is not asked about that value again
+        until more is known there.
+        """
+        ...
