@@ -1,7 +1,7 @@
 """One seed, one batch, one optimiser: the objective, the Inverter that descends it, and the Agent that runs rounds."""
 
 from .agent import Agent
-from .candidate import Candidate
+from .candidate import Account, Candidate, Standing
 from .config import AgentsConfig, Form, GradientLoss, ObjectiveConfig, OptimiserName, TotalVariation
 from .generator import load_generator
 from .inverter import Inverter
@@ -10,6 +10,7 @@ from .outcome import Outcome
 from .schedule import learning_rate
 
 __all__ = [
+    "Account",
     "Agent",
     "AgentsConfig",
     "Candidate",
@@ -20,6 +21,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimiserName",
     "Outcome",
+    "Standing",
     "TotalVariation",
     "learning_rate",
     "load_generator",

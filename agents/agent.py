@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..target import Target
-from .candidate import Candidate
+from .candidate import Account
 from .config import AgentsConfig, ObjectiveConfig
 from .inverter import Inverter, never
 from .objective import Objective
@@ -89,8 +89,7 @@ class Agent:
         until_step: int,
         consensus: Float[Tensor, "batch channel height width"] | None = None,
         interrupted: Callable[[], bool] = never,
-        with_images: bool = True,
-    ) -> Candidate:
+    ) -> Account:
         """Descend until a step. A seed that fails starts again at this round's first step, from the consensus if there
         is one, with other random numbers and half the learning rate, until its restarts are used up.
 
@@ -99,17 +98,16 @@ class Agent:
             consensus: Target of group consistency, normalised, or None.
             interrupted: Asked before each step; True returns at once. The same call again goes on from there, and what
                 comes out is what it would have been without the interruption.
-            with_images: False leaves the candidate's images empty, and spares a copy of the batch.
         """
         if until_step != self._round_ends:
             self._round_began, self._round_ends = self._inverter.step, until_step
         messages: list[str] = []
         while not self._dropped:
-            candidate = self._inverter.run(until_step, consensus, interrupted, with_images)
-            if candidate.outcome not in _FAILURES:
-                return replace(candidate, messages=tuple(messages))
+            account = self._inverter.run(until_step, consensus, interrupted)
+            if account.outcome not in _FAILURES:
+                return replace(account, messages=tuple(messages))
             incarnation = self._inverter.incarnation + 1
-            what = f"Seed {self.seed} failed at step {candidate.step}: {candidate.outcome.value}"
+            what = f"Seed {self.seed} failed at step {account.step}: {account.outcome.value}"
             if incarnation > self._config.restarts:
                 self._dropped = True
                 messages.append(f"{what}; its {self._config.restarts} restarts are used up, so it is dropped.")
@@ -118,15 +116,19 @@ class Agent:
             self._inverter = Inverter(
                 self._objective, self._config, self.seed, incarnation, step=self._round_began, start=consensus
             )
-        return replace(self.candidate(with_images), messages=tuple(messages))
+        return replace(self.account(), messages=tuple(messages))
 
-    def candidate(self, with_images: bool = True) -> Candidate:
-        """The candidate as it stands, without losses; see `run`."""
+    @property
+    def images(self) -> Float[Tensor, "batch channel height width"]:
+        """The seed's batch as it stands, normalised, on the CPU."""
+        return self._inverter.images
+
+    def account(self) -> Account:
+        """Where the seed stands, without losses; see `run`."""
         inverter = self._inverter
         finished = inverter.step >= self._config.iterations
         outcome = Outcome.DROPPED if self._dropped else Outcome.FINISHED if finished else Outcome.RUNNING
-        images = inverter.images if with_images else torch.empty(0)
-        return Candidate(images, self.seed, inverter.incarnation, inverter.step, {}, outcome, labels=inverter.labels)
+        return Account(self.seed, inverter.incarnation, inverter.step, {}, outcome, inverter.labels)
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next round depends on, as tensors."""

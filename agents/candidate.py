@@ -1,8 +1,8 @@
-"""What an agent hands to the coordinator."""
+"""What an agent hands to the coordinator: its batch, and an account of how it came to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,24 +11,62 @@ from .outcome import Outcome
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One seed's batch after some steps.
+class Standing:
+    """Where one seed stands, without its images.
 
-    ``incarnation`` counts the restarts of the seed; together with ``step`` it tells an old result from a new one.
-    ``losses`` holds each term of the objective before its weight is applied, and the weighted ``total``.
+    ``incarnation`` counts the restarts of the seed; together with ``step`` it tells an old standing from a new one.
+    ``losses`` holds each term of the objective before its weight is applied, and the weighted ``total``; empty before
+    the first are known.
     """
 
-    images: Float[Tensor, "batch channel height width"]
-    """Normalised pixels."""
     seed: int
     incarnation: int
     step: int
     losses: dict[str, float]
     outcome: Outcome
-    seconds: float = 0.0
-    """Time spent in optimisation steps since the previous candidate."""
-    messages: tuple[str, ...] = ()
-    trace: tuple[dict[str, float], ...] = ()
-    """The losses on the way since the previous candidate, one row per recorded ``step``."""
     labels: Float[Tensor, "batch classes"] | None = None
     """The probability of each class, where labels are optimised with the images."""
+
+
+@dataclass(frozen=True)
+class Candidate(Standing):
+    """The batch of one seed, and where it stands."""
+
+    images: Float[Tensor, "batch channel height width"] = field(kw_only=True)
+    """Normalised pixels."""
+
+
+@dataclass(frozen=True)
+class Account(Standing):
+    """Where one seed stands, and what happened since its previous account."""
+
+    seconds: float = 0.0
+    """Time spent in optimisation steps."""
+    messages: tuple[str, ...] = ()
+    """What a person should know, such as that the seed failed and began again."""
+    trace: tuple[dict[str, float], ...] = ()
+    """The losses on the way, one row per recorded ``step``."""
+
+    def after(self, earlier: Account) -> Account:
+        """This account and an earlier one of the same seed as one; losses that this one lacks are the earlier ones,
+        unless the seed has begun again since."""
+        known = earlier.losses if earlier.incarnation == self.incarnation else {}
+        return replace(
+            self,
+            losses=self.losses or known,
+            seconds=earlier.seconds + self.seconds,
+            messages=(*earlier.messages, *self.messages),
+            trace=(*earlier.trace, *self.trace),
+        )
+
+    def told(self) -> Account:
+        """Where the seed stands, with nothing that happened: it was told."""
+        return replace(self, seconds=0.0, messages=(), trace=())
+
+    def with_images(self, images: Float[Tensor, "batch channel height width"]) -> Candidate:
+        """The candidate that this is the account of.
+
+        Args:
+            images: Of the seed where it stands, normalised pixels.
+        """
+        return Candidate(self.seed, self.incarnation, self.step, self.losses, self.outcome, self.labels, images=images)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adam import Adam
-from .candidate import Candidate
+from .candidate import Account
 from .config import AgentsConfig, OptimiserName
 from .gauss_newton import GaussNewton
 from .gauss_newton_state import STATE_NAMES, GaussNewtonState
@@ -113,15 +113,13 @@ class Inverter:
         until_step: int,
         consensus: Float[Tensor, "batch channel height width"] | None,
         interrupted: Callable[[], bool] = never,
-        with_images: bool = True,
-    ) -> Candidate:
+    ) -> Account:
         """Descend until a step and say how it went; a seed that fails stops early with its outcome.
 
         Args:
             until_step: Absolute step, at most ``agents.iterations``.
             consensus: Target of group consistency, normalised, or None.
             interrupted: Asked before each step; True ends the descent there, from where it can go on unchanged.
-            with_images: False leaves the candidate's images empty, and spares a copy of the batch.
         """
         target = consensus.to(self._objective.device) if consensus is not None else None
         every = max(1, self._config.iterations // _TRACE_POINTS)
@@ -139,8 +137,7 @@ class Inverter:
                 trace.append({"step": float(self.step), **row})
         if outcome is Outcome.RUNNING and self.step >= self._config.iterations:
             outcome = Outcome.FINISHED
-        return Candidate(
-            images=self.images if with_images else torch.empty(0),
+        return Account(
             seed=self.seed,
             incarnation=self.incarnation,
             step=self.step,

@@ -219,7 +219,6 @@ def _agents(
                 incarnation=candidate.incarnation,
                 step=candidate.step,
                 outcome=candidate.outcome.value,
-                messages=candidate.messages,
                 losses=dict(candidate.losses),
                 order=order,
                 psnr=values,

@@ -145,7 +145,6 @@ class AgentResult:
     incarnation: int
     step: int
     outcome: str
-    messages: tuple[str, ...]
     losses: dict[str, float]
     order: tuple[int, ...]
     """For each row of the report, the position of the partner in this agent's candidate."""

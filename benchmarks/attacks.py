@@ -79,18 +79,18 @@ def reconstruct(prepared: Preparation, config: RunConfig) -> tuple[Tensor | None
     consensus = None
     for current in plan_rounds(config.agents.iterations, config.coordinator):
         target = consensus.images if consensus is not None else None
-        candidates = [agent.run(current.until_step, target) for agent in agents]
-        left = usable(candidates)
+        accounts = [agent.run(current.until_step, target) for agent in agents]
+        left = usable(accounts)
         if not left:
             return None, labels
         if current.forms_consensus:
             # Labels are unique here or wrong: seeds keep their order.
-            images = torch.stack([candidates[position].images for position in left])
+            images = torch.stack([agents[position].images for position in left])
             names = [seeds[position] for position in left]
             consensus, orders = form_consensus(images, names, labels, current.index, config.registration)
             images = torch.stack([batch[order] for batch, order in zip(images, orders, strict=True)])
     assert consensus is not None
-    prepared = with_found_labels(prepared, candidates)
+    prepared = with_found_labels(prepared, accounts)
     objective = Objective(prepared.target, config.objective)
     return choose(images, consensus.images, objective.evidence).images, prepared.labels.labels
 

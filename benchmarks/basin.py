@@ -56,7 +56,9 @@ def descend(cell: str, deviation: float, steps: int, folder: Path) -> Row:
     begin = update.normalisation.apply(truth) + deviation * noise
     agent = Agent(target, config, AgentsConfig(iterations=steps, learning_rate=deviation / 5, warmup=0), 0)
     agent.join(0, begin)
-    start, end = agent.candidate().images, agent.run(steps).images
+    start = agent.images
+    agent.run(steps)
+    end = agent.images
     objective = Objective(target, config)
 
     def quality(images: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from gradinversion.agents import Candidate, Outcome
+from gradinversion.agents import Account, Outcome
 from gradinversion.cluster.agent_actor import Presence
 from gradinversion.cluster.agent_loop import Reply
 from gradinversion.cluster.candidates import Candidates
@@ -46,8 +46,8 @@ class AgentHost:
         losses = {"gradient": 0.5, "total": 0.5}
         outcome = Outcome.FINISHED if leg.until_step >= self._iterations else Outcome.RUNNING
         trace = ({"step": float(leg.until_step), **losses},)
-        candidate = Candidate(torch.empty(0), seed, 0, leg.until_step, losses, outcome, seconds=20.0, trace=trace)
-        return Reply(leg.round, candidate), *(self._images[list(part)] for part in parts)
+        account = Account(seed, 0, leg.until_step, losses, outcome, seconds=20.0, trace=trace)
+        return Reply(leg.round, account, None), *(self._images[list(part)] for part in parts)
 
     def saved(self, seed: int, round: int) -> StateFile:
         """A state that nobody wrote."""

@@ -104,7 +104,8 @@ def attack(
     began = time.perf_counter()
     prepared = prepare(update, model, config)
     agent = Agent(prepared.target, config.objective, config.agents, 0)
-    images = update.normalisation.invert(agent.run(steps).images).clamp(0, 1)
+    agent.run(steps)
+    images = update.normalisation.invert(agent.images).clamp(0, 1)
     anchor, labels = prepared.target.anchor, prepared.labels.labels
     matching = match(images, labels, private.images, private.labels)
     return {

@@ -119,7 +119,8 @@ def attack(model: nn.Module, case: Case, peeling: PeelingConfig, steps: int, see
     config = AttackConfig(labels=labels, peeling=peeling, agents=AgentsConfig(count=1, iterations=steps))
     target = prepare(update, model, config).target
     agent = Agent(target, config.objective, config.agents, seed)
-    images = CENTRED.invert(agent.run(steps).images).clamp(0, 1)
+    agent.run(steps)
+    images = CENTRED.invert(agent.images).clamp(0, 1)
     gains = (psnr(images, private.images) - psnr(constant_images(private.images), private.images)).tolist()
     exposure = measure_exposure(model, private, update)
     columns = zip(case.kinds, case.crops, exposure.losses, exposure.shares, gains, strict=True)

@@ -126,13 +126,14 @@ def descend(case: Case, agents: list[Agent], steps: int, variant: Variant) -> tu
     """Rounds up to the last step; the last consensus and the candidates."""
     period = max(1, round(variant.period * steps))
     consensus: Consensus | None = None
-    images = torch.stack([agent.candidate().images for agent in agents])
+    images = torch.stack([agent.images for agent in agents])
     while agents[0].step < steps:
         if variant.weight and agents[0].step >= round(variant.start * steps):
             consensus = register(images, config=variant.registration)
         until = min(steps, agents[0].step + period)
-        found = [agent.run(until, consensus.images if consensus else None) for agent in agents]
-        images = torch.stack([candidate.images for candidate in found])
+        for agent in agents:
+            agent.run(until, consensus.images if consensus else None)
+        images = torch.stack([agent.images for agent in agents])
     return register(images, config=variant.registration), images
 
 
@@ -160,7 +161,9 @@ def one_run(cell: str, run: int, steps: int, variants: dict[str, Variant], folde
     began = time.process_time()
     for share in (0.25, 0.5, 0.75, 1.0):
         at = round(share * steps)
-        images = torch.stack([agent.run(at).images for agent in agents])
+        for agent in agents:
+            agent.run(at)
+        images = torch.stack([agent.images for agent in agents])
         shared[at] = [agent.state() for agent in agents], time.process_time() - began
         kinds = {"none": PLAIN, "huber": HUBER, "wiener": WIENER}
         found = {name: case.psnr(register(images, config=config).images) for name, config in kinds.items()}
@@ -181,7 +184,8 @@ def one_run(cell: str, run: int, steps: int, variants: dict[str, Variant], folde
     began = time.process_time()
     config = AgentsConfig(iterations=AGENTS * steps)
     alone = Agent(case.target, replace(ObjectiveConfig(), group_weight=0.0), config, AGENTS * run)
-    images = alone.run(AGENTS * steps).images[None]
+    alone.run(AGENTS * steps)
+    images = alone.images[None]
     results["one agent"] = measured(case, register(images, config=PLAIN), images, time.process_time() - began)
     return {"cell": cell, "run": run, "intermediates": intermediates, "results": results}
 

@@ -97,13 +97,14 @@ def rows(cell: Cell, seeds: int, steps: int, done: set[tuple[str, str, int]]) ->
         for seed in range(seeds):
             if (cell.name, way, seed) in done:
                 continue
-            candidate = Inverter(objective, AgentsConfig(iterations=steps), seed).run(steps, None)
-            images = update.normalisation.invert(candidate.images).clamp(0, 1)
+            inverter = Inverter(objective, AgentsConfig(iterations=steps), seed)
+            inverter.run(steps, None)
+            images = update.normalisation.invert(inverter.images).clamp(0, 1)
             yield shared | {
                 "way": way,
                 "seed": seed,
                 "psnr": float(psnr(images, private.images).mean()),
-                "mismatch": objective.gradient_loss(candidate.images),
+                "mismatch": objective.gradient_loss(inverter.images),
                 "mismatch_at_private": objective.gradient_loss(update.normalisation.apply(private.images)),
             }
 

@@ -15,7 +15,7 @@ from ..agents import Agent, AgentsConfig, ObjectiveConfig
 from ..coordinator import Order, StateFile, Storage
 from ..target import Target
 from .agent_loop import AgentLoop, Reply, give_way
-from .transport import empty_images, rows, tensor
+from .transport import rows, tensor
 
 # Between two looks whether the first step is made.
 _LOOK_SECONDS = 0.2
@@ -75,9 +75,9 @@ class AgentProcess:
             self._is_warm = True
             threading.Thread(target=self._warm_up, daemon=True, name="warm up").start()
         reply: Reply = self._loop.submit(order, target[0]).result()
-        images = reply.candidate.images
-        rest = replace(reply, candidate=empty_images(reply.candidate))
-        return rest, *(rows(images, part).numpy() for part in parts)
+        images = reply.images
+        assert images is not None
+        return replace(reply, images=None), *(rows(images, part).numpy() for part in parts)
 
     def _warm_up(self) -> None:
         """Have what `register` imports ready before the first round ends, but not before the first step is made."""

@@ -10,13 +10,14 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..agents import Agent, Candidate
+from ..agents import Account, Agent
 from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
 from ..target import Target
 
@@ -37,7 +38,9 @@ class Reply:
     """The answer to an order."""
 
     round: int
-    candidate: Candidate
+    account: Account
+    images: Tensor | None
+    """The seed's batch, normalised; None where it travels apart."""
     notes: tuple[str, ...] = ()
     """What a person should know about the objective; told once by each process."""
     left: StateFile | None = None
@@ -86,7 +89,7 @@ class AgentLoop:
         self._submitting = threading.Lock()
         self._task: _Task | None = None
         self._last: Reply | None = None
-        self._unseen: list[Candidate] = []
+        self._unseen: list[Account] = []
         self._error: BaseException | None = None
         self._consensus: tuple[int, Tensor | None] = (-1, None)
         self._urgent, self._leaving = threading.Event(), threading.Event()
@@ -201,8 +204,7 @@ class AgentLoop:
                 self._moving.set()
             return self._urgent.is_set()
 
-        # Without the images: an agent in async mode that nobody asks for hours would keep hundreds of batches.
-        self._unseen.append(agent.run(until_step, consensus, interrupted, with_images=False))
+        self._unseen.append(agent.run(until_step, consensus, interrupted))
         self._moving.set()
 
     def _is_done(self, order: Order) -> bool:
@@ -252,7 +254,7 @@ class AgentLoop:
             if not done:
                 self._moving.set()  # it leaves: nothing else is worth waiting for
             left = None if done else self._write(leg.round, Future()).result()
-            reply = Reply(leg.round, self._newest(agent), notes, left)
+            reply = Reply(leg.round, self._newest(agent), agent.images, notes, left)
             if done:
                 self._last = reply
         else:
@@ -272,20 +274,10 @@ class AgentLoop:
         if save is not None and written is not None:
             self._write(save, written)
 
-    def _newest(self, agent: Agent) -> Candidate:
-        """The candidate as it stands, with everything recorded since the last answer."""
+    def _newest(self, agent: Agent) -> Account:
+        """Where the seed stands, with everything recorded since the last answer."""
         seen, self._unseen = self._unseen, []
-        newest = agent.candidate()
-        known = [
-            candidate.losses for candidate in seen if candidate.losses and candidate.incarnation == newest.incarnation
-        ]
-        return replace(
-            newest,
-            losses=known[-1] if known else {},
-            trace=tuple(row for candidate in seen for row in candidate.trace),
-            messages=tuple(text for candidate in seen for text in candidate.messages),
-            seconds=sum(candidate.seconds for candidate in seen),
-        )
+        return reduce(lambda earlier, later: later.after(earlier), [*seen, agent.account()])
 
     def _is_saved(self, round: int) -> bool:
         """Whether the state of a round is written, or on its way; one that failed is tried again."""

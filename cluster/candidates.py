@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -12,7 +11,7 @@ from jaxtyping import Int
 from ray.exceptions import RayError
 from torch import Tensor
 
-from ..agents import Candidate
+from ..agents import Account, Candidate
 from ..coordinator import CandidatesLostError, form_consensus
 from ..registration import Consensus, RegistrationConfig
 from .registering import form_in_parts
@@ -20,7 +19,7 @@ from .transport import tensor
 
 
 class Candidates:
-    """The newest candidate of each agent, with references to its images.
+    """The newest candidate of each agent: its account, and references to its images.
 
     Args:
         seeds: Of the agents, by position.
@@ -30,25 +29,25 @@ class Candidates:
     def __init__(self, seeds: Sequence[int], parts: Sequence[tuple[int, ...]]) -> None:
         self._seeds = seeds
         self.parts = list(parts)
-        self._newest: dict[int, Candidate] = {}
+        self._accounts: dict[int, Account] = {}
         self._images: dict[int, Sequence[Any]] = {}
 
-    def take(self, position: int, candidate: Candidate, images: Sequence[Any]) -> None:
+    def take(self, position: int, account: Account, images: Sequence[Any]) -> None:
         """A new one, with a reference to the images of each part."""
-        before = self._newest.get(position)
-        self._newest[position] = after(before, candidate) if before is not None else candidate
+        before = self._accounts.get(position)
+        self._accounts[position] = account.after(before) if before is not None else account
         self._images[position] = images
 
     def drop(self, position: int) -> None:
         """An agent takes part no more."""
-        self._newest.pop(position, None)
+        self._accounts.pop(position, None)
         self._images.pop(position, None)
 
-    def tell(self, positions: Iterable[int]) -> dict[int, Candidate]:
-        """Those that are there, with all that was recorded since they were told of last, and without their images."""
-        found = {position: self._newest[position] for position in positions if position in self._newest}
-        for position, candidate in found.items():
-            self._newest[position] = replace(candidate, trace=(), messages=(), seconds=0.0)
+    def tell(self, positions: Iterable[int]) -> dict[int, Account]:
+        """The accounts of those that are there, of all that happened since they were told of last."""
+        found = {position: self._accounts[position] for position in positions if position in self._accounts}
+        for position, account in found.items():
+            self._accounts[position] = account.told()
         return found
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
@@ -67,7 +66,7 @@ class Candidates:
             images = torch.empty(sum(map(len, self.parts)), *arrays[0].shape[1:])
             for part, array in zip(self.parts, arrays, strict=True):
                 images[list(part)] = tensor(array)
-            found.append(replace(self._newest[position], images=images))
+            found.append(self._accounts[position].with_images(images))
         if lost:
             raise CandidatesLostError(lost)
         return found
@@ -103,14 +102,3 @@ class Candidates:
         except RayError:
             self.fetch(positions)  # says which candidates are gone, if any
             return form_in_parts(self.parts, shared, [], seeds, labels, round, config)
-
-
-def after(before: Candidate, now: Candidate) -> Candidate:
-    """The newer candidate, with what was recorded on the way to both."""
-    return replace(
-        now,
-        trace=(*before.trace, *now.trace),
-        messages=(*before.messages, *now.messages),
-        seconds=before.seconds + now.seconds,
-        losses=now.losses or before.losses,
-    )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
-from ..agents import Candidate
+from ..agents import Account, Candidate
 from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import (
     AttackConfig,
@@ -30,7 +30,7 @@ from ..registration import Consensus, RegistrationConfig
 from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
 from .agent_loop import Reply, StaleOrderError
-from .candidates import Candidates, after
+from .candidates import Candidates
 from .failures import cause_of
 from .registering import count_parts
 from .resources import Share
@@ -139,7 +139,7 @@ class RayGroup:
         orders: Mapping[int, Order],
         enough: Callable[[int, int], bool],
         give_up: Callable[[float, int], bool],
-    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+    ) -> tuple[dict[int, Account], frozenset[int]]:
         """See `AgentGroup`."""
         self._failures.clear()
         busy = {call.position for call in self._calls.values()}
@@ -210,7 +210,7 @@ class RayGroup:
         if reply.left is not None:
             self._move_away(position, reply)
             return
-        self._candidates.take(position, reply.candidate, call.images)
+        self._candidates.take(position, reply.account, call.images)
         if order.save is not None and reply.round == order.current.round:
             write = self._roster.actors[position].saved.remote(order.save)
             self._writes[write] = (position, order.save)
@@ -349,7 +349,7 @@ class RayGroup:
 
 def _joined(begun: Reply, rest: Reply) -> Reply:
     """One reply of a round that was made in two parts."""
-    return replace(rest, candidate=after(begun.candidate, rest.candidate))
+    return replace(rest, account=rest.account.after(begun.account))
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from ..agents import Candidate
-
-
-def empty_images(candidate: Candidate) -> Candidate:
-    """The candidate without its images, which travel apart."""
-    return replace(candidate, images=torch.empty(0))
 
 
 def rows(images: Tensor, places: tuple[int, ...]) -> Tensor:

@@ -244,7 +244,7 @@ class Coordinator:
 
     def _conclude(self, rounds: Rounds, prepared: Preparation) -> Reconstruction:
         progress = self._progress
-        if not progress.candidates:
+        if not progress.accounts:
             # Continued after this round, and ended at once: the seeds need not move, but their candidates are wanted.
             progress.next_round = max(1, progress.next_round)
             rounds.make(self._plan[progress.next_round - 1], last=True)
@@ -254,7 +254,7 @@ class Coordinator:
         if progress.consensus is None:
             rounds.form_consensus(self._plan[progress.next_round - 1])
         while True:
-            usable = {position: progress.candidates[position] for position in rounds.usable()}
+            usable = {position: progress.accounts[position] for position in rounds.usable()}
             positions = finalists(usable, progress.history)
             try:
                 candidates: list[Candidate] = self._group.fetch(positions)
@@ -290,7 +290,7 @@ class Coordinator:
     # What a person sees.
 
     def _computing(self, seconds: float) -> float:
-        slowest = max((candidate.seconds for candidate in self._progress.candidates.values()), default=0.0)
+        slowest = max((account.seconds for account in self._progress.accounts.values()), default=0.0)
         return min(1.0, slowest / seconds) if seconds > 0 else 0.0
 
     def _tell(self, **facts: Any) -> None:

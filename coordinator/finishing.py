@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..agents import Candidate, Objective, Outcome
+from ..agents import Candidate, Objective, Outcome, Standing
 from ..capture import CapturedUpdate, defence_words
 from .config import AttackConfig
 from .ordering import arrange
@@ -24,18 +24,18 @@ from .selection import choose
 MOST_KEPT = 16
 
 
-def finalists(candidates: Mapping[int, Candidate], history: Sequence[Mapping[str, float]]) -> list[int]:
+def finalists(standings: Mapping[int, Standing], history: Sequence[Mapping[str, float]]) -> list[int]:
     """Positions of the seeds whose images are wanted for the final choice, in rising order.
 
     Args:
-        candidates: By position.
+        standings: Of the seeds that are still in the run, by position.
         history: Of the run; its last row of each seed tells the losses.
     """
-    positions = sorted(candidates)
+    positions = sorted(standings)
     if len(positions) <= MOST_KEPT:
         return positions
     last = {int(row["seed"]): row for row in history}
-    best = sorted(positions, key=lambda position: _evidence(last.get(candidates[position].seed, {})))
+    best = sorted(positions, key=lambda position: _evidence(last.get(standings[position].seed, {})))
     return sorted(best[:MOST_KEPT])
 
 
@@ -84,7 +84,7 @@ def conclude(
         rounds=progress.next_round,
         iterations=max(candidate.step for candidate in candidates),
         seconds=progress.seconds,
-        restarts=sum(candidate.incarnation for candidate in progress.candidates.values()),
+        restarts=sum(account.incarnation for account in progress.accounts.values()),
         outcome=Outcome.FINISHED if finished else Outcome.INTERRUPTED,
         messages=progress.events.messages(),
         config=facts,
@@ -99,9 +99,9 @@ def conclude(
     )
 
 
-def with_found_labels(prepared: Preparation, candidates: Sequence[Candidate]) -> Preparation:
+def with_found_labels(prepared: Preparation, seeds: Sequence[Standing]) -> Preparation:
     """Where labels are optimised with the images, with those that the only seed found: as if they had been known."""
-    found = candidates[0].labels
+    found = seeds[0].labels
     if found is None:
         return prepared
     labels = joint_labels(found)

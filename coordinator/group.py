@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..agents import Candidate
+from ..agents import Account, Candidate
 from ..registration import Consensus, RegistrationConfig
 from ..storage.tensor_file import StateFile
 from ..target import Target
@@ -55,7 +55,7 @@ class AgentGroup(Protocol):
 
     def run_round(
         self, orders: Mapping[int, Order], enough: Callable[[int, int], bool], give_up: Callable[[float, int], bool]
-    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+    ) -> tuple[dict[int, Account], frozenset[int]]:
         """Have the orders carried out; returns when enough agents are done.
 
         An agent that is lost is waited for, and given its order again when it is back.
@@ -67,9 +67,8 @@ class AgentGroup(Protocol):
                 are.
 
         Returns:
-            The newest candidate of each agent that has one, with the losses recorded since the last call; its images
-            may be left behind until ``form_consensus`` or ``fetch`` wants them. And the positions of the agents that
-            take part no more.
+            The account of each agent that has one, of what happened since the last call; its images stay behind until
+            ``form_consensus`` or ``fetch`` wants them. And the positions of the agents that take part no more.
         """
 
     def renew(self, position: int, order: Order) -> None:
@@ -85,7 +84,7 @@ class AgentGroup(Protocol):
         """
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
-        """The newest candidates with their images.
+        """The newest candidates.
 
         Raises:
             CandidatesLostError: Some are gone.

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from statistics import median
 
-from ..agents import AgentsConfig, Candidate, Outcome
+from ..agents import AgentsConfig, Outcome, Standing
 from .config import CoordinatorConfig
 
 _OUT = (Outcome.DROPPED, Outcome.NOT_FINITE, Outcome.DIVERGED)
@@ -28,19 +28,19 @@ def plan_rounds(iterations: int, config: CoordinatorConfig) -> list[Round]:
     return [Round(index, end, end >= start or end == iterations) for index, end in enumerate(ends)]
 
 
-def usable(candidates: Sequence[Candidate]) -> list[int]:
-    """Positions of the candidates whose seed is still in the run."""
-    return [index for index, candidate in enumerate(candidates) if candidate.outcome not in _OUT]
+def usable(standings: Sequence[Standing]) -> list[int]:
+    """Positions of the seeds that are still in the run."""
+    return [index for index, standing in enumerate(standings) if standing.outcome not in _OUT]
 
 
-def fresh(candidates: Sequence[Candidate], config: CoordinatorConfig) -> list[int]:
-    """Positions of the usable candidates that are not too far behind the median seed (``async``)."""
-    positions = usable(candidates)
+def fresh(standings: Sequence[Standing], config: CoordinatorConfig) -> list[int]:
+    """Positions of the usable seeds that are not too far behind the median seed (``async``)."""
+    positions = usable(standings)
     if not positions:
         return []
-    middle = median(candidates[index].step for index in positions)
+    middle = median(standings[index].step for index in positions)
     oldest = middle - config.staleness * config.period
-    return [index for index in positions if candidates[index].step >= oldest]
+    return [index for index in positions if standings[index].step >= oldest]
 
 
 @dataclass(frozen=True)

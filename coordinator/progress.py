@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..agents import Candidate, Outcome
+from ..agents import Account, Outcome
 from ..registration import Consensus
 from .events import EventLog
 
@@ -23,8 +23,8 @@ class Progress:
     consensus: Consensus | None = None
     orders: Int[Tensor, "seed batch"] | None = None
     """For each seed, which of its images stands at each place of the consensus."""
-    candidates: dict[int, Candidate] = field(default_factory=dict)
-    """The newest of each seed that takes part, by position; the images may have been left with the agents."""
+    accounts: dict[int, Account] = field(default_factory=dict)
+    """The newest of each seed that takes part, by position."""
     history: list[dict[str, float]] = field(default_factory=list)
     registration: list[dict[str, float]] = field(default_factory=list)
     events: EventLog = field(default_factory=EventLog)
@@ -91,20 +91,20 @@ class Progress:
             }
         )
 
-    def record(self, round: int, candidate: Candidate) -> None:
-        """Take a candidate's losses and messages."""
-        for index, text in enumerate(candidate.messages, start=1):
-            last = index == len(candidate.messages) and candidate.outcome is Outcome.DROPPED
+    def record(self, round: int, account: Account) -> None:
+        """Take an account's losses and messages."""
+        for index, text in enumerate(account.messages, start=1):
+            last = index == len(account.messages) and account.outcome is Outcome.DROPPED
             kind = "seed_dropped" if last else "seed_diverged"
-            self.events.note(kind, text, seeds=(candidate.seed,), level="warning", round=round)
-        rate = steps_per_second(candidate)
-        for row in candidate.trace:
-            facts = {"round": round, "seed": candidate.seed, "incarnation": candidate.incarnation}
+            self.events.note(kind, text, seeds=(account.seed,), level="warning", round=round)
+        rate = steps_per_second(account)
+        for row in account.trace:
+            facts = {"round": round, "seed": account.seed, "incarnation": account.incarnation}
             self.history.append({**facts, **row, "steps_per_second": rate})
 
 
-def steps_per_second(candidate: Candidate) -> float:
-    """How fast the seed moved since its previous candidate, while it computed."""
-    if not candidate.trace or candidate.seconds <= 0:
+def steps_per_second(account: Account) -> float:
+    """How fast the seed moved since its previous account, while it computed."""
+    if not account.trace or account.seconds <= 0:
         return 0.0
-    return (candidate.trace[-1]["step"] - candidate.trace[0]["step"]) / candidate.seconds
+    return (account.trace[-1]["step"] - account.trace[0]["step"]) / account.seconds

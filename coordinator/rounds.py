@@ -1,4 +1,4 @@
-"""One round after the other: orders to the seeds, candidates back, and the consensus they form."""
+"""One round after the other: orders to the seeds, accounts back, and the consensus they form."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class Rounds:
         }
         waits = self._config.coordinator.mode is Mode.SYNC
         enough = partial(enough_done, last_round=last, waits_for_all=waits)
-        candidates, gone = self._group.run_round(orders, enough, self._give_up)
+        accounts, gone = self._group.run_round(orders, enough, self._give_up)
         self._leave(gone)
-        for candidate in candidates.values():
-            self._progress.record(current.index, candidate)
-        self._progress.candidates = dict(sorted(candidates.items()))
+        for account in accounts.values():
+            self._progress.record(current.index, account)
+        self._progress.accounts = dict(sorted(accounts.items()))
         self.usable()
 
     def usable(self, only_fresh: bool = False) -> list[int]:
@@ -89,16 +89,16 @@ class Rounds:
         Raises:
             AllSeedsFailedError: None does.
         """
-        positions, candidates = list(self._progress.candidates), list(self._progress.candidates.values())
-        if not candidates:
+        positions, accounts = list(self._progress.accounts), list(self._progress.accounts.values())
+        if not accounts:
             raise AllSeedsFailedError(
                 "Every agent was lost with its candidate; resume=true continues from the last round."
             )
-        if not usable(candidates):
+        if not usable(accounts):
             raise AllSeedsFailedError(
                 f"{Outcome.ALL_SEEDS_FAILED.value}; lower agents.learning_rate or change the loss."
             )
-        chosen = fresh(candidates, self._config.coordinator) if only_fresh else usable(candidates)
+        chosen = fresh(accounts, self._config.coordinator) if only_fresh else usable(accounts)
         return [positions[index] for index in chosen]
 
     def _legs(self, current: Round) -> Callable[[int], Leg]:
@@ -117,7 +117,7 @@ class Rounds:
         enough = partial(enough_done, last_round=True, waits_for_all=True)
         found, gone = self._group.run_round(orders, enough, self._give_up)
         self._leave(gone)
-        self._progress.candidates |= found
+        self._progress.accounts |= found
 
     def _give_up(self, lost_seconds: float, others: int) -> bool:
         # Who wants the run to end does not want to wait for a machine first.
@@ -126,7 +126,7 @@ class Rounds:
     def _leave(self, positions: Iterable[int]) -> None:
         for position in positions:
             self._itinerary.leave(position)
-            self._progress.candidates.pop(position, None)
+            self._progress.accounts.pop(position, None)
             self._saving.lost(position)
 
     @property
@@ -183,7 +183,7 @@ class Rounds:
     @property
     def meets(self) -> bool:
         """Whether there is something that a seed without a state can begin near."""
-        return self._progress.consensus is not None or bool(self._progress.candidates)
+        return self._progress.consensus is not None or bool(self._progress.accounts)
 
     def _meeting_point(self) -> Tensor:
         """What a seed that comes late begins near: the consensus, or what it would be now."""

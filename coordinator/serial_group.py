@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..agents import Agent, Candidate
+from ..agents import Account, Agent, Candidate
 from ..capture import CapturedUpdate
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
@@ -31,7 +31,7 @@ class SerialGroup:
         self.peeled = False
         self._config = config
         self._agents: list[Agent] = []
-        self._candidates: dict[int, Candidate] = {}
+        self._accounts: dict[int, Account] = {}
 
     def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
@@ -52,13 +52,13 @@ class SerialGroup:
 
     def run_round(
         self, orders: Mapping[int, Order], enough: Callable[[int, int], bool], give_up: Callable[[float, int], bool]
-    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+    ) -> tuple[dict[int, Account], frozenset[int]]:
         """See `AgentGroup`."""
         found = {position: self._run(position, orders[position]) for position in sorted(orders)}
-        self._candidates |= found
+        self._accounts |= found
         return found, frozenset()
 
-    def _run(self, position: int, order: Order) -> Candidate:
+    def _run(self, position: int, order: Order) -> Account:
         leg = order.current
         consensus = None if leg.consensus is None else leg.consensus[list(leg.order)]
         return self._agents[position].run(leg.until_step, consensus)
@@ -75,7 +75,7 @@ class SerialGroup:
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
         """See `AgentGroup`."""
-        return [self._candidates[position] for position in positions]
+        return [self._accounts[position].with_images(self._agents[position].images) for position in positions]
 
     def settle(self, seconds: float) -> None:
         """Nothing was saved."""

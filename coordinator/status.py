@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
-from ..agents import Candidate, Outcome
+from ..agents import Account, Outcome
 from .progress import Progress, steps_per_second
 
 
@@ -23,12 +23,12 @@ class SeedStatus:
     deaths: int = 0
     """Times its process was lost."""
     losses: dict[str, float] = field(default_factory=dict)
-    """Of the last candidate, by term."""
+    """Of the last account, by term."""
     outcome: Outcome = Outcome.RUNNING
     steps_per_second: float = 0.0
     """While it computed, in the last round."""
     behind: float = 0.0
-    """Periods that the last candidate was behind the median seed (staleness; 0 in ``sync`` mode)."""
+    """Periods that the last account was behind the median seed (staleness; 0 in ``sync`` mode)."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,29 @@ def seed_statuses(
         members: Positions of the seeds that take part.
         period: Steps of a period where seeds may be behind each other (``async``); None in ``sync`` mode.
     """
-    steps = sorted(candidate.step for candidate in progress.candidates.values())
+    steps = sorted(account.step for account in progress.accounts.values())
     middle = steps[len(steps) // 2] if steps else 0
     found = []
     for position, seed in enumerate(seeds):
         deaths, present = progress.deaths.get(position, 0), position in members
-        candidate = progress.candidates.get(position)
-        if candidate is None:
+        account = progress.accounts.get(position)
+        if account is None:
             found.append(SeedStatus(seed, present=present, deaths=deaths))
             continue
-        behind = max(0, middle - candidate.step) / period if period is not None else 0.0
-        found.append(_seed_status(candidate, present, deaths, behind))
+        behind = max(0, middle - account.step) / period if period is not None else 0.0
+        found.append(_seed_status(account, present, deaths, behind))
     return tuple(found)
 
 
-def _seed_status(candidate: Candidate, present: bool, deaths: int, behind: float) -> SeedStatus:
+def _seed_status(account: Account, present: bool, deaths: int, behind: float) -> SeedStatus:
     return SeedStatus(
-        candidate.seed,
-        step=candidate.step,
+        account.seed,
+        step=account.step,
         present=present,
-        incarnation=candidate.incarnation,
+        incarnation=account.incarnation,
         deaths=deaths,
-        losses=candidate.losses,
-        outcome=candidate.outcome,
-        steps_per_second=steps_per_second(candidate),
+        losses=account.losses,
+        outcome=account.outcome,
+        steps_per_second=steps_per_second(account),
         behind=behind,
     )

@@ -155,7 +155,7 @@ def test_nothing_hangs_on_the_words_beside_the_values(plain: CapturedUpdate, con
 def result_of(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
     """An attack that found nothing."""
     grey = torch.full((4, 3, 8, 8), 0.5)
-    candidate = Candidate(grey, 0, 0, 20, {"gradient": 0.5, "total": 0.5}, Outcome.FINISHED)
+    candidate = Candidate(0, 0, 20, {"gradient": 0.5, "total": 0.5}, Outcome.FINISHED, images=grey)
     return Reconstruction(
         images=grey,
         labels=RecoveredLabels(LABELS, torch.ones(4), "given", "The server knows the labels.", ()),

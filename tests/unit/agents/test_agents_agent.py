@@ -15,6 +15,12 @@ _STANDS_STILL = 0.0
 _SHAPE = (2, 1, 4, 4)
 
 
+def _after(descends: Agent | Inverter, *run: Any) -> Tensor:
+    """The images after a run."""
+    descends.run(*run)
+    return descends.images
+
+
 @pytest.fixture
 def formula_agent(
     monkeypatch: pytest.MonkeyPatch, formula_objective: Callable[..., Any]
@@ -40,21 +46,21 @@ def test_a_seed_that_fails_starts_again_from_the_consensus(formula_agent: Callab
     runs = formula_agent(_fails_on(6))
     runs.run(4)
     consensus = torch.full(_SHAPE, 5.0)
-    candidate = runs.run(8, consensus)
-    assert (candidate.outcome, candidate.incarnation, candidate.step) == (Outcome.RUNNING, 1, 8)
-    # The objective is flat, so the candidate is where it started: the consensus and a little noise.
-    assert 0 < float((candidate.images - consensus).abs().mean()) < 2 * _CONFIG.learning_rate
-    assert len(candidate.messages) == 1
-    assert "Seed 3 failed at step 7" in candidate.messages[0]
-    assert "restart 1 of 2" in candidate.messages[0]
+    account = runs.run(8, consensus)
+    assert (account.outcome, account.incarnation, account.step) == (Outcome.RUNNING, 1, 8)
+    # The objective is flat, so the account is where it started: the consensus and a little noise.
+    assert 0 < float((runs.images - consensus).abs().mean()) < 2 * _CONFIG.learning_rate
+    assert len(account.messages) == 1
+    assert "Seed 3 failed at step 7" in account.messages[0]
+    assert "restart 1 of 2" in account.messages[0]
 
 
 def test_without_a_consensus_it_starts_from_noise(formula_agent: Callable[..., Agent]) -> None:
-    candidate = formula_agent(_fails_on(1)).run(4)
-    assert candidate.incarnation == 1
-    assert float(candidate.images.std()) == pytest.approx(1.0, abs=0.5)
+    runs = formula_agent(_fails_on(1))
+    assert runs.run(4).incarnation == 1
+    assert float(runs.images.std()) == pytest.approx(1.0, abs=0.5)
     expected = Inverter(formula_agent(_fails_on())._objective, _CONFIG, seed=3, incarnation=1).images
-    torch.testing.assert_close(candidate.images, expected)
+    torch.testing.assert_close(runs.images, expected)
 
 
 def test_it_joins_the_round_with_half_the_learning_rate(formula_agent: Callable[..., Agent]) -> None:
@@ -62,18 +68,18 @@ def test_it_joins_the_round_with_half_the_learning_rate(formula_agent: Callable[
     runs.run(4)
     consensus = torch.zeros(_SHAPE)
     moved = Inverter(runs._objective, _CONFIG, 3, incarnation=1, step=4, start=consensus).images
-    candidate = runs.run(5, consensus)
-    assert (candidate.incarnation, candidate.step) == (1, 5)
+    account = runs.run(5, consensus)
+    assert (account.incarnation, account.step) == (1, 5)
     rate = learning_rate(4, steps=10, warmup=0, peak=0.05)
-    torch.testing.assert_close(moved - candidate.images, torch.full(_SHAPE, rate), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moved - runs.images, torch.full(_SHAPE, rate), rtol=1e-4, atol=1e-6)
 
 
 def test_when_its_restarts_are_used_up_it_is_dropped(formula_agent: Callable[..., Agent]) -> None:
     runs = formula_agent(lambda images, now: images.sum() * float("nan"))
-    candidate = runs.run(4)
-    assert candidate.outcome is Outcome.DROPPED
-    assert candidate.incarnation == 2
-    assert [("restart" in message, "dropped" in message) for message in candidate.messages] == [
+    account = runs.run(4)
+    assert account.outcome is Outcome.DROPPED
+    assert account.incarnation == 2
+    assert [("restart" in message, "dropped" in message) for message in account.messages] == [
         (True, False),
         (True, False),
         (True, True),
@@ -97,10 +103,10 @@ def test_restarts_are_counted_over_all_rounds(formula_agent: Callable[..., Agent
 def test_a_step_far_too_large_ends_in_words(smooth_target: Callable[..., Any]) -> None:
     target, _ = smooth_target(dtype=torch.float32)
     config = AgentsConfig(iterations=10, warmup=0, learning_rate=1e30, sign=False, box=False, restarts=1)
-    candidate = Agent(target, ObjectiveConfig(total_variation_weight=1.0), config, seed=0).run(10)
-    assert candidate.outcome is Outcome.DROPPED
-    assert candidate.incarnation == 1
-    assert len(candidate.messages) == 2
+    account = Agent(target, ObjectiveConfig(total_variation_weight=1.0), config, seed=0).run(10)
+    assert account.outcome is Outcome.DROPPED
+    assert account.incarnation == 1
+    assert len(account.messages) == 2
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
@@ -114,10 +120,10 @@ def test_a_restored_agent_goes_on_bit_for_bit(smooth_target: Callable[..., Any],
     before.run(5)
     after.restore(before.state())
     assert after.step == 5
-    candidate = after.run(10, consensus)
-    assert candidate.outcome is Outcome.FINISHED
-    assert torch.equal(candidate.images, last.images)
-    assert candidate.losses == last.losses
+    account = after.run(10, consensus)
+    assert account.outcome is Outcome.FINISHED
+    assert torch.equal(after.images, whole.images)
+    assert account.losses == last.losses
 
 
 def test_a_dropped_agent_stays_dropped_when_restored(formula_agent: Callable[..., Agent]) -> None:
@@ -133,7 +139,7 @@ def test_the_count_of_restarts_is_part_of_the_state(formula_agent: Callable[...,
     runs = formula_agent(_fails_on(1, 4))
     runs.run(2)
     runs.run(4)
-    assert runs.candidate().incarnation == 2
+    assert runs.account().incarnation == 2
     restored = formula_agent(_fails_on(0))
     restored.restore(runs.state())
     assert restored.run(6).outcome is Outcome.DROPPED
@@ -143,18 +149,18 @@ def test_the_state_of_another_seed_is_refused_and_changes_nothing(formula_agent:
     dropped = formula_agent(lambda images, now: images.sum() * float("nan"), seed=8)
     dropped.run(4)
     runs = formula_agent(_fails_on(), seed=3)
-    before = runs.candidate().images
+    before = runs.images
     with pytest.raises(ValueError, match="belongs to seed 8, not to seed 3"):
         runs.restore(dropped.state())
-    assert runs.candidate().outcome is Outcome.RUNNING
-    assert torch.equal(runs.candidate().images, before)
+    assert runs.account().outcome is Outcome.RUNNING
+    assert torch.equal(runs.images, before)
 
 
 def test_the_candidate_as_it_stands(formula_agent: Callable[..., Agent]) -> None:
     runs = formula_agent(_fails_on())
-    assert (runs.candidate().step, runs.candidate().outcome) == (0, Outcome.RUNNING)
+    assert (runs.account().step, runs.account().outcome) == (0, Outcome.RUNNING)
     runs.run(10)
-    assert (runs.candidate().step, runs.candidate().outcome) == (10, Outcome.FINISHED)
+    assert (runs.account().step, runs.account().outcome) == (10, Outcome.FINISHED)
 
 
 # Rounds that are made in parts.
@@ -222,8 +228,8 @@ def test_an_interrupted_round_is_the_whole_round(
     _bits(parts.state(), whole.state())
     assert (rest.outcome, rest.step, rest.incarnation) == (last.outcome, last.step, last.incarnation)
     assert (*messages, *rest.messages) == last.messages
-    _bits({"images": rest.images}, {"images": last.images})
-    _bits({"images": parts.run(24, consensus).images}, {"images": whole.run(24, consensus).images})
+    _bits({"images": parts.images}, {"images": whole.images})
+    _bits({"images": _after(parts, 24, consensus)}, {"images": _after(whole, 24, consensus)})
 
 
 def test_so_is_a_round_in_single_steps(failing_agent: Callable[..., Agent]) -> None:
@@ -233,14 +239,14 @@ def test_so_is_a_round_in_single_steps(failing_agent: Callable[..., Agent]) -> N
         whole.run(until, consensus)
         while steps.step < until:
             steps.run(until, consensus, _counts(1))
-    assert whole.candidate().incarnation == 1
+    assert whole.account().incarnation == 1
     _bits(steps.state(), whole.state())
 
 
 def test_it_stands_where_it_was_interrupted(formula_agent: Callable[..., Agent]) -> None:
     runs = formula_agent(_fails_on())
-    candidate = runs.run(8, None, _counts(3))
-    assert (candidate.step, candidate.outcome, runs.step, runs.finished) == (3, Outcome.RUNNING, 3, False)
+    account = runs.run(8, None, _counts(3))
+    assert (account.step, account.outcome, runs.step, runs.finished) == (3, Outcome.RUNNING, 3, False)
     assert runs.run(8, None, lambda: True).step == 3
     assert runs.run(8).step == 8
     assert runs.run(10).outcome is Outcome.FINISHED
@@ -256,7 +262,7 @@ def test_a_seed_that_joins_begins_near_what_the_others_have_found(formula_agent:
     start = torch.full(_SHAPE, 5.0)
     runs.join(6, start)
     assert runs.step == 6
-    distance = (runs.candidate().images - start).abs().mean()
+    distance = (runs.images - start).abs().mean()
     assert 0 < float(distance) < 2 * _CONFIG.learning_rate
     assert runs.run(10).outcome is Outcome.FINISHED
 
@@ -266,7 +272,7 @@ def test_its_noise_is_its_own(formula_agent: Callable[..., Agent]) -> None:
     for seed in (3, 4):
         runs = formula_agent(_fails_on(), seed=seed)
         runs.join(4, start)
-        found.append(runs.candidate().images)
+        found.append(runs.images)
     assert not torch.equal(*found)
 
 
@@ -280,7 +286,7 @@ def test_what_it_did_before_plays_no_part(formula_agent: Callable[..., Agent], s
     for runs in (used, fresh):
         runs.join(2, start)
     _bits(used.state(), fresh.state())
-    _bits({"images": used.run(10).images}, {"images": fresh.run(10).images})
+    _bits({"images": _after(used, 10)}, {"images": _after(fresh, 10)})
 
 
 def test_to_join_at_the_beginning_is_to_begin(formula_agent: Callable[..., Agent]) -> None:
@@ -293,17 +299,17 @@ def test_a_dropped_seed_may_join_again_with_all_its_restarts(formula_agent: Call
     runs = formula_agent(_fails_on(0, 1, 2, 5))
     assert runs.run(4).outcome is Outcome.DROPPED
     runs.join(4, torch.zeros(_SHAPE))
-    assert runs.candidate().outcome is Outcome.RUNNING
-    candidate = runs.run(8)
-    assert (candidate.outcome, candidate.incarnation) == (Outcome.RUNNING, 1)
+    assert runs.account().outcome is Outcome.RUNNING
+    account = runs.run(8)
+    assert (account.outcome, account.incarnation) == (Outcome.RUNNING, 1)
 
 
 def test_a_seed_that_fails_in_its_first_round_starts_again_where_it_joined(formula_agent: Callable[..., Agent]) -> None:
     runs = formula_agent(_fails_on(1))
     runs.run(1)
     runs.join(4, torch.zeros(_SHAPE))
-    candidate = runs.run(5)
-    assert (candidate.incarnation, candidate.step) == (1, 5)
+    account = runs.run(5)
+    assert (account.incarnation, account.step) == (1, 5)
 
 
 def test_images_of_another_shape_are_no_place_to_begin(formula_agent: Callable[..., Agent]) -> None:

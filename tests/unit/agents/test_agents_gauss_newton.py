@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ from gradinversion.target import Target
 from torch import Tensor
 
 _SIZE = 30
+
+
+def _after(descends: Agent | Inverter, *run: Any) -> Tensor:
+    """The images after a run."""
+    descends.run(*run)
+    return descends.images
 
 
 def _anywhere(variables: Tensor) -> None:
@@ -193,9 +200,9 @@ def test_the_residual_is_zero_at_the_private_images(anchored: tuple[Target, Tens
 
 
 def _error(target: Target, truth: Tensor, config: AgentsConfig) -> float:
-    found = Inverter(Objective(target, ObjectiveConfig()), config, seed=0).run(config.iterations, None)
-    assert found.step == config.iterations
-    return float((found.images - truth).square().mean().sqrt())
+    inverter = Inverter(Objective(target, ObjectiveConfig()), config, seed=0)
+    assert inverter.run(config.iterations, None).step == config.iterations
+    return float((inverter.images - truth).square().mean().sqrt())
 
 
 def test_the_finish_finds_the_images_to_rounding(anchored: tuple[Target, Tensor]) -> None:
@@ -218,7 +225,7 @@ def test_where_something_is_left_open_there_is_none(anchored: tuple[Target, Tens
     found = []
     for share in (0.7, 0.0):
         inverter = Inverter(Objective(target, ObjectiveConfig()), AgentsConfig(iterations=360, finish=share), seed=0)
-        found.append(inverter.run(12, None).images)
+        found.append(_after(inverter, 12, None))
         assert "finish_move" not in inverter.state()
     assert torch.equal(*found)
 
@@ -232,7 +239,7 @@ def test_a_seed_goes_on_from_its_checkpoint(anchored: tuple[Target, Tensor], pau
         agent.join(245, truth)  # as one that was lost: the descent before costs a test only time
         agent.run(pause, truth)
     fresh.restore(paused.state())
-    assert torch.equal(straight.run(280, truth).images, fresh.run(280, truth).images)
+    assert torch.equal(_after(straight, 280, truth), _after(fresh, 280, truth))
     assert straight.state().keys() == fresh.state().keys()
 
 
@@ -240,10 +247,10 @@ def test_a_seed_that_joins_at_the_end_begins_there(anchored: tuple[Target, Tenso
     target, truth = anchored
     agent = Agent(target, ObjectiveConfig(), AgentsConfig(iterations=1000), seed=1)
     agent.join(900, truth)
-    before = float((agent.candidate().images - truth).norm())
+    before = float((agent.images - truth).norm())
     found = agent.run(1000, truth)
     assert found.step == 1000
-    assert float((found.images - truth).norm()) < 0.5 * before
+    assert float((agent.images - truth).norm()) < 0.5 * before
 
 
 def _contradictory(x: Tensor) -> Tensor:
@@ -292,8 +299,8 @@ def test_a_finish_that_stalls_gives_way_to_a_second_descent(
     assert "finish_move" not in state
     again, plain = Agent(wrong, ObjectiveConfig(), _LONG, seed=0), replace(_LONG, finish=0.0)
     again.restore(state)
-    ends = [again.run(600, None), Inverter(Objective(wrong, ObjectiveConfig()), plain, seed=0).run(600, None)]
-    errors = [float((end.images - anchored[1]).norm()) for end in ends]
+    ends = [_after(again, 600, None), _after(Inverter(Objective(wrong, ObjectiveConfig()), plain, seed=0), 600, None)]
+    errors = [float((end - anchored[1]).norm()) for end in ends]
     assert errors[0] < 1.25 * errors[1]
 
 
@@ -301,7 +308,7 @@ def test_a_second_descent_goes_on_from_its_checkpoint(wrong: Target, second: Age
     fresh = Agent(wrong, ObjectiveConfig(), _LONG, seed=0)
     state = second.state()
     fresh.restore(state)
-    assert torch.equal(second.run(430, None).images, fresh.run(430, None).images)
+    assert torch.equal(_after(second, 430, None), _after(fresh, 430, None))
     assert torch.equal(second.state()["again"], fresh.state()["again"])
     for again in (torch.tensor([0]), torch.tensor([600]), torch.tensor([1, 2])):
         with pytest.raises(ValueError, match=r"again|second descent begins"):
@@ -310,10 +317,10 @@ def test_a_second_descent_goes_on_from_its_checkpoint(wrong: Target, second: Age
 
 def test_a_first_descent_is_taken_over_from_a_second(wrong: Target, second: Agent) -> None:
     agent = Agent(wrong, ObjectiveConfig(), _LONG, seed=0)
-    beginning, first = agent.state(), agent.run(3, None).images
+    beginning, first = agent.state(), _after(agent, 3, None)
     agent.restore(second.state())
     agent.restore(beginning)
-    assert torch.equal(agent.run(3, None).images, first)
+    assert torch.equal(_after(agent, 3, None), first)
 
 
 def test_losses_are_told_as_before(anchored: tuple[Target, Tensor]) -> None:

@@ -14,6 +14,12 @@ _STEPS = AgentsConfig(iterations=12, warmup=3, learning_rate=0.1)
 _NOISY = AgentsConfig(iterations=12, warmup=3, learning_rate=0.1, noise=0.2, sign=False)
 
 
+def _after(descends: Inverter, *run: Any) -> Tensor:
+    """The images after a run."""
+    descends.run(*run)
+    return descends.images
+
+
 def _objective(smooth_target: Callable[..., Any]) -> Objective:
     target, _ = smooth_target(dtype=torch.float32)
     return Objective(target, ObjectiveConfig())
@@ -28,9 +34,9 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor], but: tuple[str, ...]
 def test_the_same_seed_gives_the_same_bits(smooth_target: Callable[..., Any], config: AgentsConfig) -> None:
     objective = _objective(smooth_target)
     runs = [Inverter(objective, config, seed=5) for _ in range(2)]
-    candidates = [run.run(10, None) for run in runs]
-    assert torch.equal(candidates[0].images, candidates[1].images)
-    assert candidates[0].losses == candidates[1].losses
+    accounts = [run.run(10, None) for run in runs]
+    assert torch.equal(runs[0].images, runs[1].images)
+    assert accounts[0].losses == accounts[1].losses
     assert _same(runs[0].state(), runs[1].state())
 
 
@@ -44,11 +50,11 @@ def test_other_seeds_and_incarnations_give_other_images(smooth_target: Callable[
 
 def test_the_global_random_numbers_play_no_part(smooth_target: Callable[..., Any]) -> None:
     objective = _objective(smooth_target)
-    first = Inverter(objective, _NOISY, seed=5).run(4, None)
+    first = _after(Inverter(objective, _NOISY, seed=5), 4, None)
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    second = Inverter(objective, _NOISY, seed=5).run(4, None)
-    assert torch.equal(first.images, second.images)
+    second = _after(Inverter(objective, _NOISY, seed=5), 4, None)
+    assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -69,7 +75,7 @@ def test_a_pause_changes_nothing(
 
     if consensus_from != 5:  # the same target throughout: one go
         one_go = Inverter(objective, config, seed=5)
-        assert torch.equal(one_go.run(10, target(0)).images, last.images)
+        assert torch.equal(_after(one_go, 10, target(0)), whole.images)
         assert _same(one_go.state(), whole.state())
 
     before = Inverter(objective, config, seed=5)
@@ -79,9 +85,9 @@ def test_a_pause_changes_nothing(
     after = Inverter(objective, config, seed=5)
     after.restore(state)
     assert _same(after.state(), state)
-    candidate = after.run(10, target(5))
-    assert torch.equal(candidate.images, last.images)
-    assert candidate.losses == last.losses
+    account = after.run(10, target(5))
+    assert torch.equal(after.images, whole.images)
+    assert account.losses == last.losses
     assert _same(after.state(), whole.state())
 
 
@@ -89,10 +95,10 @@ def test_restoring_an_early_state_into_one_that_has_run_on(smooth_target: Callab
     objective = _objective(smooth_target)
     used = Inverter(objective, _NOISY, seed=5)
     beginning = used.state()
-    first = used.run(6, None).images
+    first = _after(used, 6, None)
     used.restore(beginning)
     assert used.step == 0
-    assert torch.equal(used.run(6, None).images, first)
+    assert torch.equal(_after(used, 6, None), first)
 
 
 def test_a_state_of_another_incarnation_is_taken_over_whole(smooth_target: Callable[..., Any]) -> None:
@@ -102,7 +108,7 @@ def test_a_state_of_another_incarnation_is_taken_over_whole(smooth_target: Calla
     fresh = Inverter(objective, _NOISY, seed=5)
     fresh.restore(restarted.state())
     assert (fresh.incarnation, fresh.step) == (2, 6)
-    assert torch.equal(fresh.run(12, None).images, restarted.run(12, None).images)
+    assert torch.equal(_after(fresh, 12, None), _after(restarted, 12, None))
 
 
 def test_the_state_of_another_seed_is_refused(smooth_target: Callable[..., Any]) -> None:
@@ -116,9 +122,9 @@ def test_the_state_of_another_seed_is_refused(smooth_target: Callable[..., Any])
 
 @pytest.mark.parametrize("seed", [0, 2**62, -1])
 def test_seeds_of_any_size(smooth_target: Callable[..., Any], seed: int) -> None:
-    candidate = Inverter(_objective(smooth_target), _STEPS, seed=seed).run(1, None)
-    assert candidate.seed == seed
-    assert bool(torch.isfinite(candidate.images).all())
+    inverter = Inverter(_objective(smooth_target), _STEPS, seed=seed)
+    assert inverter.run(1, None).seed == seed
+    assert bool(torch.isfinite(inverter.images).all())
 
 
 @pytest.mark.parametrize("incarnation", [0, 1, 2])
@@ -137,7 +143,7 @@ def test_each_step_has_the_schedule_s_size(formula_objective: Callable[..., Any]
 def test_with_sign_the_size_of_the_derivative_plays_no_part(formula_objective: Callable[..., Any]) -> None:
     config = AgentsConfig(iterations=8, learning_rate=0.1, box=False, sign=True)
     runs = [Inverter(formula_objective(lambda x, call, c=c: c * x.square().sum()), config, 0) for c in (1e-6, 1e6)]
-    assert torch.equal(runs[0].run(8, None).images, runs[1].run(8, None).images)
+    assert torch.equal(_after(runs[0], 8, None), _after(runs[1], 8, None))
 
 
 def test_noise_is_a_multiple_of_the_learning_rate(formula_objective: Callable[..., Any]) -> None:
@@ -153,14 +159,14 @@ def test_the_box_holds_after_every_step(formula_objective: Callable[..., Any]) -
     config = AgentsConfig(iterations=6, warmup=0, learning_rate=10.0, noise=1.0, box=True)
     inverter = Inverter(formula_objective(lambda images, call: -images.square().sum()), config, seed=0)
     for step in range(1, 7):
-        images = inverter.run(step, None).images
+        images = _after(inverter, step, None)
         assert -1.0 <= float(images.min()) <= float(images.max()) <= 1.0
     assert float(images.abs().max()) == 1.0  # it did push against the walls
 
 
 def test_without_the_box_pixels_may_leave_it(formula_objective: Callable[..., Any]) -> None:
     config = AgentsConfig(iterations=6, warmup=0, learning_rate=10.0, box=False)
-    images = Inverter(formula_objective(lambda images, call: -images.square().sum()), config, 0).run(6, None).images
+    images = _after(Inverter(formula_objective(lambda images, call: -images.square().sum()), config, 0), 6, None)
     assert float(images.abs().max()) > 5.0
 
 
@@ -175,22 +181,23 @@ def test_it_begins_near_a_given_start(formula_objective: Callable[..., Any]) -> 
 def test_descending_brings_the_gradient_loss_down(smooth_target: Callable[..., Any]) -> None:
     target, _ = smooth_target(dtype=torch.float32)
     objective = Objective(target, ObjectiveConfig(total_variation_weight=0.01))
-    candidate = Inverter(objective, AgentsConfig(iterations=80, warmup=5, learning_rate=0.1), seed=0).run(80, None)
-    assert candidate.outcome is Outcome.FINISHED
-    assert candidate.trace[-1]["gradient"] < 0.5 * candidate.trace[0]["gradient"]
-    assert [row["step"] for row in candidate.trace] == [float(step) for step in range(1, 81)]
-    assert candidate.losses == {name: value for name, value in candidate.trace[-1].items() if name != "step"}
+    account = Inverter(objective, AgentsConfig(iterations=80, warmup=5, learning_rate=0.1), seed=0).run(80, None)
+    assert account.outcome is Outcome.FINISHED
+    assert account.trace[-1]["gradient"] < 0.5 * account.trace[0]["gradient"]
+    assert [row["step"] for row in account.trace] == [float(step) for step in range(1, 81)]
+    assert account.losses == {name: value for name, value in account.trace[-1].items() if name != "step"}
 
 
-def test_the_candidate_says_where_it_stands(smooth_target: Callable[..., Any]) -> None:
+def test_the_account_says_where_the_seed_stands(smooth_target: Callable[..., Any]) -> None:
     inverter = Inverter(_objective(smooth_target), _STEPS, seed=3)
     halfway = inverter.run(6, None)
     assert (halfway.seed, halfway.incarnation, halfway.step, halfway.outcome) == (3, 0, 6, Outcome.RUNNING)
     assert inverter.run(6, None).step == 6  # nothing left to do
+    images = inverter.images
+    kept = images.clone()
     assert inverter.run(12, None).outcome is Outcome.FINISHED
-    kept = halfway.images.clone()
-    assert torch.equal(halfway.images, kept)
-    assert not torch.equal(halfway.images, inverter.images)
+    assert torch.equal(images, kept)
+    assert not torch.equal(images, inverter.images)
 
 
 def _nan_at(call: int) -> Callable[[Tensor, int], Tensor]:
@@ -199,19 +206,19 @@ def _nan_at(call: int) -> Callable[[Tensor, int], Tensor]:
 
 def test_a_loss_that_is_not_a_number_is_an_outcome(formula_objective: Callable[..., Any]) -> None:
     config = AgentsConfig(iterations=10, warmup=0)
-    candidate = Inverter(formula_objective(_nan_at(3)), config, seed=0).run(10, None)
-    assert candidate.outcome is Outcome.NOT_FINITE
-    assert candidate.step == 4
-    assert len(candidate.trace) == 3
+    account = Inverter(formula_objective(_nan_at(3)), config, seed=0).run(10, None)
+    assert account.outcome is Outcome.NOT_FINITE
+    assert account.step == 4
+    assert len(account.trace) == 3
 
 
 @pytest.mark.parametrize("sign", [True, False])
 def test_it_is_noticed_even_where_no_loss_was_recorded(formula_objective: Callable[..., Any], sign: bool) -> None:
     # Of 1,000 steps each fifth is recorded; the bad one is not among them.
     config = AgentsConfig(iterations=1000, warmup=0, sign=sign)
-    candidate = Inverter(formula_objective(_nan_at(6)), config, seed=0).run(100, None)
-    assert candidate.outcome is Outcome.NOT_FINITE
-    assert candidate.step == 10
+    account = Inverter(formula_objective(_nan_at(6)), config, seed=0).run(100, None)
+    assert account.outcome is Outcome.NOT_FINITE
+    assert account.step == 10
 
 
 @pytest.mark.parametrize("sign", [True, False])
@@ -229,8 +236,8 @@ def test_a_loss_far_above_where_it_began_is_divergence(formula_objective: Callab
         return (0 * images).sum() + (1.0 if call < 4 else 21.0)
 
     config = AgentsConfig(iterations=10, warmup=0)
-    candidate = Inverter(formula_objective(rising), config, seed=0).run(10, None)
-    assert (candidate.outcome, candidate.step) == (Outcome.DIVERGED, 5)
+    account = Inverter(formula_objective(rising), config, seed=0).run(10, None)
+    assert (account.outcome, account.step) == (Outcome.DIVERGED, 5)
 
 
 def test_a_loss_that_rises_less_is_not(formula_objective: Callable[..., Any]) -> None:

@@ -30,16 +30,16 @@ def unknown(smooth_target: Callable[..., Any]) -> Any:
 def test_the_labels_are_found_with_the_images(unknown: Any) -> None:
     target, _ = unknown
     agent = Agent(target, _OBJECTIVE, _LBFGS, seed=0)
-    before = agent.candidate().labels
-    candidate = agent.run(150)
-    assert candidate.outcome is Outcome.FINISHED
-    assert candidate.labels is not None
+    before = agent.account().labels
+    account = agent.run(150)
+    assert account.outcome is Outcome.FINISHED
+    assert account.labels is not None
     assert before is not None
-    assert candidate.images.shape == (2, 1, 5, 5)
-    torch.testing.assert_close(candidate.labels.sum(1), torch.ones(2))
-    assert sorted(candidate.labels.argmax(1).tolist()) == [0, 1]
+    assert agent.images.shape == (2, 1, 5, 5)
+    torch.testing.assert_close(account.labels.sum(1), torch.ones(2))
+    assert sorted(account.labels.argmax(1).tolist()) == [0, 1]
     assert sorted(before.argmax(1).tolist()) != [0, 1]
-    assert candidate.trace[-1]["gradient"] < 0.02 * candidate.trace[0]["gradient"]
+    assert account.trace[-1]["gradient"] < 0.02 * account.trace[0]["gradient"]
 
 
 def test_the_right_images_with_the_right_labels_have_the_captured_gradient(unknown: Any) -> None:
@@ -60,21 +60,21 @@ def test_a_restored_agent_goes_on_bit_for_bit(unknown: Any, config: AgentsConfig
     last = whole.run(30)
     before.run(15)
     after.restore(before.state())
-    candidate = after.run(30)
-    assert torch.equal(candidate.images, last.images)
+    account = after.run(30)
+    assert torch.equal(after.images, whole.images)
     assert last.labels is not None
-    assert candidate.labels is not None
-    assert torch.equal(candidate.labels, last.labels)
+    assert account.labels is not None
+    assert torch.equal(account.labels, last.labels)
 
 
 def test_the_box_holds_the_pixels_and_not_the_labels(unknown: Any) -> None:
     target, _ = unknown
     config = AgentsConfig(iterations=5, warmup=0, learning_rate=3.0, sign=True, box=True)
     agent = Agent(target, _OBJECTIVE, config, seed=2)
-    candidate = agent.run(5)
+    agent.run(5)
     low, high = target.update.normalisation.bounds()
-    assert bool((candidate.images >= low - 1e-6).all())
-    assert bool((candidate.images <= high + 1e-6).all())
+    assert bool((agent.images >= low - 1e-6).all())
+    assert bool((agent.images <= high + 1e-6).all())
     logits = agent.state()["images_and_labels"][:, 25:]
     assert float(logits.abs().max()) > float(high.max())
 
@@ -83,8 +83,8 @@ def test_near_a_start_labels_are_anyone_s(unknown: Any) -> None:
     target, truth = unknown
     agent = Agent(target, _OBJECTIVE, _ADAM, seed=2)
     agent.join(5, truth.float())
-    assert float((agent.candidate().images - truth).abs().mean()) < 0.2
-    assert agent.candidate().labels is not None
+    assert float((agent.images - truth).abs().mean()) < 0.2
+    assert agent.account().labels is not None
 
 
 def test_known_labels_are_not_among_the_variables(smooth_target: Callable[..., Any], unknown: Any) -> None:

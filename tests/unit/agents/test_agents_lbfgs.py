@@ -93,9 +93,9 @@ def test_an_agent_descends_with_it_and_goes_on_bit_for_bit(smooth_target: object
     last = whole.run(60)
     before.run(25)
     after.restore(before.state())
-    candidate = after.run(60)
-    assert candidate.outcome is Outcome.FINISHED
-    assert torch.equal(candidate.images, last.images)
+    account = after.run(60)
+    assert account.outcome is Outcome.FINISHED
+    assert torch.equal(after.images, whole.images)
     assert last.trace[-1]["gradient"] < 0.05 * Agent(target, objective, config, seed=4).run(1).trace[0]["gradient"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,12 @@ TRAININGS = [
     LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.9, weight_decay=0.01),
     LocalTraining(0.05, epochs=2, batch_size=3, momentum=0.5),
 ]
+
+
+def _after(descends: Inverter, *run: Any) -> Tensor:
+    """The images after a run."""
+    descends.run(*run)
+    return descends.images
 
 
 def trained(smooth_target: SmoothTarget, local: LocalTraining, batch_norm: str = "eval") -> tuple[Target, Tensor]:
@@ -121,7 +128,7 @@ def test_one_step_is_the_gradient_bit_for_bit_where_the_division_is_exact(smooth
     assert all(torch.equal(again.gradients[name], g) for name, g in gradient.update.gradients.items())
     config = AgentsConfig(iterations=20)
     images = [
-        Inverter(Objective(target, ObjectiveConfig()), config, seed=0).run(20, None).images
+        _after(Inverter(Objective(target, ObjectiveConfig()), config, seed=0), 20, None)
         for target in (gradient, replace(gradient, update=again))
     ]
     assert torch.equal(*images)
@@ -131,7 +138,7 @@ def test_one_step_that_was_retraced_descends_as_the_gradient_does(smooth_target:
     target, _ = trained(smooth_target, LocalTraining(0.5))
     config = AgentsConfig(iterations=10, sign=False)
     images = [
-        Inverter(Objective(replace(target, update=update), ObjectiveConfig()), config, seed=0).run(10, None).images
+        _after(Inverter(Objective(replace(target, update=update), ObjectiveConfig()), config, seed=0), 10, None)
         for update in (target.update, as_gradient(target.update, target.model))
     ]
     torch.testing.assert_close(*images, rtol=0, atol=1e-6)

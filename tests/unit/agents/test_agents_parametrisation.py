@@ -20,6 +20,12 @@ _GRADIENT_ALONE = ObjectiveConfig(total_variation_weight=0.0, group_weight=0.0)
 _STEPS = 80
 
 
+def _after(descends: Agent, *run: Any) -> Tensor:
+    """The images after a run."""
+    descends.run(*run)
+    return descends.images
+
+
 class _Decoder(nn.Module):
     """A small decoder: latents to a coarse picture, then two convolutions."""
 
@@ -88,7 +94,7 @@ def test_images_of_the_generator_are_found_far_better_by_latents_than_by_pixels(
         signed = AgentsConfig(iterations=_STEPS, warmup=5)
         config = _config(noise=0.0) if known is not None else signed
         objective = _GRADIENT_ALONE if known is not None else ObjectiveConfig(group_weight=0.0)
-        found[kind] = _psnr(target, Agent(target, objective, config, seed=1).run(_STEPS).images, truth)
+        found[kind] = _psnr(target, _after(Agent(target, objective, config, seed=1), _STEPS), truth)
     assert found["latents"] > found["pixels"] + 5, found
     assert found["latents"] > 25, found
 
@@ -98,9 +104,9 @@ def test_candidates_are_images_of_the_generator_in_normalised_pixels(generator: 
     agent = Agent(target, _GRADIENT_ALONE, _config(), seed=1)
     latents = torch.randn(2, 24, generator=torch.Generator().manual_seed(1_000_003))
     expected = target.update.normalisation.apply(generator(latents))
-    torch.testing.assert_close(agent.candidate().images, expected)
-    candidate = agent.run(10)
-    shown = target.update.normalisation.invert(candidate.images)
+    torch.testing.assert_close(agent.images, expected)
+    agent.run(10)
+    shown = target.update.normalisation.invert(agent.images)
     assert -1e-6 <= float(shown.min()) <= float(shown.max()) <= 1 + 1e-6
 
 
@@ -117,10 +123,10 @@ def test_a_restored_agent_goes_on_bit_for_bit(generator: _Decoder, truth: Tensor
     assert "images" not in state
     before.run(12)  # must not reach into the state that was taken
     after.restore(state)
-    candidate = after.run(20, consensus)
-    assert torch.equal(candidate.images, last.images)
-    assert candidate.losses == last.losses
-    assert candidate.outcome is Outcome.FINISHED
+    account = after.run(20, consensus)
+    assert torch.equal(after.images, whole.images)
+    assert account.losses == last.losses
+    assert account.outcome is Outcome.FINISHED
 
 
 def test_the_group_term_pulls_the_latents(generator: _Decoder, truth: Tensor) -> None:
@@ -128,8 +134,8 @@ def test_the_group_term_pulls_the_latents(generator: _Decoder, truth: Tensor) ->
     consensus = target.update.normalisation.apply(truth)
     objective = ObjectiveConfig(gradient_weight=0.0, total_variation_weight=0.0, group_weight=1.0)
     agent = Agent(target, objective, _config(noise=0.0), seed=3)
-    before = _psnr(target, agent.candidate().images, truth)
-    assert _psnr(target, agent.run(_STEPS, consensus).images, truth) > before + 6
+    before = _psnr(target, agent.images, truth)
+    assert _psnr(target, _after(agent, _STEPS, consensus), truth) > before + 6
 
 
 def test_a_seed_joins_near_the_consensus_with_latents_of_its_own(generator: _Decoder, truth: Tensor) -> None:
@@ -139,7 +145,7 @@ def test_a_seed_joins_near_the_consensus_with_latents_of_its_own(generator: _Dec
     for agent in agents:
         agent.join(30, consensus)
         assert agent.step == 30
-    assert _psnr(target, agents[0].candidate().images, truth) > 20
+    assert _psnr(target, agents[0].images, truth) > 20
     states = [agent.state()["latents"] for agent in agents]
     assert torch.equal(states[0], states[1])
     assert float((states[0] - states[2]).abs().mean()) > 0.01
@@ -165,10 +171,10 @@ def test_with_no_term_at_all_images_are_random_ones_of_the_generator(generator: 
     target = _target(generator, truth)
     nothing = ObjectiveConfig(gradient_weight=0.0, total_variation_weight=0.0, batch_norm_weight=0.0)
     agent = Agent(target, nothing, _config(noise=0.0), seed=1)
-    before = agent.candidate().images
-    candidate = agent.run(_STEPS)
-    assert torch.equal(candidate.images, before)
-    assert candidate.outcome is Outcome.FINISHED
+    before = agent.images
+    account = agent.run(_STEPS)
+    assert torch.equal(agent.images, before)
+    assert account.outcome is Outcome.FINISHED
     assert Objective(target, nothing).evidence(before) == 0.0
 
 
@@ -191,9 +197,9 @@ def test_a_generator_that_fails_on_the_way_is_an_outcome(generator: _Decoder, tr
             return generator(latents) * (float("nan") if self.calls > 4 else 1.0)
 
     agent = Agent(_target(Fragile(), truth), _GRADIENT_ALONE, _config(restarts=1), seed=1)
-    candidate = agent.run(20)
-    assert candidate.outcome is Outcome.DROPPED
-    assert len(candidate.messages) == 2
+    account = agent.run(20)
+    assert account.outcome is Outcome.DROPPED
+    assert len(account.messages) == 2
 
 
 def test_pixels_unless_there_is_a_generator(formula_objective: Callable[..., Any], generator: _Decoder) -> None:

@@ -71,7 +71,7 @@ def make(
     batch = len(private.images)
     losses = {"gradient": 0.041, "total_variation": 0.08, "total": 0.045}
     candidates = tuple(
-        Candidate(NORMALISATION.apply(noisy(noise * 1.4)), seed, int(seed == 1), 1000, losses, Outcome.FINISHED)
+        Candidate(seed, int(seed == 1), 1000, losses, Outcome.FINISHED, images=NORMALISATION.apply(noisy(noise * 1.4)))
         for seed in range(seeds)
     )
     reconstruction = Reconstruction(

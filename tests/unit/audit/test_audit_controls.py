@@ -59,7 +59,7 @@ def attack_on(model: nn.Module, done: list[tuple[CapturedUpdate, AttackConfig]])
         prepared = prepare(update, model, config)
         seeds = range(config.agents.count)
         agents = [Agent(prepared.target, config.objective, config.agents, config.seed + seed) for seed in seeds]
-        candidates = tuple(agent.run(config.agents.iterations) for agent in agents)
+        candidates = tuple(agent.run(config.agents.iterations).with_images(agent.images) for agent in agents)
         mean = shown(update, torch.stack([candidate.images for candidate in candidates]).mean(0))
         return Reconstruction(
             images=mean,

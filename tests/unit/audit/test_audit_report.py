@@ -261,9 +261,7 @@ def test_hostile_text_stays_text(attack: Attack, tmp_path: Path) -> None:
         batch=2, messages=(HOSTILE,), model_id=HOSTILE, defence=HOSTILE, batch_norm=HOSTILE
     )
     labels = dataclasses.replace(reconstruction.labels, method=HOSTILE, assumption=HOSTILE, warnings=(HOSTILE,))
-    candidate = dataclasses.replace(
-        reconstruction.candidates[0], messages=(HOSTILE,), losses={HOSTILE: 1.0, "gradient": 0.1}
-    )
+    candidate = dataclasses.replace(reconstruction.candidates[0], losses={HOSTILE: 1.0, "gradient": 0.1})
     reconstruction = dataclasses.replace(
         reconstruction,
         labels=labels,

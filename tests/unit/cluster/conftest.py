@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Candidate, ObjectiveConfig
+from gradinversion.agents import Account, Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.capture import capture_gradient
 from gradinversion.cluster.agent_loop import AgentLoop, Reply
 from gradinversion.coordinator import Leg, Order, Origin, StateFile, Storage
@@ -85,11 +85,11 @@ class Process:
         agent._objective.terms = watched  # type: ignore[method-assign]
         return agent
 
-    def naive(self) -> list[Candidate]:
-        """The candidates of all rounds, by an agent that nothing ever happens to."""
+    def naive(self) -> list[tuple[Account, Tensor]]:
+        """The accounts and images of all rounds, by an agent that nothing ever happens to."""
         agent, shared = self.make(self._target), self._shared
         consensus = {None: None, "consensus 2": shared["consensus 2"][[1, 0]], "consensus 3": shared["consensus 3"]}
-        return [agent.run(leg.until_step, consensus[leg.consensus]) for leg in LEGS]
+        return [(agent.run(leg.until_step, consensus[leg.consensus]), agent.images) for leg in LEGS]
 
     def save_round(self, index: int) -> StateFile:
         """The state after a round that is made from the beginning."""

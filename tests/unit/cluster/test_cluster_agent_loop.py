@@ -9,30 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, Candidate
+from gradinversion.agents import Account, Agent
 from gradinversion.cluster.agent_loop import Reply, StaleOrderError
 from gradinversion.coordinator import Leg, Order, Origin, Storage, StorageError, read_tensors, state_name, write_state
 from gradinversion.target import Target
+from torch import Tensor
 
 
-def same(reply: Reply, candidate: Candidate) -> None:
-    found = reply.candidate
-    assert torch.equal(found.images, candidate.images)
-    assert (found.step, found.incarnation, found.outcome) == (
-        candidate.step,
-        candidate.incarnation,
-        candidate.outcome,
-    )
-    assert (found.losses, found.trace, found.messages) == (candidate.losses, candidate.trace, candidate.messages)
+def same(reply: Reply, expected: tuple[Account, Tensor | None]) -> None:
+    found, (told, images) = reply.account, expected
+    assert reply.images is not None
+    assert images is not None
+    assert torch.equal(reply.images, images)
+    assert (found.step, found.incarnation, found.outcome) == (told.step, told.incarnation, told.outcome)
+    assert (found.losses, found.trace, found.messages) == (told.losses, told.trace, told.messages)
 
 
 def test_round_by_round_it_is_the_agent_s_own_descent(process: Callable[..., Any], order: Callable[..., Order]) -> None:
     expected = process().naive()
     one = process()
-    for index, candidate in enumerate(expected):
+    for index, wanted in enumerate(expected):
         reply = one.reply(order(index))
         assert (reply.round, reply.left) == (index, None)
-        same(reply, candidate)
+        same(reply, wanted)
     assert one.steps == list(range(40))
     assert one.loop.step == 40
 
@@ -71,8 +70,8 @@ def test_a_seed_that_joined_late_is_replayed(
     for index in range(1, until + 1):
         reply = one.reply(order(index, **joins))
     assert one.steps == list(range(10, 10 * (until + 1)))
-    same(fresh.reply(order(until, **joins)), reply.candidate)
-    assert not torch.equal(reply.candidate.images, process().reply(order(until)).candidate.images)
+    same(fresh.reply(order(until, **joins)), (reply.account, reply.images))
+    assert not torch.equal(reply.images, process().reply(order(until)).images)
 
 
 FAILURES = {
@@ -88,14 +87,14 @@ FAILURES = {
 def test_a_round_that_was_left_in_the_middle_is_ended_elsewhere(
     process: Callable[..., Any], fails: Any, order: Callable[..., Order]
 ) -> None:
-    expected = process(fails=fails).naive()[2]
+    expected, images = process(fails=fails).naive()[2]
     one = process(fails=fails)
     one.reply(order(1))
     one.hooks[25] = one.loop.leave
     begun = one.reply(order(2))
     assert begun.left is not None
     # The step that was under way is ended first.
-    assert begun.candidate.step == begun.left.step == 26
+    assert begun.account.step == begun.left.step == 26
     assert one.reply(order(2)).left is not None  # asked again it does not go on either
     assert max(one.steps) == 25
     elsewhere = process(fails=fails)
@@ -103,10 +102,10 @@ def test_a_round_that_was_left_in_the_middle_is_ended_elsewhere(
     assert rest.left is None
     assert elsewhere.steps[0] == 26
     # A dropped seed's images are not numbers, in both.
-    torch.testing.assert_close(rest.candidate.images, expected.images, rtol=0, atol=0, equal_nan=True)
-    assert rest.candidate.outcome == expected.outcome
-    assert rest.candidate.incarnation == expected.incarnation
-    assert (*begun.candidate.messages, *rest.candidate.messages) == expected.messages
+    torch.testing.assert_close(rest.images, images, rtol=0, atol=0, equal_nan=True)
+    assert rest.account.outcome == expected.outcome
+    assert rest.account.incarnation == expected.incarnation
+    assert (*begun.account.messages, *rest.account.messages) == expected.messages
 
 
 def test_it_leaves_between_two_rounds_with_the_next_order(
@@ -160,7 +159,7 @@ def test_it_does_so_also_before_the_first_step(process: Callable[..., Any], orde
     one.loop._has_work = newer_order_comes_now  # type: ignore[method-assign]
     with pytest.raises(StaleOrderError):
         one.reply(order(0))
-    assert answers[0].result().candidate.step == 10
+    assert answers[0].result().account.step == 10
     assert one.steps == list(range(10))
 
 
@@ -172,7 +171,7 @@ def test_an_older_coordinator_is_refused_and_changes_nothing(
     with pytest.raises(StaleOrderError, match="epoch 1 was replaced by 2"):
         one.reply(order(1, epoch=1))
     assert one.loop.step == 10
-    assert torch.equal(one.reply(order(0, epoch=2)).candidate.images, first.candidate.images)
+    assert torch.equal(one.reply(order(0, epoch=2)).images, first.images)
 
 
 def test_of_two_coordinators_that_ask_at_once_the_newer_one_wins(
@@ -192,7 +191,7 @@ def test_of_two_coordinators_that_ask_at_once_the_newer_one_wins(
             thread.start()
         for thread in threads:
             thread.join()
-        assert answers[4].result().candidate.step == 10
+        assert answers[4].result().account.step == 10
         with pytest.raises(StaleOrderError, match="replaced by 4"):
             one.reply(order(0, epoch=3))
 
@@ -234,7 +233,7 @@ def test_an_agent_that_cannot_be_made_is_made_again(
     monkeypatch.setattr(one.loop, "_make", fails_once)
     with pytest.raises(RuntimeError, match="no memory"):
         one.reply(order(0))
-    assert one.reply(order(0)).candidate.step == 10
+    assert one.reply(order(0)).account.step == 10
 
 
 def test_a_state_of_other_images_is_refused_and_the_loop_lives(
@@ -250,7 +249,7 @@ def test_a_state_of_other_images_is_refused_and_the_loop_lives(
     (tmp_path / state.name).write_bytes(b"torn")
     with pytest.raises(StorageError, match="bytes instead of"):
         one.reply(order(1, since=1, stint=(1, 3), state=state))
-    assert one.reply(order(1)).candidate.step == 20
+    assert one.reply(order(1)).account.step == 20
 
 
 def test_a_new_coordinator_s_consensus_of_the_same_round_is_another(

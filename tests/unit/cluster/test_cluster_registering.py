@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from gradinversion.cluster import registering
 from gradinversion.cluster.registering import count_parts, form_in_parts, register_part
-from gradinversion.cluster.transport import empty_images, tensor
+from gradinversion.cluster.transport import tensor
 from gradinversion.coordinator import form_consensus, parts_by_label
 from gradinversion.registration import RegistrationConfig
 from torch import Tensor
@@ -147,19 +146,9 @@ def test_a_part_travels_without_what_is_large(cluster: Cluster, images: Tensor) 
     assert orders.shape == (3, len(part))
 
 
-def test_images_that_travelled_may_be_written_to(make_candidate: Callable[[Tensor], Any]) -> None:
+def test_images_that_travelled_may_be_written_to() -> None:
     array = np.zeros((2, 2), dtype=np.float32)
     array.setflags(write=False)
     found = tensor(array)
     found += 1
     assert array.sum() == 0
-    candidate = make_candidate(torch.ones(3))
-    assert empty_images(candidate).images.numel() == 0
-    assert candidate.images.numel() == 3
-
-
-@pytest.fixture
-def make_candidate() -> Callable[[Tensor], Any]:
-    from gradinversion.agents import Candidate, Outcome
-
-    return lambda images: Candidate(images, 0, 0, 1, {}, Outcome.RUNNING)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Candidate
+from gradinversion.agents import Account, Agent, AgentsConfig, Candidate
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.coordinator import (
     AttackConfig,
@@ -42,7 +42,7 @@ class SerialGroup:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
         self.here = set(range(len(self.seeds)))
         self.agents: dict[int, Agent] = {}
-        self.candidates: dict[int, Candidate] = {}
+        self.accounts: dict[int, Account] = {}
         self.rounds: list[dict[int, Order]] = []
         self.storage = storage
         self.closed = False
@@ -65,15 +65,15 @@ class SerialGroup:
         orders: Mapping[int, Order],
         enough: Callable[[int, int], bool],
         give_up: Callable[[float, int], bool],
-    ) -> tuple[dict[int, Candidate], frozenset[int]]:
+    ) -> tuple[dict[int, Account], frozenset[int]]:
         self.rounds.append(dict(orders))
         gone = frozenset(position for position in orders if position not in self.here and give_up(float("inf"), 1))
         found = {position: self.run(position, orders[position]) for position in sorted(orders.keys() - gone)}
-        self.candidates |= found
+        self.accounts |= found
         self.listener.idle()
         return found, gone
 
-    def run(self, position: int, order: Order) -> Candidate:
+    def run(self, position: int, order: Order) -> Account:
         if self._stints.get(position) != order.origin.stint:
             self.begin(position, order)
         agent = self.agents[position]
@@ -84,7 +84,7 @@ class SerialGroup:
         ]
         if order.save is not None:
             self.listener.saved(order.save, position, self.save(position, order.save))
-        return found[-1] if found else agent.candidate()
+        return found[-1] if found else agent.account()
 
     def begin(self, position: int, order: Order) -> None:
         config, origin = self.config, order.origin
@@ -111,7 +111,7 @@ class SerialGroup:
         return form_consensus(images, [self.seeds[position] for position in positions], labels, round, config)
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
-        return [self.candidates[position] for position in positions]
+        return [self.accounts[position].with_images(self.agents[position].images) for position in positions]
 
     def settle(self, seconds: float) -> None:
         # States were told as soon as they were written: what is missing now will never come.

@@ -6,14 +6,13 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from gradinversion.agents import AgentsConfig, Candidate, Outcome
+from gradinversion.agents import AgentsConfig, Outcome, Standing
 from gradinversion.coordinator import CoordinatorConfig
 from gradinversion.coordinator.policy import Go, Wait, decide_members, enough_done, fresh, give_up, plan_rounds, usable
 
 
-def candidate(step: int, outcome: Outcome = Outcome.RUNNING) -> Candidate:
-    return Candidate(torch.zeros(1, 3, 4, 4), 0, 0, step, {}, outcome)
+def standing(step: int, outcome: Outcome = Outcome.RUNNING) -> Standing:
+    return Standing(0, 0, step, {}, outcome)
 
 
 def test_rounds_cover_all_steps_and_the_last_forms_a_consensus() -> None:
@@ -32,14 +31,14 @@ def test_a_period_longer_than_the_run_gives_one_round() -> None:
 
 
 def test_failed_seeds_are_not_usable() -> None:
-    found = usable([candidate(5), candidate(5, Outcome.DROPPED), candidate(5, Outcome.FINISHED)])
+    found = usable([standing(5), standing(5, Outcome.DROPPED), standing(5, Outcome.FINISHED)])
     assert found == [0, 2]
 
 
 def test_stale_candidates_are_left_out() -> None:
     config = CoordinatorConfig(period=10, staleness=2)
-    assert fresh([candidate(step) for step in (100, 80, 79, 100, 100)], config) == [0, 1, 3, 4]
-    assert fresh([candidate(1, Outcome.DROPPED)], config) == []
+    assert fresh([standing(step) for step in (100, 80, 79, 100, 100)], config) == [0, 1, 3, 4]
+    assert fresh([standing(1, Outcome.DROPPED)], config) == []
 
 
 @pytest.mark.parametrize("wrong", [{"period": 0}, {"start": 1.5}, {"staleness": 0}])

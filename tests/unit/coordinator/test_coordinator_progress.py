@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Candidate, Outcome
+from gradinversion.agents import Account, Outcome
 from gradinversion.coordinator.progress import Progress, steps_per_second
 from gradinversion.registration import Consensus
 
 
-def candidate(
+def account(
     seed: int = 3, outcome: Outcome = Outcome.RUNNING, messages: tuple[str, ...] = (), seconds: float = 2.0
-) -> Candidate:
+) -> Account:
     trace = ({"step": 10.0, "total": 0.5}, {"step": 20.0, "total": math.nan})
-    return Candidate(torch.zeros(1, 1, 8, 8), seed, 1, 20, {"total": 0.25}, outcome, seconds, messages, trace)
+    return Account(seed, 1, 20, {"total": 0.25}, outcome, None, seconds, messages, trace)
 
 
 def consensus(left_out: tuple[str, ...] = ()) -> Consensus:
@@ -29,7 +29,7 @@ def consensus(left_out: tuple[str, ...] = ()) -> Consensus:
 @pytest.fixture
 def progress() -> Progress:
     progress = Progress(next_round=5, seconds=12.5, deaths={0: 2, 11: 1})
-    progress.record(4, candidate(messages=("Seed 3 failed at step 7: odd; restart 1 of 2.",)))
+    progress.record(4, account(messages=("Seed 3 failed at step 7: odd; restart 1 of 2.",)))
     progress.agree(consensus(left_out=("Seed 1 is not finite.",)), torch.tensor([[0, 1], [1, 0]]), 20)
     return progress
 
@@ -78,7 +78,7 @@ def test_before_there_is_a_consensus_there_are_no_tensors() -> None:
 def test_what_a_checkpoint_got_does_not_change_afterwards(progress: Progress) -> None:
     facts, tensors = progress.facts(), progress.tensors()
     kept = copy.deepcopy((facts, tensors))
-    progress.record(5, candidate(seed=4, messages=("Seed 4 failed.",)))
+    progress.record(5, account(seed=4, messages=("Seed 4 failed.",)))
     progress.deaths[0] = 9
     assert progress.orders is not None
     progress.orders[1] = torch.tensor([0, 1])  # a seed that came back
@@ -113,12 +113,12 @@ def test_the_registration_of_a_round_in_numbers(progress: Progress) -> None:
 )
 def test_only_the_last_message_of_a_dropped_seed_says_that_it_was_dropped(outcome: Outcome, kinds: list[str]) -> None:
     progress = Progress()
-    progress.record(0, candidate(outcome=outcome, messages=("Seed 3 failed once.", "Seed 3 failed again.")))
+    progress.record(0, account(outcome=outcome, messages=("Seed 3 failed once.", "Seed 3 failed again.")))
     assert [event.kind for event in progress.events.events()] == kinds
     assert all(event.seeds == (3,) and event.round == 0 for event in progress.events.events())
 
 
 def test_a_seed_that_did_not_compute_has_no_speed() -> None:
-    assert steps_per_second(candidate()) == 5.0
-    assert steps_per_second(candidate(seconds=0.0)) == 0.0
-    assert steps_per_second(Candidate(torch.zeros(1), 0, 0, 0, {}, Outcome.RUNNING, 1.0)) == 0.0
+    assert steps_per_second(account()) == 5.0
+    assert steps_per_second(account(seconds=0.0)) == 0.0
+    assert steps_per_second(Account(0, 0, 0, {}, Outcome.RUNNING, seconds=1.0)) == 0.0

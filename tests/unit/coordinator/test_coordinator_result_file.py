@@ -40,9 +40,6 @@ def candidate(seed: int) -> Candidate:
         step=100 + seed,
         losses={"gradient": 1 / 3, "total": math.nan},
         outcome=Outcome.NOT_FINITE if seed else Outcome.FINISHED,
-        seconds=0.1 + seed,
-        messages=("one", "two, with ünïcode"),
-        trace=({"step": 5, "total": -math.inf}, {"step": 10, "total": -0.0}),
         labels=torch.rand(2, 10),
     )
 

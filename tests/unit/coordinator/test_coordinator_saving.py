@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from gradinversion.agents import Candidate, Outcome
+from gradinversion.agents import Account, Outcome
 from gradinversion.coordinator import CheckpointStore, FencedError, StateFile, Storage, StorageError, state_name
 from gradinversion.coordinator.progress import Progress
 from gradinversion.coordinator.saving import Saving
@@ -294,14 +293,14 @@ def test_without_a_store_nothing_is_ever_free() -> None:
 # The curves.
 
 
-def candidate() -> Candidate:
-    return Candidate(torch.zeros(1), 10, 0, 2, {}, Outcome.RUNNING, 1.0, ("Seed 10 was odd.",), ({"step": 2.0},))
+def account() -> Account:
+    return Account(10, 0, 2, {}, Outcome.RUNNING, None, 1.0, ("Seed 10 was odd.",), ({"step": 2.0},))
 
 
 def test_curves_and_events_are_written(tmp_path: Path) -> None:
     saving = Saving(None, Storage(tmp_path), SEEDS, lambda *arguments, **more: None)
     progress = Progress()
-    progress.record(0, candidate())
+    progress.record(0, account())
     saving.write_curves(progress, wait=True)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (row["step"], row["seed"]) == (2.0, 10)
@@ -316,7 +315,7 @@ def test_curves_are_skipped_while_the_last_ones_are_written(tmp_path: Path, stor
     # One writer: the curves of the first call wait behind the round.
     saving.write_curves(Progress())
     progress = Progress()
-    progress.record(0, candidate())
+    progress.record(0, account())
     saving.write_curves(progress)
     store.open.set()
     saving.close()
