@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checksums import ChannelSum, stored
-from ..graph.kinds import BatchNorm, BatchStatisticsNorm, Convolution, Identity, Sum
+from ..kinds import BatchNorm, BatchStatisticsNorm, Convolution, Identity, Sum
 from .rule import Setting
 
 

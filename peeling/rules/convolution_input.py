@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import Graph, Node
-from ..graph.kinds import Convolution, MaxPool, Rectifier
+from ..kinds import Convolution, MaxPool, Rectifier
 from .equations import GradientEquations, affordable, gradient_equations, solve
 from .joint import Outputs, joint_is_affordable, solve_jointly
 from .knowledge import Knowledge, Known

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph.kinds import Convolution
+from ..kinds import Convolution
 from ..layers import rounding
 
 # Entries (400 MB in float64), and unknowns of each channel.

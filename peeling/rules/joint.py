@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from ..graph.kinds import Convolution
+from ..kinds import Convolution
 from .equations import GradientEquations, normal_equations
 from .knowledge import Known
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..checksums import settle
-from ..graph.kinds import Rectifier
+from ..kinds import Rectifier
 from ..layers import LARGEST
 from ..units import judge
 from .channel_sums import channel_sums

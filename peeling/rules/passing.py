@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..graph.kinds import BatchNorm, Identity, Needs, Rectifier, Reshape, Sum, over_channels
+from ..kinds import BatchNorm, Identity, Needs, Rectifier, Reshape, Sum, over_channels
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 

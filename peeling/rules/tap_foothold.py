@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Node
-from ..graph.kinds import Convolution, Rectifier
 from ..images_apart import Apart, tell_apart
+from ..kinds import Convolution, Rectifier
 from ..tap_cut import fit_lengths
 from ..taps import MOST_PLACES, factor_taps
 from .channel_sums import shift_gradients

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.peeling.graph.kinds import Rectifier
+from gradinversion.peeling.kinds import Rectifier
 from gradinversion.peeling.rules import misfits
 from torch import nn
 
