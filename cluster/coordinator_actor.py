@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
-from ..coordinator import AttackConfig, Coordinator, FencedError, Reconstruction, Status, Storage, log_as_json
+from ..coordinator import AttackConfig, Coordinator, FencedError, Phase, Reconstruction, Status, Storage, log_as_json
 from .inputs import load_inputs
 from .metrics import RunMetrics
 from .ray_group import RayGroup
@@ -23,7 +23,6 @@ from .shipping import get_inputs
 _LOOK_SECONDS = 1.0
 # After the end, somebody who watches has this long to take the result; later it is found in the storage.
 _LINGER_SECONDS = 30.0
-FINISHED, FAILED = "finished", "failed"
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,9 @@ class CoordinatorProcess:
             return None
         status = self._coordinator.status
         if self._ended.is_set():
-            return replace(status, phase=FAILED if isinstance(self._end, BaseException) else FINISHED)
-        if status.phase != "optimising":
+            failed = isinstance(self._end, BaseException)
+            return replace(status, phase=Phase.FAILED if failed else Phase.FINISHED, wait=None)
+        if status.phase is not Phase.OPTIMISING:
             return status
         steps = self._group.steps()
         seeds = tuple(replace(seed, step=max(seed.step, steps.get(seed.seed, 0))) for seed in status.seeds)

@@ -18,13 +18,16 @@ from ..agents import Account, Candidate
 from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import (
     AttackConfig,
+    EventKind,
     FencedError,
+    Level,
     Listener,
     Mode,
     Order,
+    Phase,
     Storage,
+    Wait,
     parts_by_label,
-    too_few,
 )
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
@@ -203,7 +206,7 @@ class RayGroup:
             self._failed(position, error)
             return
         for text in reply.notes:
-            self._listener.note("note", text)
+            self._listener.note(EventKind.NOTE, text)
         if position in self._begun:
             reply = _joined(self._begun.pop(position), reply)
         order = self._orders[position]
@@ -230,7 +233,9 @@ class RayGroup:
         position = self._roster.take(reference)
         if position is None or self._absent.pop(position, None) is None:
             return
-        self._listener.note("agent_back", "{seed} got a process again and went on.", seeds=(self.seeds[position],))
+        self._listener.note(
+            EventKind.AGENT_BACK, "{seed} got a process again and went on.", seeds=(self.seeds[position],)
+        )
         self._send(position)
 
     # Faults.
@@ -245,11 +250,15 @@ class RayGroup:
         failures = self._failures[position] = self._failures.get(position, 0) + 1
         self._absent[position] = time.monotonic()
         if isinstance(error, RayActorError):
-            self._listener.note("agent_lost", "The process of {seed} was lost.", seeds=(seed,), level="warning")
+            self._listener.note(
+                EventKind.AGENT_LOST, "The process of {seed} was lost.", seeds=(seed,), level=Level.WARNING
+            )
             self._roster.lost(position)
         else:
             # An error inside the agent, such as a device that failed: only a new process is sure to be rid of it.
-            self._listener.note("agent_lost", f"{{seed}} failed: {_first_line(cause)}", seeds=(seed,), level="warning")
+            self._listener.note(
+                EventKind.AGENT_LOST, f"{{seed}} failed: {_first_line(cause)}", seeds=(seed,), level=Level.WARNING
+            )
             self._roster.restart(position)
         if failures > _MOST_FAILURES:
             self._bar(position, cause)
@@ -260,7 +269,7 @@ class RayGroup:
         if len(self._barred) > len(self.seeds) - self._config.agents.minimum:
             raise cause
         text = f"{{seed}} failed {_MOST_FAILURES + 1} times in one round and is left out ({_first_line(cause)})."
-        self._listener.note("seed_dropped", text, seeds=(self.seeds[position],), level="error")
+        self._listener.note(EventKind.SEED_DROPPED, text, seeds=(self.seeds[position],), level=Level.ERROR)
 
     def _give_up(self, positions: set[int], give_up: Callable[[float, int], bool]) -> set[int]:
         """The lost agents that the others no longer wait for."""
@@ -275,26 +284,27 @@ class RayGroup:
                 gone.add(position)
                 if position not in self._barred:
                     text = "{seed} was not back in time; the others go on without it until it is."
-                    self._listener.note("agent_given_up", text, seeds=(self.seeds[position],), level="warning")
+                    self._listener.note(
+                        EventKind.AGENT_GIVEN_UP, text, seeds=(self.seeds[position],), level=Level.WARNING
+                    )
             else:
                 self._roster.ping(position)
                 if waited >= self._config.agents.patience:
                     self._pause(others)
         if self._paused and not self._absent.keys() & positions:
             self._paused = False
-            self._listener.note("resumed", "Enough agents are present again; the run goes on.")
+            self._listener.waits(None)
         return gone
 
     def _pause(self, others: int) -> None:
         if not self._paused:
             self._paused = True
-            reason = too_few(others, self._config.agents.minimum)
-            self._listener.note("paused", reason, level="warning")
+            self._listener.waits(Wait(Phase.PAUSED, others, self._config.agents.minimum))
 
     def _tell_to_leave(self) -> None:
         for position in self._roster.ask_to_leave():
             text = "The node of {seed} will be taken away: it saves its state and goes on elsewhere."
-            self._listener.note("node_draining", text, seeds=(self.seeds[position],), level="warning")
+            self._listener.note(EventKind.NODE_DRAINING, text, seeds=(self.seeds[position],), level=Level.WARNING)
 
     def _move_away(self, position: int, reply: Reply) -> None:
         """The agent saved its state in the middle of a round: a new process, on another node, goes on from there."""

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agents import Outcome
-from ..coordinator.events import stem
-from ..coordinator.status import SeedStatus, Status
+from ..coordinator import EventKind, Phase, SeedStatus, Status
+from ..coordinator.events import left_out_line
 
 # What a column is called, and which loss terms give way first when the terminal is narrow.
 _HEADINGS = {
@@ -35,11 +35,12 @@ _STATES = {
     Outcome.INTERRUPTED: "interrupted",
     Outcome.ALL_SEEDS_FAILED: "failed",
 }
-_OPTIMISING = "optimising"
 # Agents shown one by one; more are summed up in a line.
 _SHOWN_AGENTS = 16
 # Lines of the past that someone who comes to a running attack gets to read.
 _SHOWN_PAST = 10
+# Of an event, as `Event.key`; None for those that are no longer listed.
+_Key = tuple[EventKind, str] | None
 # How far one more measurement moves a smoothed value.
 _NEWS = 0.3
 
@@ -76,9 +77,9 @@ class ProgressView:
         self._clock.look(status)
         if self._messages is None:
             self._messages = _Messages()
-            self._print(self._messages.first(status.messages))
+            self._print(self._messages.first(_lines_by_event(status)))
         else:
-            self._print(self._messages.news(status.messages))
+            self._print(self._messages.news(_lines_by_event(status)))
         if self._console.is_terminal:
             self._live.update(self._screen(status))
         else:
@@ -95,7 +96,7 @@ class ProgressView:
         absent = sum(_state(seed, False) == "absent" for seed in status.seeds)
         if absent:
             facts.append(f"{absent} of {len(status.seeds)} absent")
-        parts: list[RenderableType] = [Text(status.phase, style="bold"), Text(" · ".join(facts)), self._table(status)]
+        parts: list[RenderableType] = [Text(status.doing, style="bold"), Text(" · ".join(facts)), self._table(status)]
         shown = _shown(status.seeds)
         if len(shown) < len(status.seeds):
             parts.append(Text(self._rest([seed for seed in status.seeds if seed not in shown]), style="italic"))
@@ -159,12 +160,10 @@ class ProgressView:
         restarts = sum(seed.incarnation + seed.deaths for seed in seeds)
         missing = sum(_state(seed, False) == "absent" for seed in seeds)
         absent = f"{missing} of {len(seeds)} agents absent" if missing else ""
-        if status.phase != self._printed_phase:
-            self._printed_phase = status.phase
-            # A sentence, such as why the run is paused, has said how many there are.
-            self._print(
-                [status.phase if ":" in status.phase else f"{status.phase} ({absent or f'{len(seeds)} agents'})"]
-            )
+        if status.doing != self._printed_phase:
+            self._printed_phase = status.doing
+            # What it waits for has said how many there are.
+            self._print([status.doing if status.wait else f"{status.doing} ({absent or f'{len(seeds)} agents'})"])
         if status.round <= max(self._printed_round, 0):
             return
         self._printed_round = status.round
@@ -180,35 +179,41 @@ class ProgressView:
         self._print([f"round {status.round}/{status.rounds}: {', '.join(fact for fact in facts if fact)}"])
 
 
+def _lines_by_event(status: Status) -> dict[_Key, str]:
+    """A line for each event, by what stays the same of it while it goes on."""
+    left_out: dict[_Key, str] = {None: left_out_line(status.events_left_out)} if status.events_left_out else {}
+    return left_out | {event.key: event.message for event in status.events}
+
+
 class _Messages:
     """Which lines to print, so that an event that goes on and on is told again only now and then."""
 
     def __init__(self) -> None:
-        self._known: set[str] = set()
-        self._changes: dict[str, int] = {}
-        self._unprinted: dict[str, str] = {}
+        self._known: dict[_Key, str] = {}
+        self._changes: dict[_Key, int] = {}
+        self._unprinted: dict[_Key, str] = {}
 
-    def first(self, messages: tuple[str, ...]) -> list[str]:
+    def first(self, lines: dict[_Key, str]) -> list[str]:
         """The last few of what was told before anyone looked."""
-        self._known = set(messages)
-        self._changes = {stem(message): 0 for message in messages}
-        earlier = len(messages) - _SHOWN_PAST
-        return [*([f"… and {earlier} earlier"] if earlier > 0 else []), *messages[-_SHOWN_PAST:]]
+        self._known, self._changes = lines, dict.fromkeys(lines, 0)
+        earlier = len(lines) - _SHOWN_PAST
+        return [*([f"… and {earlier} earlier"] if earlier > 0 else []), *list(lines.values())[-_SHOWN_PAST:]]
 
-    def news(self, messages: tuple[str, ...]) -> list[str]:
+    def news(self, lines: dict[_Key, str]) -> list[str]:
         """New events, and known ones that changed for the 1st, 2nd, 4th, 8th … time."""
-        lines = []
-        for message in (message for message in messages if message not in self._known):
-            event = stem(message)
+        found = []
+        for event, line in lines.items():
+            if self._known.get(event) == line:
+                continue
             changes = self._changes[event] = self._changes.get(event, -1) + 1
             # 0 is a new event; a power of two shares no bit with the number before it.
             if changes & (changes - 1):
-                self._unprinted[event] = message
+                self._unprinted[event] = line
             else:
                 self._unprinted.pop(event, None)
-                lines.append(message)
-        self._known = set(messages)
-        return lines
+                found.append(line)
+        self._known = lines
+        return found
 
     def last(self) -> list[str]:
         """How the events stand that changed since they were printed."""
@@ -246,7 +251,7 @@ class _Clock:
             self._overhead = overhead if self._round <= 0 else self._overhead + _NEWS * (overhead - self._overhead)
         if self._left is None or steps != self._steps or status.round != self._round:
             self._left = self._estimate(status)
-        elif not status.phase.startswith("paused"):
+        elif status.phase is not Phase.PAUSED:
             self._left = max(0.0, self._left - elapsed)
         self._round, self._steps = status.round, steps
 

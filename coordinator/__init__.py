@@ -6,11 +6,11 @@ from .checkpoints import CheckpointStore, FencedError, state_name
 from .config import AttackConfig, CoordinatorConfig, Mode, flatten
 from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import Coordinator
-from .events import EventLog, log_as_json
+from .events import Event, EventKind, EventLog, Level, log_as_json
 from .group import AgentGroup, CandidatesLostError, Listener
 from .ordering import arrange, common_order
 from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
-from .policy import too_few
+from .phase import Phase, Wait
 from .reconstruction import Reconstruction, Source
 from .result_file import read_result
 from .rounds import AllSeedsFailedError
@@ -28,14 +28,18 @@ __all__ = [
     "Choice",
     "Coordinator",
     "CoordinatorConfig",
+    "Event",
+    "EventKind",
     "EventLog",
     "FencedError",
     "Itinerary",
     "Leg",
+    "Level",
     "Listener",
     "Mode",
     "Order",
     "Origin",
+    "Phase",
     "Reconstruction",
     "SeedStatus",
     "Source",
@@ -43,6 +47,7 @@ __all__ = [
     "Status",
     "Storage",
     "StorageError",
+    "Wait",
     "arrange",
     "choose",
     "common_order",
@@ -54,7 +59,6 @@ __all__ = [
     "read_result",
     "read_tensors",
     "state_name",
-    "too_few",
     "write_state",
     "write_tensors",
 ]

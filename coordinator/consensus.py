@@ -86,5 +86,5 @@ def join_parts(
         rows = torch.tensor([seeds.index(seed) for seed in consensus.seeds])
         images[where], agreement[where] = consensus.images, consensus.agreement
         rejected[rows[:, None], where], orders[:, where] = consensus.rejected, where[part_orders]
-    left_out = tuple(dict.fromkeys(reason for _, consensus, _ in parts for reason in consensus.left_out))
+    left_out = tuple(dict.fromkeys(one for _, consensus, _ in parts for one in consensus.left_out))
     return Consensus(images, agreement, seeds, first.round, None, rejected, left_out), orders

@@ -16,9 +16,11 @@ from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import StateFile
 from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
+from .events import EventKind, Level
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
 from .orders import Itinerary
+from .phase import Phase, Wait
 from .policy import Go, decide_members, plan_rounds
 from .preparation import Preparation, find_generator, identity, prepare
 from .progress import Progress
@@ -67,7 +69,7 @@ class Coordinator:
         self._plan = plan_rounds(config.agents.iterations, config.coordinator)
         self._progress = Progress()
         for text in notes:
-            self.note("note", text)
+            self.note(EventKind.NOTE, text)
         self._saving = Saving(self._store, storage, group.seeds, self.note)
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
@@ -93,10 +95,10 @@ class Coordinator:
             remove_result(self._storage)  # of a run that was stopped, and now goes on
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
-        self._tell(phase="reading labels and peeling layers")
+        self._enter(Phase.PREPARING)
         prepared = prepare(self._update, self._model, self._config, self._generator)
         for text in prepared.messages:
-            self.note("note", text)
+            self.note(EventKind.NOTE, text)
         if checkpoint is not None:
             self._continue_from(checkpoint)
         self._group.open(prepared.target, self)
@@ -111,13 +113,13 @@ class Coordinator:
         )
         try:
             self._make_rounds(rounds, checkpoint)
-            self._tell(phase="choosing images")
+            self._enter(Phase.CHOOSING)
             result = self._conclude(rounds, prepared)
             self._keep(result)
         except FencedError:
             raise
         except Exception as error:
-            self.note("failed", f"The run ended: {error}", level="error")
+            self.note(EventKind.FAILED, f"The run ended: {error}", level=Level.ERROR)
             self._saving.write_curves(self._progress, wait=True)
             raise
         finally:
@@ -130,7 +132,7 @@ class Coordinator:
         try:
             write_result(self._storage, result)
         except StorageError as error:
-            self.note("checkpoint_failed", f"The result was not saved: {error}", level="error")
+            self.note(EventKind.CHECKPOINT_FAILED, f"The result was not saved: {error}", level=Level.ERROR)
 
     def stop(self) -> None:
         """End at the next round boundary with what there is."""
@@ -138,15 +140,29 @@ class Coordinator:
 
     # What the group tells.
 
-    def note(self, kind: str, text: str, *, seeds: Iterable[int] = (), level: str = "info", **facts: Any) -> None:
+    def note(
+        self,
+        kind: EventKind,
+        text: str,
+        *,
+        seeds: Iterable[int] = (),
+        level: Level = Level.INFO,
+        round: int | None = None,
+    ) -> None:
         """Something that a person should know; see `EventLog.note`."""
-        self._progress.events.note(kind, text, seeds=seeds, level=level, **facts)
-        if kind in ("paused", "resumed"):
-            self._tell(phase=text if kind == "paused" else "optimising")
-        if kind == "agent_lost":
+        self._progress.events.note(kind, text, seeds=seeds, level=level, round=round)
+        if kind is EventKind.AGENT_LOST:
             for seed in seeds:
                 position = self._group.seeds.index(seed)
                 self._progress.deaths[position] = self._progress.deaths.get(position, 0) + 1
+
+    def waits(self, wait: Wait | None) -> None:
+        """The run stands still for want of agents; None: it goes on."""
+        if wait is None:
+            self.note(EventKind.RESUMED, "Enough agents are present again; the run goes on.")
+        else:
+            self.note(EventKind.PAUSED, f"{wait}.", level=Level.WARNING)
+        self._enter(Phase.OPTIMISING if wait is None else wait.phase, wait)
 
     def saved(self, round: int, position: int, state: StateFile | str) -> None:
         """A seed's state of a round lies in the storage, or why it does not."""
@@ -172,7 +188,7 @@ class Coordinator:
             self._gather(rounds)
             if self._stop.is_set():
                 return
-            self._tell(phase="optimising")
+            self._enter(Phase.OPTIMISING)
             began = time.perf_counter()
             rounds.make(current, last=current is self._plan[-1])
             if current.forms_consensus:
@@ -200,12 +216,12 @@ class Coordinator:
                 break
             if decision.paused and not paused:
                 paused = True
-                self.note("paused", decision.reason.capitalize() + ".", level="warning")
-            self._tell(phase=decision.reason)
+                self.waits(decision)
+            self._enter(decision.phase, decision)
             self.idle()
             time.sleep(_POLL_SECONDS)
         if paused:
-            self.note("resumed", "Enough agents are present again; the run goes on.")
+            self.waits(None)
         self._admit(sorted(here - set(self._itinerary.members)), rounds, checkpoint)
 
     def _admit(self, positions: list[int], rounds: Rounds, checkpoint: Checkpoint | None) -> None:
@@ -218,7 +234,7 @@ class Coordinator:
                 continue  # nobody has shown yet where to begin: it joins after this round
             if rounds.admit(position, step, states.get(seed)):
                 text = "{seed} joined from the consensus."
-                self.note("seed_joined", text, seeds=(seed,), round=self._progress.next_round)
+                self.note(EventKind.SEED_JOINED, text, seeds=(seed,), round=self._progress.next_round)
 
     # Beginning and end.
 
@@ -231,16 +247,16 @@ class Coordinator:
             return None
         checkpoint, messages = self._store.latest()
         for text in messages:
-            self.note("checkpoint_refused", text, level="warning")
+            self.note(EventKind.CHECKPOINT_REFUSED, text, level=Level.WARNING)
         if checkpoint is None:
-            self.note("note", "There was no checkpoint to continue from, so the run began anew.")
+            self.note(EventKind.NOTE, "There was no checkpoint to continue from, so the run began anew.")
         return checkpoint
 
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)
         self._saving.newest = checkpoint.round
         text = f"Continued after round {checkpoint.round + 1} of {len(self._plan)}."
-        self.note("coordinator_restarted", text, round=checkpoint.round)
+        self.note(EventKind.COORDINATOR_RESTARTED, text, round=checkpoint.round)
 
     def _conclude(self, rounds: Rounds, prepared: Preparation) -> Reconstruction:
         progress = self._progress
@@ -293,6 +309,9 @@ class Coordinator:
         slowest = max((account.seconds for account in self._progress.accounts.values()), default=0.0)
         return min(1.0, slowest / seconds) if seconds > 0 else 0.0
 
+    def _enter(self, phase: Phase, wait: Wait | None = None) -> None:
+        self._tell(phase=phase, wait=wait)
+
     def _tell(self, **facts: Any) -> None:
         progress, config = self._progress, self._config.coordinator
         period = config.period if config.mode is Mode.ASYNC else None
@@ -302,6 +321,7 @@ class Coordinator:
             seeds=seed_statuses(self._group.seeds, progress, set(self._itinerary.members), period),
             rejected=progress.registration[-1]["rejected"] if progress.registration else 0.0,
             saved_round=self._saving.newest,
-            messages=progress.events.messages(),
+            events=progress.events.events(),
+            events_left_out=progress.events.left_out,
             **facts,
         )

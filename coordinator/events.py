@@ -4,51 +4,78 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any, TextIO
 
-NOTE = "note"
-"""Kind of a plain fact about the run. Told again, it is still one fact and is not counted."""
 
-KINDS = {
-    "seed_diverged": "a seed's loss or candidate failed numerically, and the seed began again",
-    "seed_dropped": "a seed failed more often than agents.restarts allows and is out of the run",
-    "seed_joined": "a seed got its first process after the run had begun",
-    "agent_lost": "the process of a seed is gone",
-    "agent_given_up": "a lost seed was not back in time, so the others go on without it",
-    "agent_back": "a lost seed has a process again and continues",
-    "checkpoint_failed": "a round could not be saved; the last good checkpoint stays",
-    "checkpoint_saved_again": "saving works again after it had failed",
-    "checkpoint_refused": "a torn or foreign checkpoint was passed over",
-    "consensus_left_out": "a candidate was kept out of a consensus",
-    "paused": "fewer than agents.minimum agents are present, so the run waits",
-    "resumed": "enough agents are present again",
-    "coordinator_restarted": "the coordinator, or the whole run, continues from its last checkpoint",
-    "failed": "the run ended with an error",
-    "node_draining": "a node will be taken away, so its agents leave it",
-    NOTE: "a fact about the run that a reader of its result should know",
+class EventKind(StrEnum):
+    """What happened. Tools may filter by the values, so they stay as they are."""
+
+    SEED_DIVERGED = "seed_diverged"
+    SEED_DROPPED = "seed_dropped"
+    SEED_JOINED = "seed_joined"
+    AGENT_LOST = "agent_lost"
+    AGENT_GIVEN_UP = "agent_given_up"
+    AGENT_BACK = "agent_back"
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    CHECKPOINT_SAVED_AGAIN = "checkpoint_saved_again"
+    CHECKPOINT_REFUSED = "checkpoint_refused"
+    CONSENSUS_LEFT_OUT = "consensus_left_out"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    COORDINATOR_RESTARTED = "coordinator_restarted"
+    FAILED = "failed"
+    NODE_DRAINING = "node_draining"
+    NOTE = "note"
+    """A plain fact. Told again, it is still one fact and is not counted."""
+
+
+MEANINGS = {
+    EventKind.SEED_DIVERGED: "a seed's loss or candidate failed numerically, and the seed began again",
+    EventKind.SEED_DROPPED: "a seed failed more often than agents.restarts allows and is out of the run",
+    EventKind.SEED_JOINED: "a seed got its first process after the run had begun",
+    EventKind.AGENT_LOST: "the process of a seed is gone",
+    EventKind.AGENT_GIVEN_UP: "a lost seed was not back in time, so the others go on without it",
+    EventKind.AGENT_BACK: "a lost seed has a process again and continues",
+    EventKind.CHECKPOINT_FAILED: "a round could not be saved; the last good checkpoint stays",
+    EventKind.CHECKPOINT_SAVED_AGAIN: "saving works again after it had failed",
+    EventKind.CHECKPOINT_REFUSED: "a torn or foreign checkpoint was passed over",
+    EventKind.CONSENSUS_LEFT_OUT: "a candidate was kept out of a consensus",
+    EventKind.PAUSED: "fewer than agents.minimum agents are present, so the run waits",
+    EventKind.RESUMED: "enough agents are present again",
+    EventKind.COORDINATOR_RESTARTED: "the coordinator, or the whole run, continues from its last checkpoint",
+    EventKind.FAILED: "the run ended with an error",
+    EventKind.NODE_DRAINING: "a node will be taken away, so its agents leave it",
+    EventKind.NOTE: "a fact about the run that a reader of its result should know",
 }
-"""What each kind means. Tools may filter by them, so they stay as they are."""
+"""What each kind means, as the page of events tells it."""
+
+
+class Level(StrEnum):
+    """How grave an event is, from the least grave on."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
 
 _LOGGER = logging.getLogger("gradinversion")
 # Silent until a process says where its log goes (`log_as_json`).
 _LOGGER.addHandler(logging.NullHandler())
-_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
 # Different events that are kept: enough for a person, and some tens of kilobytes in every checkpoint.
 _MOST_EVENTS = 200
 # An exception's text may hold a whole traceback.
 _LONGEST_TEXT = 500
 # A longer list of seeds is cut: nobody reads 200 numbers in a sentence.
 _MOST_NAMED = 8
-_SEED = re.compile(r"(?:\b[Ss]eeds? )?\{seed\}")
-# "seeds 1, 4 and 7", "seeds 0-5", "seeds 0, 2, 4 … (40 seeds)" as `_name_seeds` writes them.
-_FACTS = re.compile(r" \((?:\d+ times|rounds? \d+)[^()]*\)$")
-_NAMED = re.compile(r"\b[Ss]eeds? \d+(?:(?:, | and |–)\d+)*(?: … \(\d+ seeds\))?")
+# What stands in a text for the seeds that it happened to, and for its last round.
+_SEED, _ROUND = "{seed}", "{round}"
 
 
 @dataclass(frozen=True)
@@ -57,10 +84,8 @@ class Event:
 
     time: float
     """Unix time at which it happened first."""
-    level: str
-    """info, warning or error."""
-    kind: str
-    """One of `KINDS`."""
+    level: Level
+    kind: EventKind
     text: str
     """What a person reads; ``{seed}`` stands for the seeds, ``{round}`` for the last round."""
     seeds: tuple[int, ...] = ()
@@ -74,21 +99,22 @@ class Event:
     last_time: float = 0.0
     """Unix time at which it happened last."""
 
-    def __post_init__(self) -> None:
-        if self.level not in _LEVELS:
-            raise ValueError(f"level={self.level!r}: give one of {', '.join(_LEVELS)}.")
+    @property
+    def key(self) -> tuple[EventKind, str]:
+        """What stays the same while the event happens again, to other seeds and in other rounds."""
+        return self.kind, self.text
 
     @property
     def message(self) -> str:
         """The line for people: the seeds listed, and how often if that is more than once each."""
-        text = self.text if not self.seeds or _SEED.search(self.text) else f"{{seed}}: {self.text}"
-        text = _SEED.sub(lambda _: _name_seeds(self.seeds), text)
-        text = text.replace("{round}", "?" if self.round is None else str(self.round))
+        text = self.text if not self.seeds or _SEED in self.text else f"{_SEED}: {self.text}"
+        text = text.replace(_SEED, _name_seeds(self.seeds))
+        text = text.replace(_ROUND, "?" if self.round is None else str(self.round))
         facts = [f"{self.count} times"] if self.count > max(1, len(self.seeds)) else []
         if self.round is not None and self.first_round is not None:
             if self.first_round != self.round:
                 facts.append(f"rounds {self.first_round} to {self.round}")
-            elif "{round}" not in self.text:
+            elif _ROUND not in self.text:
                 facts.append(f"round {self.round}")
         text = text[:1].upper() + text[1:]
         return f"{text} ({', '.join(facts)})" if facts else text
@@ -110,24 +136,30 @@ class EventLog:
     def __init__(self, most: int = _MOST_EVENTS) -> None:
         self._most = most
         self._left_out = 0
-        self._events: dict[tuple[str, str], Event] = {}
+        self._events: dict[tuple[EventKind, str], Event] = {}
         self._lock = threading.Lock()
 
     def note(
-        self, kind: str, text: str, *, seeds: Iterable[int] = (), level: str = "info", round: int | None = None
+        self,
+        kind: EventKind,
+        text: str,
+        *,
+        seeds: Iterable[int] = (),
+        level: Level = Level.INFO,
+        round: int | None = None,
     ) -> None:
-        """Take down one event; one with the same kind and the same text but for the seeds' numbers is counted up.
+        """Take down one event; one of the same kind and with the same text is counted up.
 
         Args:
-            kind: One of `KINDS`.
+            kind: What happened.
             text: A sentence or two for people; the past tense, or a colon after the seed, fits one seed and many.
-                ``{seed}`` becomes "seed 3" or "seeds 1, 4 and 7" ("Seed {seed}" and "Seed 3" do the same), ``{round}``
-                the last round; without ``{seed}`` the seeds come first.
+                ``{seed}`` becomes "seed 3" or "seeds 1, 4 and 7", ``{round}`` the last round; without ``{seed}`` the
+                seeds come first.
             seeds: Those that it happened to.
-            level: info, warning or error.
+            level: How grave it is.
             round: The round in which it happened.
         """
-        text, numbers = _generic(" ".join(text.split()), tuple(sorted(set(seeds))), round)
+        text, numbers = _cut(" ".join(text.split())), tuple(sorted(set(seeds)))
         now = time.time()
         event = Event(now, level, kind, text, numbers, round, max(1, len(numbers)), round, now)
         with self._lock:
@@ -149,9 +181,7 @@ class EventLog:
         """The lines for people, in the order in which each event happened first."""
         events, left_out = self.events(), self._left_out
         lines = [event.message for event in events]
-        if left_out:
-            lines.insert(0, f"{left_out} different older events are no longer listed; the coordinator's log has them.")
-        return tuple(dict.fromkeys(lines))
+        return tuple(dict.fromkeys([left_out_line(left_out), *lines] if left_out else lines))
 
     def lines(self) -> str:
         """JSON lines, one event each: the file ``events.jsonl``."""
@@ -176,7 +206,7 @@ class EventLog:
         try:
             log._left_out = int(plain["left_out"])
             for row in plain["events"]:
-                log._add(Event(**(row | {"seeds": tuple(int(seed) for seed in row["seeds"])})))
+                log._add(_event(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The saved events cannot be read ({error!r}).") from None
         return log
@@ -185,21 +215,20 @@ class EventLog:
         """Put the events of an earlier process of the run before those of this one."""
         mine, before = self.events(), earlier.events()
         with self._lock:
-            self._events = {(event.kind, event.text): event for event in before}
+            self._events = {event.key: event for event in before}
             self._left_out += earlier.left_out
             for event in mine:
                 self._add(event)
 
     def _add(self, event: Event) -> bool:
         """Whether it is new, not one more of the same."""
-        key = (event.kind, event.text)
-        known = self._events.get(key)
+        known = self._events.get(event.key)
         if known is not None:
-            self._events[key] = _together(known, event)
+            self._events[event.key] = _together(known, event)
             return False
-        self._events[key] = event
+        self._events[event.key] = event
         if len(self._events) > self._most:
-            others = [other for other in self._events if other != key]
+            others = [other for other in self._events if other != event.key]
             del self._events[min(others, key=lambda other: _worth(self._events[other]))]
             self._left_out += 1
         return True
@@ -233,40 +262,36 @@ def log_as_json(stream: TextIO | None = None) -> None:
     _LOGGER.propagate = False
 
 
-def stem(message: str) -> str:
-    """A line for people without its seeds, rounds and counts: equal for all states of one event."""
-    return re.sub(r"\d+", "#", _NAMED.sub("seed", _FACTS.sub("", message))).lower()
+def left_out_line(left_out: int) -> str:
+    """What is said of different events that there was no more room for."""
+    return f"{left_out} different older events are no longer listed; the coordinator's log has them."
 
 
-def _generic(text: str, seeds: tuple[int, ...], round: int | None) -> tuple[str, tuple[int, ...]]:
-    """A text of bounded length with placeholders for the number of its only seed and of its round, and the seeds."""
-    named = {int(number) for number in re.findall(r"\b[Ss]eed (\d+)\b", text)}
-    if not seeds and len(named) == 1 and "{seed}" not in text:
-        seeds = tuple(named)
-    if len(seeds) == 1:
-        text = re.sub(rf"\b[Ss]eed {seeds[0]}\b", "{seed}", text)
-    text = _SEED.sub("{seed}", text)
-    if round is not None:
-        text = re.sub(rf"\b([Rr]ound) {round}\b", r"\1 {round}", text)
-    return (text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"), seeds
+def _event(row: Mapping[str, Any]) -> Event:
+    facts = {"kind": EventKind(row["kind"]), "level": Level(row["level"]), "seeds": tuple(map(int, row["seeds"]))}
+    return Event(**{**row, **facts})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
 def _together(known: Event, more: Event) -> Event:
     rounds = [number for number in (known.first_round, known.round, more.first_round, more.round) if number is not None]
     return replace(
         known,
-        level=max(known.level, more.level, key=lambda level: _LEVELS[level]),
+        level=max(known.level, more.level, key=_LEVELS.__getitem__),
         seeds=tuple(sorted({*known.seeds, *more.seeds})),
         round=max(rounds, default=None),
         first_round=min(rounds, default=None),
-        count=1 if known.kind == NOTE else known.count + more.count,
+        count=1 if known.kind is EventKind.NOTE else known.count + more.count,
         last_time=max(known.last_time, more.last_time),
     )
 
 
 def _worth(event: Event) -> tuple[bool, int, float]:
     """What is kept longest: facts about the run, then the gravest, then the latest."""
-    return event.kind == NOTE, _LEVELS[event.level], event.last_time
+    return event.kind is EventKind.NOTE, _LEVELS[event.level], event.last_time
 
 
 def _name_seeds(seeds: tuple[int, ...]) -> str:

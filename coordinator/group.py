@@ -12,7 +12,9 @@ from ..agents import Account, Candidate
 from ..registration import Consensus, RegistrationConfig
 from ..storage.tensor_file import StateFile
 from ..target import Target
+from .events import EventKind, Level
 from .orders import Order
+from .phase import Wait
 
 
 class Listener(Protocol):
@@ -24,8 +26,11 @@ class Listener(Protocol):
     def saved(self, round: int, position: int, state: StateFile | str) -> None:
         """A seed's state of a round lies in the storage, or why it does not."""
 
-    def note(self, kind: str, text: str, *, seeds: tuple[int, ...] = (), level: str = "info") -> None:
+    def note(self, kind: EventKind, text: str, *, seeds: tuple[int, ...] = (), level: Level = Level.INFO) -> None:
         """Something that a person should know; see `EventLog.note`."""
+
+    def waits(self, wait: Wait | None) -> None:
+        """The round stands still for want of agents; None: it goes on."""
 
 
 class CandidatesLostError(RuntimeError):

@@ -8,6 +8,7 @@ from statistics import median
 
 from ..agents import AgentsConfig, Outcome, Standing
 from .config import CoordinatorConfig
+from .phase import Phase, Wait
 
 _OUT = (Outcome.DROPPED, Outcome.NOT_FINITE, Outcome.DIVERGED)
 
@@ -50,14 +51,6 @@ class Go:
     members: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Wait:
-    """The round may not begin yet; ``reason`` is for people. ``paused``: it stands still for want of machines."""
-
-    reason: str
-    paused: bool
-
-
 def decide_members(present: Set[int], room: int, waited_seconds: float, config: AgentsConfig) -> Go | Wait:
     """Who takes part when a run begins or goes on.
 
@@ -72,9 +65,9 @@ def decide_members(present: Set[int], room: int, waited_seconds: float, config: 
     """
     expected = min(config.count, room)
     if len(present) < expected and waited_seconds < config.patience:
-        return Wait(f"waiting for agents: {len(present)} of {expected} have a process", paused=False)
+        return Wait(Phase.WAITING, len(present), expected)
     if len(present) < config.minimum:
-        return Wait(too_few(len(present), config.minimum), paused=True)
+        return Wait(Phase.PAUSED, len(present), config.minimum)
     return Go(tuple(sorted(present)))
 
 
@@ -92,9 +85,3 @@ def give_up(lost_seconds: float, others: int, config: AgentsConfig) -> bool:
 def enough_done(done: int, members: int, last_round: bool, waits_for_all: bool) -> bool:
     """Whether a round ends: in ``sync`` mode and at the end with all agents, else when the middle one is done."""
     return done >= members if waits_for_all or last_round else done > members // 2
-
-
-def too_few(present: int, minimum: int) -> str:
-    """What is said of a run that stands still for want of agents."""
-    verb = "is" if present == 1 else "are"
-    return f"paused: {present} of at least {minimum} agents {verb} present, waiting for nodes"

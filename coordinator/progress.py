@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..agents import Account, Outcome
 from ..registration import Consensus
-from .events import EventLog
+from .events import EventKind, EventLog, Level
 
 
 @dataclass
@@ -79,8 +79,9 @@ class Progress:
     def agree(self, consensus: Consensus, orders: Int[Tensor, "seed batch"], step: int) -> None:
         """Take a consensus, and the order of every seed."""
         self.consensus, self.orders = consensus, orders
-        for reason in consensus.left_out:
-            self.events.note("consensus_left_out", reason, level="warning", round=consensus.round)
+        for one in consensus.left_out:
+            kind, text = EventKind.CONSENSUS_LEFT_OUT, f"{{seed}}: {one.reason}"
+            self.events.note(kind, text, seeds=(one.seed,), level=Level.WARNING, round=consensus.round)
         self.registration.append(
             {
                 "round": consensus.round,
@@ -95,8 +96,8 @@ class Progress:
         """Take an account's losses and messages."""
         for index, text in enumerate(account.messages, start=1):
             last = index == len(account.messages) and account.outcome is Outcome.DROPPED
-            kind = "seed_dropped" if last else "seed_diverged"
-            self.events.note(kind, text, seeds=(account.seed,), level="warning", round=round)
+            kind = EventKind.SEED_DROPPED if last else EventKind.SEED_DIVERGED
+            self.events.note(kind, text, seeds=(account.seed,), level=Level.WARNING, round=round)
         rate = steps_per_second(account)
         for row in account.trace:
             facts = {"round": round, "seed": account.seed, "incarnation": account.incarnation}

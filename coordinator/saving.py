@@ -14,6 +14,7 @@ from torch import Tensor
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import CheckpointError, StateFile
 from .checkpoints import CheckpointStore, FencedError
+from .events import EventKind, Level
 from .progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
@@ -146,7 +147,7 @@ class Saving:
             self.newest = current.index
             if self._failing:
                 self._failing = False
-                self._note("checkpoint_saved_again", "Checkpoints are saved again.", round=current.index)
+                self._note(EventKind.CHECKPOINT_SAVED_AGAIN, "Checkpoints are saved again.", round=current.index)
         self._write_when_complete()
         return current.index, current.states
 
@@ -155,7 +156,7 @@ class Saving:
             return  # told once; the reason names another file each time
         self._failing = True
         text = f"A round was not saved: {reason}; the last good checkpoint stays, and the run goes on."
-        self._note("checkpoint_failed", text, level="warning", round=index)
+        self._note(EventKind.CHECKPOINT_FAILED, text, level=Level.WARNING, round=index)
 
     def write_curves(self, progress: Progress, wait: bool = False) -> None:
         """``metrics.jsonl`` and ``events.jsonl``; skipped while the last ones are being written."""
@@ -171,7 +172,7 @@ class Saving:
             self._storage.write(METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history).encode())
             self._storage.write(EVENTS_FILE, events.encode())
         except StorageError as error:
-            self._note("checkpoint_failed", f"The loss curves were not saved: {error}", level="warning")
+            self._note(EventKind.CHECKPOINT_FAILED, f"The loss curves were not saved: {error}", level=Level.WARNING)
 
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
         """Wait for what is being written, at most for so long: a storage that hangs keeps no run from ending."""
@@ -179,7 +180,7 @@ class Saving:
         _, late = wait([write for write in (written, self._curves) if write is not None], seconds)
         if late:
             text = f"The storage did not answer within {seconds:g} s at the end; what was being written may be missing."
-            self._note("checkpoint_failed", text, level="error")
+            self._note(EventKind.CHECKPOINT_FAILED, text, level=Level.ERROR)
         else:
             with contextlib.suppress(CheckpointError, StorageError):
                 self.poll(wait=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from ..agents import Account, Outcome
+from .events import Event
+from .phase import Phase, Wait
 from .progress import Progress, steps_per_second
 
 
@@ -38,7 +40,9 @@ class Status:
     rounds: int
     iterations: int
     seeds: tuple[SeedStatus, ...]
-    phase: str = "starting"
+    phase: Phase = Phase.STARTING
+    wait: Wait | None = None
+    """What it waits for, in the phases in which it does."""
     round: int = 0
     """Rounds finished."""
     round_seconds: float = 0.0
@@ -49,9 +53,17 @@ class Status:
     """Share of warps that registration refused in the last consensus."""
     saved_round: int = -1
     """Newest round with a whole checkpoint."""
-    messages: tuple[str, ...] = ()
+    events: tuple[Event, ...] = ()
+    """What happened, in the order in which each event happened first."""
+    events_left_out: int = 0
+    """Different events that there was no more room for."""
     began: float = field(default_factory=time.time)
     """Unix time at which the run began."""
+
+    @property
+    def doing(self) -> str:
+        """What a person reads of the phase, and of the wait in it."""
+        return self.phase.value if self.wait is None else str(self.wait)
 
 
 def seed_statuses(

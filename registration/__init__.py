@@ -7,9 +7,19 @@ average, and what of it the seeds share), `pictures` (what changed).
 
 from __future__ import annotations
 
+from .candidates import LeftOut
 from .config import RegistrationConfig, RegistrationError
 from .consensus import Consensus
 from .pictures import Change, change, flow_picture
 from .register import register
 
-__all__ = ["Change", "Consensus", "RegistrationConfig", "RegistrationError", "change", "flow_picture", "register"]
+__all__ = [
+    "Change",
+    "Consensus",
+    "LeftOut",
+    "RegistrationConfig",
+    "RegistrationError",
+    "change",
+    "flow_picture",
+    "register",
+]

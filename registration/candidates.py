@@ -17,6 +17,17 @@ _LARGEST_PIXEL = 1e15  # squares of larger ones leave the range of float32
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A seed whose candidate has no part in a consensus; as text it is one line for people."""
+
+    seed: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Usable:
     """Candidates fit for registration, with the seeds they come from and why others were left out."""
 
@@ -24,7 +35,7 @@ class Usable:
     weights: Float[Tensor, " seed"]
     """Share of each in every mean: equal ones that sum to 1."""
     seeds: tuple[int, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 def check(candidates: Tensor, seeds: Sequence[int] | None) -> Usable:
@@ -40,20 +51,20 @@ def check(candidates: Tensor, seeds: Sequence[int] | None) -> Usable:
     # the other, since torch is several times slower along a dimension.
     extremes = torch.stack([torch.stack(candidate.aminmax()) for candidate in images])
     usable = (extremes.abs() <= _LARGEST_PIXEL).all(1).tolist()
-    reasons: list[str] = []
+    left_out: list[LeftOut] = []
     kept: list[int] = []
     for position, finite in enumerate(usable):
         if finite:
             kept.append(position)
         else:
-            reasons.append(f"seed {names[position]}: its candidate holds NaN, infinite or larger than 1e15 pixels")
+            left_out.append(LeftOut(names[position], "its candidate holds NaN, infinite or larger than 1e15 pixels"))
     if not kept:
-        raise RegistrationError(f"no candidate can be used ({'; '.join(reasons)}): restart these seeds")
+        raise RegistrationError(f"no candidate can be used ({'; '.join(map(str, left_out))}): restart these seeds")
     return Usable(
-        images.index_select(0, torch.tensor(kept, device=images.device)) if reasons else images,
+        images.index_select(0, torch.tensor(kept, device=images.device)) if left_out else images,
         images.new_ones(len(kept)) / len(kept),
         tuple(names[i] for i in kept),
-        tuple(reasons),
+        tuple(left_out),
     )
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .agreement import OUTSIDE
+from .candidates import LeftOut
 from .coherence import shrink_unshared
 
 _HUBER = 1.7
@@ -31,8 +32,8 @@ class Consensus:
     """Pixels, x then y: ``candidate(x + displacement(x))`` shows what ``images(x)`` shows. None when not registered."""
     rejected: Bool[Tensor, "seed image"]
     """Warps refused by the guard; those candidates were used where they stood."""
-    left_out: tuple[str, ...]
-    """One sentence per seed that was not used."""
+    left_out: tuple[LeftOut, ...]
+    """The seeds that were not used, and why."""
 
 
 def average(

@@ -53,8 +53,8 @@ def register(
         better registered than plain keeps the plain mean.
     """
     usable = check(candidates, seeds)
-    for reason in usable.left_out:
-        log.warning("round %d leaves out %s", round, reason)
+    for one in usable.left_out:
+        log.warning("round %d leaves out %s", round, one)
     schedule = Schedule(usable.images, usable.weights, config)
     evidence = schedule.evidence
     if config.method == "none" or len(usable.seeds) == 1:

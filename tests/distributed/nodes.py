@@ -210,7 +210,7 @@ class Run:
 
     def until_message(self, text: str) -> Status:
         """The first status with a message that has these words."""
-        return self.until(lambda status: any(text in message for message in status.messages), f"it says {text!r}")
+        return self.until(lambda status: any(text in event.message for event in status.events), f"it says {text!r}")
 
     def until_amid(self, position: int, round: int) -> Place:
         """Where a seed lives, once it is in the middle of a round (0 is the first)."""

@@ -12,7 +12,7 @@ import torch
 from gradinversion.agents import AgentsConfig, Outcome
 from gradinversion.capture import CapturedUpdate
 from gradinversion.cluster import reconstruct
-from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Reconstruction, Status
+from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Phase, Reconstruction, Status
 from torch import nn
 
 CONFIG = AttackConfig(
@@ -41,7 +41,7 @@ class CoordinatorKiller:
     def __call__(self, status: Status) -> None:
         if self.killed:
             # While they are at work: at the end, agents are ended one after another.
-            if status.phase == "optimising" and self.round < status.round < status.rounds - 1:
+            if status.phase is Phase.OPTIMISING and self.round < status.round < status.rounds - 1:
                 self.agents_after = self._processes.agents()
         elif self._after_round <= status.round < status.rounds - 1 and status.saved_round >= 0:
             self.round, self.saved_round = status.round, status.saved_round
@@ -102,7 +102,7 @@ class FinalKiller:
     def __init__(self, processes: Any) -> None:
         self._processes = processes
         self._held: int | None = None
-        self.phases: list[str] = []
+        self.phases: list[Phase] = []
         self.killed = 0
 
     def __call__(self, status: Status) -> None:
@@ -111,7 +111,7 @@ class FinalKiller:
         if self._held is None and status.saved_round >= 0:
             self._held = self._processes.agents()[0]
             self._limit(SMALL_FILE_BYTES)
-        if status.phase == "choosing images" and not self.killed:
+        if status.phase is Phase.CHOOSING and not self.killed:
             self._processes.kill(*self._processes.coordinators())
             self.killed += 1
             self._limit(self._hard())
@@ -134,5 +134,5 @@ def test_a_coordinator_killed_while_it_chooses_images(
     healed = reconstruct(update, model, CONFIG, out=tmp_path, watch=killer)
     assert killer.killed == 1
     assert any("Continued after round" in message for message in healed.messages)
-    assert "optimising" in killer.phases[killer.phases.index("choosing images") :]
+    assert Phase.OPTIMISING in killer.phases[killer.phases.index(Phase.CHOOSING) :]
     assert_bit_equal(healed, whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gradinversion.agents import AgentsConfig, Outcome
-from gradinversion.coordinator import AttackConfig, CoordinatorConfig, Mode, Status
+from gradinversion.coordinator import AttackConfig, CoordinatorConfig, EventKind, Mode, Phase, Status, Wait
 
 from .nodes import Begin, Nodes, Run
 
@@ -42,7 +42,7 @@ def with_agents(config: AttackConfig, **changes: object) -> AttackConfig:
 
 
 def is_paused(status: Status) -> bool:
-    return status.phase == "paused: 2 of at least 3 agents are present, waiting for nodes"
+    return status.wait == Wait(Phase.PAUSED, 2, 3)
 
 
 def kill_one_of(run: Run, nodes: Nodes, seed: int) -> None:
@@ -97,14 +97,14 @@ def test_a_run_pauses_below_the_minimum(nodes: Nodes, begin: Begin) -> None:
     run = begin(with_agents(CONFIG, count=3, minimum=3))
     status = run.until(is_paused, "it is paused before it begins")
     assert status.round == 0
-    assert any(message.startswith("Paused: ") for message in status.messages)
+    assert any(event.kind is EventKind.PAUSED for event in status.events)
     nodes.add()
     run.until(lambda status: status.round >= 2, "the run begins")
     kill_one_of(run, nodes, seed=1)
     still = run.until(is_paused, "it is paused in the middle")
     nodes.add()
     status = run.until(lambda status: status.round >= still.round + 2, "the run goes on")
-    assert status.phase == "optimising"
+    assert status.phase is Phase.OPTIMISING
     assert all(seed.present for seed in status.seeds)
     kill_one_of(run, nodes, seed=2)
     run.until(is_paused, "it is paused once more")

@@ -13,7 +13,7 @@ import torchvision  # type: ignore[import-untyped,unused-ignore]
 from gradinversion.agents import AgentsConfig
 from gradinversion.capture import ModelError, capture_gradient
 from gradinversion.cluster import reconstruct
-from gradinversion.coordinator import AttackConfig
+from gradinversion.coordinator import AttackConfig, Phase
 from torch import Tensor, nn
 
 IMAGES, LABELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 7])
@@ -96,8 +96,8 @@ class Deformed(nn.Module):
 
 
 def test_a_model_whose_gradient_has_no_derivative_is_refused_before_the_agents() -> None:
-    model, seen = Deformed(), list[str]()
+    model, seen = Deformed(), list[Phase]()
     update = capture_gradient(model, IMAGES, LABELS)
     with pytest.raises(ModelError, match=r"no derivative by the images.*deform_conv2d.*; replace the operation"):
         reconstruct(update, model, CONFIG, watch=lambda status: seen.append(status.phase))
-    assert "optimising" not in seen
+    assert Phase.OPTIMISING not in seen

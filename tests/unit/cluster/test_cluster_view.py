@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 from gradinversion.agents import Outcome
 from gradinversion.cluster.view import ProgressView
-from gradinversion.coordinator.events import EventLog
-from gradinversion.coordinator.status import SeedStatus, Status
+from gradinversion.coordinator import Event, EventKind, EventLog, Phase, SeedStatus, Status, Wait
 from rich.console import Console
 
 LOSSES = {"gradient": 0.1234, "total_variation": 0.5, "total": 0.3}
 ALL_LOSSES = LOSSES | {"activation": 0.2, "batch_norm": 1.25, "group": 0.01}
 SEEDS = (SeedStatus(0, step=25, losses=LOSSES), SeedStatus(1, step=25, incarnation=2, losses=LOSSES))
-STATUS = Status(rounds=4, iterations=100, seeds=SEEDS, phase="optimising", round=1)
-PAUSED = "paused: 1 of at least 2 agents is present, waiting for nodes"
+STATUS = Status(rounds=4, iterations=100, seeds=SEEDS, phase=Phase.OPTIMISING, round=1)
+WAIT = Wait(Phase.PAUSED, 1, 2)
 
 
 class Clock:
@@ -51,14 +50,22 @@ def at(status: Status, *steps: int, **facts: object) -> Status:
     return replace(status, seeds=seeds, **facts)
 
 
+def events(*texts: str) -> tuple[Event, ...]:
+    """Facts, as the log of a run keeps them."""
+    log = EventLog()
+    for text in texts:
+        log.note(EventKind.NOTE, text)
+    return log.events()
+
+
 def test_plain_lines_tell_each_round_once() -> None:
     console, text = screen(terminal=False)
     with ProgressView(console) as view:
-        view(replace(STATUS, phase="reading labels and peeling layers", round=0, seeds=(SeedStatus(0), SeedStatus(1))))
+        view(replace(STATUS, phase=Phase.PREPARING, round=0, seeds=(SeedStatus(0), SeedStatus(1))))
         view(STATUS)
         view(STATUS)
-        view(at(STATUS, 55, 60, round=2, messages=("Seed 1 failed; restart 1 of 2.",)))
-        view(at(STATUS, 58, 66, round=2, messages=("Seed 1 failed; restart 1 of 2.",)))
+        view(at(STATUS, 55, 60, round=2, events=events("Seed 1 failed; restart 1 of 2.")))
+        view(at(STATUS, 58, 66, round=2, events=events("Seed 1 failed; restart 1 of 2.")))
     lines = text.getvalue().splitlines()
     assert lines[0] == "reading labels and peeling layers (2 agents)"
     assert sum(line.startswith("round 1/4: gradient loss 0.1234, ") for line in lines) == 1
@@ -72,12 +79,12 @@ def test_plain_lines_say_who_is_missing_and_why_it_waits() -> None:
     lost = replace(STATUS, seeds=(SEEDS[0], replace(SEEDS[1], present=False)))
     with ProgressView(console) as view:
         view(lost)
-        view(replace(lost, phase=PAUSED))
-        view(replace(lost, phase=PAUSED))
+        view(replace(lost, phase=Phase.PAUSED, wait=WAIT))
+        view(replace(lost, phase=Phase.PAUSED, wait=WAIT))
     lines = text.getvalue().splitlines()
     assert lines[0] == "optimising (1 of 2 agents absent)"
     assert "1 of 2 agents absent" in lines[1]
-    assert lines[2:] == [PAUSED]
+    assert lines[2:] == ["paused: 1 of at least 2 agents is present, waiting for nodes"]
 
 
 def test_a_terminal_gets_one_row_per_agent_with_losses_and_measured_speed(clock: Clock) -> None:
@@ -120,7 +127,7 @@ def test_nothing_is_cut_however_narrow_the_terminal(width: int) -> None:
         SeedStatus(seed, 12_000, present=seed != 3, losses=ALL_LOSSES, steps_per_second=5.1, behind=0.5, deaths=1)
         for seed in range(40)
     )
-    status = Status(200, 20_000, seeds, PAUSED, 120, saved_round=118)
+    status = Status(200, 20_000, seeds, Phase.PAUSED, WAIT, 120, saved_round=118)
     lines = shown(status, width)
     assert all(len(line) <= width for line in lines)
     assert not any("…" in line for line in lines)
@@ -151,8 +158,8 @@ def test_who_comes_to_a_running_attack_reads_the_last_of_the_past_alone() -> Non
     past = tuple(f"Fact {letter}." for letter in "abcdefghijklmnopqrstuvwxyz")
     console, text = screen(terminal=False)
     with ProgressView(console) as view:
-        view(replace(STATUS, round=3, messages=past))
-        view(replace(STATUS, round=3, messages=(*past, "News.")))
+        view(replace(STATUS, round=3, events=events(*past)))
+        view(replace(STATUS, round=3, events=events(*past, "News.")))
     lines = text.getvalue().splitlines()
     assert lines[:11] == ["… and 16 earlier", *past[-10:]]
     assert [line for line in lines[11:] if "Fact" in line] == []
@@ -167,13 +174,27 @@ def test_an_event_that_goes_on_and_on_does_not_flood() -> None:
         view(STATUS)
         for round in range(1000):
             log.note(
-                "agent_lost", "{seed}: the process died; started again from round {round}.", seeds=[4], round=round
+                EventKind.AGENT_LOST,
+                "{seed}: the process died; started again from round {round}.",
+                seeds=[4],
+                round=round,
             )
-            view(replace(STATUS, messages=log.messages()))
+            view(replace(STATUS, events=log.events(), events_left_out=log.left_out))
     lines = [line for line in text.getvalue().splitlines() if "died" in line]
     assert lines[0] == "Seed 4: the process died; started again from round 0."
     assert len(lines) < 15
     assert lines[-1].endswith("from round 999. (1000 times, rounds 0 to 999)")
+
+
+def test_events_that_are_no_longer_listed_are_counted_now_and_then() -> None:
+    console, text = screen(terminal=False)
+    with ProgressView(console) as view:
+        view(STATUS)
+        for number in range(1, 101):
+            view(replace(STATUS, events=events("A fact."), events_left_out=number))
+    lines = [line for line in text.getvalue().splitlines() if "no longer listed" in line]
+    assert [int(line.split()[0]) for line in lines] == [1, 2, 3, 5, 9, 17, 33, 65, 100]
+    assert text.getvalue().count("A fact.") == 1
 
 
 def test_time_left_is_right_at_the_first_look_and_counts_down(clock: Clock) -> None:
@@ -182,7 +203,7 @@ def test_time_left_is_right_at_the_first_look_and_counts_down(clock: Clock) -> N
         SeedStatus(1, step=12_000, steps_per_second=5.0),
         SeedStatus(2, step=4_000, steps_per_second=5.0, outcome=Outcome.DROPPED),
     )
-    status = Status(200, 20_000, seeds, "optimising", 120, computing=0.8)
+    status = Status(200, 20_000, seeds, Phase.OPTIMISING, None, 120, computing=0.8)
     console, _ = screen(terminal=True)
     view = ProgressView(console)
     view(status)
@@ -191,18 +212,18 @@ def test_time_left_is_right_at_the_first_look_and_counts_down(clock: Clock) -> N
     view(status)
     assert view._clock.left() == "0:33:00"
     clock.now += 3600
-    view(replace(status, phase=PAUSED))
+    view(replace(status, phase=Phase.PAUSED, wait=WAIT))
     assert view._clock.left() == "0:33:00"
 
 
 def test_time_left_is_right_after_the_coordinator_went_back_to_a_checkpoint(clock: Clock) -> None:
     seeds = tuple(SeedStatus(seed, step=12_000, steps_per_second=5.0) for seed in range(2))
-    status = Status(200, 20_000, seeds, "optimising", 120, computing=1.0)
+    status = Status(200, 20_000, seeds, Phase.OPTIMISING, None, 120, computing=1.0)
     console, text = screen(terminal=False)
     with ProgressView(console) as view:
         view(status)
         clock.now += 20
-        view(at(replace(status, phase="starting"), 0, 0, round=0))
+        view(at(replace(status, phase=Phase.STARTING), 0, 0, round=0))
         clock.now += 20
         view(at(status, 11_800, 11_800, round=118))
         assert view._clock.left() == "0:27:20"
@@ -215,7 +236,7 @@ def test_time_left_is_right_after_the_coordinator_went_back_to_a_checkpoint(cloc
 
 def test_one_slow_round_moves_the_time_left_only_in_part(clock: Clock) -> None:
     seeds = (SeedStatus(0, step=100, steps_per_second=10.0),)
-    status = Status(200, 20_000, seeds, "optimising", 1, computing=1.0)
+    status = Status(200, 20_000, seeds, Phase.OPTIMISING, None, 1, computing=1.0)
     view = ProgressView(screen(terminal=True)[0])
     view(status)
     before = view._clock._left

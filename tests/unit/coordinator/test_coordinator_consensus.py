@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.coordinator import arrange, common_order, form_consensus, join_parts, parts_by_label
-from gradinversion.registration import Consensus, RegistrationConfig, register
+from gradinversion.registration import Consensus, LeftOut, RegistrationConfig, register
 from torch import Tensor
 
 LABELS = torch.tensor([4, 1, 4, 0, 2, 2, 4, 9])
@@ -112,15 +112,14 @@ def test_a_seed_that_is_left_out_of_one_part_counts_in_the_others() -> None:
     images[1, 1] = float("nan")
     found, _ = joined(images, 3, RegistrationConfig(method="none"))
     assert found.seeds == SEEDS
-    assert len(found.left_out) == 1
-    assert "5" in found.left_out[0]
+    assert [one.seed for one in found.left_out] == [5]
     assert bool(torch.isfinite(found.images).all())
     there = next(list(part) for part in parts if 1 in part)
     torch.testing.assert_close(found.images[there], images[[0, 2]][:, there].mean(0))
 
 
 def test_rows_of_refused_warps_follow_the_seeds() -> None:
-    def part(seeds: tuple[int, ...], rejected: list[list[bool]], left_out: tuple[str, ...]) -> Consensus:
+    def part(seeds: tuple[int, ...], rejected: list[list[bool]], left_out: tuple[LeftOut, ...]) -> Consensus:
         count = len(rejected[0])
         images, agreement = torch.full((count, 1, 8, 8), float(count)), torch.full((count,), 0.5)
         return Consensus(images, agreement, seeds, 2, None, torch.tensor(rejected), left_out)
@@ -128,8 +127,8 @@ def test_rows_of_refused_warps_follow_the_seeds() -> None:
     orders = torch.tensor([[0, 1], [1, 0]])
     found, found_orders = join_parts(
         [
-            ((0, 3), part((3, 5), [[True, False], [False, True]], ("Seed 8: odd.",)), orders),
-            ((1,), part((5, 8), [[False], [True]], ("Seed 3: odd.", "Seed 8: odd.")), torch.zeros(2, 1).long()),
+            ((0, 3), part((3, 5), [[True, False], [False, True]], (LeftOut(8, "odd"),)), orders),
+            ((1,), part((5, 8), [[False], [True]], (LeftOut(3, "odd"), LeftOut(8, "odd"))), torch.zeros(2, 1).long()),
             ((2,), part((8,), [[True]], ()), torch.zeros(2, 1).long()),
         ],
         4,
@@ -141,7 +140,7 @@ def test_rows_of_refused_warps_follow_the_seeds() -> None:
         [False, True, True, False],
     ]
     assert found.images[:, 0, 0, 0].tolist() == [2.0, 1.0, 1.0, 2.0]
-    assert found.left_out == ("Seed 8: odd.", "Seed 3: odd.")
+    assert found.left_out == (LeftOut(8, "odd"), LeftOut(3, "odd"))
     assert found_orders.tolist() == [[0, 1, 2, 3], [3, 1, 2, 0]]
 
 

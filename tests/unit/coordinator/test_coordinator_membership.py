@@ -13,6 +13,7 @@ from gradinversion.agents import Outcome
 from gradinversion.coordinator import (
     AttackConfig,
     CandidatesLostError,
+    Phase,
 )
 
 Before = Callable[[], object]
@@ -77,7 +78,7 @@ def test_all_that_have_room_are_waited_for_at_the_beginning(run: Callable[..., A
     phases: list[str] = []
 
     def change(looks: int) -> None:
-        phases.append(one.coordinator.status.phase)
+        phases.append(one.coordinator.status.doing)
         one.group.here |= {looks} if looks < 3 else set()
 
     one.at_presence(change)
@@ -150,7 +151,7 @@ def test_with_fewer_than_the_minimum_it_pauses_and_says_so(run: Callable[..., An
     phases: list[str] = []
 
     def change(looks: int) -> None:
-        phases.append(one.coordinator.status.phase)
+        phases.append(one.coordinator.status.doing)
         if looks == 4:
             one.group.here |= {1, 2}
 
@@ -171,7 +172,7 @@ def loses_once(run: Any, name: str, positions: list[int], then: Before = lambda:
     method = getattr(run.group, name)
 
     def fails(*arguments: Any) -> Any:
-        if name == "fetch" and run.coordinator.status.phase != "choosing images":
+        if name == "fetch" and run.coordinator.status.phase is not Phase.CHOOSING:
             return method(*arguments)
         setattr(run.group, name, method)
         then()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from gradinversion.agents import AgentsConfig, Outcome, Standing
-from gradinversion.coordinator import CoordinatorConfig
-from gradinversion.coordinator.policy import Go, Wait, decide_members, enough_done, fresh, give_up, plan_rounds, usable
+from gradinversion.coordinator import CoordinatorConfig, Phase, Wait
+from gradinversion.coordinator.policy import Go, decide_members, enough_done, fresh, give_up, plan_rounds, usable
 
 
 def standing(step: int, outcome: Outcome = Outcome.RUNNING) -> Standing:
@@ -67,20 +67,20 @@ def test_a_round_begins(present: set[int], room: int, waited: float, expected: G
 
 
 @pytest.mark.parametrize(
-    ("present", "room", "waited", "paused", "reason"),
+    ("present", "room", "waited", "wait", "words"),
     [
-        ({1, 3}, 4, 59.9, False, "waiting for agents: 2 of 4 have a process"),
-        (set(), 4, 0.0, False, "waiting for agents: 0 of 4 have a process"),
-        ({1, 3}, 3, 0.0, False, "waiting for agents: 2 of 3 have a process"),
-        ({1}, 4, 60.0, True, "paused: 1 of at least 2 agents is present, waiting for nodes"),
-        ({1}, 1, 0.0, True, "paused: 1 of at least 2 agents is present, waiting for nodes"),
-        (set(), 0, math.inf, True, "paused: 0 of at least 2 agents are present, waiting for nodes"),
+        ({1, 3}, 4, 59.9, Wait(Phase.WAITING, 2, 4), "waiting for agents: 2 of 4 have a process"),
+        (set(), 4, 0.0, Wait(Phase.WAITING, 0, 4), "waiting for agents: 0 of 4 have a process"),
+        ({1, 3}, 3, 0.0, Wait(Phase.WAITING, 2, 3), "waiting for agents: 2 of 3 have a process"),
+        ({1}, 4, 60.0, Wait(Phase.PAUSED, 1, 2), "paused: 1 of at least 2 agents is present, waiting for nodes"),
+        ({1}, 1, 0.0, Wait(Phase.PAUSED, 1, 2), "paused: 1 of at least 2 agents is present, waiting for nodes"),
+        (set(), 0, math.inf, Wait(Phase.PAUSED, 0, 2), "paused: 0 of at least 2 agents are present, waiting for nodes"),
     ],
 )
-def test_a_round_waits_and_says_for_what(
-    present: set[int], room: int, waited: float, paused: bool, reason: str
-) -> None:
-    assert decide_members(present, room, waited, agents()) == Wait(reason, paused)
+def test_a_round_waits_and_says_for_what(present: set[int], room: int, waited: float, wait: Wait, words: str) -> None:
+    assert decide_members(present, room, waited, agents()) == wait
+    assert str(wait) == words
+    assert wait.paused == (wait.phase is Phase.PAUSED)
 
 
 @pytest.mark.parametrize(

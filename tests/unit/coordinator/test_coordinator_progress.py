@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Account, Outcome
+from gradinversion.coordinator import EventKind
 from gradinversion.coordinator.progress import Progress, steps_per_second
-from gradinversion.registration import Consensus
+from gradinversion.registration import Consensus, LeftOut
 
 
 def account(
@@ -21,7 +22,7 @@ def account(
     return Account(seed, 1, 20, {"total": 0.25}, outcome, None, seconds, messages, trace)
 
 
-def consensus(left_out: tuple[str, ...] = ()) -> Consensus:
+def consensus(left_out: tuple[LeftOut, ...] = ()) -> Consensus:
     rejected = torch.tensor([[True, False], [False, False]])
     return Consensus(torch.rand(2, 3, 8, 8), torch.tensor([0.5, 1.0]), (0, 3), 4, None, rejected, left_out)
 
@@ -30,14 +31,14 @@ def consensus(left_out: tuple[str, ...] = ()) -> Consensus:
 def progress() -> Progress:
     progress = Progress(next_round=5, seconds=12.5, deaths={0: 2, 11: 1})
     progress.record(4, account(messages=("Seed 3 failed at step 7: odd; restart 1 of 2.",)))
-    progress.agree(consensus(left_out=("Seed 1 is not finite.",)), torch.tensor([[0, 1], [1, 0]]), 20)
+    progress.agree(consensus(left_out=(LeftOut(1, "it is not finite"),)), torch.tensor([[0, 1], [1, 0]]), 20)
     return progress
 
 
 def through_json(progress: Progress) -> Progress:
     """As a new coordinator reads it, which has said something already."""
     found = Progress()
-    found.events.note("note", "Continued.")
+    found.events.note(EventKind.NOTE, "Continued.")
     facts: dict[str, Any] = json.loads(json.dumps(progress.facts()))
     found.restore(progress.next_round - 1, facts, progress.tensors())
     return found

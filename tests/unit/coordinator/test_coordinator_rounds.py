@@ -17,6 +17,7 @@ from gradinversion.coordinator import (
     CheckpointError,
     Coordinator,
     Order,
+    Phase,
     Reconstruction,
     Storage,
     StorageError,
@@ -204,7 +205,7 @@ def test_status_tells_round_phase_and_losses(
     serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig
 ) -> None:
     coordinator = Coordinator(update, model, config, serial(config))
-    assert coordinator.status.phase == "starting"
+    assert coordinator.status.phase is Phase.STARTING
     coordinator.run()
     assert coordinator.status.round == coordinator.status.rounds == 4
     assert all("gradient" in seed.losses for seed in coordinator.status.seeds)
