@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from .geometry import Geometry
+from .geometry import Geometry, gradient_matrix
 
 # Entries (400 MB in float64, of which a few copies live at a time), and unknowns of each channel.
 _LARGEST_MATRIX = 50_000_000
@@ -106,7 +106,7 @@ def _solve(
     geometry: Geometry, input_shape: tuple[int, ...], weight_gradient: Tensor, cotangent: Tensor
 ) -> Direct | None:
     batch, channels, height, width = input_shape
-    matrix = _equations(geometry, (height, width), cotangent)
+    matrix = gradient_matrix(geometry, (height, width), cotangent)
     places, equations = matrix.shape
     given = weight_gradient.permute(0, 2, 3, 1).reshape(equations, channels)
     factor, failed = torch.linalg.cholesky_ex(matrix @ matrix.T)
@@ -130,20 +130,6 @@ def _solve(
         matrix,
         factor,
     )
-
-
-def _equations(geometry: Geometry, size: tuple[int, int], cotangent: Tensor) -> Tensor:
-    """``(B H W, O K)``: by how much each input place enters each entry of the weight gradient of its channel."""
-    height, width = size
-    batch, outputs = cotangent.shape[:2]
-    numbered = torch.arange(1, height * width + 1, dtype=torch.float64).reshape(1, 1, height, width)
-    # For each kernel place and output place the input place that meets it; 0 is the padding.
-    met = F.unfold(numbered, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)[0].long()
-    matrix = cotangent.new_zeros(batch, height * width + 1, outputs, len(met))
-    arriving = cotangent.flatten(2).transpose(1, 2)
-    for place, inputs in enumerate(met):
-        matrix[:, inputs, :, place] = arriving
-    return matrix[:, 1:].reshape(batch * height * width, outputs * len(met))
 
 
 def _switches(

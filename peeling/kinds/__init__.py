@@ -12,7 +12,7 @@ from torch import nn
 from .batch_norm import BatchNorm, BatchStatisticsNorm, over_channels, read_batch_norm
 from .convolution import Convolution, read_convolution
 from .joining import Concatenation, Sum, read_concatenation, read_sum
-from .kind import Call, Inverse, Kind, Layer, ModuleCall, Needs, Read
+from .kind import Call, Kind, Layer, ModuleCall, Needs, Read, Told
 from .linear import Linear, read_linear
 from .opaque import Opaque
 from .passing import Identity, Reshape, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
@@ -109,7 +109,6 @@ __all__ = [
     "Convolution",
     "GlobalMean",
     "Identity",
-    "Inverse",
     "Kind",
     "Layer",
     "Linear",
@@ -121,6 +120,7 @@ __all__ = [
     "Rectifier",
     "Reshape",
     "Sum",
+    "Told",
     "ZeroPadding",
     "kind_of",
     "over_channels",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kind import Call, Inverse, Kind, Layer, ModuleCall, Needs, Read, attributes_of, tensors_of
+from .kind import Call, Kind, Layer, ModuleCall, Needs, Read, Told, attributes_of, tensors_of
 
 # A channel that batch norm scales to less of the largest scale says nothing about its input.
 _SILENT = 1e-6
@@ -40,12 +40,21 @@ class BatchNorm(Kind):
         scale, _ = self.affine(tensors)
         return [arriving * over_channels(scale, arriving).to(arriving)]
 
-    def inverse(self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Inverse | None:
+    def inverse(
+        self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor], others: Sequence[Told] = ()
+    ) -> Told | None:
         """See `Kind.inverse`."""
         scale, shift = (over_channels(numbers, values).to(values) for numbers in self.affine(tensors))
         heard = scale.abs() > _SILENT * scale.abs().max()
         divisor = torch.where(heard, scale, 1.0)
-        return Inverse(torch.where(heard, (values - shift) / divisor, 0.0), heard, spread / divisor.abs())
+        return Told(torch.where(heard, (values - shift) / divisor, 0.0), heard, spread / divisor.abs())
+
+    def carried(self, arriving: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Told | None:
+        """See `Kind.carried`."""
+        scale = over_channels(self.affine(tensors)[0], arriving).to(arriving)
+        heard = scale.abs() > _SILENT * scale.abs().max()
+        divisor = torch.where(heard, scale, 1.0)
+        return Told(torch.where(heard, arriving / divisor, 0.0), heard, spread / divisor.abs())
 
     @classmethod
     def of_module(cls, call: ModuleCall) -> Layer | None:

@@ -8,16 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kind import Call, Kind, Read
+from .kind import Call, Kind, Read, Told
 
 
 @dataclass(frozen=True)
 class Sum(Kind):
     """``y = x_1 + x_2``: the derivative by either is that by the sum."""
 
+    keeps_derivatives = True
+
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Kind.forward`."""
         return inputs[0] + inputs[1]
+
+    def inverse(
+        self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor], others: Sequence[Told] = ()
+    ) -> Told | None:
+        """See `Kind.inverse`: one part is what the other leaves of the sum."""
+        if len(others) != 1:
+            return None
+        (other,) = others
+        return Told(values - other.values, other.heard, (spread.square() + other.spread.square()).sqrt())
 
 
 @dataclass(frozen=True)

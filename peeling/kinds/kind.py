@@ -42,6 +42,8 @@ class Kind:
     needs: ClassVar[Needs] = Needs.NOTHING
     keeps_numbers: ClassVar[bool] = False
     """The output is the input, in the same order."""
+    keeps_derivatives: ClassVar[bool] = False
+    """The derivative by each input is that by the output, in the same order."""
     solvable: ClassVar[bool] = False
     """Whether there is `solve`."""
 
@@ -88,15 +90,32 @@ class Kind:
             return [output.detach()]
         return [torch.zeros_like(value) for value in inputs]
 
-    def inverse(self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Inverse | None:
+    def inverse(
+        self, values: Tensor, spread: Tensor, tensors: Mapping[str, Tensor], others: Sequence[Told] = ()
+    ) -> Told | None:
         """What enters, told by what leaves; None where that does not tell it.
 
         Args:
             values: The output.
             spread: Of its errors, of the same shape.
             tensors: See `forward`; they may be of another type than the values.
+            others: What is known of the other inputs.
         """
-        return Inverse(values, torch.ones_like(values, dtype=torch.bool), spread) if self.keeps_numbers else None
+        return Told(values, torch.ones_like(values, dtype=torch.bool), spread) if self.keeps_numbers else None
+
+    def carried(self, arriving: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Told | None:
+        """The derivative by the output, told by that by an input; None where that does not tell it.
+
+        Args:
+            arriving: Derivative by an input that nothing else reads.
+            spread: Of its errors, of the same shape.
+            tensors: See `inverse`.
+        """
+        return Told(arriving, torch.ones_like(arriving, dtype=torch.bool), spread) if self.keeps_derivatives else None
+
+    def is_open(self, output: Tensor) -> Tensor:
+        """Where the operation passes its input on: everywhere, but where the derivative needs the output."""
+        return torch.ones_like(output, dtype=torch.bool)
 
     def units(self, output: Tensor, uncertainty: Tensor) -> Units | None:
         """Where the operation passed its input on, by an output that is known up to an error; None where the output
@@ -119,13 +138,13 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Inverse:
-    """An operation's input."""
+class Told:
+    """Numbers on one side of an operation, as far as those on the other side tell them."""
 
     values: Tensor
-    """In the input's shape or the output's."""
+    """In the shape of either side."""
     heard: Tensor
-    """False where the output says nothing of it; it broadcasts with the values."""
+    """False where the other side says nothing of it; it broadcasts with the values."""
     spread: Tensor
     """Of the values' errors."""
 

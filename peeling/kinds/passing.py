@@ -17,7 +17,7 @@ class Reshape(Kind):
     """The same numbers of each image in another shape."""
 
     shape: tuple[int, ...]
-    keeps_numbers = True
+    keeps_numbers = keeps_derivatives = True
 
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Kind.forward`."""
@@ -33,7 +33,7 @@ class Reshape(Kind):
 class Identity(Kind):
     """The same numbers."""
 
-    keeps_numbers = True
+    keeps_numbers = keeps_derivatives = True
 
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """See `Kind.forward`."""

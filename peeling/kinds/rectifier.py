@@ -24,7 +24,7 @@ class Rectifier(Kind):
         return inputs[0].clamp(0, None if self.ceiling == math.inf else self.ceiling)
 
     def is_open(self, output: Tensor) -> Tensor:
-        """Where the operation passes its input on."""
+        """See `Kind.is_open`."""
         return (output > 0) & (output < self.ceiling)
 
     def cotangents(self, arriving: Tensor, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> list[Tensor]:

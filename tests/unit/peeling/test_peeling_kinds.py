@@ -20,6 +20,8 @@ from gradinversion.peeling.kinds import (
     Needs,
     Rectifier,
     Reshape,
+    Sum,
+    Told,
     kind_of,
     read_module,
 )
@@ -176,3 +178,44 @@ def test_units_are_told_open_from_shut_by_a_relu_alone() -> None:
     assert torch.equal(units.is_open, output > 0)
     assert Rectifier(6.0).units(output, uncertainty) is None
     assert Identity().units(output, uncertainty) is None
+
+
+def test_one_part_of_a_sum_is_what_the_other_leaves() -> None:
+    one, other = _images(_IMAGES), 2 * _images(_IMAGES).flip(1)
+    heard = other > 0
+    spread = torch.full_like(one, 3e-3)
+    assert Sum().inverse(one + other, spread, {}) is None
+    found = Sum().inverse(one + other, spread, {}, [Told(other, heard, torch.full_like(one, 4e-3))])
+    assert found is not None
+    torch.testing.assert_close(found.values, one)
+    assert torch.equal(found.heard, heard)
+    torch.testing.assert_close(found.spread, torch.full_like(one, 5e-3))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "batch norm of vectors", "identity", "flatten"])
+def test_the_derivative_in_front_tells_that_behind(name: str) -> None:
+    build, shape, _ = _READ[name]
+    module = build()
+    layer, output = _read(module, shape)
+    assert layer is not None
+    tensors = _tensors(module, layer)
+    arriving = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (before,) = layer.kind.cotangents(arriving, layer.kind.seen([_images(shape)], output), tensors)
+    found = layer.kind.carried(before, torch.ones_like(before), tensors)
+    assert found is not None
+    assert bool(found.heard.all())
+    torch.testing.assert_close(found.values.reshape(arriving.shape), arriving)
+
+
+def test_a_relu_and_a_layer_with_a_kernel_do_not_tell_the_derivative_behind() -> None:
+    image = _images(_IMAGES)
+    for kind in (Rectifier(), Convolution((3, 3), (1, 1), (1, 1), (1, 1), 1)):
+        assert kind.carried(image, image, {}) is None
+        assert kind.inverse(image, image, {}) is None
+
+
+def test_where_an_operation_is_open() -> None:
+    output = torch.tensor([[0.0, 1.0, 6.0]])
+    assert Rectifier().is_open(output).tolist() == [[False, True, True]]
+    assert Rectifier(6.0).is_open(output).tolist() == [[False, True, False]]
+    assert Identity().is_open(output).tolist() == [[True, True, True]]
