@@ -44,6 +44,8 @@ class Kind:
     """The output is the input, in the same order."""
     keeps_derivatives: ClassVar[bool] = False
     """The derivative by each input is that by the output, in the same order."""
+    bias_axis: ClassVar[int] = 1
+    """Along which the output has one entry of the bias for each place, if it has a bias."""
     solvable: ClassVar[bool] = False
     """Whether there is `solve`."""
 

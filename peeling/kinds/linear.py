@@ -17,6 +17,7 @@ from .kind import Call, Kind, Layer, ModuleCall, Read, attributes_of, has_own_we
 class Linear(Kind):
     """``y = W x + b``, on the last axis."""
 
+    bias_axis = -1
     solvable = True
 
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checksums import ChannelSum, stored
-from ..kinds import BatchNorm, BatchStatisticsNorm, Convolution, Identity, Sum
 from .rule import Setting
 
 
@@ -26,12 +25,11 @@ def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
         if tuple(node.name for node in graph.readers(value)) != (reader,) or value not in graph.by_name:
             continue
         node = graph.by_name[value]
-        if isinstance(node.kind, BatchNorm | BatchStatisticsNorm | Convolution):
-            gradient = setting.gradient(value, "bias")
-            if gradient is not None:
-                found.append(gradient)
-        elif isinstance(node.kind, Sum | Identity) and len(set(node.inputs)) == len(node.inputs):
-            left += [(name, value) for name in node.inputs]
+        gradient = setting.gradient(value, "bias")
+        if gradient is not None and node.kind.bias_axis % (len(node.shape) + 1) == 1:
+            found.append(gradient)
+        elif node.kind.keeps_derivatives and len(set(node.inputs)) == len(node.inputs):
+            left += [(name, value) for name in node.inputs if graph.shape(name) == node.shape]
     return found
 
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import gradient_matrix
 from ..kinds import Convolution
 from ..layers import rounding
 
@@ -69,18 +69,10 @@ def gradient_equations(
         weight_gradient: As captured, in the type it was sent in.
         cotangent: Derivative of the loss by its output.
     """
-    (height, width), (batch, outputs) = size, cotangent.shape[:2]
-    numbered = torch.arange(1, height * width + 1, dtype=torch.float64).reshape(1, 1, height, width)
-    # For each kernel place and output place the input place that meets it; 0 is the padding.
-    met = F.unfold(numbered, kind.kernel, kind.dilation, kind.padding, kind.stride)[0].long()
-    matrix = cotangent.new_zeros(batch, height * width + 1, outputs, len(met))
-    by_place = cotangent.flatten(2).transpose(1, 2)
-    for place, inputs in enumerate(met):
-        matrix[:, inputs, :, place] = by_place
     gradient = weight_gradient.detach().cpu().double()
     length = gradient.norm().clamp_min(1e-300)
-    matrix = matrix[:, 1:].reshape(batch * height * width, outputs * len(met)) / length
-    given = gradient.permute(0, 2, 3, 1).reshape(outputs * len(met), -1) / length
+    matrix = gradient_matrix(kind, size, cotangent) / length
+    given = gradient.permute(0, 2, 3, 1).reshape(matrix.shape[1], -1) / length
     return GradientEquations(kind, matrix, given, rounding(weight_gradient))
 
 

@@ -8,9 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..checksums import settle
-from ..kinds import Rectifier
 from ..layers import LARGEST
-from ..units import judge
 from .channel_sums import channel_sums
 from .knowledge import Knowledge
 from .rule import Derived, Setting
@@ -23,12 +21,12 @@ def open_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
     """Units of each ReLU whose output, and the derivative by it, are known."""
     for node in setting.graph.nodes:
         output, arriving = known.complete(node.name), known.arriving.get(node.name)
-        if not isinstance(node.kind, Rectifier) or node.name in known.units or output is None or arriving is None:
-            continue
-        if node.kind.ceiling != torch.inf or not arriving.complete:
+        if node.name in known.units or output is None or arriving is None or not arriving.complete:
             continue
         uncertainty = LARGEST * output.deviation.expand_as(output.values)
-        units = judge(output.values, uncertainty)
+        units = node.kind.units(output.values, uncertainty)
+        if units is None:
+            continue
         sums = channel_sums(setting, node.name, arriving.values)
         settled = settle(sums, arriving.values, units)
         units = settled.units

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..kinds import BatchNorm, Identity, Needs, Rectifier, Reshape, Sum, over_channels
+from ..kinds import Needs, Told
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 
-# A channel that batch norm scales to less of the largest scale says nothing about its input.
-_SILENT = 1e-6
 # A unit of a rectifier is surely open where its output is so many deviations above zero.
 _SURELY = 30.0
 
@@ -62,28 +60,25 @@ def _nothing(like: Known) -> Tensor:
 
 def _undone(setting: Setting, known: Knowledge, node: Node, position: int, output: Known) -> Known | None:
     values, deviation = output.values, output.deviation.expand_as(output.values)
-    if isinstance(node.kind, Rectifier):
+    if node.kind.needs is Needs.OUTPUT:
         units = known.units.get(node.name)
         sure = values > _SURELY * deviation if units is None else units.is_open
         sure = sure & output.known & node.kind.is_open(values)
         return Known(values * sure, sure, deviation, "backwards")
-    if isinstance(node.kind, BatchNorm):
-        scale, shift = (over_channels(t, values) for t in node.kind.affine(setting.graph.tensors_of(node)))
-        heard = scale.abs() > _SILENT * scale.abs().max()
-        divisor = torch.where(heard, scale, 1.0)
-        seen = output.known & heard
-        return Known(torch.where(seen, (values - shift) / divisor, 0.0), seen, deviation / divisor.abs(), "backwards")
-    if isinstance(node.kind, Identity | Reshape):
-        shape = (len(values), *setting.graph.shape(node.inputs[0]))
-        return Known(values.reshape(shape), output.known.reshape(shape), deviation.reshape(shape), "backwards")
-    if isinstance(node.kind, Sum) and node.inputs[0] != node.inputs[1]:
-        other = known.activations.get(node.inputs[1 - position])
-        if other is None:
-            return None
-        seen = output.known & other.known
-        spread = (deviation.square() + other.deviation.expand_as(values).square()).sqrt()
-        return Known(torch.where(seen, values - other.values, 0.0), seen, spread, "backwards")
-    return None
+    name = node.inputs[position]
+    beside = [known.activations.get(other) for other in node.inputs if other != name]
+    others = [Told(one.values, one.known, one.deviation.expand_as(one.values)) for one in beside if one is not None]
+    if node.inputs.count(name) > 1 or len(others) < len(beside):
+        return None
+    told = node.kind.inverse(values, deviation, setting.graph.tensors_of(node), others)
+    return None if told is None else _known(told, output.known, (len(values), *setting.graph.shape(name)), "backwards")
+
+
+def _known(told: Told, before: Tensor, shape: tuple[int, ...], rule: str) -> Known:
+    """What is told by numbers of which some were known before."""
+    seen = before & told.heard
+    values = torch.where(seen, told.values, 0.0)
+    return Known(values.reshape(shape), seen.reshape(shape), told.spread.reshape(shape), rule)
 
 
 def derivatives(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -106,7 +101,7 @@ def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kn
     if arriving is None or not arriving.complete or reader.kind.needs is Needs.UNKNOWN:
         return None
     error = arriving.error
-    if isinstance(reader.kind, Rectifier):
+    if reader.kind.needs is Needs.OUTPUT:
         units = known.units.get(reader.name)
         if units is None:
             return None
@@ -149,15 +144,8 @@ def derivatives_forwards(setting: Setting, known: Knowledge) -> Iterator[Derived
 
 
 def _carried(setting: Setting, node: Node, arriving: Known) -> Known | None:
-    shape = (setting.image_count, *node.shape)
-    if isinstance(node.kind, Sum | Identity | Reshape):
-        values, seen, deviation = arriving.values, arriving.known, arriving.deviation.expand_as(arriving.values)
-        return Known(values.reshape(shape), seen.reshape(shape), deviation.reshape(shape), "derivatives forwards")
-    if isinstance(node.kind, BatchNorm):
-        scale, _ = node.kind.affine(setting.graph.tensors_of(node))
-        if not bool((scale.abs() > _SILENT * scale.abs().max()).all()):
-            return None
-        scale = over_channels(scale, arriving.values)
-        deviation = arriving.deviation.expand_as(arriving.values) / scale.abs()
-        return Known(arriving.values / scale, arriving.known, deviation, "derivatives forwards")
-    return None
+    spread = arriving.deviation.expand_as(arriving.values)
+    told = node.kind.carried(arriving.values, spread, setting.graph.tensors_of(node))
+    if told is None or not bool(told.heard.all()):
+        return None
+    return _known(told, arriving.known, (setting.image_count, *node.shape), "derivatives forwards")

@@ -97,6 +97,19 @@ def test_a_module_is_read_as_what_it_does(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in _READ if getattr(_READ[name][0](), "bias", None) is not None])
+def test_the_gradient_of_the_bias_is_a_sum_along_its_axis(name: str) -> None:
+    build, shape, _ = _READ[name]
+    module = build()
+    layer, output = _read(module, shape)
+    assert layer is not None
+    tensors = _tensors(module, layer)
+    (found,) = layer.kind.gradients(torch.ones_like(output), [_images(shape)], tensors, ["bias"])
+    kept = layer.kind.bias_axis % output.dim()
+    expected = torch.ones_like(output).sum(dim=[axis for axis in range(output.dim()) if axis != kept])
+    torch.testing.assert_close(found, expected)
+
+
 def test_every_module_of_the_table_is_tried() -> None:
     assert {kind_of(build()) for build, _, _ in _READ.values()} == set(MODULES.values())
 
