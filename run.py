@@ -33,7 +33,8 @@ from rich.console import Console
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 2 refused with a sentence, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    console, errors = Console(), Console(stderr=True)
+    # A path may hold what rich would take for the name of an emoji.
+    console, errors = Console(emoji=False), Console(stderr=True, emoji=False)
     if {"--help", "-h", "help"} & set(words):
         console.print(help_text(), markup=False, highlight=False, soft_wrap=True)
         return 0

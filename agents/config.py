@@ -163,6 +163,8 @@ class AgentsConfig(Checked):
         for name in ("gpus", "cpus", "threads", "warmup", "noise", "restarts", "patience"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 found.append(f"agents.{name}={getattr(self, name)}: give a number that is not negative.")
+        if self.gpus is not None and self.gpus > 1 and self.gpus % 1:
+            found.append(f"agents.gpus={self.gpus}: give a share of one GPU, or a whole number of them.")
         if not 0 <= self.finish < 1:
             found.append(f"agents.finish={self.finish}: give a share of the steps, at least 0 and below 1.")
         if not 0 < self.learning_rate < float("inf"):

@@ -34,6 +34,7 @@ from ..priors import (
     relative_group_distance,
     total_variation,
 )
+from ..refusal import ConfigError
 from ..target import Target
 from ..target.adaptation import Adaptation
 from ..target.defence_evidence import allow_for_defence
@@ -107,9 +108,12 @@ class Objective:
             )
             and self.generator is None
         ):
-            raise ValueError(
-                "the objective has no term that a batch can be scored by: give gradient_weight, "
-                "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight above 0."
+            raise ConfigError(
+                [
+                    "the objective has no term that a batch can be scored by: give objective.gradient_weight, "
+                    "total_variation_weight, l2_weight or, for a model with running statistics, batch_norm_weight "
+                    "above 0."
+                ]
             )
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from ..refusal import Refusal
+from ..storage.atomic import place_files
 from ..storage.folders import Storage, StorageError
 
 
@@ -15,9 +16,8 @@ class ReportError(Refusal, RuntimeError):
 
 
 def replace_files(folder: str | Path, contents: Mapping[str, bytes]) -> Path | str:
-    """Writes each file beside its old version, flushes it to the disk, and puts it in the old one's place.
+    """Replace files in a folder, all together on a disk (see `place_files`).
 
-    When anything fails before the last file is complete, the old files stay as they were and nothing is left behind.
     In a bucket each file is replaced at once, in the order given, and the first that fails ends it.
 
     Args:
@@ -55,29 +55,19 @@ def _replace_objects(storage: Storage, contents: Mapping[str, bytes]) -> None:
 
 
 def _replace_on_disk(folder: Path, contents: Mapping[str, bytes]) -> None:
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
+    saves: dict[Path, Callable[[Path], object]] = {
+        folder / name: partial(_write, content=content) for name, content in contents.items()
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            with open(temporary[name], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in contents:
-            os.replace(temporary[name], folder / name)
+        place_files(saves)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ReportError(
-            f"The report cannot be written to {folder} ({reason}); what was there before is untouched: "
+            f"The report cannot be written to {folder} ({reason}); every file that was there before is still whole: "
             "free space or give another folder with out=FOLDER."
         ) from error
-    finally:
-        for path in temporary.values():
-            _discard(path)
 
 
-def _discard(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder itself may be missing or read-only: there is nothing to remove then
-        return
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

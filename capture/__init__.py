@@ -15,6 +15,7 @@ from .client.local_training import train_locally
 from .client.private_config import PrivateConfig
 from .client.simulation import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
 from .defences import Defence, DefenceError, apply_defence, defence_words
+from .errors import UpdateError
 from .facts import (
     BatchNormMode,
     ClientFacts,
@@ -28,6 +29,7 @@ from .facts import (
     read,
     told,
 )
+from .hashing import weight_hash
 from .labels.final_layer import LabelError, find_final_layer
 from .labels.learning_rate import estimate_learning_rate
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
@@ -38,7 +40,8 @@ from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
 from .pseudo_gradient import as_gradient, as_mean, gradient_shares, is_one_step, mean_gradients
-from .update import CapturedUpdate, UpdateError, UpdateKind, weight_hash
+from .update import CapturedUpdate
+from .update_kind import UpdateKind
 from .weight_delta import capture_weight_delta
 
 __all__ = [

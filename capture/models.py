@@ -79,10 +79,21 @@ def build_model(name: str, classes: int, image_size: int | Sequence[int], seed: 
         elif ":" in name:
             model = build_own(name, num_classes=classes)
         elif name.lower() == "convnet":
-            model = convnet(classes, shape)
+            model = _bundled(classes, shape)
         else:
             model = _torchvision(name, classes, shape)
     return model.eval()
+
+
+def _bundled(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    try:
+        return convnet(classes, shape)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"the model 'convnet' of {classes} classes cannot be built for {describe_images(shape)} ({reason}); give "
+            "fewer classes or smaller images"
+        ) from error
 
 
 def output_shape(model: nn.Module, name: str, image_shape: Sequence[int]) -> tuple[int, ...] | str:

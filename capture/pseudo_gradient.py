@@ -10,7 +10,8 @@ from .errors import UpdateError
 from .facts import Penalty, Reduction
 from .local_training import LocalTraining
 from .losses import ClientLoss
-from .update import CapturedUpdate, UpdateKind
+from .update import CapturedUpdate
+from .update_kind import UpdateKind
 
 
 def gradient_shares(local: LocalTraining, image_count: int) -> list[float]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -14,24 +12,19 @@ from torch import Tensor, nn
 
 from .counters import is_counter, settle_counters
 from .defences import Defence
-from .errors import UpdateError as UpdateError
+from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts
+from .hashing import weight_hash
 from .local_training import LocalTraining
 from .normalisation import Normalisation
 from .unwrap import inside
+from .update_file import read_update, write_update
+from .update_kind import UpdateKind
+from .weights import fit_names
 
 LARGEST_IMAGE_COUNT = 65_536
 LARGEST_CHANNEL_COUNT = 64
 LARGEST_IMAGE_SIDE = 8_192
-
-
-class UpdateKind(StrEnum):
-    """What the tensors of an update are."""
-
-    GRADIENT = "gradient"
-    """The gradient of the mean loss over the client's batch."""
-    WEIGHT_DELTA = "weight_delta"
-    """Weights after the client's local steps minus weights before; ``CapturedUpdate.local`` tells the steps."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,6 @@ class CapturedUpdate:
         Raises:
             UpdateError: The file cannot be written (folder missing, not writable, disk full).
         """
-        from .update_file import write_update
-
         write_update(self, path)
 
     @classmethod
@@ -116,9 +107,28 @@ class CapturedUpdate:
         Raises:
             UpdateError: One sentence that names the file and what is wrong with it.
         """
-        from .update_file import read_update
+        return read_update(path, cls)
 
-        return read_update(path)
+    def fitted(self, model: nn.Module) -> CapturedUpdate:
+        """The update under the names of the plain model, where it was made inside a wrapper; else the update itself.
+
+        Its names may all begin with ``module.``, ``_orig_mod.``, ``_module.``, or several of them.
+
+        Args:
+            model: Its names, without those of its own wrappers, are the ones that count.
+        """
+        model = inside(model)
+        gradients = fit_names(self.gradients, dict(model.named_parameters()))
+        if gradients.keys() == self.gradients.keys():
+            return self
+        # Names are only ever shortened, and all by the same beginning.
+        prefix = next(iter(self.gradients)).removesuffix(next(iter(gradients)))
+        buffers = self.buffers
+        if buffers is not None:
+            buffers = {name.removeprefix(prefix): buffer for name, buffer in buffers.items()}
+        theirs = self.weight_hash
+        same = theirs in (weight_hash(model), weight_hash(model, prefix))
+        return replace(self, gradients=gradients, buffers=buffers, weight_hash=weight_hash(model) if same else theirs)
 
     def mismatches(self, model: nn.Module) -> list[str]:
         """Every way in which this update does not fit the model, one clause each; empty when it fits.
@@ -126,10 +136,8 @@ class CapturedUpdate:
         Args:
             model: The server's model, in the state that the client started from.
         """
-        from .fitting import fit_update
-
         model = inside(model)
-        if (fitted := fit_update(self, model)) is not self:
+        if (fitted := self.fitted(model)) is not self:
             return fitted.mismatches(model)
         expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
         found = _compare_tensors("gradient", self.gradients, expected)
@@ -159,27 +167,6 @@ class CapturedUpdate:
                 f"the update was made with another model than the one given (it names {self.model_id!r}); "
                 f"give that model with the weights the client started from:{listed}"
             )
-
-
-def weight_hash(model: nn.Module, prefix: str = "") -> str:
-    """SHA-256 (hex) over name, dtype, shape and bytes of every parameter and buffer, in order of name.
-
-    ``num_batches_tracked`` is left out: it counts steps and changes no output.
-
-    Args:
-        model: Wrappers such as DataParallel change nothing.
-        prefix: In front of every name, as in files of updates that were made inside a wrapper.
-    """
-    model = inside(model)
-    digest = hashlib.sha256()
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name in sorted(named):
-        if is_counter(name):
-            continue
-        tensor = named[name].detach().cpu().contiguous()
-        digest.update(f"{prefix}{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_facts(update: CapturedUpdate) -> None:

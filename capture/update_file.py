@@ -7,23 +7,26 @@ that asks for it has been held against the file's size.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..storage.atomic import place_files
 from .counters import is_counter
+from .errors import UpdateError
+from .facts import ClientFacts
 from .facts_file import read_facts, read_old_facts, refuse, short, text, write_facts
-from .update import CapturedUpdate, UpdateError, UpdateKind
+from .update_kind import UpdateKind
 
 FORMAT_KEY = "gradinversion"
 FORMAT_VERSION = 2
@@ -41,6 +44,28 @@ _DTYPES = {
 }
 
 
+_Update = TypeVar("_Update")
+
+
+class Writable(Protocol):
+    """An update, as far as its file holds it."""
+
+    @property
+    def gradients(self) -> dict[str, Tensor]: ...
+    @property
+    def buffers(self) -> dict[str, Tensor] | None: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def weight_hash(self) -> str: ...
+    @property
+    def kind(self) -> UpdateKind: ...
+    @property
+    def facts(self) -> ClientFacts: ...
+
+
 @dataclass(frozen=True)
 class _Entry:
     """Where one tensor lies in the file."""
@@ -51,37 +76,35 @@ class _Entry:
     end: int
 
 
-def write_update(update: CapturedUpdate, path: str | os.PathLike[str]) -> None:
-    """Write the update beside its final place, flush it to the disk, then move it there in one step.
+def write_update(update: Writable, path: str | os.PathLike[str]) -> None:
+    """Write the update; a reader sees the old file or the whole new one.
 
     Raises:
         UpdateError: The file cannot be written; an older file of that name is still whole.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     # Copies: safetensors refuses tensors that share memory.
     tensors = {f"gradient/{name}": g.detach().cpu().contiguous().clone() for name, g in update.gradients.items()}
     for name, buffer in (update.buffers or {}).items():
         tensors[f"buffer/{name}"] = buffer.detach().cpu().contiguous().clone()
+    metadata = {FORMAT_KEY: json.dumps(_facts(update))}
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={FORMAT_KEY: json.dumps(_facts(update))})
-        _flush(temporary)
-        os.replace(temporary, target)
-        _flush(target.parent)
+        place_files({target: lambda beside: safetensors.torch.save_file(tensors, beside, metadata=metadata)})
     except (OSError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UpdateError(
             f"the update cannot be written to {str(target)!r} ({error}); give a folder that exists, is writable and "
             "has space left"
         ) from error
 
 
-def read_update(path: str | os.PathLike[str], largest_bytes: int = LARGEST_FILE_BYTES) -> CapturedUpdate:
+def read_update(
+    path: str | os.PathLike[str], make: Callable[..., _Update], largest_bytes: int = LARGEST_FILE_BYTES
+) -> _Update:
     """The update in the file.
 
     Args:
         path: A file that ``write_update`` made, or anything else.
+        make: Makes the update of its fields, which are given by name, and checks them.
         largest_bytes: Larger files are refused unread.
 
     Raises:
@@ -100,14 +123,14 @@ def read_update(path: str | os.PathLike[str], largest_bytes: int = LARGEST_FILE_
             entries = {key: _parse_entry(key, value) for key, value in header.items()}
             _check_layout(entries, size - start)
             tensors = {key: _read_tensor(file, start, entry) for key, entry in entries.items()}
-        return _assemble(facts, tensors)
+        return make(**_fields(facts, tensors))
     except UpdateError as error:
         raise UpdateError(f"the update file {name!r} cannot be used: {error}") from None
     except (OSError, ValueError) as error:
         raise UpdateError(f"the update file {name!r} cannot be read ({error})") from error
 
 
-def _facts(update: CapturedUpdate) -> dict[str, Any]:
+def _facts(update: Writable) -> dict[str, Any]:
     return {
         "version": FORMAT_VERSION,
         "image_shape": list(update.image_shape),
@@ -117,14 +140,6 @@ def _facts(update: CapturedUpdate) -> dict[str, Any]:
         "kind": str(update.kind),
         "facts": write_facts(update.facts),
     }
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -220,7 +235,8 @@ def _read_tensor(file: BinaryIO, start: int, entry: _Entry) -> Tensor:
     return flat.reshape(entry.shape)
 
 
-def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> CapturedUpdate:
+def _fields(facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Those of ``Writable``."""
     groups: dict[str, dict[str, Tensor]] = {"gradient": {}, "buffer": {}}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
@@ -235,12 +251,12 @@ def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> CapturedUpda
     kind = facts.get("kind")
     if not isinstance(kind, str) or kind not in list(UpdateKind):
         refuse(f"its kind is {short(kind)}; it must be one of {', '.join(UpdateKind)}")
-    return CapturedUpdate(
-        gradients=groups["gradient"],
-        image_shape=(shape[0], shape[1], shape[2]),
-        model_id=text("model_id", facts.get("model_id")),
-        weight_hash=text("weight_hash", facts.get("weight_hash")),
-        facts=read_old_facts(facts) if facts["version"] == 1 else read_facts(facts.get("facts")),
-        buffers=groups["buffer"] if facts["buffers"] or groups["buffer"] else None,
-        kind=UpdateKind(kind),
-    )
+    return {
+        "gradients": groups["gradient"],
+        "image_shape": (shape[0], shape[1], shape[2]),
+        "model_id": text("model_id", facts.get("model_id")),
+        "weight_hash": text("weight_hash", facts.get("weight_hash")),
+        "facts": read_old_facts(facts) if facts["version"] == 1 else read_facts(facts.get("facts")),
+        "buffers": groups["buffer"] if facts["buffers"] or groups["buffer"] else None,
+        "kind": UpdateKind(kind),
+    }

@@ -12,11 +12,13 @@ from .batch_norm import running_buffers
 from .counters import is_counter, settle_counters
 from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
+from .hashing import weight_hash
 from .local_training import LocalTraining
 from .normalisation import Normalisation, usual_normalisation
 from .step_count import counted_steps, with_counted_steps
 from .unwrap import inside
-from .update import CapturedUpdate, UpdateKind, weight_hash
+from .update import CapturedUpdate
+from .update_kind import UpdateKind
 from .weights import fit_names
 
 _MOST_LISTED = 5

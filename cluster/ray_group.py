@@ -29,6 +29,7 @@ from ..coordinator import (
     Wait,
     parts_by_label,
 )
+from ..refusal import ConfigError
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
@@ -41,7 +42,7 @@ from .roster import Roster, end_actors
 from .shipping import put
 
 # What an agent says of an update and a model that it was given, and would say again.
-_REFUSALS = (LabelError, ModelError, UpdateError)
+_REFUSALS = (ConfigError, LabelError, ModelError, UpdateError)
 NAMESPACE = "gradinversion"
 # One call descends; the others answer about progress, saved states and places.
 _ACTOR_THREADS = 8

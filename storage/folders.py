@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from ..refusal import Refusal
+from .atomic import PARTIAL, place_files
 
 _Result = TypeVar("_Result")
 
@@ -30,7 +30,6 @@ _CHANCE = random.SystemRandom()
 _CHUNK_BYTES = 8 * 2**20
 # A bucket's error may quote a whole page.
 _LONGEST_REASON = 300
-_PARTIAL = re.compile(r"\..+\.partial")
 # What stays wrong however often it is tried again.
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _LASTING_CODES = {"EINVAL", "ENAMETOOLONG", "EROFS", "ELOOP", "ENOSYS", "EREMCHG"}
@@ -134,7 +133,7 @@ class Storage:
             found = self._attempt("listed", prefix, lambda files: files.names(prefix))
         except AbsentError:
             return []
-        return sorted(name for name in found if not _PARTIAL.fullmatch(name))
+        return sorted(name for name in found if not PARTIAL.fullmatch(name))
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all in it; nothing happens where there is none."""
@@ -184,22 +183,8 @@ class _LocalFolder:
 
     def place(self, name: str, save: Callable[[Path], object]) -> None:
         path = self._root / name
-        # A name of its own: two processes may write the same file at once.
-        partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.touch()
-            mode = partial.stat().st_mode
-            save(partial)
-            # safetensors puts a file of its own there, which nobody else could read.
-            partial.chmod(mode)
-            _flush(partial)
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-        _flush(path.parent)
+        place_files({path: save})
 
     def open(self, name: str) -> BufferedReader:
         return (self._root / name).open("rb")
@@ -280,19 +265,6 @@ def _resolve(url: str) -> tuple[str, bool]:
     if any(part in ("", ".", "..") for part in rest.split("/")):
         raise StorageError(f"{url} does not name a bucket and a folder in it, as {protocol}://BUCKET/FOLDER does.")
     return f"{protocol}://{rest}", False
-
-
-def _flush(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot flush a folder: the names are the server's business there.
-        if error.errno != errno.EINVAL or not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _explain(what: str, error: Exception) -> StorageError | None:

@@ -17,8 +17,9 @@ from ..decisive import draws
 from ..defences import Defence
 from ..errors import UpdateError
 from ..facts import BatchNormMode, ClientFacts, Fact, Penalty, Reduction, Sampling, assumed, read, told
+from ..hashing import weight_hash
 from ..normalisation import IMAGENET, Normalisation
-from ..update import CapturedUpdate, weight_hash
+from ..update import CapturedUpdate
 
 
 @dataclass

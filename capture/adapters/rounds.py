@@ -18,10 +18,11 @@ from ..counters import settle_counters
 from ..decisive import words_for_assumed
 from ..errors import UpdateError
 from ..facts import BatchNormMode, Fact, LocalFacts, local_names, read, require_facts, told
+from ..hashing import weight_hash
 from ..local_training import LocalTraining
 from ..normalisation import Normalisation
 from ..unwrap import unwrap
-from ..update import CapturedUpdate, weight_hash
+from ..update import CapturedUpdate
 from ..weight_delta import capture_weight_delta
 from ..weights import ModelError, fit_names
 from .arrays import decode_array, name_arrays

@@ -12,7 +12,7 @@ from ..facts import BatchNormMode
 from ..local_training import LocalTraining
 from ..models import TIMM_PREFIX
 from ..normalisation import Normalisation, usual_normalisation
-from ..update import LARGEST_CHANNEL_COUNT
+from ..update import LARGEST_CHANNEL_COUNT, LARGEST_IMAGE_COUNT, LARGEST_IMAGE_SIDE
 from .image_files import PHOTOS
 from .label_words import AUTO, UNIQUE, parse_labels
 from .label_words import ClientError as ClientError
@@ -85,6 +85,14 @@ class ClientConfig(Checked):
         for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4), ("clients", 1), ("dp_steps", 1)):
             if getattr(self, key) < lowest:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
+        for key, largest in (("image_size", LARGEST_IMAGE_SIDE), ("image_width", LARGEST_IMAGE_SIDE)):
+            if getattr(self, key) > largest:
+                found.append(f"client.{key} is {getattr(self, key)}; it must be at most {largest}")
+        if self.image_count > LARGEST_IMAGE_COUNT:
+            found.append(
+                f"client.batch_size={self.batch_size} of client.clients={self.clients} are {self.image_count} images; "
+                f"an update is of at most {LARGEST_IMAGE_COUNT}"
+            )
         found += self._image_problems()
         if self.bn not in list(BatchNormMode):
             found.append(f"client.bn is {self.bn!r}; use one of {', '.join(BatchNormMode)}")

@@ -14,9 +14,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ..adapters.state_dicts import capture_state_dicts
+from ..errors import UpdateError
 from ..facts import CROSS_ENTROPY, ClientFacts, Fact, LocalFacts, Penalty, Reduction, Sampling, assumed, told
 from ..models import build_model, load_model, output_shape
-from ..update import CapturedUpdate, UpdateError, UpdateKind
+from ..update import CapturedUpdate
+from ..update_kind import UpdateKind
 from ..weights import ModelError, fit_names, read_weights
 from .config import ClientConfig, ClientError
 from .images import class_labels, count_images, load_images

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from ..batch import as_batch, require_classes, require_unit_range
 from ..batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from ..defences import Defence, DefenceError, Gradients, apply_defence, defence_words
+from ..errors import UpdateError
 from ..facts import BatchNormMode, assumed, known_facts, told
 from ..forward import gradient, run
+from ..hashing import weight_hash
 from ..losses import state_loss
 from ..models import load_model
 from ..normalisation import IMAGENET, Normalisation
 from ..unwrap import unwrap
-from ..update import CapturedUpdate, UpdateError, weight_hash
+from ..update import CapturedUpdate
 from .config import ClientConfig
 from .dp_sgd import noisy_mean, spent_privacy
 from .images import class_labels, load_images

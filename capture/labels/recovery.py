@@ -13,7 +13,8 @@ from ..facts import read
 from ..fitting import fit
 from ..losses import BINARY
 from ..pseudo_gradient import as_gradient, is_one_step
-from ..update import CapturedUpdate, UpdateKind
+from ..update import CapturedUpdate
+from ..update_kind import UpdateKind
 from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError, find_final_layer
 from .learning_rate import estimate_learning_rate

@@ -96,6 +96,24 @@ def test_an_unreadable_image_is_named(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "broken.png" in refused(capsys, "client.images=pictures", "client.batch_size=1")
 
 
+def test_a_path_is_shown_as_it_is_though_it_holds_the_name_of_an_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "x:b:y/[red]z" in refused(capsys, "client.images=x:b:y/[red]z")
+
+
+def test_a_model_that_the_memory_cannot_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give fewer classes or smaller images" in refused(capsys, "client.classes=100000000000000")
+
+
+def test_an_objective_of_terms_that_the_model_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "objective.gradient_weight=0",
+        "objective.total_variation_weight=0",
+        "agents.count=1",
+        "client.batch_size=1",
+    ]
+    assert "the objective has no term" in refused(capsys, *words)
+
+
 def test_a_batch_larger_than_the_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (40, 40), (10, 200, 30)).save(tmp_path / "pictures" / "one.png")

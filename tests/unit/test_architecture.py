@@ -15,7 +15,7 @@ GROUND = {"refusal"}
 # What each folder may import of the package, beside itself, the ground, and the root's docstring and version.
 ALLOWED = {
     "storage": set(),
-    "capture": set(),
+    "capture": {"storage"},
     "priors": set(),
     "registration": set(),
     "peeling": {"capture"},
@@ -75,6 +75,17 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[Imported]:
             start = base[: len(base) - above] if node.level else []
             origin = ".".join([*start, *([node.module] if node.module else [])])
             yield from (Imported(origin, alias.name) for alias in node.names)
+
+
+def imports_at_run_time(source: str, module: str, is_package: bool) -> Iterator[Imported]:
+    """Those that are carried out, be it in a function: not the ones for the type checker alone."""
+
+    class WithoutTypes(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            self.generic_visit(node)
+            return node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else node
+
+    yield from imports(ast.unparse(WithoutTypes().visit(ast.parse(source))), module, is_package)
 
 
 def imports_of(path: Path) -> list[Imported]:
@@ -166,6 +177,46 @@ def test_no_folder_lies_before_itself() -> None:
     while ready := {folder for folder, before in ALLOWED.items() if before <= placed} - placed:
         placed |= ready
     assert placed == set(ALLOWED)
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in [*ROOT.glob("*.py"), *sources(*ALLOWED)]}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that reach each other, one set for each circle that they are in."""
+    reached = {name: set(near) for name, near in graph.items()}
+    for through in graph:
+        for near in reached.values():
+            if through in near:
+                near |= reached[through]
+    found = ({other for other in reached[name] if name in reached[other]} for name in sorted(graph))
+    return [set(one) for one in dict.fromkeys(frozenset(one) for one in found if len(one) > 1)]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    graph = {}
+    for name, path in known.items():
+        found = imports_at_run_time(path.read_text(encoding="utf-8"), name, path.name == "__init__.py")
+        # A name is a module if there is one; otherwise it lies in the module that it is imported from.
+        graph[name] = {next((p for p in reversed(one.paths) if p in known), name) for one in found} - {name}
+    assert circles(graph) == []
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == [{"a", "b", "c"}, {"d", "e"}]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_imports_for_types_alone_make_no_circle() -> None:
+    source = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..agents import Agent\n"
+        "else:\n    import torch\ndef run():\n    from ..audit import judge"
+    )
+    found = [one.module for one in imports_at_run_time(source, "gradinversion.target.loss", is_package=False)]
+    assert found == ["typing", "torch", "gradinversion.audit"]
 
 
 @pytest.mark.parametrize("folder", sorted(ATTACK))

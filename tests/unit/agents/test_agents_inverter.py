@@ -269,6 +269,7 @@ def test_a_run_that_found_the_answer_is_not_divergence_when_noise_returns(
         {"noise": -0.1},
         {"noise": float("inf")},
         {"restarts": -1},
+        {"gpus": 1.5},
         {"gpus": -1.0},
     ],
     ids=lambda wrong: next(iter(wrong)),

@@ -13,11 +13,12 @@ from gradinversion.agents import (
     GradientLoss,
     Objective,
     ObjectiveConfig,
-    Target,
     TotalVariation,
 )
 from gradinversion.capture import Normalisation, UpdateError, capture_gradient, weight_hash
 from gradinversion.peeling import peel
+from gradinversion.refusal import Refusal
+from gradinversion.target import Target
 from torch import Tensor, nn
 
 _WEIGHTS = {
@@ -153,7 +154,7 @@ def test_an_objective_that_nothing_can_be_scored_by_is_refused(smooth_target: Ca
     for layer in target.model:
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
-    with pytest.raises(ValueError, match="no term"):
+    with pytest.raises(Refusal, match="no term"):
         Objective(_captured_again(target), config)
 
 

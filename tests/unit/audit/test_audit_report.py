@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_the_old_report(attack: Attack, tmp_path: Path, monke
 
     monkeypatch.setattr(os, "fsync", full)
     reconstruction, private = attack(noise=0.5)
-    with pytest.raises(ReportError, match=r"No space left on device.*untouched.*out=FOLDER"):
+    with pytest.raises(ReportError, match=r"No space left on device.*still whole.*out=FOLDER"):
         write_report(evaluate(reconstruction, private), reconstruction, private, tmp_path)
     assert len(calls) == 3
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -21,7 +21,7 @@ from gradinversion.capture import (
     weight_hash,
 )
 from gradinversion.capture.adapters import capture_state_dicts
-from gradinversion.capture.fitting import fit, fit_update
+from gradinversion.capture.fitting import fit
 from gradinversion.capture.unwrap import inside, unwrap
 from gradinversion.peeling import peel
 from torch import nn
@@ -113,7 +113,7 @@ def test_an_update_with_the_names_of_a_wrapper_fits_the_plain_model(
     older.save(tmp_path / "update.safetensors")
     older = CapturedUpdate.load(tmp_path / "update.safetensors")
     assert older.mismatches(model) == []
-    fitted = fit_update(older, nn.DataParallel(model))
+    fitted = older.fitted(nn.DataParallel(model))
     assert same(fitted, update)
     assert (fitted.buffers or {}).keys() == (update.buffers or {}).keys()
     assert recover_labels(older, model).labels.tolist() == [3, 7]

@@ -189,7 +189,7 @@ def test_missing_file_folder_and_oversize_are_refused(saved: Path) -> None:
     with pytest.raises(UpdateError, match="is not a file"):
         CapturedUpdate.load(saved.parent)
     with pytest.raises(UpdateError, match="at most 100 are read"):
-        read_update(saved, largest_bytes=100)
+        read_update(saved, CapturedUpdate, largest_bytes=100)
 
 
 @pytest.mark.parametrize(
