@@ -1,7 +1,7 @@
 """One seed, one batch, one optimiser: the objective, the Inverter that descends it, and the Agent that runs rounds."""
 
 from .agent import Agent
-from .candidate import Account, Candidate, Standing
+from .candidate import Account, Candidate, Failure, Standing
 from .config import AgentsConfig, Form, GradientLoss, ObjectiveConfig, OptimiserName, TotalVariation
 from .generator import load_generator
 from .inverter import Inverter
@@ -14,6 +14,7 @@ __all__ = [
     "Agent",
     "AgentsConfig",
     "Candidate",
+    "Failure",
     "Form",
     "GradientLoss",
     "Inverter",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..target import Target
-from .candidate import Account
+from .candidate import Account, Failure
 from .config import AgentsConfig, ObjectiveConfig
 from .inverter import Inverter, never
 from .objective import Objective
@@ -101,22 +101,20 @@ class Agent:
         """
         if until_step != self._round_ends:
             self._round_began, self._round_ends = self._inverter.step, until_step
-        messages: list[str] = []
+        failures: list[Failure] = []
         while not self._dropped:
             account = self._inverter.run(until_step, consensus, interrupted)
             if account.outcome not in _FAILURES:
-                return replace(account, messages=tuple(messages))
+                return replace(account, failures=tuple(failures))
             incarnation = self._inverter.incarnation + 1
-            what = f"Seed {self.seed} failed at step {account.step}: {account.outcome.value}"
-            if incarnation > self._config.restarts:
+            failures.append(Failure(account.step, account.outcome, incarnation, self._config.restarts))
+            if failures[-1].dropped:
                 self._dropped = True
-                messages.append(f"{what}; its {self._config.restarts} restarts are used up, so it is dropped.")
                 break
-            messages.append(f"{what}; restart {incarnation} of {self._config.restarts}.")
             self._inverter = Inverter(
                 self._objective, self._config, self.seed, incarnation, step=self._round_began, start=consensus
             )
-        return replace(self.account(), messages=tuple(messages))
+        return replace(self.account(), failures=tuple(failures))
 
     @property
     def images(self) -> Float[Tensor, "batch channel height width"]:

@@ -37,13 +37,40 @@ class Candidate(Standing):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A seed's descent failed numerically. It began again, unless its restarts were used up."""
+
+    step: int
+    outcome: Outcome
+    incarnation: int
+    """Of the restart that this one asked for."""
+    restarts: int
+    """How many a seed may have."""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the seed is out of the run."""
+        return self.incarnation > self.restarts
+
+    def of(self, seed: str) -> str:
+        """The sentence for people.
+
+        Args:
+            seed: What the seed is called there.
+        """
+        what = f"{seed} failed at step {self.step}: {self.outcome.value}"
+        if self.dropped:
+            return f"{what}; its {self.restarts} restarts are used up, so it is dropped."
+        return f"{what}; restart {self.incarnation} of {self.restarts}."
+
+
+@dataclass(frozen=True)
 class Account(Standing):
     """Where one seed stands, and what happened since its previous account."""
 
     seconds: float = 0.0
     """Time spent in optimisation steps."""
-    messages: tuple[str, ...] = ()
-    """What a person should know, such as that the seed failed and began again."""
+    failures: tuple[Failure, ...] = ()
     trace: tuple[dict[str, float], ...] = ()
     """The losses on the way, one row per recorded ``step``."""
 
@@ -55,13 +82,13 @@ class Account(Standing):
             self,
             losses=self.losses or known,
             seconds=earlier.seconds + self.seconds,
-            messages=(*earlier.messages, *self.messages),
+            failures=(*earlier.failures, *self.failures),
             trace=(*earlier.trace, *self.trace),
         )
 
     def told(self) -> Account:
         """Where the seed stands, with nothing that happened: it was told."""
-        return replace(self, seconds=0.0, messages=(), trace=())
+        return replace(self, seconds=0.0, failures=(), trace=())
 
     def with_images(self, images: Float[Tensor, "batch channel height width"]) -> Candidate:
         """The candidate that this is the account of.

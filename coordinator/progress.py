@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..agents import Account, Outcome
+from ..agents import Account
 from ..registration import Consensus
 from .events import EventKind, EventLog, Level
 
@@ -93,11 +93,10 @@ class Progress:
         )
 
     def record(self, round: int, account: Account) -> None:
-        """Take an account's losses and messages."""
-        for index, text in enumerate(account.messages, start=1):
-            last = index == len(account.messages) and account.outcome is Outcome.DROPPED
-            kind = EventKind.SEED_DROPPED if last else EventKind.SEED_DIVERGED
-            self.events.note(kind, text, seeds=(account.seed,), level=Level.WARNING, round=round)
+        """Take an account's losses and failures."""
+        for failure in account.failures:
+            kind = EventKind.SEED_DROPPED if failure.dropped else EventKind.SEED_DIVERGED
+            self.events.note(kind, failure.of("{seed}"), seeds=(account.seed,), level=Level.WARNING, round=round)
         rate = steps_per_second(account)
         for row in account.trace:
             facts = {"round": round, "seed": account.seed, "incarnation": account.incarnation}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Agent, AgentsConfig, Inverter, ObjectiveConfig, Outcome, agent, learning_rate
+from gradinversion.agents import Agent, AgentsConfig, Failure, Inverter, ObjectiveConfig, Outcome, agent, learning_rate
 from torch import Tensor
 
 _CONFIG = AgentsConfig(iterations=10, warmup=0, learning_rate=0.1, restarts=2, sign=False, box=False)
@@ -50,9 +50,8 @@ def test_a_seed_that_fails_starts_again_from_the_consensus(formula_agent: Callab
     assert (account.outcome, account.incarnation, account.step) == (Outcome.RUNNING, 1, 8)
     # The objective is flat, so the account is where it started: the consensus and a little noise.
     assert 0 < float((runs.images - consensus).abs().mean()) < 2 * _CONFIG.learning_rate
-    assert len(account.messages) == 1
-    assert "Seed 3 failed at step 7" in account.messages[0]
-    assert "restart 1 of 2" in account.messages[0]
+    (failure,) = account.failures
+    assert (failure.step, failure.incarnation, failure.restarts, failure.dropped) == (7, 1, 2, False)
 
 
 def test_without_a_consensus_it_starts_from_noise(formula_agent: Callable[..., Agent]) -> None:
@@ -79,14 +78,15 @@ def test_when_its_restarts_are_used_up_it_is_dropped(formula_agent: Callable[...
     account = runs.run(4)
     assert account.outcome is Outcome.DROPPED
     assert account.incarnation == 2
-    assert [("restart" in message, "dropped" in message) for message in account.messages] == [
-        (True, False),
-        (True, False),
-        (True, True),
-    ]
+    assert account.failures == (
+        Failure(1, Outcome.NOT_FINITE, 1, 2),
+        Failure(1, Outcome.NOT_FINITE, 2, 2),
+        Failure(1, Outcome.NOT_FINITE, 3, 2),
+    )
+    assert [failure.dropped for failure in account.failures] == [False, False, True]
     assert runs.step == _CONFIG.iterations
     again = runs.run(8)
-    assert (again.outcome, again.messages) == (Outcome.DROPPED, ())
+    assert (again.outcome, again.failures) == (Outcome.DROPPED, ())
 
 
 def test_no_restarts_at_all(formula_agent: Callable[..., Agent]) -> None:
@@ -106,7 +106,7 @@ def test_a_step_far_too_large_ends_in_words(smooth_target: Callable[..., Any]) -
     account = Agent(target, ObjectiveConfig(total_variation_weight=1.0), config, seed=0).run(10)
     assert account.outcome is Outcome.DROPPED
     assert account.incarnation == 1
-    assert len(account.messages) == 2
+    assert len(account.failures) == 2
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
@@ -220,14 +220,14 @@ def test_an_interrupted_round_is_the_whole_round(
     whole.run(8)
     last = whole.run(16, consensus)
     parts.run(8)
-    messages = parts.run(16, consensus, _counts(after)).messages
+    failures = parts.run(16, consensus, _counts(after)).failures
     if elsewhere:
         state, parts = parts.state(), failing_agent(*fails)
         parts.restore(state)
     rest = parts.run(16, consensus)
     _bits(parts.state(), whole.state())
     assert (rest.outcome, rest.step, rest.incarnation) == (last.outcome, last.step, last.incarnation)
-    assert (*messages, *rest.messages) == last.messages
+    assert (*failures, *rest.failures) == last.failures
     _bits({"images": parts.images}, {"images": whole.images})
     _bits({"images": _after(parts, 24, consensus)}, {"images": _after(whole, 24, consensus)})
 

@@ -199,7 +199,7 @@ def test_a_generator_that_fails_on_the_way_is_an_outcome(generator: _Decoder, tr
     agent = Agent(_target(Fragile(), truth), _GRADIENT_ALONE, _config(restarts=1), seed=1)
     account = agent.run(20)
     assert account.outcome is Outcome.DROPPED
-    assert len(account.messages) == 2
+    assert len(account.failures) == 2
 
 
 def test_pixels_unless_there_is_a_generator(formula_objective: Callable[..., Any], generator: _Decoder) -> None:

@@ -22,7 +22,7 @@ def same(reply: Reply, expected: tuple[Account, Tensor | None]) -> None:
     assert images is not None
     assert torch.equal(reply.images, images)
     assert (found.step, found.incarnation, found.outcome) == (told.step, told.incarnation, told.outcome)
-    assert (found.losses, found.trace, found.messages) == (told.losses, told.trace, told.messages)
+    assert (found.losses, found.trace, found.failures) == (told.losses, told.trace, told.failures)
 
 
 def test_round_by_round_it_is_the_agent_s_own_descent(process: Callable[..., Any], order: Callable[..., Order]) -> None:
@@ -105,7 +105,7 @@ def test_a_round_that_was_left_in_the_middle_is_ended_elsewhere(
     torch.testing.assert_close(rest.images, images, rtol=0, atol=0, equal_nan=True)
     assert rest.account.outcome == expected.outcome
     assert rest.account.incarnation == expected.incarnation
-    assert (*begun.account.messages, *rest.account.messages) == expected.messages
+    assert (*begun.account.failures, *rest.account.failures) == expected.failures
 
 
 def test_it_leaves_between_two_rounds_with_the_next_order(

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Account, Outcome
+from gradinversion.agents import Account, Failure, Outcome
 from gradinversion.coordinator import EventKind
 from gradinversion.coordinator.progress import Progress, steps_per_second
 from gradinversion.registration import Consensus, LeftOut
 
 
 def account(
-    seed: int = 3, outcome: Outcome = Outcome.RUNNING, messages: tuple[str, ...] = (), seconds: float = 2.0
+    seed: int = 3, outcome: Outcome = Outcome.RUNNING, failures: tuple[Failure, ...] = (), seconds: float = 2.0
 ) -> Account:
     trace = ({"step": 10.0, "total": 0.5}, {"step": 20.0, "total": math.nan})
-    return Account(seed, 1, 20, {"total": 0.25}, outcome, None, seconds, messages, trace)
+    return Account(seed, 1, 20, {"total": 0.25}, outcome, None, seconds, failures, trace)
 
 
 def consensus(left_out: tuple[LeftOut, ...] = ()) -> Consensus:
@@ -30,7 +30,7 @@ def consensus(left_out: tuple[LeftOut, ...] = ()) -> Consensus:
 @pytest.fixture
 def progress() -> Progress:
     progress = Progress(next_round=5, seconds=12.5, deaths={0: 2, 11: 1})
-    progress.record(4, account(messages=("Seed 3 failed at step 7: odd; restart 1 of 2.",)))
+    progress.record(4, account(failures=(Failure(7, Outcome.NOT_FINITE, 1, 2),)))
     progress.agree(consensus(left_out=(LeftOut(1, "it is not finite"),)), torch.tensor([[0, 1], [1, 0]]), 20)
     return progress
 
@@ -79,7 +79,7 @@ def test_before_there_is_a_consensus_there_are_no_tensors() -> None:
 def test_what_a_checkpoint_got_does_not_change_afterwards(progress: Progress) -> None:
     facts, tensors = progress.facts(), progress.tensors()
     kept = copy.deepcopy((facts, tensors))
-    progress.record(5, account(seed=4, messages=("Seed 4 failed.",)))
+    progress.record(5, account(seed=4, failures=(Failure(9, Outcome.DIVERGED, 1, 2),)))
     progress.deaths[0] = 9
     assert progress.orders is not None
     progress.orders[1] = torch.tensor([0, 1])  # a seed that came back
@@ -105,18 +105,18 @@ def test_the_registration_of_a_round_in_numbers(progress: Progress) -> None:
     assert progress.registration == [{"round": 4, "step": 20, "seeds": 2, "rejected": 0.25, "agreement": 0.75}]
 
 
-@pytest.mark.parametrize(
-    ("outcome", "kinds"),
-    [
-        (Outcome.RUNNING, ["seed_diverged", "seed_diverged"]),
-        (Outcome.DROPPED, ["seed_diverged", "seed_dropped"]),
-    ],
-)
-def test_only_the_last_message_of_a_dropped_seed_says_that_it_was_dropped(outcome: Outcome, kinds: list[str]) -> None:
+def test_each_failure_is_an_event_and_the_last_of_a_dropped_seed_says_so() -> None:
     progress = Progress()
-    progress.record(0, account(outcome=outcome, messages=("Seed 3 failed once.", "Seed 3 failed again.")))
-    assert [event.kind for event in progress.events.events()] == kinds
-    assert all(event.seeds == (3,) and event.round == 0 for event in progress.events.events())
+    failures = Failure(7, Outcome.NOT_FINITE, 1, 1), Failure(9, Outcome.NOT_FINITE, 2, 1)
+    progress.record(0, account(outcome=Outcome.DROPPED, failures=failures))
+    progress.record(0, account(seed=4, failures=failures[:1]))
+    first, second = progress.events.events()
+    assert (first.kind, first.seeds, first.round) == (EventKind.SEED_DIVERGED, (3, 4), 0)
+    assert (second.kind, second.seeds, second.round) == (EventKind.SEED_DROPPED, (3,), 0)
+    assert second.message == (
+        "Seed 3 failed at step 9: the loss or the candidate stopped being finite; its 1 restarts are used up, so it is "
+        "dropped. (round 0)"
+    )
 
 
 def test_a_seed_that_did_not_compute_has_no_speed() -> None:
