@@ -10,20 +10,19 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-from ..capture import CapturedUpdate, client_mode
+from ..capture import BatchNormMode, CapturedUpdate, client_mode
 from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
 from ..capture.labels.unmixing import MOST_IMAGES
 from .images_apart import tell_apart
+from .kinds import BatchNorm, Kind, ModuleCall, kind_of, read_module
 from .taps import MOST_PLACES, factor_taps
 
 # Units of length-1 inputs below this share of their root mean square are shut.
@@ -59,6 +58,8 @@ class _Candidate:
     """A convolution whose taps may be taken apart."""
 
     convolution: str
+    kind: Kind
+    weight: Tensor
     batch_norm: str
     size: tuple[int, int]
     """Height and width of its input."""
@@ -89,11 +90,7 @@ def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> T
     if factors is None or apart is None:
         return None
     inputs, cotangents = (_maps(rows, candidate.size) for rows in (apart.inputs, apart.cotangents))
-    layer = model.get_submodule(candidate.convolution)
-    assert isinstance(layer, nn.Conv2d)
-    by_input = conv2d_input(  # type: ignore[no-untyped-call]
-        list(inputs.shape), layer.weight.detach().double().cpu(), cotangents, layer.stride, layer.padding
-    )
+    (by_input,) = candidate.kind.cotangents(cotangents, [inputs], {"weight": candidate.weight.double().cpu()})
     is_open = inputs > _SHUT * inputs.flatten(1).square().mean(1).sqrt()[:, None, None, None]
     columns = (by_input * is_open).sum(dim=(2, 3)).T
     inverse, misfit, uncertain = fit_lengths(columns, bias_gradient.detach().double().cpu())
@@ -134,74 +131,76 @@ def _candidates(update: CapturedUpdate, model: nn.Module) -> list[_Candidate]:
         return []
     seen = on_probes(partial(_probe, update, model), update.image_shape, 2, update.image_count)
     found = []
-    for name, (entering, by_input) in seen.convolutions.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d)
-        size = (entering.shape[2], entering.shape[3])
+    for name, one in seen.convolutions.items():
+        size = (one.entering.shape[2], one.entering.shape[3])
         places = update.image_count * size[0] * size[1]
-        if places > min(layer.in_channels, layer.out_channels, MOST_PLACES):
+        if places > min(*one.weight.shape[:2], MOST_PLACES):
             continue
-        before = _batch_norm_before(entering, by_input, seen.batch_norms)
+        (by_input,) = one.kind.cotangents(seen.derivatives[name], [one.entering], {"weight": one.weight})
+        before = _batch_norm_before(one.entering, by_input, seen)
         if before is not None:
-            found.append(_Candidate(name, before, size))
+            found.append(_Candidate(name, one.kind, one.weight, before, size))
     return found
 
 
-def _batch_norm_before(
-    entering: Tensor, by_input: Tensor, batch_norms: Mapping[str, tuple[Tensor, Tensor]]
-) -> str | None:
+def _batch_norm_before(entering: Tensor, by_input: Tensor, seen: _Seen) -> str | None:
     """The batch norm whose rectified output is this convolution's input, and no other layer's."""
-    for name, (output, by_output) in batch_norms.items():
+    for name, output in seen.batch_norms.items():
         if output.shape != entering.shape or not torch.equal(output.clamp_min(0), entering):
             continue
-        expected = by_input * (output > 0)
+        expected, by_output = by_input * (output > 0), seen.derivatives[name]
         if float((by_output - expected).norm()) <= _SAME * float(by_output.norm()):
             return name
     return None
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a pass of the probe saw, each with its derivative: inputs of convolutions, outputs of batch norms."""
+class _Entered:
+    """A convolution that has taps."""
 
-    convolutions: dict[str, tuple[Tensor, Tensor]]
-    batch_norms: dict[str, tuple[Tensor, Tensor]]
+    kind: Kind
+    weight: Tensor
+    entering: Tensor
+
+
+@dataclass
+class _Seen:
+    """What a pass of the probe saw, in the order in which the model ran it."""
+
+    convolutions: dict[str, _Entered] = field(default_factory=dict)
+    batch_norms: dict[str, Tensor] = field(default_factory=dict)
+    """Outputs."""
+    derivatives: dict[str, Tensor] = field(default_factory=dict)
+    """By the output of each of both."""
 
 
 def _probe(update: CapturedUpdate, model: nn.Module, count: int) -> _Seen:
     """Images of noise through the model, and a random functional of its output backwards."""
-    values: dict[str, Tensor] = {}
-    derivatives: dict[str, Tensor] = {}
-    handles = []
+    seen, handles = _Seen(), []
+    for name, module in model.named_modules():
 
-    def keep(name: str, tensor: Tensor) -> None:
-        if tensor.requires_grad:
-            tensor.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: derivatives.__setitem__(name, gradient.detach())
+        def passed(module: nn.Module, inputs: tuple[object, ...], output: object, name: str = name) -> None:
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return
+            train = update.batch_norm is not BatchNormMode.EVAL
+            layer = read_module(ModuleCall(module, train, tuple(output.shape[1:])))
+            if layer is None or "weight" not in layer.tensors:
+                return
+            # Where it is called by keyword its input is not seen.
+            if layer.kind.has_taps and inputs and isinstance(inputs[0], Tensor):
+                weight = module.get_parameter(layer.tensors["weight"]).detach()
+                seen.convolutions[name] = _Entered(layer.kind, weight, inputs[0].detach().clone())
+            elif kind_of(module) is BatchNorm:
+                # Before a ReLU that works in place changes it: the hook sees the derivative by what it is now.
+                seen.batch_norms[name] = output.detach().clone()
+            else:
+                return
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: seen.derivatives.__setitem__(name, gradient.detach())
             )
 
-    def note(name: str, tensor: Tensor) -> None:
-        values[name] = tensor.detach().clone()
-        # Before a ReLU that works in place changes it: the hook sees the derivative by what it is now.
-        keep(name, tensor)
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and _has_taps(module):
-
-            def entered(module: nn.Module, inputs: tuple[object, ...], output: object, name: str = name) -> None:
-                # Called by keyword, or a subclass that returns something else: not for taps.
-                if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                    values[name] = inputs[0].detach().clone()
-                    keep(name, output)
-
-            handles.append(module.register_forward_hook(entered))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine:
-
-            def left(module: nn.Module, inputs: tuple[object, ...], output: object, name: str = name) -> None:
-                if isinstance(output, Tensor):
-                    note(name, output)
-
-            handles.append(module.register_forward_hook(left))
+        if kind_of(module) is not None:
+            handles.append(module.register_forward_hook(passed))
     like = next(model.parameters())
     try:
         with torch.enable_grad(), client_mode(model, update.batch_norm):
@@ -212,30 +211,6 @@ def _probe(update: CapturedUpdate, model: nn.Module, count: int) -> _Seen:
     finally:
         for handle in handles:
             handle.remove()
-    convolutions, batch_norms = {}, {}
-    for name, value in values.items():
-        layer = model.get_submodule(name)
-        if name not in derivatives:
-            continue
-        if isinstance(layer, nn.Conv2d):
-            by_input = conv2d_input(  # type: ignore[no-untyped-call]
-                list(value.shape), layer.weight.detach(), derivatives[name], layer.stride, layer.padding
-            )
-            convolutions[name] = (value, by_input)
-        else:
-            batch_norms[name] = (value, derivatives[name])
-    return _Seen(convolutions, batch_norms)
-
-
-def _has_taps(layer: nn.Conv2d) -> bool:
-    """Whether its weight gradient has the form that `factor_taps` takes apart."""
-    kernel = layer.kernel_size
-    return (
-        max(kernel) > 1
-        and all(side % 2 == 1 for side in kernel)
-        and layer.stride == (1, 1)
-        and layer.dilation == (1, 1)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and layer.padding == tuple(side // 2 for side in kernel)
-    )
+    seen.convolutions = {name: one for name, one in seen.convolutions.items() if name in seen.derivatives}
+    seen.batch_norms = {name: one for name, one in seen.batch_norms.items() if name in seen.derivatives}
+    return seen

@@ -49,6 +49,11 @@ class Kind:
     solvable: ClassVar[bool] = False
     """Whether there is `solve`."""
 
+    @property
+    def has_taps(self) -> bool:
+        """Whether the gradient by the weight is one product of input and derivative for each shift of a kernel."""
+        return False
+
     def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
         """The output.
 

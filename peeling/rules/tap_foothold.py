@@ -17,7 +17,7 @@ from torch import Tensor
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Node
 from ..images_apart import Apart, tell_apart
-from ..kinds import Convolution, Rectifier
+from ..kinds import Needs
 from ..tap_cut import fit_lengths
 from ..taps import MOST_PLACES, factor_taps
 from .channel_sums import shift_gradients
@@ -50,19 +50,14 @@ def _crowding(setting: Setting, node: Node) -> float:
 
 
 def _has_taps(setting: Setting, node: Node) -> bool:
-    kind, graph = node.kind, setting.graph
-    if not isinstance(kind, Convolution) or setting.image_count > MOST_IMAGES:
+    graph = setting.graph
+    if not node.kind.has_taps or setting.image_count > MOST_IMAGES:
         return False
     before = graph.by_name.get(node.inputs[0])
     return (
-        max(kind.kernel) > 1
-        and all(side % 2 == 1 for side in kind.kernel)
-        and kind.stride == kind.dilation == (1, 1)
-        and kind.groups == 1
-        and kind.padding == (kind.kernel[0] // 2, kind.kernel[1] // 2)
-        and setting.gradient(node.name, "weight") is not None
+        setting.gradient(node.name, "weight") is not None
         and before is not None
-        and isinstance(before.kind, Rectifier)
+        and before.kind.needs is Needs.OUTPUT
         and graph.readers(before.name) == (node,)
         and bool(shift_gradients(setting, before.name))
     )

@@ -225,6 +225,16 @@ def test_a_convolution_that_is_called_by_keyword_is_passed_over() -> None:
     assert find_tap_cut(capture_gradient(model, images, torch.arange(2)), model) is None
 
 
+def test_padding_may_be_given_by_name() -> None:
+    model = residual(0)
+    expected, _ = attack(model, 0)
+    model.second.padding = "same"
+    found, _ = attack(model, 0)
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close(found.activations, expected.activations)
+
+
 def test_more_images_than_can_be_told_apart_cost_nothing() -> None:
     model = residual(0)
     images = torch.rand(65, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -232,3 +232,24 @@ def test_where_an_operation_is_open() -> None:
     assert Rectifier().is_open(output).tolist() == [[False, True, True]]
     assert Rectifier(6.0).is_open(output).tolist() == [[False, True, False]]
     assert Identity().is_open(output).tolist() == [[True, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("module", "has_taps"),
+    [
+        (nn.Conv2d(4, 8, 3, 1, 1), True),
+        (nn.Conv2d(4, 8, (1, 3), 1, (0, 1)), True),
+        (nn.Conv2d(4, 8, 5, padding="same"), True),
+        (nn.Conv2d(4, 8, 1), False),
+        (nn.Conv2d(4, 8, 3, 2, 1), False),
+        (nn.Conv2d(4, 8, 3), False),
+        (nn.Conv2d(4, 8, 3, 1, 2, dilation=2), False),
+        (nn.Conv2d(4, 8, 3, 1, 1, groups=2), False),
+        (nn.BatchNorm2d(4), False),
+        (nn.ReLU(), False),
+    ],
+)
+def test_which_layers_have_taps(module: nn.Module, has_taps: bool) -> None:
+    layer, _ = _read(module, _IMAGES)
+    assert layer is not None
+    assert layer.kind.has_taps == has_taps
