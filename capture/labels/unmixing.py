@@ -32,6 +32,12 @@ _DEAD = 1e-6
 _LARGEST_NOISE = 0.05
 # Linear programs for each image, and how many in a row may lead to no new image.
 _TRIES, _FUTILE = 8, 12
+# Units in a linear program for each image at first, and how many are added at a time.
+_FIRST, _ADDED = 8, 3
+# Features that are not negative and sum to 1 are no longer than that, and neither is a in an orthonormal basis.
+_LARGEST_ENTRY = 2.0
+# How negative a feature may be left by a linear program: so many widths of what counts as shut, relative to the mean.
+_LEFT_NEGATIVE = 5.0
 # Widths of what counts as zero, in root mean squares of the features, from the first look to the last.
 _WIDTHS = np.geomspace(5e-2, 1e-3, 20)
 # The least share of units that are shut for an image, and how many deviations of noise still count as shut.
@@ -137,6 +143,7 @@ def find_facets(
     """
     count, units = basis.shape
     random = torch.Generator().manual_seed(0)
+    some = torch.randperm(units, generator=torch.Generator().manual_seed(1))[: _FIRST * count]
     found = basis.new_zeros(0, count)
     tried: list[int] = []
     futile = 0
@@ -147,7 +154,7 @@ def find_facets(
         score[tried] = 0
         tried.append(int(score.argmax()))
         futile += 1
-        facet = _facet(basis, tried[-1], noise)
+        facet = _facet(basis, tried[-1], noise, some)
         if facet is None:
             continue
         facet = _sharpen(basis, facet)
@@ -168,22 +175,45 @@ def _zero(noise: float) -> float:
     return max(float(_WIDTHS[-1]), _DEVIATIONS * noise)
 
 
-def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float) -> Tensor | None:
-    """The non-negative features of a given sum that are largest at one unit, as a row ``a`` of length 1."""
+def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float, some: Int[Tensor, " some"]) -> Tensor | None:
+    """The non-negative features of a given sum that are largest at one unit, as a row ``a`` of length 1.
+
+    The program over all units is solved by cutting planes: over some of them first, then with those added that came out
+    the most negative, until none is far below what counts as shut anyway. What is left of that `_sharpen` takes away.
+
+    Args:
+        basis: R.
+        unit: Whose features are to be largest.
+        noise: Over signal, in the weakest direction.
+        some: Units to begin with.
+    """
     points, units = basis.numpy(), basis.shape[1]
-    found = linprog(
-        -points[:, unit],
-        A_ub=-points.T,
-        b_ub=np.full(units, (1e-6 + 2 * _DEVIATIONS * noise) / units),
-        A_eq=points.sum(axis=1)[None],
-        b_eq=[1.0],
-        bounds=(None, None),
-        method="highs",
-    )
-    if found.x is None:
-        return None
-    facet = torch.from_numpy(np.asarray(found.x, dtype=np.float64))
-    return facet / facet.norm()
+    asked = np.zeros(units, dtype=bool)
+    asked[some.numpy()] = True
+    total, length = points.sum(axis=1), np.linalg.norm(points, axis=0)
+    allowed = (1e-6 + 2 * _DEVIATIONS * noise) / units
+    while True:
+        found = linprog(
+            -points[:, unit],
+            A_ub=-points[:, asked].T,
+            b_ub=np.full(int(asked.sum()), allowed),
+            A_eq=total[None],
+            b_eq=[1.0],
+            bounds=(-_LARGEST_ENTRY, _LARGEST_ENTRY),
+            method="highs",
+        )
+        if found.x is None:
+            return None
+        facet = np.asarray(found.x, dtype=np.float64)
+        features = facet @ points
+        negative = np.where(asked | (features >= -_LEFT_NEGATIVE * _zero(noise) / units), 0.0, features / length)
+        below = np.flatnonzero(negative)
+        if not len(below):
+            break
+        worst = negative[below].argsort(kind="stable")[: _ADDED * len(points)]
+        asked[below[worst]] = True
+    row = torch.from_numpy(facet)
+    return row / row.norm()
 
 
 def _sharpen(basis: Float[Tensor, "image unit"], facet: Tensor) -> Tensor:

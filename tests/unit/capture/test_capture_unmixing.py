@@ -17,6 +17,7 @@ from gradinversion.capture import (
     recover_labels,
     unmix,
 )
+from gradinversion.capture.labels import unmixing
 from torch import Tensor, nn
 
 LABELS = ([3, 1, 4, 1, 5, 9], [7] * 6, [0, 1, 2, 3, 4, 5])
@@ -109,6 +110,24 @@ def test_pooled_features_have_no_zeros_to_go_by(photos: Tensor) -> None:
     network = load_model("resnet18", 10, 64)
     images = F.interpolate(photos, scale_factor=2)
     assert unmix(_weight_gradient(_capture(network, images, [0, 1, 2, 3])), 4) is None
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-3])
+@pytest.mark.parametrize("unit", [3, 40, 211])
+def test_cutting_planes_find_the_facet_of_the_program_over_all_units(unit: int, noise: float) -> None:
+    random = torch.Generator().manual_seed(unit)
+    features = torch.randn(6, 900, generator=random, dtype=torch.float64).clamp_min(0)
+    features += 0.1 * noise * torch.randn(features.shape, generator=random, dtype=torch.float64)
+    basis = torch.linalg.svd(features, full_matrices=False)[2]
+    some = torch.randperm(900, generator=random)[:48]
+    cut = unmixing._facet(basis, unit, noise, some)
+    whole = unmixing._facet(basis, unit, noise, torch.arange(900))
+    assert cut is not None
+    assert whole is not None
+    polished = [
+        unmixing.polish_facet(basis, unmixing._sharpen(basis, facet) @ basis, noise)[0] for facet in (cut, whole)
+    ]
+    assert torch.allclose(*polished, atol=1e-9)
 
 
 @pytest.mark.parametrize("gradient", [torch.zeros(10, 40), torch.full((10, 40), torch.nan), torch.ones(3, 40)])
