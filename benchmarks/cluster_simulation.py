@@ -14,13 +14,13 @@ import numpy as np
 import ray
 import torch
 from gradinversion.agents import Account, Outcome
-from gradinversion.cluster.agent_actor import Presence
 from gradinversion.cluster.agent_loop import Reply
-from gradinversion.cluster.candidates import Candidates
+from gradinversion.cluster.candidates import Parts
+from gradinversion.cluster.member import Member, Presence
 from gradinversion.cluster.ray_group import RayGroup
 from gradinversion.cluster.registering import register_part
 from gradinversion.cluster.resources import Share
-from gradinversion.coordinator import AttackConfig, Listener, Order, StateFile, Storage, parts_by_label, state_name
+from gradinversion.coordinator import AttackConfig, Order, StateFile, Storage, parts_by_label, state_name
 from gradinversion.registration import Consensus, RegistrationConfig
 from gradinversion.target import Target
 from torch import Tensor
@@ -120,13 +120,11 @@ class SimulatedGroup(RayGroup):
         self._hosts = [_Host.remote(shape, config.agents.iterations) for _ in range(_HOSTS)]
         self.costs = Costs()
 
-    def open(self, target: Target, listener: Listener) -> None:
-        """See `AgentGroup`."""
-        super().open(target, listener)
-        self._candidates = Candidates(self.seeds, parts_by_label(target.labels, self._wished_parts))
+    def _split(self, target: Target) -> Parts:
+        return parts_by_label(target.labels, self._wished_parts)
 
-    def _make(self, position: int) -> Any:
-        return _Handle(self._hosts[position % _HOSTS], self.seeds[position])
+    def _make(self, member: Member) -> Any:
+        return _Handle(self._hosts[member.position % _HOSTS], member.seed)
 
     def run_round(self, *arguments: Any) -> Any:
         """See `AgentGroup`."""
@@ -141,7 +139,7 @@ class SimulatedGroup(RayGroup):
         began = time.perf_counter()
         consensus, orders = super().form_consensus(positions, labels, round, config)
         self.costs.consensus.append(time.perf_counter() - began)
-        whole = len(self._candidates.parts) == 1
+        whole = len(self._parts) == 1
         self.costs.received.append(consensus.images.nbytes * (len(positions) if whole else 1))
         return consensus, orders
 

@@ -14,7 +14,9 @@ import torch
 from ..agents import Agent, AgentsConfig, ObjectiveConfig
 from ..coordinator import Order, StateFile, Storage
 from ..target import Target
-from .agent_loop import AgentLoop, Reply, give_way
+from .agent_loop import AgentLoop, Reply
+from .member import Presence
+from .state_writer import give_way
 from .transport import rows, tensor
 
 # Between two looks whether the first step is made.
@@ -34,14 +36,6 @@ class AgentSpec:
     storage: Storage | None
     period: int | None
     """``async``: of the rounds; None in ``sync`` mode."""
-
-
-@dataclass(frozen=True)
-class Presence:
-    """Which process answers, and where it is."""
-
-    token: str
-    node: str
 
 
 class AgentProcess:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import sys
 import threading
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
@@ -18,15 +14,9 @@ import torch
 from torch import Tensor
 
 from ..agents import Account, Agent
-from ..coordinator import Leg, Order, StateFile, Storage, StorageError, read_tensors, state_name, write_state
+from ..coordinator import Leg, Order, StateFile, Storage, read_tensors
 from ..target import Target
-
-# At most so long does the file of a state wait for the next round to begin.
-_BETWEEN_ROUNDS_SECONDS = 10.0
-# States on their way, or told of: those of two rounds are awaited at once (`Saving`).
-_MOST_WRITES = 3
-# Niceness of what goes on beside the steps (0: as everything, 19: last).
-_BESIDE = 10
+from .state_writer import StateWriter
 
 
 class StaleOrderError(RuntimeError):
@@ -54,6 +44,19 @@ class _Task:
     answer: Future[Reply]
 
 
+@dataclass
+class _Stint:
+    """What the agent did and knows since it stands where an order's origin put it."""
+
+    identity: tuple[int, int]
+    last: Reply | None = None
+    """The answer to the last round."""
+    unseen: list[Account] = field(default_factory=list)
+    """What was recorded since."""
+    consensus: tuple[int, Tensor | None] = (-1, None)
+    """The newest, with its round."""
+
+
 class AgentLoop:
     """Carries out orders, one at a time, in a thread of its own.
 
@@ -78,25 +81,17 @@ class AgentLoop:
         chunk: int | None,
         threads: int,
     ) -> None:
-        self._seed, self._make, self._fetch, self._storage = seed, make, fetch, storage
+        self._make, self._fetch, self._storage = make, fetch, storage
         self._chunk, self._threads = chunk, threads
-        self.token = uuid.uuid4().hex[:12]
-        """Names this process; an old one behind a partition writes files of another name."""
+        self._writer = StateWriter(seed, storage)
         self._agent: Agent | None = None
-        self._stint: tuple[int, int] | None = None
+        self._stint: _Stint | None = None
         self._epoch = 0
         self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._task: _Task | None = None
-        self._last: Reply | None = None
-        self._unseen: list[Account] = []
         self._error: BaseException | None = None
-        self._consensus: tuple[int, Tensor | None] = (-1, None)
         self._urgent, self._leaving = threading.Event(), threading.Event()
-        self._moving = threading.Event()
-        """Not set from the end of a round until the first step of the next: others work on the consensus."""
-        self._writes: dict[int, Future[StateFile]] = {}
-        self._files = 0
         threading.Thread(target=self._serve, daemon=True, name=f"seed {seed}").start()
 
     def submit(self, order: Order, target: Any) -> Future[Reply]:
@@ -123,7 +118,7 @@ class AgentLoop:
         """Save the state as soon as possible and answer the order with it."""
         self._leaving.set()
         self._urgent.set()
-        self._moving.set()
+        self._writer.go_on()
 
     def saved(self, round: int) -> StateFile:
         """The state of a round, once it is written.
@@ -131,10 +126,12 @@ class AgentLoop:
         Raises:
             StorageError: It could not be written, or this process was never asked to.
         """
-        write = self._writes.get(round)
-        if write is None:
-            raise StorageError(f"the process that was to write the state of seed {self._seed} was lost")
-        return write.result()
+        return self._writer.saved(round)
+
+    @property
+    def token(self) -> str:
+        """Names this process."""
+        return self._writer.token
 
     @property
     def step(self) -> int:
@@ -170,10 +167,12 @@ class AgentLoop:
     def _has_work(self) -> bool:
         if self._task is not None:
             return True
-        agent = self._agent
         if self._leaving.is_set():
             return False
+        agent = self._agent
         return self._chunk is not None and agent is not None and self._stint is not None and not agent.finished
+
+    # Descending.
 
     def _move(self) -> None:
         task = self._task
@@ -181,138 +180,111 @@ class AgentLoop:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._is_done(task.order):
+            if self._answer_to(task.order) is not None:
                 return
             self._begin(task)
         if self._leaving.is_set():
             return
+        agent, stint = self._running
         if self._chunk is not None:
-            self._descend(min(self._running.step + self._chunk, self._running.iterations), self._consensus[1])
+            self._descend(min(agent.step + self._chunk, agent.iterations), stint.consensus[1])
             return
         assert task is not None
         for leg in task.order.legs:
-            if self._running.step < leg.until_step and not self._urgent.is_set():
+            if agent.step < leg.until_step and not self._urgent.is_set():
                 self._descend(leg.until_step, self._consensus_of(leg))
                 if leg is not task.order.current:
-                    self._unseen.clear()  # the process that made this round first has told of it
+                    stint.unseen.clear()  # the process that made this round first has told of it
 
     def _descend(self, until_step: int, consensus: Tensor | None) -> None:
-        agent, began = self._running, self._running.step
+        agent, stint = self._running
+        began = agent.step
 
         def interrupted() -> bool:
             if agent.step > began:
-                self._moving.set()
+                self._writer.go_on()
             return self._urgent.is_set()
 
-        self._unseen.append(agent.run(until_step, consensus, interrupted))
-        self._moving.set()
-
-    def _is_done(self, order: Order) -> bool:
-        """Whether this order was answered before, so that it is only answered again."""
-        return self._stint == order.origin.stint and self._last is not None and self._last.round == order.current.round
+        stint.unseen.append(agent.run(until_step, consensus, interrupted))
+        self._writer.go_on()
 
     def _begin(self, task: _Task) -> None:
         """Stand where the order begins, unless the agent is on its way already."""
         origin = task.order.origin
-        if self._stint != origin.stint:
+        if self._stint is None or self._stint.identity != origin.stint:
             if self._agent is None:
                 self._agent = self._make(self._fetch(task.target))
-            self._unseen, self._last, self._consensus, self._writes = [], None, (-1, None), {}
+            self._stint = None  # until the agent stands there: an error on the way leaves it nowhere
+            self._writer.forget()
             if origin.state is not None:
                 assert self._storage is not None
                 self._agent.restore(read_tensors(self._storage, origin.state))
             else:
                 self._agent.join(origin.step, None if origin.start is None else self._fetch(origin.start))
-            self._stint = origin.stint
+            self._stint = _Stint(origin.stint)
         if self._chunk is not None:
-            self._consensus = (task.order.current.round, self._consensus_of(task.order.current))
+            leg = task.order.current
+            self._stint.consensus = (leg.round, self._consensus_of(leg))
 
     def _consensus_of(self, leg: Leg) -> Tensor | None:
-        if self._consensus[0] != leg.round:
+        _, stint = self._running
+        if stint.consensus[0] != leg.round:
             images = None if leg.consensus is None else self._fetch(leg.consensus)
             if images is not None and leg.order != tuple(range(len(leg.order))):
                 images = images[list(leg.order)]
-            self._consensus = (leg.round, images)
-        return self._consensus[1]
+            stint.consensus = (leg.round, images)
+        return stint.consensus[1]
 
     @property
-    def _running(self) -> Agent:
+    def _running(self) -> tuple[Agent, _Stint]:
         assert self._agent is not None
-        return self._agent
+        assert self._stint is not None
+        return self._agent, self._stint
+
+    # Answering.
+
+    def _answer_to(self, order: Order) -> Reply | None:
+        """The reply to this order, where it was answered before, so that it is only answered again."""
+        stint = self._stint
+        if stint is None or stint.identity != order.origin.stint or stint.last is None:
+            return None
+        return stint.last if stint.last.round == order.current.round else None
 
     def _answer(self) -> None:
-        task, agent = self._task, self._running
+        task = self._task
         if task is None:
             return
-        leg = task.order.current
-        answered = self._is_done(task.order)
-        if not answered:
-            done = agent.step >= leg.until_step
-            if not done and not self._leaving.is_set():
-                return
-            notes = agent.messages if self._last is None else ()
-            if not done:
-                self._moving.set()  # it leaves: nothing else is worth waiting for
-            left = None if done else self._write(leg.round, Future()).result()
-            reply = Reply(leg.round, self._newest(agent), agent.images, notes, left)
-            if done:
-                self._last = reply
-        else:
-            assert self._last is not None
-            reply = self._last
+        agent, _ = self._running
+        known = self._answer_to(task.order)
+        reply = known if known is not None else self._reply(task.order.current)
+        if reply is None:
+            return
         save = task.order.save
-        written: Future[StateFile] | None = None
-        if save is not None and reply.left is None and not self._is_saved(save):
-            written = Future()
-            older = list(self._writes.items())[1 - _MOST_WRITES :]
-            self._writes = {**dict(older), save: written}
-        between_rounds = self._chunk is None and not answered and not agent.finished and not self._leaving.is_set()
-        (self._moving.clear if between_rounds else self._moving.set)()
+        written = self._writer.promise(save) if save is not None and reply.left is None else None
+        between_rounds = self._chunk is None and known is None and not agent.finished and not self._leaving.is_set()
+        (self._writer.hold if between_rounds else self._writer.go_on)()
         self._task = None
         task.answer.set_result(reply)
         # Last: others wait for the answer, and nobody for the state.
         if save is not None and written is not None:
-            self._write(save, written)
+            self._writer.write(save, agent, written)
 
-    def _newest(self, agent: Agent) -> Account:
+    def _reply(self, leg: Leg) -> Reply | None:
+        """The reply to a round that is done, or that the agent leaves in the middle; None where it goes on."""
+        agent, stint = self._running
+        notes = agent.messages if stint.last is None else ()
+        if agent.step >= leg.until_step:
+            stint.last = Reply(leg.round, self._newest(agent, stint), agent.images, notes)
+            return stint.last
+        if not self._leaving.is_set():
+            return None
+        self._writer.go_on()  # nothing else is worth waiting for
+        left: Future[StateFile] = Future()
+        self._writer.write(leg.round, agent, left)
+        return Reply(leg.round, self._newest(agent, stint), agent.images, notes, left.result())
+
+    @staticmethod
+    def _newest(agent: Agent, stint: _Stint) -> Account:
         """Where the seed stands, with everything recorded since the last answer."""
-        seen, self._unseen = self._unseen, []
+        seen, stint.unseen = stint.unseen, []
         return reduce(lambda earlier, later: later.after(earlier), [*seen, agent.account()])
-
-    def _is_saved(self, round: int) -> bool:
-        """Whether the state of a round is written, or on its way; one that failed is tried again."""
-        write = self._writes.get(round)
-        return write is not None and not (write.done() and write.exception() is not None)
-
-    def _write(self, round: int, written: Future[StateFile]) -> Future[StateFile]:
-        """Begin to write the state; the agent may move on meanwhile, since a state is a copy."""
-        agent = self._running
-        # A name of its own for each file: a write that the storage kept waiting must not replace a later one.
-        self._files += 1
-        name = state_name(round, self._seed, f"{self.token}-{self._files}")
-        try:
-            state, step = agent.state(), agent.step
-        except BaseException as error:
-            written.set_exception(error)
-            raise
-
-        def write() -> None:
-            give_way()
-            # What happens between two rounds keeps all agents waiting, and may need every processor.
-            self._moving.wait(_BETWEEN_ROUNDS_SECONDS)
-            try:
-                if self._storage is None:
-                    raise StorageError("this run keeps no checkpoints")
-                written.set_result(write_state(self._storage, name, state, step))
-            except BaseException as error:
-                written.set_exception(error)
-
-        threading.Thread(target=write, daemon=True, name=f"state of seed {self._seed}").start()
-        return written
-
-
-def give_way() -> None:
-    """Let this thread run when no other one wants to."""
-    if sys.platform == "linux":  # elsewhere priorities belong to processes
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BESIDE)

@@ -4,60 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
 import torch
 from jaxtyping import Float, Int
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from ..agents import Account, Candidate
-from ..capture import LabelError, ModelError, UpdateError
-from ..coordinator import (
-    AttackConfig,
-    EventKind,
-    FencedError,
-    Level,
-    Listener,
-    Mode,
-    Order,
-    Phase,
-    Storage,
-    Wait,
-    parts_by_label,
-)
-from ..refusal import ConfigError
+from ..coordinator import AttackConfig, EventKind, Level, Listener, Mode, Order, Storage, parts_by_label
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
-from .agent_loop import Reply, StaleOrderError
-from .candidates import Candidates
+from .agent_loop import Reply
+from .candidates import Parts, fetch, register_candidates
 from .failures import cause_of
+from .member import Member, State
+from .recovery import Recovery
 from .registering import count_parts
 from .resources import Share
 from .roster import Roster, end_actors
 from .shipping import put
 
-# What an agent says of an update and a model that it was given, and would say again.
-_REFUSALS = (ConfigError, LabelError, ModelError, UpdateError)
 NAMESPACE = "gradinversion"
 # One call descends; the others answer about progress, saved states and places.
 _ACTOR_THREADS = 8
 _WAIT_SECONDS = 0.1
-# Failures of one agent within a round after which something is taken to kill it every time.
-_MOST_FAILURES = 5
-
-
-@dataclass
-class _Call:
-    """A round that an agent is making; references to the reply and to the images of each part."""
-
-    position: int
-    round: int
-    images: list[Any]
 
 
 class RayGroup:
@@ -79,16 +53,12 @@ class RayGroup:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
         self._config, self._share, self._storage = config, share, storage
         self._name, self._detached, self._fresh = name, detached, fresh
+        self._members = [Member(position, seed) for position, seed in enumerate(self.seeds)]
         self._target: list[Any] = []
-        self._calls: dict[Any, _Call] = {}
-        self._writes: dict[Any, tuple[int, int]] = {}
-        self._orders: dict[int, Order] = {}
-        self._absent: dict[int, float] = {}
-        """Agents that were lost while they had an order, and since when."""
-        self._failures: dict[int, int] = {}
-        self._barred: set[int] = set()
-        self._paused = False
-        self._begun: dict[int, Reply] = {}
+        self._calls: dict[Any, tuple[Member, list[Any]]] = {}
+        """Rounds under way: who makes them, and references to the images of each part."""
+        self._writes: dict[Any, tuple[Member, int]] = {}
+        """States on their way to the storage: whose, and of which round."""
 
     # Placing.
 
@@ -96,22 +66,25 @@ class RayGroup:
         """See `AgentGroup`."""
         self._listener = listener
         self._target = [put(target, target.model)]
-        batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
-        parts = parts_by_label(target.interchangeable, count_parts(len(self.seeds), batch_bytes))
-        self._candidates = Candidates(self.seeds, parts)
+        self._parts = self._split(target)
         if self._fresh and self._detached:
-            end_actors([self._name_of(position) for position in range(len(self.seeds))], NAMESPACE)
-        self._roster = Roster(len(self.seeds), self._make)
+            end_actors([self._name_of(member) for member in self._members], NAMESPACE)
+        self._roster = Roster(self._members, self._make)
+        self._recovery = Recovery(self._members, self._roster, listener, self._config.agents)
 
-    def _name_of(self, position: int) -> str:
-        return f"{self._name}-seed-{self.seeds[position]}"
+    def _split(self, target: Target) -> Parts:
+        batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())
+        return parts_by_label(target.interchangeable, count_parts(len(self.seeds), batch_bytes))
 
-    def _make(self, position: int) -> Any:
-        config, seed = self._config, self.seeds[position]
+    def _name_of(self, member: Member) -> str:
+        return f"{self._name}-seed-{member.seed}"
+
+    def _make(self, member: Member) -> Any:
+        config = self._config
         period = config.coordinator.period if config.coordinator.mode is Mode.ASYNC else None
-        spec = AgentSpec(seed, config.objective, config.agents, self._share.threads, self._storage, period)
+        spec = AgentSpec(member.seed, config.objective, config.agents, self._share.threads, self._storage, period)
         return AgentActor.options(
-            name=self._name_of(position),
+            name=self._name_of(member),
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached" if self._detached else None,
@@ -126,7 +99,13 @@ class RayGroup:
         """See `AgentGroup`."""
         self._hear(0.0)
         self._roster.ping_absent()
-        return frozenset(self._roster.here) - self._barred
+        return frozenset(member.position for member in self._present() if member.state is not State.RETIRED)
+
+    def _present(self) -> list[Member]:
+        return [member for member in self._members if member.presence is not None]
+
+    def _at(self, positions: Iterable[int]) -> list[Member]:
+        return [self._members[position] for position in positions]
 
     def room(self) -> int:
         """See `AgentGroup`."""
@@ -145,42 +124,31 @@ class RayGroup:
         give_up: Callable[[float, int], bool],
     ) -> tuple[dict[int, Account], frozenset[int]]:
         """See `AgentGroup`."""
-        self._failures.clear()
-        busy = {call.position for call in self._calls.values()}
-        for position, order in orders.items():
-            earlier = self._orders.get(position)
-            if order.save is None and position in busy and earlier is not None:
-                order = replace(order, save=earlier.save)  # a write that is owed is not forgotten
-            self._orders[position] = order
-            if position not in busy:
-                self._send(position)
+        for member in self._members:
+            member.failures = 0
+        members = self._at(orders)
+        for member in members:
+            self._recovery.forget(member, member.give(orders[member.position], time.monotonic()))
+            if member.state is State.READY:
+                self._send(member)
         gone: set[int] = set()
-        while not enough(self._done(orders, gone), len(orders) - len(gone)):
+        while not enough(sum(member.state is State.READY for member in members), len(members)):
             self._hear(_WAIT_SECONDS)
-            gone |= self._give_up(set(orders) - gone, give_up)
+            gone |= self._recovery.give_up(members, give_up)
+            members = [member for member in members if member.position not in gone]
             self._tell_to_leave()
             self._listener.idle()
-        return self._candidates.tell(position for position in orders if position not in gone), frozenset(gone)
+        found = {member.position: member.tell() for member in members if member.account is not None}
+        return found, frozenset(gone)
 
     def renew(self, position: int, order: Order) -> None:
         """See `AgentGroup`."""
-        known = self._orders.get(position)
-        if known is None or known.origin.stint != order.origin.stint or known.current.round != order.current.round:
-            return
-        # An agent that left in the middle of a round is further than any checkpoint.
-        if known.origin.step < order.origin.step:
-            self._orders[position] = replace(order, save=known.save)
+        self._members[position].renew(order)
 
-    def _done(self, orders: Mapping[int, Order], gone: set[int]) -> int:
-        at_work = {call.position for call in self._calls.values()} | set(self._absent)
-        return sum(position not in at_work for position in orders if position not in gone)
-
-    def _send(self, position: int) -> None:
-        order = self._orders[position]
-        parts = self._candidates.parts
-        method = self._roster.actors[position].run_round.options(num_returns=1 + len(parts))
-        reply, *images = method.remote(order, self._target, parts)
-        self._calls[reply] = _Call(position, order.current.round, images)
+    def _send(self, member: Member) -> None:
+        method = member.actor.run_round.options(num_returns=1 + len(self._parts))
+        reply, *images = method.remote(member.send(), self._target, self._parts)
+        self._calls[reply] = member, images
 
     def _hear(self, seconds: float) -> None:
         """Take what has come: replies, saved states, signs of life."""
@@ -193,130 +161,50 @@ class RayGroup:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
         for reference in ready:
             if reference in self._calls:
-                self._take_reply(self._calls.pop(reference), reference)
+                self._take_reply(*self._calls.pop(reference), reference)
             elif reference in self._writes:
                 self._take_write(*self._writes.pop(reference), reference)
             else:
                 self._take_presence(reference)
 
-    def _take_reply(self, call: _Call, reference: Any) -> None:
-        position = call.position
+    def _take_reply(self, member: Member, images: list[Any], reference: Any) -> None:
         try:
             reply: Reply = ray.get(reference)
         except RayError as error:
-            self._failed(position, error)
+            self._recovery.failed(member, error)
             return
         for text in reply.notes:
             self._listener.note(EventKind.NOTE, text)
-        if position in self._begun:
-            reply = _joined(self._begun.pop(position), reply)
-        order = self._orders[position]
+        reply = member.whole(reply)
         if reply.left is not None:
-            self._move_away(position, reply)
+            self._recovery.move_away(member, reply)
             return
-        self._candidates.take(position, reply.account, call.images)
-        if order.save is not None and reply.round == order.current.round:
-            write = self._roster.actors[position].saved.remote(order.save)
-            self._writes[write] = (position, order.save)
-            self._orders[position] = replace(order, save=None)
-        if reply.round != order.current.round:
-            self._send(position)  # async: it was busy with an earlier round when this order came
+        save = member.answer(reply, images)
+        if save is not None:
+            self._writes[member.actor.saved.remote(save)] = member, save
+        if member.is_behind(reply):
+            self._send(member)  # async: it was busy with an earlier round when this order came
 
-    def _take_write(self, position: int, round: int, reference: Any) -> None:
+    def _take_write(self, member: Member, round: int, reference: Any) -> None:
         try:
-            self._listener.saved(round, position, ray.get(reference))
+            self._listener.saved(round, member.position, ray.get(reference))
         except RayTaskError as error:
-            self._listener.saved(round, position, str(cause_of(error)))
+            self._listener.saved(round, member.position, str(cause_of(error)))
         except RayError:
-            self._listener.saved(round, position, "the process of an agent was lost while it wrote")
+            self._listener.saved(round, member.position, "the process of an agent was lost while it wrote")
 
     def _take_presence(self, reference: Any) -> None:
-        position = self._roster.take(reference)
-        if position is None or self._absent.pop(position, None) is None:
+        member, presence = self._roster.take(reference)
+        if presence is None or not member.arrive(presence):
             return
-        self._listener.note(
-            EventKind.AGENT_BACK, "{seed} got a process again and went on.", seeds=(self.seeds[position],)
-        )
-        self._send(position)
-
-    # Faults.
-
-    def _failed(self, position: int, error: RayError) -> None:
-        cause = cause_of(error)
-        if isinstance(cause, StaleOrderError):
-            raise FencedError(f"Another coordinator has taken this run over ({cause}); this one ends.")
-        if isinstance(cause, _REFUSALS):
-            raise cause  # a new process would refuse it too
-        seed = self.seeds[position]
-        failures = self._failures[position] = self._failures.get(position, 0) + 1
-        self._absent[position] = time.monotonic()
-        if isinstance(error, RayActorError):
-            self._listener.note(
-                EventKind.AGENT_LOST, "The process of {seed} was lost.", seeds=(seed,), level=Level.WARNING
-            )
-            self._roster.lost(position)
-        else:
-            # An error inside the agent, such as a device that failed: only a new process is sure to be rid of it.
-            self._listener.note(
-                EventKind.AGENT_LOST, f"{{seed}} failed: {_first_line(cause)}", seeds=(seed,), level=Level.WARNING
-            )
-            self._roster.restart(position)
-        if failures > _MOST_FAILURES:
-            self._bar(position, cause)
-
-    def _bar(self, position: int, cause: Exception) -> None:
-        """Something ends this agent every time."""
-        self._barred.add(position)
-        if len(self._barred) > len(self.seeds) - self._config.agents.minimum:
-            raise cause
-        text = f"{{seed}} failed {_MOST_FAILURES + 1} times in one round and is left out ({_first_line(cause)})."
-        self._listener.note(EventKind.SEED_DROPPED, text, seeds=(self.seeds[position],), level=Level.ERROR)
-
-    def _give_up(self, positions: set[int], give_up: Callable[[float, int], bool]) -> set[int]:
-        """The lost agents that the others no longer wait for."""
-        now, gone = time.monotonic(), set()
-        for position in positions & self._absent.keys():
-            others = len(positions) - len(self._absent.keys() & positions)
-            waited = now - self._absent[position]
-            if position in self._barred or give_up(waited, others):
-                del self._absent[position]
-                self._candidates.drop(position)
-                self._begun.pop(position, None)
-                gone.add(position)
-                if position not in self._barred:
-                    text = "{seed} was not back in time; the others go on without it until it is."
-                    self._listener.note(
-                        EventKind.AGENT_GIVEN_UP, text, seeds=(self.seeds[position],), level=Level.WARNING
-                    )
-            else:
-                self._roster.ping(position)
-                if waited >= self._config.agents.patience:
-                    self._pause(others)
-        if self._paused and not self._absent.keys() & positions:
-            self._paused = False
-            self._listener.waits(None)
-        return gone
-
-    def _pause(self, others: int) -> None:
-        if not self._paused:
-            self._paused = True
-            self._listener.waits(Wait(Phase.PAUSED, others, self._config.agents.minimum))
+        text = "{seed} got a process again and went on."
+        self._listener.note(EventKind.AGENT_BACK, text, seeds=(member.seed,))
+        self._send(member)
 
     def _tell_to_leave(self) -> None:
-        for position in self._roster.ask_to_leave():
+        for member in self._roster.ask_to_leave():
             text = "The node of {seed} will be taken away: it saves its state and goes on elsewhere."
-            self._listener.note(EventKind.NODE_DRAINING, text, seeds=(self.seeds[position],), level=Level.WARNING)
-
-    def _move_away(self, position: int, reply: Reply) -> None:
-        """The agent saved its state in the middle of a round: a new process, on another node, goes on from there."""
-        order, state = self._orders[position], reply.left
-        assert state is not None
-        origin = replace(order.origin, step=state.step, state=state, start=None)
-        ahead = tuple(leg for leg in order.legs if leg.until_step > state.step)
-        self._orders[position] = replace(order, origin=origin, legs=ahead or (order.current,))
-        self._begun[position] = reply
-        self._absent[position] = time.monotonic()
-        self._roster.restart(position)
+            self._listener.note(EventKind.NODE_DRAINING, text, seeds=(member.seed,), level=Level.WARNING)
 
     # Candidates.
 
@@ -324,22 +212,21 @@ class RayGroup:
         self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig
     ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
         """See `AgentGroup`."""
+        members = self._at(positions)
         # In async mode the agents have better things to do.
-        here = self._roster.here if self._config.coordinator.mode is Mode.SYNC else {}
-        workers = {position: self._roster.actors[position] for position in here}
-        return self._candidates.form_consensus(positions, workers, labels, round, config)
+        sync = self._config.coordinator.mode is Mode.SYNC
+        workers = [member.actor for member in members if sync and member.presence is not None]
+        return register_candidates(members, self._parts, workers, labels, round, config)
 
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
         """See `AgentGroup`."""
-        return self._candidates.fetch(positions)
+        return fetch(self._at(positions), self._parts)
 
     # Looking on.
 
     def steps(self) -> dict[int, int]:
         """Where each agent is, of those that answer at once."""
-        calls = {
-            self._roster.actors[position].step.remote(): self.seeds[position] for position in list(self._roster.here)
-        }
+        calls = {member.actor.step.remote(): member.seed for member in self._present()}
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_WAIT_SECONDS) if calls else ([], [])
         found = {}
         for reference in ready:
@@ -354,15 +241,6 @@ class RayGroup:
 
     def close(self) -> None:
         """See `AgentGroup`."""
-        if self._target:
-            self._roster.close()
-
-
-def _joined(begun: Reply, rest: Reply) -> Reply:
-    """One reply of a round that was made in two parts."""
-    return replace(rest, account=rest.account.after(begun.account))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+        for member in self._members:
+            if member.actor is not None:
+                ray.kill(member.actor)

@@ -29,7 +29,7 @@ FIRST = (1, 1)
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """States are written at once also where no other round follows."""
-    monkeypatch.setattr("gradinversion.cluster.agent_loop._BETWEEN_ROUNDS_SECONDS", 0.0)
+    monkeypatch.setattr("gradinversion.cluster.state_writer._BETWEEN_ROUNDS_SECONDS", 0.0)
 
 
 Hooks = dict[int, Callable[[], object]]

@@ -77,7 +77,7 @@ def test_a_new_coordinator_s_round_is_written_anew(
 def test_a_state_is_written_after_the_first_step_of_the_next_round(
     process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradinversion.cluster.agent_loop._BETWEEN_ROUNDS_SECONDS", 600.0)
+    monkeypatch.setattr("gradinversion.cluster.state_writer._BETWEEN_ROUNDS_SECONDS", 600.0)
     one = process()
     one.reply(order(0, save=0))
     there: list[list[str]] = []
@@ -187,9 +187,10 @@ def test_in_async_mode_nothing_large_is_kept_while_nobody_asks(
     one.hooks[39] = at_the_end.set
     one.reply(order(0))
     at_the_end.wait()
-    assert len(one.loop._unseen) > 0
+    unseen = one.loop._stint.unseen  # type: ignore[union-attr]
+    assert len(unseen) > 0
     # Without their images: an agent that nobody asks for hours would keep hundreds of batches.
-    assert not any(isinstance(value, Tensor) for account in one.loop._unseen for value in vars(account).values())
+    assert not any(isinstance(value, Tensor) for account in unseen for value in vars(account).values())
 
 
 def test_in_async_mode_an_error_between_two_orders_is_told_with_the_next(
