@@ -34,6 +34,7 @@ from gradinversion.audit import constant_images, match, psnr, ssim, without_grad
 from gradinversion.audit.metrics import label_accuracy
 from gradinversion.coordinator.consensus import form_consensus
 from gradinversion.coordinator.finishing import with_found_labels
+from gradinversion.coordinator.permutations import permute
 from gradinversion.coordinator.policy import plan_rounds, usable
 from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.coordinator.selection import choose
@@ -84,11 +85,11 @@ def reconstruct(prepared: Preparation, config: RunConfig) -> tuple[Tensor | None
         if not left:
             return None, labels
         if current.forms_consensus:
-            # Labels are unique here or wrong: seeds keep their order.
+            # Labels are unique here or wrong: seeds keep their places.
             images = torch.stack([agents[position].images for position in left])
             names = [seeds[position] for position in left]
-            consensus, orders = form_consensus(images, names, labels, current.index, config.registration)
-            images = torch.stack([batch[order] for batch, order in zip(images, orders, strict=True)])
+            consensus, permutations = form_consensus(images, names, labels, current.index, config.registration)
+            images = permute(images, permutations)
     assert consensus is not None
     prepared = with_found_labels(prepared, accounts)
     objective = Objective(prepared.target, config.objective)

@@ -137,11 +137,11 @@ class SimulatedGroup(RayGroup):
     ) -> tuple[Consensus, Tensor]:
         """See `AgentGroup`."""
         began = time.perf_counter()
-        consensus, orders = super().form_consensus(positions, labels, round, config)
+        consensus, permutations = super().form_consensus(positions, labels, round, config)
         self.costs.consensus.append(time.perf_counter() - began)
         whole = len(self._parts) == 1
         self.costs.received.append(consensus.images.nbytes * (len(positions) if whole else 1))
-        return consensus, orders
+        return consensus, permutations
 
     def close(self) -> None:
         """See `AgentGroup`."""

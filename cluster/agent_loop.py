@@ -66,7 +66,7 @@ class AgentLoop:
     Args:
         seed: Of the agent.
         make: Builds the agent.
-        fetch: Turns what `AgentGroup.share` gave (and what came as the target) into the thing itself.
+        fetch: Turns what `AgentGroup.put` gave (and what came as the target) into the thing itself.
         storage: Where states are saved, or None.
         chunk: ``async``: steps between two looks for an order; None in ``sync`` mode.
         threads: Compute threads.
@@ -101,7 +101,7 @@ class AgentLoop:
             StaleOrderError: (in the answer) Another coordinator, or a newer order, has taken over.
         """
         task = _Task(order, target, Future())
-        # Two coordinators may ask at once: the queue holds orders in the order of their epochs.
+        # Two coordinators may ask at once: the queue holds orders by rising epoch.
         with self._submitting:
             if order.epoch < self._epoch:
                 task.answer.set_exception(StaleOrderError(f"epoch {order.epoch} was replaced by {self._epoch}"))
@@ -230,8 +230,8 @@ class AgentLoop:
         _, stint = self._running
         if stint.consensus[0] != leg.round:
             images = None if leg.consensus is None else self._fetch(leg.consensus)
-            if images is not None and leg.order != tuple(range(len(leg.order))):
-                images = images[list(leg.order)]
+            if images is not None and leg.permutation != tuple(range(len(leg.permutation))):
+                images = images[list(leg.permutation)]
             stint.consensus = (leg.round, images)
         return stint.consensus[1]
 

@@ -111,7 +111,7 @@ class RayGroup:
         """See `AgentGroup`."""
         return self._share.room(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
-    def share(self, images: Float[Tensor, "batch channel height width"]) -> Any:
+    def put(self, images: Float[Tensor, "batch channel height width"]) -> Any:
         """See `AgentGroup`."""
         return ray.put(images.numpy())
 
@@ -234,7 +234,7 @@ class RayGroup:
                 found[calls[reference]] = int(ray.get(reference))
         return found
 
-    def settle(self, seconds: float) -> None:
+    def await_writes(self, seconds: float) -> None:
         """See `AgentGroup`."""
         if self._writes:
             self._hear(seconds)

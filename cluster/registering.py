@@ -56,7 +56,7 @@ def register_part(
         config: How to register.
     """
     candidates = torch.from_numpy(np.stack(ray.get(list(images))))
-    found, orders = form_consensus(candidates, seeds, labels, round, config, device)
+    found, permutations = form_consensus(candidates, seeds, labels, round, config, device)
     rest = replace(
         found,
         images=torch.empty(0),
@@ -64,7 +64,7 @@ def register_part(
         rejected=found.rejected.cpu(),
         displacement=None,
     )
-    return found.images.cpu().numpy(), rest, orders
+    return found.images.cpu().numpy(), rest, permutations
 
 
 def warm_up(device: str) -> None:
@@ -117,7 +117,7 @@ def form_in_parts(
         shares = [arguments[first : first + size] for first in range(0, len(parts), size)]
         found = list(chain.from_iterable(ray.get([_register_parts_task.remote(share) for share in shares])))
     joined = [
-        (part, replace(rest, images=tensor(array)), orders)
-        for part, (array, rest, orders) in zip(parts, found, strict=True)
+        (part, replace(rest, images=tensor(array)), permutations)
+        for part, (array, rest, permutations) in zip(parts, found, strict=True)
     ]
     return join_parts(joined, len(labels))

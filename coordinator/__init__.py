@@ -8,8 +8,8 @@ from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import Coordinator
 from .events import Event, EventKind, EventLog, Level, log_as_json
 from .group import AgentGroup, CandidatesLostError, Listener
-from .ordering import arrange, common_order
 from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
+from .permutations import match_images, permute
 from .phase import Phase, Wait
 from .reconstruction import Reconstruction, Source
 from .result_file import read_result
@@ -48,14 +48,14 @@ __all__ = [
     "Storage",
     "StorageError",
     "Wait",
-    "arrange",
     "choose",
-    "common_order",
     "flatten",
     "form_consensus",
     "join_parts",
     "log_as_json",
+    "match_images",
     "parts_by_label",
+    "permute",
     "read_result",
     "read_tensors",
     "state_name",

@@ -1,4 +1,4 @@
-"""From the candidates of all seeds to one consensus, in one order."""
+"""From the candidates of all seeds to one consensus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..registration import Consensus, RegistrationConfig, register
-from .ordering import arrange, common_order
+from .permutations import match_images, permute
 
 
 def form_consensus(
@@ -20,10 +20,10 @@ def form_consensus(
     config: RegistrationConfig,
     device: str = "cpu",
 ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
-    """Bring the candidates into one order (images of one label may be exchanged), then register them.
+    """Match the candidates' images (those of one label may stand at other places), then register them.
 
     Args:
-        images: Normalised candidates, each in its seed's own order.
+        images: Normalised candidates, each image at its seed's own place.
         seeds: Of the candidates.
         labels: The batch's labels, the same for every seed.
         round: Index, kept in the consensus.
@@ -31,11 +31,11 @@ def form_consensus(
         device: Where to register; the consensus stays there.
 
     Returns:
-        The consensus in the order of the first seed, and for each seed which of its images stands at each place.
+        The consensus, its images at the first seed's places, and for each seed which of its images stands there.
     """
-    orders = common_order(images, labels)
-    arranged = arrange(images, orders).to(device)
-    return register(arranged, seeds=list(seeds), round=round, config=config), orders
+    permutations = match_images(images, labels)
+    permuted = permute(images, permutations).to(device)
+    return register(permuted, seeds=list(seeds), round=round, config=config), permutations
 
 
 def parts_by_label(labels: Int[Tensor, " batch"], most: int) -> list[tuple[int, ...]]:
@@ -71,7 +71,7 @@ def join_parts(
     """The whole consensus from its parts; displacements are left out (they are as large as the candidates).
 
     Args:
-        parts: For each part its places in the batch, its consensus, and its orders (positions within the part).
+        parts: For each part its places in the batch, its consensus, and its permutations (positions within the part).
         batch: Images in all.
     """
     first = parts[0][1]
@@ -80,11 +80,11 @@ def join_parts(
     images = first.images.new_empty(batch, *first.images.shape[1:])
     agreement = first.agreement.new_empty(batch)
     rejected = first.rejected.new_zeros(len(seeds), batch)
-    orders = torch.empty(len(parts[0][2]), batch, dtype=torch.long)
-    for places, consensus, part_orders in parts:
+    permutations = torch.empty(len(parts[0][2]), batch, dtype=torch.long)
+    for places, consensus, within in parts:
         where = torch.tensor(places)
         rows = torch.tensor([seeds.index(seed) for seed in consensus.seeds])
         images[where], agreement[where] = consensus.images, consensus.agreement
-        rejected[rows[:, None], where], orders[:, where] = consensus.rejected, where[part_orders]
+        rejected[rows[:, None], where], permutations[:, where] = consensus.rejected, where[within]
     left_out = tuple(dict.fromkeys(one for _, consensus, _ in parts for one in consensus.left_out))
-    return Consensus(images, agreement, seeds, first.round, None, rejected, left_out), orders
+    return Consensus(images, agreement, seeds, first.round, None, rejected, left_out), permutations

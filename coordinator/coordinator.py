@@ -277,29 +277,29 @@ class Coordinator:
                 break
             except CandidatesLostError as error:
                 rounds.again(error.positions)
-        orders, finished = rounds.orders[positions], progress.next_round == len(self._plan)
-        return conclude(self._update, self._config, prepared, progress, candidates, orders, finished)
+        permutations, finished = rounds.permutations[positions], progress.next_round == len(self._plan)
+        return conclude(self._update, self._config, prepared, progress, candidates, permutations, finished)
 
     def _save_last(self, rounds: Rounds) -> None:
         """Bring the last round into the storage too, which was skipped if another one was still being written."""
         if self._store is None:
             return
         last, members = self._progress.next_round - 1, self._itinerary.members
-        if members and not self._saving.settled and self._progress.next_round < len(self._plan):
+        if members and self._saving.pending and self._progress.next_round < len(self._plan):
             # Agents hold their states back until the next round begins, and none does: asked again, they write.
             rounds.again(members)
-        self._settle()
+        self._finish_saving()
         members = self._itinerary.members
         if members and self._saving.newest < last:
             self._saving.begin(last, members)
             self._saving.add_progress(last, self._progress)
             rounds.again(members, save=last)
-            self._settle()
+            self._finish_saving()
         self._saving.write_curves(self._progress, wait=True)
 
-    def _settle(self) -> None:
-        while not self._saving.settled:
-            self._group.settle(_POLL_SECONDS)
+    def _finish_saving(self) -> None:
+        while self._saving.pending:
+            self._group.await_writes(_POLL_SECONDS)
             self.idle()
         self._tell()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..agents import Candidate, Objective, Outcome, Standing
 from ..capture import CapturedUpdate, defence_words
 from .config import AttackConfig
-from .ordering import arrange
+from .permutations import permute
 from .preparation import Preparation, identity, joint_labels
 from .progress import Progress
 from .reconstruction import Reconstruction, Source
@@ -49,7 +49,7 @@ def conclude(
     prepared: Preparation,
     progress: Progress,
     candidates: list[Candidate],
-    orders: Int[Tensor, "seed batch"],
+    permutations: Int[Tensor, "seed batch"],
     finished: bool,
 ) -> Reconstruction:
     """Choose the images by the attacker's own evidence, and put together all that is known.
@@ -60,12 +60,12 @@ def conclude(
         prepared: Labels and target.
         progress: Of all rounds.
         candidates: Of the seeds to choose from, with images.
-        orders: Of those seeds.
+        permutations: Of those seeds, see `match_images`.
         finished: False when the run was stopped early.
     """
     assert progress.consensus is not None
     prepared = with_found_labels(prepared, candidates)
-    own = arrange(torch.stack([c.images for c in candidates]), orders)
+    own = permute(torch.stack([c.images for c in candidates]), permutations)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     objective = Objective(prepared.target, config.objective)
     choice = choose(own, progress.consensus.images, objective.evidence)

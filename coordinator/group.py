@@ -55,7 +55,7 @@ class AgentGroup(Protocol):
     def room(self) -> int:
         """For how many agents the cluster has room, as it is now."""
 
-    def share(self, images: Float[Tensor, "batch channel height width"]) -> Any:
+    def put(self, images: Float[Tensor, "batch channel height width"]) -> Any:
         """Make images available to all agents; what comes back goes into a `Leg` or an `Origin`."""
 
     def run_round(
@@ -95,7 +95,7 @@ class AgentGroup(Protocol):
             CandidatesLostError: Some are gone.
         """
 
-    def settle(self, seconds: float) -> None:
+    def await_writes(self, seconds: float) -> None:
         """Hear of states that were saved; returns when there is nothing more to hear of, or after so many seconds."""
 
     def close(self) -> None:

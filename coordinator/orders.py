@@ -19,8 +19,8 @@ class Leg:
     until_step: int
     """Absolute step."""
     consensus: Any = None
-    """What `AgentGroup.share` gave for the consensus, or None before there is one."""
-    order: tuple[int, ...] = ()
+    """What `AgentGroup.put` gave for the consensus, or None before there is one."""
+    permutation: tuple[int, ...] = ()
     """Which image of the consensus belongs at each place of this seed's batch."""
 
 
@@ -34,7 +34,7 @@ class Origin:
     state: StateFile | None = None
     """Of the last checkpoint; None begins at ``step``."""
     start: Any = None
-    """What `AgentGroup.share` gave for the images that a seed begins near, or None for ``x ~ N(0, 1)``."""
+    """What `AgentGroup.put` gave for the images that a seed begins near, or None for ``x ~ N(0, 1)``."""
 
 
 @dataclass(frozen=True)

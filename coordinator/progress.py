@@ -21,7 +21,7 @@ class Progress:
 
     next_round: int = 0
     consensus: Consensus | None = None
-    orders: Int[Tensor, "seed batch"] | None = None
+    permutations: Int[Tensor, "seed batch"] | None = None
     """For each seed, which of its images stands at each place of the consensus."""
     accounts: dict[int, Account] = field(default_factory=dict)
     """The newest of each seed that takes part, by position."""
@@ -44,7 +44,7 @@ class Progress:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, as fixed as its facts; empty before there is a consensus."""
-        if self.consensus is None or self.orders is None:
+        if self.consensus is None or self.permutations is None:
             return {}
         return {
             "images": self.consensus.images,
@@ -52,7 +52,7 @@ class Progress:
             "rejected": self.consensus.rejected,
             "seeds": torch.tensor(self.consensus.seeds),
             "round": torch.tensor(self.consensus.round),
-            "orders": self.orders.clone(),
+            "orders": self.permutations.clone(),
         }
 
     def restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -65,7 +65,7 @@ class Progress:
         self.seconds = float(facts["seconds"])
         if not tensors:
             return
-        self.orders = tensors["orders"]
+        self.permutations = tensors["orders"]
         self.consensus = Consensus(
             images=tensors["images"],
             agreement=tensors["agreement"],
@@ -76,9 +76,9 @@ class Progress:
             left_out=(),
         )
 
-    def agree(self, consensus: Consensus, orders: Int[Tensor, "seed batch"], step: int) -> None:
-        """Take a consensus, and the order of every seed."""
-        self.consensus, self.orders = consensus, orders
+    def agree(self, consensus: Consensus, permutations: Int[Tensor, "seed batch"], step: int) -> None:
+        """Take a consensus, and the permutation of every seed."""
+        self.consensus, self.permutations = consensus, permutations
         for one in consensus.left_out:
             kind, text = EventKind.CONSENSUS_LEFT_OUT, f"{{seed}}: {one.reason}"
             self.events.note(kind, text, seeds=(one.seed,), level=Level.WARNING, round=consensus.round)

@@ -17,8 +17,8 @@ from ..registration import Consensus
 from ..storage.tensor_file import StateFile
 from .config import AttackConfig, Mode
 from .group import AgentGroup, CandidatesLostError
-from .ordering import back_to_own_order
 from .orders import Itinerary, Leg
+from .permutations import invert
 from .policy import Round, enough_done, fresh, give_up, usable
 from .progress import Progress
 from .saving import Saving
@@ -104,8 +104,8 @@ class Rounds:
     def _legs(self, current: Round) -> Callable[[int], Leg]:
         """Each position's leg of a round."""
         consensus = self._progress.consensus
-        shared = self._share(consensus.images) if consensus is not None else None
-        own = back_to_own_order(self.orders).tolist()
+        shared = self._put(consensus.images) if consensus is not None else None
+        own = invert(self.permutations).tolist()
         return lambda position: Leg(
             current.index, current.until_step, shared, tuple(own[position]) if consensus is not None else ()
         )
@@ -130,35 +130,35 @@ class Rounds:
             self._saving.lost(position)
 
     @property
-    def orders(self) -> Int[Tensor, "seed batch"]:
+    def permutations(self) -> Int[Tensor, "seed batch"]:
         """For each seed, which of its images stands at each place of the consensus."""
-        return self._progress.orders if self._progress.orders is not None else self._own_orders()
+        return self._progress.permutations if self._progress.permutations is not None else self._identities()
 
-    def _own_orders(self) -> Int[Tensor, "seed batch"]:
+    def _identities(self) -> Int[Tensor, "seed batch"]:
         return torch.arange(len(self._labels)).repeat(len(self._group.seeds), 1)
 
-    def _share(self, images: Tensor) -> Any:
-        # Shared once however many seeds and rounds use it.
+    def _put(self, images: Tensor) -> Any:
+        # Sent once however many seeds and rounds use it.
         if self._shared is None or self._shared[0] is not images:
-            self._shared = (images, self._group.share(images))
+            self._shared = (images, self._group.put(images))
         return self._shared[1]
 
     def form_consensus(self, current: Round) -> None:
         """Bring the candidates of a round together."""
         positions = self.usable(only_fresh=self._config.coordinator.mode is Mode.ASYNC)
-        consensus, orders, positions = self._meet(positions, current.index)
-        every = self._own_orders()
-        every[positions] = orders
+        consensus, permutations, positions = self._meet(positions, current.index)
+        every = self._identities()
+        every[positions] = permutations
         self._progress.agree(consensus, every, current.until_step)
 
     def _meet(self, positions: list[int], index: int) -> tuple[Consensus, Int[Tensor, "usable batch"], list[int]]:
-        """The consensus of these seeds, their orders, and the seeds that were there after all."""
+        """The consensus of these seeds, their permutations, and the seeds that were there after all."""
         while True:
             try:
-                consensus, orders = self._group.form_consensus(
+                consensus, permutations = self._group.form_consensus(
                     positions, self._labels, index, self._config.registration
                 )
-                return consensus, orders, positions
+                return consensus, permutations, positions
             except CandidatesLostError as error:
                 self.again(error.positions)
                 positions = [position for position in self.usable() if position in positions]
@@ -175,9 +175,9 @@ class Rounds:
         if state is not None or step == 0 or not self.meets:
             self._itinerary.enter(position, state.step if state is not None else step, state=state)
             return False
-        self._itinerary.enter(position, step, start=self._share(self._meeting_point()))
-        if progress.orders is not None:
-            progress.orders[position] = torch.arange(len(self._labels))
+        self._itinerary.enter(position, step, start=self._put(self._meeting_point()))
+        if progress.permutations is not None:
+            progress.permutations[position] = torch.arange(len(self._labels))
         return True
 
     @property

@@ -73,9 +73,9 @@ class Saving:
         return self._store is not None and len(self._rounds) < _MOST_AWAITED
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is on its way."""
-        return not self._rounds and self._written is None
+    def pending(self) -> bool:
+        """Whether anything is on its way."""
+        return bool(self._rounds) or self._written is not None
 
     def begin(self, index: int, positions: Iterable[int]) -> None:
         """A round whose seeds at these positions save their states."""

@@ -46,7 +46,7 @@ class SerialGroup:
         """See `AgentGroup`."""
         return len(self.seeds)
 
-    def share(self, images: Tensor) -> Tensor:
+    def put(self, images: Tensor) -> Tensor:
         """See `AgentGroup`."""
         return images
 
@@ -60,7 +60,7 @@ class SerialGroup:
 
     def _run(self, position: int, order: Order) -> Account:
         leg = order.current
-        consensus = None if leg.consensus is None else leg.consensus[list(leg.order)]
+        consensus = None if leg.consensus is None else leg.consensus[list(leg.permutation)]
         return self._agents[position].run(leg.until_step, consensus)
 
     def renew(self, position: int, order: Order) -> None:
@@ -77,7 +77,7 @@ class SerialGroup:
         """See `AgentGroup`."""
         return [self._accounts[position].with_images(self._agents[position].images) for position in positions]
 
-    def settle(self, seconds: float) -> None:
+    def await_writes(self, seconds: float) -> None:
         """Nothing was saved."""
 
     def close(self) -> None:

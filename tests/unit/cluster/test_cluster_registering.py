@@ -47,7 +47,7 @@ def test_more_seeds_are_never_fewer_parts_and_no_part_is_large() -> None:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Three seeds that show the same smooth pictures, the second in an order of its own within a label."""
+    """Three seeds that show the same smooth pictures, the second at places of its own within a label."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij")
     place = 1.4 * torch.rand(len(LABELS), 3, 4, 2) - 0.7
     distance = (x - place[..., 0, None, None]).square() + (y - place[..., 1, None, None]).square()
@@ -97,10 +97,10 @@ def shared(images: Tensor, parts: list[tuple[int, ...]]) -> list[list[np.ndarray
 @pytest.mark.parametrize("config", [RegistrationConfig(), RegistrationConfig(method="none")], ids=["warped", "plain"])
 def test_the_parts_are_the_whole(cluster: Cluster, images: Tensor, most: int, config: RegistrationConfig) -> None:
     parts = parts_by_label(LABELS, most)
-    whole, orders = form_consensus(images, SEEDS, LABELS, 6, config)
-    found, found_orders = form_in_parts(parts, shared(images, parts), [], SEEDS, LABELS, 6, config)
-    assert orders[1].tolist() == [2, 1, 0, 3, 4, 5]
-    assert torch.equal(found_orders, orders)
+    whole, permutations = form_consensus(images, SEEDS, LABELS, 6, config)
+    found, found_permutations = form_in_parts(parts, shared(images, parts), [], SEEDS, LABELS, 6, config)
+    assert permutations[1].tolist() == [2, 1, 0, 3, 4, 5]
+    assert torch.equal(found_permutations, permutations)
     assert torch.equal(found.rejected, whole.rejected)
     assert (found.seeds, found.round, found.displacement) == (SEEDS, 6, None)
     # Bit for bit where nothing is warped, or in a single part; else batched operations may round otherwise for another
@@ -140,10 +140,10 @@ def test_no_more_tasks_than_processors(cluster: Cluster, images: Tensor, process
 def test_a_part_travels_without_what_is_large(cluster: Cluster, images: Tensor) -> None:
     part = parts_by_label(LABELS, 4)[0]
     (rows,) = zip(*shared(images, [part]), strict=True)
-    array, rest, orders = register_part("cpu", rows, SEEDS, LABELS[list(part)], 2, RegistrationConfig())
+    array, rest, permutations = register_part("cpu", rows, SEEDS, LABELS[list(part)], 2, RegistrationConfig())
     assert array.shape == (len(part), 3, 16, 16)
     assert (rest.images.numel(), rest.displacement) == (0, None)
-    assert orders.shape == (3, len(part))
+    assert permutations.shape == (3, len(part))
 
 
 def test_images_that_travelled_may_be_written_to() -> None:

@@ -57,7 +57,7 @@ class SerialGroup:
     def room(self) -> int:
         return len(self.here)
 
-    def share(self, images: Tensor) -> Tensor:
+    def put(self, images: Tensor) -> Tensor:
         return images.clone()
 
     def run_round(
@@ -78,7 +78,7 @@ class SerialGroup:
             self.begin(position, order)
         agent = self.agents[position]
         found = [
-            agent.run(leg.until_step, None if leg.consensus is None else leg.consensus[list(leg.order)])
+            agent.run(leg.until_step, None if leg.consensus is None else leg.consensus[list(leg.permutation)])
             for leg in order.legs
             if agent.step < leg.until_step
         ]
@@ -113,7 +113,7 @@ class SerialGroup:
     def fetch(self, positions: Sequence[int]) -> list[Candidate]:
         return [self.accounts[position].with_images(self.agents[position].images) for position in positions]
 
-    def settle(self, seconds: float) -> None:
+    def await_writes(self, seconds: float) -> None:
         # States were told as soon as they were written: what is missing now will never come.
         saving = self.listener._saving  # type: ignore[attr-defined]
         assert not saving._rounds, "the coordinator waits for ever"
@@ -152,7 +152,7 @@ class Run:
 
         def settled() -> Any:
             # A round is saved before the next one begins: which rounds have a checkpoint is no chance.
-            self.group.settle(0.0)
+            self.group.await_writes(0.0)
             self.coordinator.idle()
             return present()
 

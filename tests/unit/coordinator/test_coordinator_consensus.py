@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradinversion.coordinator import arrange, common_order, form_consensus, join_parts, parts_by_label
+from gradinversion.coordinator import form_consensus, join_parts, match_images, parts_by_label, permute
 from gradinversion.registration import Consensus, LeftOut, RegistrationConfig, register
 from torch import Tensor
 
@@ -64,8 +64,8 @@ def test_a_single_label_is_a_single_part(labels: list[int]) -> None:
 def joined(images: Tensor, most: int, config: RegistrationConfig) -> tuple[Consensus, Tensor]:
     found = []
     for part in parts_by_label(LABELS, most):
-        consensus, orders = form_consensus(images[:, list(part)], SEEDS, LABELS[list(part)], 6, config)
-        found.append((part, consensus, orders))
+        consensus, permutations = form_consensus(images[:, list(part)], SEEDS, LABELS[list(part)], 6, config)
+        found.append((part, consensus, permutations))
     return join_parts(found, len(LABELS))
 
 
@@ -74,13 +74,13 @@ def joined(images: Tensor, most: int, config: RegistrationConfig) -> tuple[Conse
 @pytest.mark.parametrize("most", [2, 5])
 def test_the_parts_joined_are_the_whole(size: int, kind: str, most: int) -> None:
     images = pictures(size)
-    # Each seed in an order of its own within a label.
+    # Each seed has places of its own within a label.
     images[1, [0, 2, 6]], images[2, [4, 5]] = images[1, [6, 0, 2]], images[2, [5, 4]]
     config = RegistrationConfig(consensus=kind)
-    whole, orders = form_consensus(images, SEEDS, LABELS, 6, config)
-    found, found_orders = joined(images, most, config)
-    assert torch.equal(found_orders, orders)
-    assert orders[1].tolist() != orders[0].tolist()
+    whole, permutations = form_consensus(images, SEEDS, LABELS, 6, config)
+    found, found_permutations = joined(images, most, config)
+    assert torch.equal(found_permutations, permutations)
+    assert permutations[1].tolist() != permutations[0].tolist()
     assert (found.seeds, found.round, found.left_out) == (whole.seeds, 6, ())
     assert torch.equal(found.rejected, whole.rejected)
     # Each image is registered alone, but batched operations may sum in another order for another number of images:
@@ -124,10 +124,10 @@ def test_rows_of_refused_warps_follow_the_seeds() -> None:
         images, agreement = torch.full((count, 1, 8, 8), float(count)), torch.full((count,), 0.5)
         return Consensus(images, agreement, seeds, 2, None, torch.tensor(rejected), left_out)
 
-    orders = torch.tensor([[0, 1], [1, 0]])
-    found, found_orders = join_parts(
+    permutations = torch.tensor([[0, 1], [1, 0]])
+    found, found_permutations = join_parts(
         [
-            ((0, 3), part((3, 5), [[True, False], [False, True]], (LeftOut(8, "odd"),)), orders),
+            ((0, 3), part((3, 5), [[True, False], [False, True]], (LeftOut(8, "odd"),)), permutations),
             ((1,), part((5, 8), [[False], [True]], (LeftOut(3, "odd"), LeftOut(8, "odd"))), torch.zeros(2, 1).long()),
             ((2,), part((8,), [[True]], ()), torch.zeros(2, 1).long()),
         ],
@@ -141,14 +141,14 @@ def test_rows_of_refused_warps_follow_the_seeds() -> None:
     ]
     assert found.images[:, 0, 0, 0].tolist() == [2.0, 1.0, 1.0, 2.0]
     assert found.left_out == (LeftOut(8, "odd"), LeftOut(3, "odd"))
-    assert found_orders.tolist() == [[0, 1, 2, 3], [3, 1, 2, 0]]
+    assert found_permutations.tolist() == [[0, 1, 2, 3], [3, 1, 2, 0]]
 
 
-def test_the_consensus_is_in_the_order_of_the_first_seed() -> None:
+def test_the_consensus_is_at_the_places_of_the_first_seed() -> None:
     images = pictures(16)
     images[1, [4, 5]] = images[1, [5, 4]]
-    found, orders = form_consensus(images, SEEDS, LABELS, 1, RegistrationConfig(method="none"))
-    assert torch.equal(orders, common_order(images, LABELS))
-    assert orders[1].tolist() == [0, 1, 2, 3, 5, 4, 6, 7]
-    expected = register(arrange(images, orders), config=RegistrationConfig(method="none"))
+    found, permutations = form_consensus(images, SEEDS, LABELS, 1, RegistrationConfig(method="none"))
+    assert torch.equal(permutations, match_images(images, LABELS))
+    assert permutations[1].tolist() == [0, 1, 2, 3, 5, 4, 6, 7]
+    expected = register(permute(images, permutations), config=RegistrationConfig(method="none"))
     assert torch.equal(found.images, expected.images)

@@ -50,8 +50,8 @@ def test_it_comes_back_as_it_was(progress: Progress) -> None:
     assert repr(found.history) == repr(progress.history)  # not a number is not equal to itself
     assert found.registration == progress.registration
     assert found.events.messages() == (*progress.events.messages(), "Continued.")
-    assert found.orders is not None
-    assert torch.equal(found.orders, torch.tensor([[0, 1], [1, 0]]))
+    assert found.permutations is not None
+    assert torch.equal(found.permutations, torch.tensor([[0, 1], [1, 0]]))
     before, after = progress.consensus, found.consensus
     assert before is not None
     assert after is not None
@@ -73,7 +73,7 @@ def test_before_there_is_a_consensus_there_are_no_tensors() -> None:
     progress = Progress(next_round=1)
     assert progress.tensors() == {}
     found = through_json(progress)
-    assert (found.consensus, found.orders, found.next_round) == (None, None, 1)
+    assert (found.consensus, found.permutations, found.next_round) == (None, None, 1)
 
 
 def test_what_a_checkpoint_got_does_not_change_afterwards(progress: Progress) -> None:
@@ -81,8 +81,8 @@ def test_what_a_checkpoint_got_does_not_change_afterwards(progress: Progress) ->
     kept = copy.deepcopy((facts, tensors))
     progress.record(5, account(seed=4, failures=(Failure(9, Outcome.DIVERGED, 1, 2),)))
     progress.deaths[0] = 9
-    assert progress.orders is not None
-    progress.orders[1] = torch.tensor([0, 1])  # a seed that came back
+    assert progress.permutations is not None
+    progress.permutations[1] = torch.tensor([0, 1])  # a seed that came back
     progress.agree(consensus(), torch.tensor([[0, 1], [0, 1]]), 30)
     assert repr(facts) == repr(kept[0])
     for name, tensor in tensors.items():

@@ -71,7 +71,7 @@ def arrived(saving: Saving) -> None:
 @pytest.mark.parametrize("last", ["progress", "state"])
 def test_a_round_is_written_when_its_last_part_comes(saving: Saving, store: Store, last: str) -> None:
     saving.begin(4, (0, 2))
-    assert not saving.settled
+    assert saving.pending
     if last == "state":
         saving.add_progress(4, Progress(seconds=3.0))
     saving.add_state(4, 2, state(4, 2))
@@ -104,13 +104,13 @@ def test_rounds_follow_each_other_into_the_storage_and_no_more_than_two_are_awai
     # The second one is not written before the first is told: until then, lost processes begin from older states.
     assert len(store.rounds) == 1
     assert saving.poll() == (0, {0: state(0, 0), 1: state(0, 1)})
-    assert (saving.newest, saving.free, saving.settled) == (0, True, False)
+    assert (saving.newest, saving.free, saving.pending) == (0, True, True)
     assert saving.poll(wait=True) == (1, {0: state(1, 0), 1: state(1, 1)})
-    assert not saving.settled
+    assert saving.pending
     saving.add_progress(2, Progress())
     saving.add_state(2, 0, state(2, 0))
     saving.add_state(2, 1, "the disk is full")
-    assert saving.settled
+    assert not saving.pending
 
 
 def test_a_later_round_waits_for_the_states_of_the_one_before(saving: Saving, store: Store) -> None:
@@ -228,7 +228,7 @@ def test_a_round_on_its_way_is_not_changed_any_more(
     complete(saving, 0)
     saving.add_state(0, 1, told)
     saving.lost(1)
-    assert not saving.settled
+    assert saving.pending
     store.open.set()
     # What the coordinator goes on from is what the manifest says.
     assert saving.poll(wait=True) == (0, {0: state(0, 0), 1: state(0, 1)})
@@ -257,7 +257,7 @@ def test_a_seed_that_left_is_not_waited_for(saving: Saving, store: Store, had_sa
     saving.lost(2)  # had no part
     saving.add_progress(0, Progress())
     saving.add_state(0, 1, "lost while it wrote")
-    assert not saving.settled
+    assert saving.pending
     saving.add_state(0, 0, state(0, 0))
     assert saving.poll(wait=True) == (0, {0: state(0, 0)})
     assert store.rounds[0][1] == {10: state(0, 0)}
@@ -277,7 +277,7 @@ def test_a_round_that_everybody_left_is_forgotten(saving: Saving, store: Store) 
     saving.lost(0)
     saving.lost(1)
     saving.lost(1)
-    assert saving.settled  # else the run would wait for it at its end, for ever
+    assert not saving.pending  # else the run would wait for it at its end, for ever
     assert saving.poll(wait=True)[1] == {}
     assert store.rounds == []
 
