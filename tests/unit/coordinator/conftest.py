@@ -114,9 +114,10 @@ class SerialGroup:
         return [self.accounts[position].with_images(self.agents[position].images) for position in positions]
 
     def await_writes(self, seconds: float) -> None:
-        # States were told as soon as they were written: what is missing now will never come.
+        # States were told as soon as they were written: what is missing now will never come. (A whole round may still
+        # wait for the one before it.)
         saving = self.listener._saving  # type: ignore[attr-defined]
-        assert not saving._rounds, "the coordinator waits for ever"
+        assert all(round.complete for round in saving._rounds), "the coordinator waits for ever"
         if saving._written is not None:
             wait([saving._written[1]])
 
