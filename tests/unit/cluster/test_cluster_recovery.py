@@ -103,7 +103,9 @@ def test_an_error_inside_the_agent_needs_a_new_process(scene: Scene) -> None:
     assert scene.listener.texts == ["{seed} failed: the device is gone"]
 
 
-@pytest.mark.parametrize("error", [ConfigError("a key"), ModelError("a model"), UpdateError("an update"), LabelError("labels")])
+@pytest.mark.parametrize(
+    "error", [ConfigError(["a key"]), ModelError("a model"), UpdateError("an update"), LabelError("labels")]
+)
 def test_what_an_agent_refuses_is_not_tried_again(scene: Scene, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         scene.recovery.failed(scene.members[0], in_the_agent(error))
