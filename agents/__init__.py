@@ -2,10 +2,11 @@
 
 from .agent import Agent
 from .candidate import Account, Candidate, Failure, Standing
-from .config import AgentsConfig, Form, GradientLoss, ObjectiveConfig, OptimiserName, TotalVariation
+from .config import AgentsConfig, OptimiserName
 from .generator import load_generator
 from .inverter import Inverter
 from .objective import Objective
+from .objective_config import Form, GradientLoss, ObjectiveConfig, TotalVariation
 from .outcome import Outcome
 from .schedule import learning_rate
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..target import Target
 from .candidate import Account, Failure
-from .config import AgentsConfig, ObjectiveConfig
+from .config import AgentsConfig
 from .inverter import Inverter, never
 from .objective import Objective
+from .objective_config import ObjectiveConfig
 from .outcome import Outcome
 
 _FAILURES = (Outcome.NOT_FINITE, Outcome.DIVERGED)

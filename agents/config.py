@@ -1,4 +1,4 @@
-"""Settings of the objective and of the agents that minimise it."""
+"""Settings of the agents that minimise the objective."""
 
 from __future__ import annotations
 
@@ -8,101 +8,11 @@ from enum import StrEnum
 from ..refusal import Checked
 
 
-class GradientLoss(StrEnum):
-    """How the distance between two gradients is measured; see ``gradient_losses.py`` for the equations."""
-
-    LAYER_L2 = "layer_l2"
-    RELATIVE_L2 = "relative_l2"
-    SQUARED_L2 = "squared_l2"
-    COSINE = "cosine"
-
-
-class Form(StrEnum):
-    """``paper``: every prior literally as in Yin et al. 2021. ``scale_free``: means and ratios, which carry over."""
-
-    PAPER = "paper"
-    SCALE_FREE = "scale_free"
-
-
-class TotalVariation(StrEnum):
-    """``colour``: isotropic, coupled over channels. ``anisotropic``: the sum of absolute differences."""
-
-    COLOUR = "colour"
-    ANISOTROPIC = "anisotropic"
-
-
 class OptimiserName(StrEnum):
     """``adam``; ``lbfgs``: quasi-Newton steps of constant length, as in Deep Leakage from Gradients."""
 
     ADAM = "adam"
     LBFGS = "lbfgs"
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig(Checked):
-    """What a candidate batch is scored by. Weights are non-negative; 0 switches a term off."""
-
-    form: Form = Form.SCALE_FREE
-    """scale_free or paper: how the priors are normalised."""
-    gradient_loss: GradientLoss = GradientLoss.RELATIVE_L2
-    """relative_l2, layer_l2, squared_l2 or cosine."""
-    gradient_weight: float = 1.0
-    """Weight of the gradient loss; 0 gives the no-gradient control."""
-    activation_weight: float = 0.3
-    """Weight of the distance to the activations that layer peeling recovered (none without peeling)."""
-    jump_weight: float = 0.1
-    """Weight, behind peeled layers, of gradients that jump where a ReLU opens or shuts; that of the others is 1."""
-    total_variation: TotalVariation = TotalVariation.COLOUR
-    """colour or anisotropic."""
-    total_variation_weight: float = 0.2
-    """Weight of total variation."""
-    total_variation_end: float = 0.05
-    """What is left of it at the end of a descent whose images peeled layers determine; it falls from half-way."""
-    l2_weight: float = 0.0
-    """Weight of the squared magnitude of the normalised pixels."""
-    batch_norm_weight: float = 0.01
-    """Weight of the batch-norm statistics; skipped, with a message, where the running statistics were never updated."""
-    group_weight: float = 0.01
-    """Weight of the distance to the consensus of all seeds."""
-    adaptive: bool = True
-    """Allow for the defence that the update shows or the client states; without one nothing changes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, kind in self._kinds().items():
-            # A plain word means the same as the member of that value.
-            object.__setattr__(self, name, kind(getattr(self, name)))
-
-    def problems(self) -> list[str]:
-        """Every value that cannot be carried out, one sentence each."""
-        found = [
-            f"objective.{name}={getattr(self, name)}: give one of {', '.join(kind)}."
-            for name, kind in self._kinds().items()
-            if getattr(self, name) not in list(kind)
-        ]
-        for name in (
-            "gradient_weight",
-            "activation_weight",
-            "jump_weight",
-            "total_variation_weight",
-            "total_variation_end",
-            "l2_weight",
-            "batch_norm_weight",
-            "group_weight",
-        ):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                found.append(f"objective.{name}={value}: give a finite number that is not negative.")
-        return found
-
-    @staticmethod
-    def _kinds() -> dict[str, type[StrEnum]]:
-        return {"form": Form, "gradient_loss": GradientLoss, "total_variation": TotalVariation}
-
-    @property
-    def empty(self) -> bool:
-        """Whether no weight is left by which a single seed is scored."""
-        return self.gradient_weight == self.total_variation_weight == self.l2_weight == self.batch_norm_weight == 0
 
 
 # Stands in a preset for a generator that the user must name.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .config import GradientLoss
+from .objective_config import GradientLoss
 
 Gradients = Sequence[Tensor]
 

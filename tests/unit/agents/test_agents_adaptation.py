@@ -214,10 +214,12 @@ def test_what_a_stranger_says_is_only_a_hypothesis() -> None:
     ],
     ids=["scale", "weights", "left out", "slack", "pooled", "combined"],
 )
-def test_the_derivative_by_the_images(smooth_target: Callable[..., Any], adaptation: Adaptation) -> None:
+def test_the_derivative_by_the_images(
+    smooth_target: Callable[..., Any], adaptation: Adaptation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, truth = smooth_target(activation=nn.Tanh)
+    monkeypatch.setattr("gradinversion.agents.objective.allowance", lambda *_: adaptation)
     objective = Objective(target, ObjectiveConfig())
-    objective._adaptation = adaptation
     images = (truth + 0.3 * torch.randn_like(truth)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: objective.terms(x)["total"], (images,))
 
