@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 
 
-def one_decimal(value: float) -> str:
-    """``value`` with one decimal and without a unit."""
-    return "∞" if value == math.inf else f"{value:.1f}"
-
-
 def decibels(value: float) -> str:
     """``value`` with one decimal and its unit."""
-    return f"{one_decimal(value)} dB"
+    return "∞ dB" if value == math.inf else f"{value:.1f} dB"
 
 
 def psnr_in_words(value: float | None) -> str:

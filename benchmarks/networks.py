@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, resnet18
 
 POOLED_RESNET = "gradinversion.benchmarks.networks:pooled_resnet"
 WIDTHS = (16, 32, 64)
@@ -29,3 +29,12 @@ def _block(channels: int, width: int) -> nn.Module:
         return BasicBlock(channels, width)
     halved = nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width))
     return BasicBlock(channels, width, 2, halved)
+
+
+def cifar_resnet18(num_classes: int = 10) -> nn.Module:
+    """torchvision's ResNet-18 with the stem that images of 32 px are given: 3 x 3, stride 1, and no max-pooling."""
+    model = resnet18(weights=None, num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model

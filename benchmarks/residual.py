@@ -1,0 +1,141 @@
+"""Residual networks peeled: features, images and seconds, on photos that nothing was tuned on.
+
+    python -m benchmarks.residual                     # every row; json in benchmarks/results/, table printed
+    python -m benchmarks.residual --rows cifar-random-4 --sets 1
+
+One core; seconds are those of the processor. Photos are 8-bit files at the network's size; gradients in float32, labels not given, batch norm on running
+statistics. The decoder is fitted on the photos
+that come with scikit-image; the private ones are those of `unseen_photos`. `constant` is the best flat image of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradinversion.audit import constant_images, psnr
+from gradinversion.capture import IMAGENET, capture_gradient, load_images
+from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling.recovery import recover_images
+from torch import Tensor, nn
+
+from .networks import cifar_resnet18
+from .unseen_photos import write_unseen_photos
+
+RESULTS = Path(__file__).parent / "results" / "residual.json"
+PHOTOS = Path(__file__).resolve().parents[1] / "build" / "unseen"
+CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    network: str
+    make: Callable[[int], nn.Module]
+    """Given the number of classes."""
+    size: int
+    batch: int
+
+
+def torchvision_network(name: str) -> Callable[[int], nn.Module]:
+    """A network of torchvision with random weights."""
+    import torchvision
+
+    return lambda classes: getattr(torchvision.models, name)(weights=None, num_classes=classes)
+
+
+ROWS = (
+    Row("cifar-random-4", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 4),
+    Row("cifar-random-8", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 8),
+    Row("resnet18-64-4", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 4),
+    Row("resnet50-64-4", "torchvision ResNet-50, random", torchvision_network("resnet50"), 64, 4),
+)
+
+
+def run_row(row: Row, number: int) -> dict[str, Any]:
+    """One set of photos."""
+    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
+    images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
+    torch.manual_seed(number)
+    model = row.make(CLASSES).eval()
+    labels = (torch.arange(row.batch) * 7 + number) % CLASSES
+    update = capture_gradient(model, images, labels, normalisation=IMAGENET)
+    began = time.process_time()
+    found = recover_images(update, model, PeelingConfig())
+    seconds = time.process_time() - began
+    line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
+    line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}
+    line |= {"steps": [[s.rule, s.value, list(s.shape), max(s.error)] for s in found.steps], "message": found.message}
+    if found.images is None or found.error is None:
+        return line
+    pixels = IMAGENET.invert(found.images).clamp(0, 1)
+    order = match(pixels, images)
+    exact = (pixels[order] * 255).round() == (images.double() * 255).round()
+    line |= {"psnr": psnr(pixels[order].to(images), images).tolist(), "stated_error": found.error[order].tolist()}
+    line["true_error"] = errors(IMAGENET.apply(pixels[order]), IMAGENET.apply(images.double()))
+    line["exact_values"] = exact.flatten(1).double().mean(dim=1).tolist()
+    if found.labels is not None:
+        line["labels_right"] = int((found.labels[order] == labels).sum())
+    return line
+
+
+def match(found: Tensor, images: Tensor) -> Tensor:
+    """For each private image the place of its reconstruction, by optimal assignment."""
+    from scipy.optimize import linear_sum_assignment
+
+    apart = torch.cdist(images.double().flatten(1), found.double().flatten(1))
+    return torch.as_tensor(linear_sum_assignment(apart.numpy())[1])
+
+
+def errors(found: Tensor, images: Tensor) -> list[float]:
+    """Relative, of each image as the model is given it."""
+    off = (found - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
+    return off.tolist()
+
+
+def show(lines: Sequence[dict[str, Any]]) -> None:
+    """One line for each set."""
+    print("| network | px | B | set | deepest place | its error | constant | images, dB | bit for bit | labels | s |")
+    print("|---" * 11 + "|")
+    for line in lines:
+        _, place, shape, error = line["steps"][-1] if line["steps"] else ("", "none", [], float("nan"))
+        found = " ".join(f"{value:.1f}" for value in line.get("psnr", []))
+        flat = " ".join(f"{value:.1f}" for value in line["constant"])
+        exact = sum(share == 1 for share in line.get("exact_values", []))
+        labels = line.get("labels_right", "–")
+        where = f"{place} ({' x '.join(map(str, shape))})"
+        cells = [line["network"], line["size"], line["batch"], line["set"], where, f"{error:.1e}", flat, found or "–"]
+        cells += [f"{exact} of {line['batch']}", f"{labels} of {line['batch']}", f"{line['seconds']:.0f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def main() -> None:
+    """Run the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
+    parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for row in ROWS:
+        for number in range(options.sets if row.name in options.rows else 0):
+            lines.append(run_row(row, number))
+            print(
+                json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),
+                flush=True,
+            )
+    options.out.write_text(json.dumps(lines, indent=1) + "\n")
+    show(lines)
+
+
+if __name__ == "__main__":
+    main()

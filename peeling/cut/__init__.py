@@ -1,0 +1,23 @@
+"""From features that are known inside a network to the images: a decoded start, and a descent on the features.
+
+The features of several values, each known at its open units, are a cut through the network: nothing behind it matters
+for the images any more. From noise every descent from a deep cut gets stuck. A linear decoder, fitted on public photos
+that are run through the server's own model, starts near enough for the descent to meet the features to rounding.
+"""
+
+from .decoder import decode
+from .descent import Recovered, images_from_cut
+from .photos import photo_crops, public_photos
+from .places import Cut, NoCut, Place, find_cut
+
+__all__ = [
+    "Cut",
+    "NoCut",
+    "Place",
+    "Recovered",
+    "decode",
+    "find_cut",
+    "images_from_cut",
+    "photo_crops",
+    "public_photos",
+]

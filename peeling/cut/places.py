@@ -1,0 +1,93 @@
+"""The cut: the values nearest to the images whose activations are all known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..graph import Graph
+from ..kinds import Opaque, Rectifier
+from ..rules import Derivation
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rectifier whose output is known for every image."""
+
+    rectifier: str
+    before: str
+    """The value that enters it: equal to the output where a unit was open, and not above zero elsewhere."""
+    values: Float[Tensor, "image channel height width"]
+    is_open: Bool[Tensor, "image channel height width"]
+    deviation: Float[Tensor, "image channel height width"]
+    error: Float[Tensor, " image"]
+    """Estimated, relative."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Places that together stand between the images and all that is known."""
+
+    graph: Graph
+    places: tuple[Place, ...]
+
+    def forward(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
+        """A function from images, as the model is given them, to the values in front of the places' rectifiers."""
+        needed = frozenset[str]().union(*(self.graph.before(place.before) for place in self.places))
+        nodes = [node for node in self.graph.nodes if node.name in needed]
+        like = torch.empty(0, dtype=dtype, device=device)
+        tensors = {node.name: self.graph.tensors_of(node, like) for node in nodes}
+
+        def run(images: Tensor) -> list[Tensor]:
+            values = {self.graph.images: images}
+            for node in nodes:
+                values[node.name] = node.kind.forward([values[name] for name in node.inputs], tensors[node.name])
+            return [values[place.before] for place in self.places]
+
+        return run
+
+
+@dataclass(frozen=True)
+class NoCut:
+    """There is none that images could be found from."""
+
+    why: str
+    """One sentence."""
+
+
+def find_cut(derivation: Derivation) -> Cut | NoCut:
+    """The places that a path from the images reaches without passing another one."""
+    graph, known = derivation.graph, derivation.knowledge
+    complete = [
+        node
+        for node in graph.nodes
+        if isinstance(node.kind, Rectifier) and node.name in known.units and known.complete(node.name) is not None
+    ]
+    if not complete:
+        return NoCut("the features of no place are known for every image")
+    names = {node.name for node in complete}
+    reached = {graph.images}
+    for node in graph.nodes:
+        if any(value in reached and value not in names for value in node.inputs):
+            reached.add(node.name)
+    places = []
+    for node in complete:
+        found = known.complete(node.name)
+        if node.name not in reached or found is None or len(node.shape) != 3:
+            continue
+        units = known.units[node.name]
+        spread = found.deviation.expand_as(found.values)
+        places.append(Place(node.name, node.inputs[0], found.values, units.is_open, spread, found.error))
+    opaque = _opaque_before(graph, [place.before for place in places])
+    if opaque:
+        return NoCut(f"{opaque} in front of it cannot be computed in closed form")
+    return Cut(graph, tuple(places))
+
+
+def _opaque_before(graph: Graph, values: Sequence[str]) -> str | None:
+    needed = frozenset[str]().union(*(graph.before(value) for value in values))
+    return next((node.name for node in graph.nodes if node.name in needed and isinstance(node.kind, Opaque)), None)

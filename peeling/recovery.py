@@ -1,0 +1,158 @@
+"""The images themselves, where a gradient determines so much of a network's features that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..capture import BatchNormMode, CapturedUpdate
+from .config import PeelingConfig
+from .cut import Cut, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
+from .graph import Graph, NoGraph, network_graph
+from .kinds import Identity
+from .rules import Derivation, Step, derive
+from .rules.image_labels import image_labels
+from .rules.rule import Setting
+
+_CROPS = 400
+# Labels are read off where every image's is so clear.
+_CLEAR = 0.3
+# What a descent may leave of the features' length, where they are known better than that.
+_MET = 1e-3
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came of it. All tensors of one batch are in one order of the images."""
+
+    message: str
+    """What was recovered, and where it ended and why."""
+    steps: tuple[Step, ...] = ()
+    """Each value that a gradient gave, in the order in which it did."""
+    images: Float[Tensor, "image channel height width"] | None = None
+    """As the model is given them; None where they do not follow."""
+    error: Float[Tensor, " image"] | None = None
+    """Estimated root mean square error of each image, as a share of its own root mean square."""
+    labels: Int[Tensor, " image"] | None = None
+    """Of the images; None where they do not follow."""
+    module: str | None = None
+    """Name of a module whose input the images are."""
+
+
+def recover_images(
+    update: CapturedUpdate,
+    model: nn.Module,
+    config: PeelingConfig | None = None,
+    pictures: Sequence[Float[Tensor, "3 height width"]] | None = None,
+    device: torch.device | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Recovery:
+    """Write the model as a graph, derive what the gradient determines on it, and go from there to the images.
+
+    Args:
+        update: A gradient, with batch norm on running statistics.
+        model: The server's model; it is not changed.
+        config: Tolerance.
+        pictures: Public photos in [0, 1] that the decoder is fitted on; by default those of scikit-image.
+        device: For the descent; by default the CPU.
+        on_step: Called after each value that a gradient gave.
+
+    Raises:
+        ModelError: The model takes no batch, or has no gradient.
+    """
+    config = config or PeelingConfig()
+    if update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
+        return Recovery("Peeling by taps needs a gradient with batch norm on running statistics.")
+    graph = network_graph(model, update.image_shape, update.batch_norm, update.image_count)
+    if isinstance(graph, NoGraph):
+        return Recovery(f"Peeling by taps is left out: {graph.why}.")
+    derivation = derive(
+        graph,
+        update.gradients,
+        update.image_count,
+        config.tolerance,
+        None if on_step is None else lambda step, _: on_step(step),
+    )
+    if not derivation.steps:
+        return Recovery(f"Peeling by taps found no foothold: {_reasons(derivation)}.")
+    labels = _labels(graph, update, derivation)
+    module = _first_module(graph, model)
+    whole = derivation.knowledge.complete(graph.images)
+    if whole is not None:
+        message = f"{_reached(derivation)} These are the images, from linear equations alone."
+        return Recovery(message, derivation.steps, whole.values, whole.error, labels, module)
+    cut = find_cut(derivation)
+    if isinstance(cut, NoCut):
+        return Recovery(f"{_reached(derivation)} No images follow: {cut.why}.", derivation.steps, labels=labels)
+    if pictures is None and update.image_shape[0] != 3:
+        why = "the public photos that its start is decoded with are in colour"
+        return Recovery(f"{_reached(derivation)} No images follow: {why}.", derivation.steps, labels=labels)
+    return _descended(update, cut, derivation, labels, module, pictures, device)
+
+
+def _descended(
+    update: CapturedUpdate,
+    cut: Cut,
+    derivation: Derivation,
+    labels: Tensor | None,
+    module: str | None,
+    pictures: Sequence[Tensor] | None,
+    device: torch.device | None,
+) -> Recovery:
+    photos = list(public_photos().values()) if pictures is None else list(pictures)
+    _, height, width = update.image_shape
+    crops = update.normalisation.apply(photo_crops(photos, (height, width), _CROPS))
+    start = decode(cut, crops, device=device)
+    lowest, highest = update.normalisation.bounds(dtype=torch.float64)
+    found = images_from_cut(cut, start, lowest, highest, device=device)
+    size = found.images.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-300)
+    met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(_MET)
+    error = torch.where(met, found.error / size, torch.inf)
+    count, source = int(met.sum()), f"{len(photos)} public photos"
+    message = (
+        f"{_reached(derivation)} From there a descent, started by a linear decoder fitted on {source}, met the "
+        f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most"
+        f"{f', pixels known to {float(error[met].max()):.1g}' if count else ''})."
+    )
+    return Recovery(message, derivation.steps, found.images, error, labels, module)
+
+
+def _reached(derivation: Derivation) -> str:
+    last = derivation.steps[-1]
+    shape = " x ".join(map(str, last.shape))
+    begun = derivation.steps[0]
+    sentence = (
+        f"Peeling began at the taps behind {begun.value!r} and recovered {len({s.value for s in derivation.steps})} "
+        f"values of every image, the last of them {last.value!r} ({shape}, estimated error {max(last.error):.1g})"
+    )
+    reasons = _reasons(derivation)
+    return f"{sentence}; it ended there: {reasons}." if derivation.refused else f"{sentence}."
+
+
+def _reasons(derivation: Derivation) -> str:
+    if not derivation.refused:
+        return "no convolution has few enough places for its channels, with a ReLU in front and gradients of its own"
+    return "; ".join(f"{one.value!r}: {one.why}" for one in derivation.refused)
+
+
+def _labels(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> Tensor | None:
+    setting = Setting(graph, update.gradients, update.image_count, 1.0)
+    found = image_labels(setting, derivation.knowledge)
+    return found.labels if found is not None and float(found.off.max()) <= _CLEAR else None
+
+
+def _first_module(graph: Graph, model: nn.Module) -> str | None:
+    """A module that is given the images as they are."""
+    names = {name for name, _ in model.named_modules()}
+    same = {graph.images}
+    for node in graph.nodes:
+        if any(value in same for value in node.inputs):
+            if node.name in names:
+                return node.name
+            if isinstance(node.kind, Identity):
+                same.add(node.name)
+    return None

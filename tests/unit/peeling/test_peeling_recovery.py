@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.peeling.cut import photo_crops, public_photos
+from gradinversion.peeling.recovery import recover_images
+from torch import Tensor, nn
+
+PIXELS = 16
+
+
+class Residual(nn.Module):
+    """A stem that is too large for linear equations alone, and two stages behind it that are not."""
+
+    def __init__(self, first: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(first)
+        self.halved = nn.Conv2d(first, 64, 3, stride=2, padding=1)
+        self.quartered = nn.Conv2d(64, 96, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(96, 256, 3, padding=1)
+        self.conv2 = nn.Conv2d(256, 256, 3, padding=1)
+        self.down = nn.Conv2d(96, 256, 1)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = F.relu(self.halved(F.relu(self.norm(self.stem(images)))))
+        value = F.relu(self.quartered(stem))
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(value))) + self.down(value)).mean((2, 3)))
+
+
+def update_of(model: nn.Module, count: int = 4, **told: object) -> tuple[CapturedUpdate, Tensor, Tensor]:
+    pictures = list(public_photos(without=("chelsea", "coffee")).values())
+    images = (255 * photo_crops(pictures, (PIXELS, PIXELS), count, 9)).round() / 255
+    labels = torch.tensor([7, 2, 9, 4][:count])
+    return capture_gradient(model, images, labels, **told), images, labels  # type: ignore[arg-type]
+
+
+def test_images_and_their_labels_are_recovered_to_the_bit() -> None:
+    model = Residual().eval()
+    update, images, labels = update_of(model)
+    found = recover_images(update, model, pictures=list(public_photos(without=("astronaut", "rocket")).values()))
+    assert found.images is not None
+    assert found.error is not None
+    assert found.labels is not None
+    assert found.module == "stem"
+    order = torch.stack([(found.labels == label).nonzero()[0, 0] for label in labels])
+    pixels = update.normalisation.invert(found.images)[order]
+    assert torch.equal((255 * pixels).round(), (255 * images.double()).round())
+    normalised = update.normalisation.apply(images.double())
+    off = (found.images[order] - normalised).flatten(1).norm(dim=1) / normalised.flatten(1).norm(dim=1)
+    assert bool((found.error[order] > off / 10).all())
+    assert "Peeling began at the taps" in found.message
+
+
+def test_batch_statistics_are_not_attempted() -> None:
+    model = Residual()
+    update, _, _ = update_of(model, batch_norm="train_shared")
+    found = recover_images(update, model)
+    assert found.images is None
+    assert "running statistics" in found.message
+
+
+def test_a_network_without_a_foothold_is_a_sentence() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    update, _, _ = update_of(model)
+    found = recover_images(update, model)
+    assert (found.images, found.steps) == (None, ())
+    assert "no foothold" in found.message
+
+
+def test_a_model_that_is_no_graph_is_a_sentence() -> None:
+    class Decides(Residual):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images if float(images.sum()) > 0 else -images)
+
+    model = Decides().eval()
+    update, _, _ = update_of(model)
+    found = recover_images(update, model)
+    assert found.images is None
+    assert "cannot be written as a graph" in found.message
+
+
+@pytest.mark.parametrize("name", ["stem.weight", "norm.bias"])
+def test_missing_gradients_in_front_of_the_cut_do_no_harm(name: str) -> None:
+    model = Residual().eval()
+    update, _, _ = update_of(model)
+    gradients = {key: value for key, value in update.gradients.items() if key != name}
+    found = recover_images(dataclasses.replace(update, gradients=gradients), model)
+    assert found.images is not None
+    assert found.error is not None
+    assert float(found.error.max()) < 1e-2
