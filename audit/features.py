@@ -118,7 +118,6 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
             return verdict
         headline = f"{verdict.headline}, and the features of {whose}"
         return replace(verdict, headline=headline, detail=f"{verdict.detail} {detail}")
-    subject = "image" if total == 1 else "images"
-    whose = whose if whose.endswith(subject) else f"{whose} {subject}"
+    whose = whose if known == total else f"{whose} images"
     picture = "Only a weak picture" if verdict.leak is Leak.WEAK else "No picture"
     return Verdict(Leak.LEAKED, f"{picture}, but the features of {whose} leaked", f"{detail} {verdict.detail}")

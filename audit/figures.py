@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 
 
+def one_decimal(value: float) -> str:
+    """``value`` with one decimal and without a unit."""
+    return "∞" if value == math.inf else f"{value:.1f}"
+
+
 def decibels(value: float) -> str:
     """``value`` with one decimal and its unit."""
-    return "∞ dB" if value == math.inf else f"{value:.1f} dB"
+    return f"{one_decimal(value)} dB"
 
 
 def psnr_in_words(value: float | None) -> str:

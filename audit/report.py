@@ -16,7 +16,7 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, Control
 from .feature_leak import FeatureLeak
-from .figures import decibels
+from .figures import decibels, one_decimal
 from .files import replace_files
 from .page import list_seeds, render_page
 from .pictures import GridRow, draw_grid
@@ -192,4 +192,4 @@ def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateB
 def _caption(psnr: float, floor: float | None) -> str:
     if math.isnan(psnr):
         return "not finite"
-    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {decibels(floor).removesuffix(' dB')})"
+    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {one_decimal(floor)})"

@@ -3,9 +3,9 @@
     python -m benchmarks.residual                     # every row; json in benchmarks/results/, table printed
     python -m benchmarks.residual --rows cifar-random-4 --sets 1
 
-One core; seconds are those of the processor. Photos are 8-bit files at the network's size; gradients in float32, labels not given, batch norm on running
-statistics. The decoder is fitted on the photos
-that come with scikit-image; the private ones are those of `unseen_photos`. `constant` is the best flat image of each.
+One core; seconds are those of the processor. Photos are 8-bit files at the network's size, gradients are in float32,
+labels are not given, batch norm runs on its running statistics. The decoder is fitted on the photos that come with
+scikit-image; the private ones are those of `unseen_photos`. `constant` is the best flat image of each.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ..refusal import Refusal
+
 _LOOK_SECONDS = 0.5
 # A process that was lost, with its node or for want of memory, is begun again so often.
 _MOST_RETRIES = 1
@@ -127,9 +129,9 @@ def _end(job: Job, reference: Any) -> Ended:
 
 
 def _sentence(error: BaseException) -> str:
-    """Errors of this package are sentences already; of others the first line, with their kind."""
+    """What a user can mend is in sentences already; of other errors the first line, with their kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and type(error).__module__.partition(".")[0] == __package__.partition(".")[0]:
+    if lines and isinstance(error, Refusal):
         return " ".join(lines)
     return f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__}."
 

@@ -101,38 +101,38 @@ class _Runner:
 
 
 def _summarise(assessment: Assessment, seconds: float) -> CellResult:
-    audit, found, controls = assessment.report, assessment.reconstruction, assessment.controls
+    report, found = assessment.report, assessment.reconstruction
     private = assessment.case.private
     assert private is not None
-    if audit.verdict.leak is Leak.FAILED:
-        return CellResult(State.FAILED, f"{audit.verdict.headline}. {audit.verdict.detail}", seconds=seconds)
-    leaks = [image.verdict.leak for image in audit.images]
+    if report.verdict.leak is Leak.FAILED:
+        return CellResult(State.FAILED, f"{report.verdict.headline}. {report.verdict.detail}", seconds=seconds)
+    leaks = [image.verdict.leak for image in report.images]
     # The mean of the strongest controls is over the images that the other means are over.
-    best = [value for _, value in map(strongest, compared(audit.images)) if value is not None]
+    best = [value for _, value in map(strongest, compared(report.images)) if value is not None]
     # Labels that the attack was given say nothing about what leaks.
     read = found.labels.method != GIVEN_LABELS
     return CellResult(
         State.DONE,
-        f"{audit.verdict.headline}. {audit.verdict.detail}",
+        f"{report.verdict.headline}. {report.verdict.detail}",
         images=len(leaks),
         leaked=leaks.count(Leak.LEAKED),
         weak=leaks.count(Leak.WEAK),
         unknown=leaks.count(Leak.UNKNOWN) + leaks.count(Leak.FAILED),
-        iip=finite(audit.iip),
-        labels=audit.label_accuracy if read else None,
-        label_scores=audit.label_scores if read else None,
-        psnr=finite(audit.psnr_mean),
-        floor=finite(audit.constant_image_psnr),
+        iip=finite(report.iip),
+        labels=report.label_accuracy if read else None,
+        label_scores=report.label_scores if read else None,
+        psnr=finite(report.psnr_mean),
+        floor=finite(report.constant_image_psnr),
         control=fmean(best) if best else None,
-        ssim=finite(audit.ssim_mean),
+        ssim=finite(report.ssim_mean),
         seconds=seconds,
         agents=len(found.candidates),
         iterations=found.iterations,
         problems=_problems(assessment),
-        worst=find_worst(audit, found, controls, private),
-        risks=tuple(find_risk(image) for image in audit.images),
-        embedding=audit.embedding,
-        versions=audit.provenance,
+        worst=find_worst(report, found, assessment.controls, private),
+        risks=tuple(find_risk(image) for image in report.images),
+        embedding=report.embedding,
+        versions=report.provenance,
     )
 
 

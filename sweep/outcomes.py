@@ -126,14 +126,14 @@ def _stronger(axis: Axis, level: int) -> list[int]:
     return found
 
 
-def _strength(axis: Axis, level: int) -> dict[str, float] | None:
+def _strength(axis: Axis, level: int) -> dict[tuple[int, str], float] | None:
     """What kinds of protection a level is, and how much of each; None where levels cannot be compared.
 
-    Of combined defences the place in their order is part of the kind: one after another is not the same the other way.
+    Of combined defences the place of each is part of the kind: one after another is not the same the other way.
     """
     words = axis.levels[level].settings
     if axis.kind is Kind.BATCH:
-        return {"batch": float(words["client.batch_size"])}
+        return {(0, "batch"): float(words["client.batch_size"])}
     if axis.kind is not Kind.DEFENCE or len(words) > 2:
         return None
     try:
@@ -146,5 +146,5 @@ def _strength(axis: Axis, level: int) -> dict[str, float] | None:
             continue
         if part.name not in _MORE_IS_STRONGER + _LESS_IS_STRONGER:
             return None
-        found[f"{place} {part.name}"] = part.strength if part.name in _MORE_IS_STRONGER else -part.strength
+        found[place, part.name] = part.strength if part.name in _MORE_IS_STRONGER else -part.strength
     return found
