@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ..capture import CapturedUpdate, ClientConfig, PrivateBatch, UpdateError, simulate_client
-from ..capture.client.real_client import resend
-from ..capture.defences import FROM_IMAGES, apply_defence
+from ..capture.client.defending import apply_defence
+from ..capture.client.resending import resend
+from ..capture.defences import FROM_IMAGES
 
 Send = Callable[[PrivateBatch], CapturedUpdate]
 """What the client of the case would have sent for another batch."""

@@ -10,11 +10,14 @@ from .batch_norm import (
     step_shares,
 )
 from .client.config import ClientConfig, ClientError
+from .client.defending import apply_defence
+from .client.gradient import capture_gradient
 from .client.images import ImageError, count_images, load_images
 from .client.local_training import train_locally
+from .client.private_batch import PrivateBatch, load_batch
 from .client.private_config import PrivateConfig
-from .client.simulation import PrivateBatch, capture_gradient, load_batch, send_update, simulate_client
-from .defences import Defence, DefenceError, apply_defence, defence_words
+from .client.simulation import send_update, simulate_client
+from .defences import Defence, DefenceError, defence_words
 from .errors import UpdateError
 from .facts import (
     BatchNormMode,

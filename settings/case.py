@@ -7,8 +7,9 @@ from dataclasses import replace
 from ..audit.case import Case
 from ..audit.sending import like_the_client, simulated
 from ..capture import CapturedUpdate, simulate_client
-from ..capture.client.real_client import load_checkpoints, load_private, load_server_model
+from ..capture.client.private_images import load_private
 from ..capture.fitting import fit
+from ..capture.server import load_checkpoints, load_server_model
 from ..capture.told_config import apply_told
 from .run import RunConfig, to_plain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...refusal import Checked
 from ..defences import FROM_IMAGES, Defence, DefenceError, parse_defences
@@ -167,6 +167,15 @@ class ClientConfig(Checked):
     def defences(self) -> tuple[Defence, ...]:
         """What the client does to its gradient, in order; one of the name "none" where it does nothing."""
         return parse_defences(self.defence, self.defence_strength)
+
+    @property
+    def applied_defences(self) -> tuple[Defence, ...]:
+        """Those defences, with all their parameters; none where it does nothing."""
+        return tuple(
+            replace(one, clip=(self.defence_clip,)) if one.name == "dp_sgd" else one
+            for one in self.defences
+            if one.name != "none"
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

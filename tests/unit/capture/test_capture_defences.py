@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.capture import ClientConfig, apply_defence, simulate_client
-from gradinversion.capture.defences import Defence, DefenceError, defence_words, parse_defences
+from gradinversion.capture.defences import Defence, DefenceError, defence_names, defence_words, parse_defences
 from gradinversion.refusal import ConfigError
 from torch import Tensor
 
@@ -195,3 +195,15 @@ def test_defences_are_told_in_words() -> None:
     assert defence_words((Defence("clip", 0.5), Defence("noise", 0.1))) == "clip 0.5 + noise 0.1"
     assert defence_words((Defence("dp_sgd", 1.1, (1.0,)),)) == "dp_sgd 1.1, clip 1"
     assert defence_words((Defence("dp_sgd", 1.1, (0.5, 2.0)),)) == "dp_sgd 1.1, clip 0.5 to 2 by layer"
+
+
+@pytest.mark.parametrize("name", defence_names())
+def test_every_defence_that_has_a_name_is_carried_out(name: str) -> None:
+    strength = {"none": 0.0, "quantise": 4.0}.get(name, 0.5)
+    update, model, private = simulate_client(ClientConfig(image_size=8, batch_size=2), 0)
+    defended, _, _ = simulate_client(
+        ClientConfig(image_size=8, batch_size=2, defence=name, defence_strength=strength), 0, private
+    )
+    assert defended.mismatches(model) == []
+    same = all(torch.equal(g, update.gradients[key]) for key, g in defended.gradients.items())
+    assert same == (name == "none")

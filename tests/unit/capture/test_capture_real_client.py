@@ -23,8 +23,10 @@ from gradinversion.capture import (
     simulate_client,
     train_locally,
 )
-from gradinversion.capture.client.real_client import load_private, load_server_model, resend
+from gradinversion.capture.client.private_images import load_private
+from gradinversion.capture.client.resending import resend
 from gradinversion.capture.facts import assumed, told
+from gradinversion.capture.server import load_server_model
 from gradinversion.refusal import ConfigError
 from PIL import Image
 from safetensors.torch import save_file
