@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import UpdateError
@@ -18,7 +19,7 @@ ROUNDING = 1e-5
 _EIGHT_BITS = 255.5
 _FEW_CHANNELS = (1, 3, 4)
 
-Arrays = Tensor | np.ndarray[Any, Any] | Sequence[Any]
+Arrays = Tensor | NDArray[Any] | Sequence[Any]
 
 
 def as_batch(

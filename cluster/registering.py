@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..coordinator import form_consensus, join_parts
@@ -44,7 +45,7 @@ def register_part(
     labels: Int[Tensor, " part"],
     round: int,
     config: RegistrationConfig,
-) -> tuple[np.ndarray[Any, Any], Consensus, Int[Tensor, "seed part"]]:
+) -> tuple[NDArray[Any], Consensus, Int[Tensor, "seed part"]]:
     """The consensus of some images of the batch; the images first, since arrays travel faster.
 
     Args:

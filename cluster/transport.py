@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,6 +15,6 @@ def rows(images: Tensor, places: tuple[int, ...]) -> Tensor:
     return images[first : last + 1] if last - first == len(places) - 1 else images[list(places)]
 
 
-def tensor(array: np.ndarray[Any, Any]) -> Tensor:
+def tensor(array: NDArray[Any]) -> Tensor:
     """A tensor that may be written to."""
     return torch.from_numpy(array.copy())

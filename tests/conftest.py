@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -21,3 +22,9 @@ def _same_numbers() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked(request: pytest.FixtureRequest) -> None:
+    """Except where a test gives wrong ones on purpose: there the package itself must notice."""
+    jaxtyping.config.update("jaxtyping_disable", "wrong_shapes" in request.keywords)

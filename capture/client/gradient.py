@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..batch import as_batch, require_classes
+from ..batch import Arrays, as_batch, require_classes
 from ..batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from ..errors import UpdateError
 from ..facts import BatchNormMode, known_facts
@@ -25,8 +24,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def capture_gradient(
     model: nn.Module,
-    images: Float[Tensor, "batch channel height width"],
-    labels: Int[Tensor, " batch"],
+    images: Arrays,
+    labels: Arrays,
     *,
     loss: Loss = F.cross_entropy,
     normalisation: Normalisation | tuple[Sequence[float], Sequence[float]] = IMAGENET,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..batch import as_batch, require_classes
+from ..batch import Arrays, as_batch, require_classes
 from ..batch_norm import client_mode, recording_mode, require_batch_statistics, running_buffers
 from ..copying import copy_model
 from ..errors import UpdateError
@@ -27,8 +27,8 @@ from ..weight_delta import capture_weight_delta
 
 def train_locally(
     model: nn.Module,
-    images: Float[Tensor, "batch channel height width"],
-    labels: Int[Tensor, " batch"],
+    images: Arrays,
+    labels: Arrays,
     *,
     local: LocalTraining,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,

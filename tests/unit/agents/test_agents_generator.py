@@ -104,6 +104,7 @@ def test_one_that_takes_labels_is_given_them(module: str) -> None:
     assert [float(image.amax()) > 0 for image in images] == [False, True, False]
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize(
     ("attribute", "sentence"),
     [

@@ -136,6 +136,7 @@ def test_a_client_of_images_that_are_no_rgb_squares(
     assert all(torch.equal(g, by_hand.gradients[name]) for name, g in update.gradients.items())
 
 
+@pytest.mark.wrong_shapes
 def test_the_private_batch_is_a_door_for_images_too() -> None:
     with pytest.raises(UpdateError, match=r"private pixels span 0 to 255; give them in \[0, 1\]"):
         PrivateBatch(torch.tensor([0.0, 255.0]).view(1, 1, 1, 2), torch.tensor([0]), ("a",))

@@ -24,6 +24,7 @@ from gradinversion.capture.adapters.arrays import decode_array, name_arrays
 from gradinversion.capture.adapters.facts import Said, local_facts, read_said
 from gradinversion.capture.adapters.rounds import Order, Reply, RoundRecorder, Weights
 from gradinversion.capture.told_config import ToldConfig
+from numpy.typing import NDArray
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -207,7 +208,7 @@ def test_settings_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
         np.array([True, False]),
     ],
 )
-def test_arrays_arrive_as_they_were_sent(array: np.ndarray[Any, Any]) -> None:
+def test_arrays_arrive_as_they_were_sent(array: NDArray[Any]) -> None:
     assert torch.equal(decode_array(npy(array), "it"), torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
 
 

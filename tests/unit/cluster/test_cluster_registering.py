@@ -13,6 +13,7 @@ from gradinversion.cluster.registering import count_parts, form_in_parts, regist
 from gradinversion.cluster.transport import tensor
 from gradinversion.coordinator import form_consensus, parts_by_label
 from gradinversion.registration import RegistrationConfig
+from numpy.typing import NDArray
 from torch import Tensor
 
 MIB = 2**20
@@ -84,7 +85,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(monkeypatch)
 
 
-def shared(images: Tensor, parts: list[tuple[int, ...]]) -> list[list[np.ndarray[Any, Any]]]:
+def shared(images: Tensor, parts: list[tuple[int, ...]]) -> list[list[NDArray[Any]]]:
     """As they travel: read-only arrays by seed and part."""
     rows = [[batch[list(part)].numpy() for part in parts] for batch in images]
     for row in rows:

@@ -247,6 +247,7 @@ def test_integer_pixels_become_float() -> None:
 GOOD = torch.zeros(2, 1, 3, 16, 16)
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize(
     ("candidates", "options", "sentence"),
     [
