@@ -34,13 +34,15 @@ example: $(INSTALLED)
 	  sweep.states=untrained,$(EXAMPLE)/late.safetensors sweep.batch_sizes=1,4,8 sweep.bn=eval \
 	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
-# Unit tests run side by side, each process with one thread; those that start processes of their own run alone.
-WORKERS ?= auto
-test: lint types unit
-	$(RUN) -m pytest tests/distributed tests/end_to_end
+# Tests run side by side, each process with one thread. One more than there are cores: those that start Ray often wait.
+# They come first, file by file, and the unit tests fill the gaps (tests/conftest.py).
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+test: lint types
+	$(SIDE_BY_SIDE)
 
 unit: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/unit -n $(WORKERS)
+	$(SIDE_BY_SIDE) tests/unit
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Every test: one thread and the same random numbers."""
+"""Every test: one thread, the same random numbers, arrays that are checked; and which tests come first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# Folders of tests that start processes of their own: Ray, or the real command.
+DISTRIBUTED = {"distributed", "end_to_end"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of ``distributed`` tests first, and of those the ones with a ``slow`` test: side by side, the short tests
+    fill the gaps and come last. The tests of such a file share one Ray, so they stay in one process."""
+    slow = {item.path for item in items if "slow" in item.keywords}
+    for item in items:
+        if item.path.parent.name in DISTRIBUTED:
+            item.add_marker(pytest.mark.distributed)
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: ("distributed" not in item.keywords, item.path not in slow))
 
 
 @pytest.fixture(autouse=True)

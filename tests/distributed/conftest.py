@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from gradinversion.capture import CapturedUpdate, capture_gradient
-from gradinversion.cluster import reconstruct
+from gradinversion.cluster import launch, reconstruct
 from gradinversion.coordinator import AttackConfig, Reconstruction
 from torch import nn
 
@@ -36,6 +36,12 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks on sees a short run in its middle too."""
+    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.1)
 
 
 @pytest.fixture(scope="module")

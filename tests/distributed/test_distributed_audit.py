@@ -73,6 +73,7 @@ def busiest(nodes: Nodes) -> Any:
     return found if any(load(found)) else None
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_in_the_middle_of_a_grid(local_ray: Nodes, config: RunConfig) -> None:
     text = io.StringIO()
     with ThreadPoolExecutor(1) as thread:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Outcome
 from gradinversion.capture import CapturedUpdate
@@ -25,14 +26,14 @@ from torch import nn
 SEED = "GRADINVERSION_CHAOS_SEED"
 CONFIG = AttackConfig(
     labels="0,3",
-    agents=AgentsConfig(count=2, iterations=4800, warmup=4, patience=600),
-    coordinator=CoordinatorConfig(period=300, start=0.2),
+    agents=AgentsConfig(count=2, iterations=2400, warmup=4, patience=600),
+    coordinator=CoordinatorConfig(period=150, start=0.2),
 )
 # Of 16 rounds. Faults come no later than this one, so that the last of them still meets a run.
 LAST_ROUND = 8
 KINDS = ("kill an agent", "kill the coordinator", "kill both", "take the storage away", "stop an agent")
 # How long these two last. Nothing waits for them.
-OUTAGE_SECONDS, STOP_SECONDS = 1.0, 2.0
+OUTAGE_SECONDS, STOP_SECONDS = 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Chaos:
             self._processes.go_on(agent)
 
 
+@pytest.mark.slow
 def test_random_faults_do_not_change_the_images(
     update: CapturedUpdate,
     model: nn.Module,

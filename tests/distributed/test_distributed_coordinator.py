@@ -17,7 +17,7 @@ from torch import nn
 
 CONFIG = AttackConfig(
     labels="0,3",
-    agents=AgentsConfig(count=2, iterations=3000, warmup=4, patience=600),
+    agents=AgentsConfig(count=2, iterations=1600, warmup=4, patience=600),
     coordinator=CoordinatorConfig(period=200, start=0.3),
 )
 Undisturbed = Callable[[AttackConfig], Reconstruction]

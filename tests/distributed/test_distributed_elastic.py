@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,14 +85,19 @@ def test_the_others_go_on_without_a_node_until_there_is_another(nodes: Nodes, be
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_run_ends_without_a_node_that_is_lost_for_good(nodes: Nodes, begin: Begin, mode: Mode) -> None:
-    # Enough that the agent is killed before it is done: an idle machine made half as many before the node was lost.
-    config = with_agents(CONFIG, iterations=12_000)
+    config = with_agents(CONFIG, iterations=4_000)
     run = begin(replace(config, coordinator=replace(config.coordinator, mode=mode)))
     run.until(lambda status: all(seed.losses for seed in status.seeds), "both have made a round")
+    spared = run.place(seed=1)
+    assert spared is not None
+    # The run cannot end before the other agent is given up, however fast the machine is and however late that comes.
+    os.kill(spared.process, signal.SIGSTOP)
     kill_one_of(run, nodes, seed=0)
+    run.until_message("Seed 0 was not back in time; the others go on without it until it is")
+    os.kill(spared.process, signal.SIGCONT)
     result = run.result()
     assert result.outcome is Outcome.FINISHED
-    assert [(candidate.seed, candidate.step) for candidate in result.candidates] == [(1, 12_000)]
+    assert [(candidate.seed, candidate.step) for candidate in result.candidates] == [(1, 4_000)]
 
 
 def test_a_run_pauses_below_the_minimum(nodes: Nodes, begin: Begin) -> None:

@@ -23,8 +23,14 @@ CONFIG = AttackConfig(
     agents=AgentsConfig(count=2, iterations=1200, warmup=4, patience=600),
     coordinator=CoordinatorConfig(period=200, start=0.3),
 )
-# Long enough that whoever looks twice a second sees it in the middle, also on a fast machine.
-LONG = replace(CONFIG, agents=replace(CONFIG.agents, iterations=3000))
+# Long enough that whoever looks ten times a second sees it in the middle, also on a fast machine.
+LONG = replace(CONFIG, agents=replace(CONFIG.agents, iterations=1600))
+# Short rounds, so that there are many states to be written.
+MANY_ROUNDS = replace(
+    CONFIG,
+    agents=replace(CONFIG.agents, iterations=2400),
+    coordinator=replace(CONFIG.coordinator, period=80),
+)
 Undisturbed = Callable[[AttackConfig], Reconstruction]
 
 
@@ -115,11 +121,9 @@ class WriteHunter:
 def test_an_agent_killed_while_its_state_is_written(
     update: CapturedUpdate, model: nn.Module, undisturbed: Undisturbed, processes: Any, tmp_path: Path
 ) -> None:
-    # Short rounds, so that there are many writes to be hit.
-    config = replace(LONG, coordinator=replace(CONFIG.coordinator, period=100))
-    whole = undisturbed(config)
+    whole = undisturbed(MANY_ROUNDS)
     with WriteHunter(processes, tmp_path / "checkpoints") as hunter:
-        healed = reconstruct(update, model, config, out=tmp_path)
+        healed = reconstruct(update, model, MANY_ROUNDS, out=tmp_path)
     assert hunter.torn is not None, "the run ended before a write was hit"
     assert any("was lost" in message for message in healed.messages)
     assert_bit_equal(healed, whole)
@@ -179,11 +183,10 @@ class Outage:
 def test_storage_that_fails_for_a_while_is_told_once_and_changes_nothing(
     update: CapturedUpdate, model: nn.Module, undisturbed: Undisturbed, processes: Any, switch: Any, tmp_path: Path
 ) -> None:
-    config = replace(LONG, coordinator=replace(CONFIG.coordinator, period=100))
-    whole = undisturbed(config)
+    whole = undisturbed(MANY_ROUNDS)
     out = tmp_path / "out"
     outage = Outage(processes, switch, out, after_round=1, rounds=4)
-    result = reconstruct(update, model, config, out=out, watch=outage)
+    result = reconstruct(update, model, MANY_ROUNDS, out=out, watch=outage)
     assert outage.over
     assert sum("was not saved" in message for message in result.messages) == 1, result.messages
     assert any("saved again" in message for message in result.messages)

@@ -152,6 +152,7 @@ def result_in(out: Path) -> Reconstruction:
     return result
 
 
+@pytest.mark.slow
 def test_the_head_is_killed_and_started_again(ray_with_redis: Ray, tmp_path: Path) -> None:
     ray, out = ray_with_redis, tmp_path / "out"
     ray.begin_run(f"out={tmp_path}/whole", *ATTACK)
