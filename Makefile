@@ -35,9 +35,10 @@ example: $(INSTALLED)
 	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
 # Tests run side by side, each process with one thread. One more than there are cores: those that start Ray often wait.
-# They come first, file by file, and the unit tests fill the gaps (tests/conftest.py).
+# They come first, and the unit tests fill the gaps (tests/conftest.py); the tests of a file share one Ray, or what they
+# prepared, so a file stays in one process.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: lint types
 	$(SIDE_BY_SIDE)
 

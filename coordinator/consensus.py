@@ -66,7 +66,7 @@ def parts_by_label(labels: Int[Tensor, " batch"], most: int) -> list[tuple[int, 
 
 
 def join_parts(
-    parts: Sequence[tuple[Sequence[int], Consensus, Int[Tensor, "seed part"]]], batch: int
+    parts: Sequence[tuple[Sequence[int], Consensus, Int[Tensor, "seed _"]]], batch: int
 ) -> tuple[Consensus, Int[Tensor, "seed batch"]]:
     """The whole consensus from its parts; displacements are left out (they are as large as the candidates).
 

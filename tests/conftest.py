@@ -18,12 +18,11 @@ DISTRIBUTED = {"distributed", "end_to_end"}
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of ``distributed`` tests first, and of those the ones with a ``slow`` test: side by side, the short tests
-    fill the gaps and come last. The tests of such a file share one Ray, so they stay in one process."""
+    fill the gaps and come last."""
     slow = {item.path for item in items if "slow" in item.keywords}
     for item in items:
         if item.path.parent.name in DISTRIBUTED:
             item.add_marker(pytest.mark.distributed)
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: ("distributed" not in item.keywords, item.path not in slow))
 
 
