@@ -60,7 +60,7 @@ def register_part(
     found, permutations = form_consensus(candidates, seeds, labels, round, config, device)
     rest = replace(
         found,
-        images=torch.empty(0),
+        images=torch.empty(*found.images.shape[:-1], 0),
         agreement=found.agreement.cpu(),
         rejected=found.rejected.cpu(),
         displacement=None,
