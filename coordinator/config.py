@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..agents import AgentsConfig, ObjectiveConfig
+from ..capture.labels.recovery import METHODS
 from ..peeling import PeelingConfig
 from ..refusal import Checked
 from ..registration import RegistrationConfig
@@ -54,7 +55,7 @@ class CoordinatorConfig(Checked):
 
 # Labels that are optimised with the images.
 JOINT = "joint"
-LABEL_RULES = ("auto", "minimum", "counts", "separation", "unmixing", JOINT)
+LABEL_RULES = (*METHODS, JOINT)
 _LARGEST_SEED = 2**32 - 1
 
 
