@@ -38,7 +38,9 @@ example: $(INSTALLED)
 # They come first, and the unit tests fill the gaps (tests/conftest.py); the tests of a file share one Ray, or what they
 # prepared, so a file stays in one process.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The shapes that annotations state are checked; to import the package then takes some seconds more, so it is asked for.
+SHAPES = --jaxtyping-packages=gradinversion,array_shapes.check
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(SHAPES)
 test: lint types
 	$(SIDE_BY_SIDE)
 

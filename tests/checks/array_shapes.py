@@ -1,4 +1,4 @@
-"""What pytest lets jaxtyping check (`addopts`): the shapes and types of arrays, wherever an annotation states them."""
+"""What jaxtyping checks in `make test`: the shapes and types of arrays, wherever an annotation states them."""
 
 from __future__ import annotations
 

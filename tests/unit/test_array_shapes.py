@@ -1,4 +1,4 @@
-"""While tests run, jaxtyping checks the arrays that the package passes on: a wrong shape fails where it enters."""
+"""In `make test` jaxtyping checks the arrays that the package passes on: a wrong shape fails where it enters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from gradinversion.priors import total_variation
 from gradinversion.registration import RegistrationError, register
 
 BATCH = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_asked_for(pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("jaxtyping_packages"):
+        pytest.skip("only with --jaxtyping-packages, as in make test and make unit")
 
 
 def test_a_wrong_number_of_axes_is_an_error_in_the_package() -> None:
