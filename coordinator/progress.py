@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..agents import Account
 from ..registration import Consensus
+from ..storage.tensor_file import CheckpointError
 from .events import EventKind, EventLog, Level
 
 
@@ -56,7 +57,20 @@ class Progress:
         }
 
     def restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue after a round whose ``facts`` and ``tensors`` these are."""
+        """Continue after a round whose ``facts`` and ``tensors`` these are.
+
+        Raises:
+            CheckpointError: They are not those of a round, though their file is whole.
+        """
+        try:
+            self._restore(round, facts, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise CheckpointError(
+                f"The checkpoint of round {round + 1} is whole but cannot be read ({error!r}); remove its folder to go "
+                "on from the one before, or begin anew without resume=true."
+            ) from error
+
+    def _restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self.next_round = round + 1
         self.history = list(facts["history"])
         self.registration = list(facts["registration"])

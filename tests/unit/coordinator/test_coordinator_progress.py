@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Account, Failure, Outcome
-from gradinversion.coordinator import EventKind
+from gradinversion.coordinator import CheckpointError, EventKind
 from gradinversion.coordinator.progress import Progress, steps_per_second
 from gradinversion.registration import Consensus, LeftOut
 
@@ -59,6 +59,27 @@ def test_it_comes_back_as_it_was(progress: Progress) -> None:
     for name in ("images", "agreement", "rejected"):
         assert torch.equal(getattr(before, name), getattr(after, name))
         assert getattr(before, name).dtype == getattr(after, name).dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("history", None), ("registration", 3), ("events", {"left_out": 0, "events": [{}]}), ("events", [])),
+        *(("deaths", {"x": 1}), ("deaths", []), ("seconds", "soon"), ("seconds", None), ("seconds", 10**400)),
+    ],
+)
+def test_a_whole_file_of_no_progress_is_refused(progress: Progress, name: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"round 5 is whole but cannot be read .* begin anew without resume=true"):
+        Progress().restore(4, progress.facts() | {name: value}, progress.tensors())
+    with pytest.raises(CheckpointError, match="KeyError"):
+        Progress().restore(4, {key: kept for key, kept in progress.facts().items() if key != name}, {})
+
+
+@pytest.mark.parametrize("name", ["orders", "images", "seeds", "rejected"])
+def test_tensors_that_lack_one_are_refused(progress: Progress, name: str) -> None:
+    tensors = {key: kept for key, kept in progress.tensors().items() if key != name}
+    with pytest.raises(CheckpointError, match=name):
+        Progress().restore(4, progress.facts(), tensors)
 
 
 def test_twice_there_and_back_is_once(progress: Progress) -> None:
