@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..capture import BatchNormMode, ClientLoss, as_gradient, batch_norm_layers, client_mode, mean_gradients
+from ..capture import BatchNormMode, ClientLoss, batch_norm_layers, client_mode, mean_gradients
 from ..capture.copying import copy_model
-from ..capture.fitting import fit
 from ..priors import InputStatistics, Statistics
 from ..refusal import ConfigError
 from ..target import Target
 from ..target.adaptation import Adaptation
-from .allowance import allowance
-from .known_statistics import Known, known_statistics
+from ..target.known_statistics import KnownStatistics
 from .local_steps import LocalSteps
 from .matches import Anchored, Comparison, Match, Plain, Retraced
 from .objective_config import PRIORS, HeldAgainst, ObjectiveConfig
@@ -43,11 +40,7 @@ class Objective:
     """
 
     def __init__(self, target: Target, config: ObjectiveConfig, device: torch.device | str = "cpu") -> None:
-        update, model = fit(target.update, target.model)
-        update.require_match(model)
-        if update.local is None:
-            update = as_gradient(update, model)
-        target = replace(target, update=update, model=model)
+        update, model = target.update, target.model
         self.config, self.device, self.update = config, torch.device(device), update
         self._model = copy_model(model).to(self.device)
         self._dtype = self._model.get_parameter(next(iter(update.gradients))).dtype
@@ -56,9 +49,10 @@ class Objective:
         """Of the batch, on the device."""
         self.joint_labels = target.joint_labels
         self.generator = copy_model(target.generator).to(self.device) if target.generator is not None else None
-        allowed = allowance(target, config)
-        known = known_statistics(update, model, self.device) if config.batch_norm_weight else Known({})
-        self._statistics, layers = known.targets, batch_norm_layers(self._model)
+        allowed = target.adaptive_allowance if config.allows_for_defences else target.allowance
+        known = target.statistics if config.batch_norm_weight else KnownStatistics({})
+        layers = batch_norm_layers(self._model)
+        self._statistics = {name: (m.to(self.device), v.to(self.device)) for name, (m, v) in known.targets.items()}
         self._observed = {name: layers[name] for name in known.targets}
         self.messages = [*allowed.messages, *known.messages]
         self._anchored, self._match = self._matches(target, allowed)

@@ -122,6 +122,11 @@ class ObjectiveConfig(Checked):
         return value
 
     @property
+    def allows_for_defences(self) -> bool:
+        """Whether the match takes account of a defence: with a gradient to match, unless that is switched off."""
+        return self.adaptive and self.gradient_weight > 0
+
+    @property
     def empty(self) -> bool:
         """Whether no weight is left by which a single seed is scored."""
         alone = (name for name, prior in PRIORS.items() if prior.target is not HeldAgainst.CONSENSUS)

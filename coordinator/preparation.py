@@ -87,6 +87,7 @@ def prepare(
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         _require_derivatives(config, model, found.update, None)
         target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
+        target = _finished(target, config)
         evidence = with_rate_read(evidence, found)
         said = (*evidence.messages, *found.messages, *evidence.limits)
         training = describe(update, found, False)
@@ -98,7 +99,7 @@ def prepare(
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
     _require_derivatives(config, model, found.update, solved.anchor)
-    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator)
+    target = _finished(Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator), config)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     known = _known_features(found.update, model, config, solved.anchor)
     if known is not None and known.output:
@@ -110,6 +111,11 @@ def prepare(
     messages += evidence.limits
     training = describe(update, found, given is not None)
     return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits, known)
+
+
+def _finished(target: Target, config: AttackConfig) -> Target:
+    objective = config.objective
+    return target.finished(objective.allows_for_defences, statistics=objective.batch_norm_weight > 0)
 
 
 def _known_features(

@@ -218,7 +218,7 @@ def test_the_derivative_by_the_images(
     smooth_target: Callable[..., Any], adaptation: Adaptation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, truth = smooth_target(activation=nn.Tanh)
-    monkeypatch.setattr("gradinversion.agents.objective.allowance", lambda *_: adaptation)
+    monkeypatch.setattr("gradinversion.target.target.find_allowance", lambda *_, **__: adaptation)
     objective = Objective(target, ObjectiveConfig())
     images = (truth + 0.3 * torch.randn_like(truth)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: objective.terms(x)["total"], (images,))

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, batch_norm_layers, batch_norm_targets
-from ..priors import Statistics
 
 
 @dataclass(frozen=True)
-class Known:
-    """The statistics by module name, and what a person should know."""
+class KnownStatistics:
+    """What is known of the batch's statistics, and what a person should know of it."""
 
-    targets: dict[str, Statistics]
+    targets: dict[str, tuple[Tensor, Tensor]]
+    """Mean and variance, by module name."""
     messages: tuple[str, ...] = ()
 
 
-def known_statistics(update: CapturedUpdate, model: nn.Module, device: torch.device) -> Known:
+def known_statistics(update: CapturedUpdate, model: nn.Module) -> KnownStatistics:
     """The batch's own statistics where they were shared, else the running ones where training has moved them.
 
     Whether it has is decided by the statistics themselves: the counter of batches is zero in converted weights too.
@@ -27,18 +26,17 @@ def known_statistics(update: CapturedUpdate, model: nn.Module, device: torch.dev
     Args:
         update: What is attacked.
         model: The server's model.
-        device: Where to put them.
     """
-    layers, targets, unused = batch_norm_layers(model), dict[str, Statistics](), 0
+    layers, targets, unused = batch_norm_layers(model), dict[str, tuple[Tensor, Tensor]](), 0
     for name, known in batch_norm_targets(update, model).items():
         if not known.exact and never_updated(layers[name]):
             unused += 1
             continue
-        targets[name] = (known.mean.to(device), known.var.to(device))
+        targets[name] = (known.mean, known.var)
     if not unused:
-        return Known(targets)
+        return KnownStatistics(targets)
     message = f"The batch-norm prior skips {unused} layers whose running statistics were never updated."
-    return Known(targets, (message,))
+    return KnownStatistics(targets, (message,))
 
 
 def never_updated(layer: nn.Module) -> bool:

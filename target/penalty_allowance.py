@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, Provenance
-from ..target.adaptation import Adaptation
+from .adaptation import Adaptation
 
 # A sign pattern this near to the weights themselves is no direction of its own.
 _LEAST = 1e-3
