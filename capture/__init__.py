@@ -37,7 +37,7 @@ from .labels.final_layer import LabelError, find_final_layer
 from .labels.learning_rate import estimate_learning_rate
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
 from .labels.softmax import is_softmax
-from .labels.unmixing import Unmixed, unmix
+from .labels.unmixing import Unmix, Unmixed, UnmixOnce, unmix
 from .local_training import LocalTraining
 from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
@@ -75,6 +75,8 @@ __all__ = [
     "Reduction",
     "RunningStatistics",
     "Sampling",
+    "Unmix",
+    "UnmixOnce",
     "Unmixed",
     "UpdateError",
     "UpdateKind",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..capture import RecoveredLabels, read, recover_labels
+from ..capture import RecoveredLabels, UnmixOnce, read, recover_labels
 from ..peeling import Anchor, peel
 from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
 from ..target.weight_deltas import Attackable, refine, settle
@@ -42,15 +42,16 @@ def solve(
     Raises:
         LabelError: Labels cannot be recovered.
     """
-    solved = _once(evidence, found, model, config, given)
+    apart = UnmixOnce()
+    solved = _once(evidence, found, model, config, given, apart)
     exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
     if exact or config.objective.gradient_weight == 0:
         return solved
-    smoothed = check_smoothing(evidence.update, model, solved.labels.labels)
+    smoothed = check_smoothing(evidence.update, model, solved.labels.labels, apart)
     if not smoothed.facts:
         return solved
     evidence = evidence.and_also(smoothed)
-    return _once(evidence, settle(evidence.update, model), model, config, given)
+    return _once(evidence, settle(evidence.update, model), model, config, given, apart)
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
@@ -61,9 +62,14 @@ def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
 
 
 def _once(
-    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+    evidence: Evidence,
+    found: Attackable,
+    model: nn.Module,
+    config: AttackConfig,
+    given: RecoveredLabels | None,
+    apart: UnmixOnce,
 ) -> Solved:
-    labels = given or recover_labels(found.update, model, config.labels)
+    labels = given or recover_labels(found.update, model, config.labels, apart)
     before = evidence.update
     evidence = evidence.and_also(check_scale(before, model, labels.labels))
     if evidence.update is not before:
@@ -79,7 +85,7 @@ def _once(
         return replace(solved, messages=(*solved.messages, message))
     if config.objective.gradient_weight == 0:
         return solved
-    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive)
+    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive, apart=apart)
     if peeling.anchor is not None and before.local is None:
         evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
         evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient, is_softmax
+from ..capture import CapturedUpdate, Unmix, as_gradient, is_softmax, unmix
 from ..capture.fitting import fit
 from ..capture.forward import on_probes
 from .chain import PROBE_IMAGES, Link, trace_chain
@@ -76,6 +76,7 @@ def peel(
     labels: Int[Tensor, " batch"],
     config: PeelingConfig | None = None,
     scaled: bool = True,
+    apart: Unmix = unmix,
 ) -> Peeling:
     """Solve layer after layer from the last one towards the image, as far as the update determines the activations.
 
@@ -85,6 +86,7 @@ def peel(
         labels: The batch's labels, one per image.
         config: Tolerance and switch.
         scaled: Allow for clipping, where the gradient as it was sent makes no sense: it scales what each image gives.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
     """
     config = config or PeelingConfig()
     update, model = fit(update, model)
@@ -106,7 +108,7 @@ def peel(
     count, chain = on_probes(run, shape, PROBE_IMAGES, update.image_count)
     if not chain:
         return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
-    state = _start(chain, update, labels, config, scaled)
+    state = _start(chain, update, labels, config, scaled, apart)
     if isinstance(state, str):
         return Peeling(None, state)
     if not state.error <= config.tolerance:
@@ -149,7 +151,7 @@ def _undetermined(link: Link, error: float) -> str:
 
 
 def _start(
-    chain: list[Link], update: CapturedUpdate, labels: Tensor, config: PeelingConfig, scaled: bool
+    chain: list[Link], update: CapturedUpdate, labels: Tensor, config: PeelingConfig, scaled: bool, apart: Unmix
 ) -> State | str:
     """At the input of the final layer, or why not."""
     last, gradients = chain[-1], update.gradients
@@ -167,6 +169,7 @@ def _start(
         scaled=scaled,
         tolerance=config.tolerance,
         smoothing=update.facts.label_smoothing.value,
+        apart=apart,
     )
     head = found.head
     spread = spread_error(head.features, head.error)

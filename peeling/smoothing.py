@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, find_final_layer, unmix
+from ..capture import CapturedUpdate, Unmix, find_final_layer, unmix
 from .head.fixed_point import peel_head
 from .head.unmixed import misfit_at
 
@@ -23,7 +23,7 @@ _LARGEST_LAYER = 2**17
 
 
 def find_smoothing(
-    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], scaled: bool = False
+    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], scaled: bool = False, apart: Unmix = unmix
 ) -> float | None:
     """The smoothing of the labels, or None where the final layer does not tell one, or none that is needed.
 
@@ -32,10 +32,11 @@ def find_smoothing(
         model: The server's model.
         labels: The batch's.
         scaled: Whether the gradient's scale is open.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
     """
     from scipy.optimize import minimize_scalar
 
-    error = _error(update, model, labels, scaled)
+    error = _error(update, model, labels, scaled, apart)
     if error is None:
         return None
     errors = {place: error(place) for place in _PLACES}
@@ -55,11 +56,13 @@ def find_smoothing(
     return value
 
 
-def _error(update: CapturedUpdate, model: nn.Module, labels: Tensor, scaled: bool) -> Callable[[float], float] | None:
+def _error(
+    update: CapturedUpdate, model: nn.Module, labels: Tensor, scaled: bool, apart: Unmix
+) -> Callable[[float], float] | None:
     layer = find_final_layer(update, model)
     name = f"{layer.name}.weight" if layer.name else "weight"
     if layer.non_negative:
-        unmixed = unmix(update.gradients[name], len(labels), smoothing=1.0)
+        unmixed = apart(update.gradients[name], len(labels), smoothing=1.0)
         if unmixed is not None:
             return lambda smoothing: misfit_at(layer.weight, layer.bias, unmixed, smoothing, scaled)
     few = len(labels) < len(layer.weight) - 1 and len(set(labels.tolist())) == len(labels)

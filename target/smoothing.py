@@ -5,19 +5,22 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient, is_one_step, read
+from ..capture import CapturedUpdate, Unmix, as_gradient, is_one_step, read, unmix
 from ..peeling import find_smoothing
 from .final_layer import softmax_layer
 from .finding import Finding
 
 
-def check_smoothing(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Finding:
+def check_smoothing(
+    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], apart: Unmix = unmix
+) -> Finding:
     """The smoothing that the final layer shows, where it is another than the facts have.
 
     Args:
         update: What the client sent.
         model: The server's model.
         labels: The batch's.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
     """
     local = update.local
     if not is_one_step(update) or (local is not None and local.learning_rate is None):
@@ -26,7 +29,7 @@ def check_smoothing(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor
     layer = softmax_layer(plain, model)
     if layer is None or not layer.clean:
         return Finding()
-    value = find_smoothing(plain, model, labels, scaled=update.facts.loss_scale.value is None)
+    value = find_smoothing(plain, model, labels, scaled=update.facts.loss_scale.value is None, apart=apart)
     if value is None or value == update.facts.label_smoothing.value:
         return Finding()
     said = "" if update.facts.label_smoothing.assumed else ", whatever the client says"

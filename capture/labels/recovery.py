@@ -22,7 +22,7 @@ from .separation import MOST_IMAGES, Separation, separable, separate
 from .sign import REVERSED, Sign, read_sign
 from .softmax import is_softmax
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
-from .unmixing import unmix
+from .unmixing import Unmix, unmix
 
 METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9
@@ -83,7 +83,9 @@ class RecoveredLabels:
         return tuple(found)
 
 
-def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto") -> RecoveredLabels:
+def recover_labels(
+    update: CapturedUpdate, model: nn.Module, method: str = "auto", apart: Unmix = unmix
+) -> RecoveredLabels:
     """The batch's labels from the gradient of the final layer; neither images nor labels are needed.
 
     - ``minimum``: the B classes whose row of dL/dW has the lowest minimum (Yin et al. 2021, section 3.2, eq. 5).
@@ -100,6 +102,7 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
             for the mean of its steps' gradients, which is a gradient exactly only for one step.
         model: The model that the update belongs to.
         method: See above.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
 
     Raises:
         LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
@@ -111,7 +114,7 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
     if update.kind is UpdateKind.WEIGHT_DELTA:
-        return _from_weight_delta(update, model, method)
+        return _from_weight_delta(update, model, method, apart)
     update = as_gradient(update, model)
     if not is_softmax(update, model):
         return _by_signs(update, model)
@@ -119,16 +122,16 @@ def recover_labels(update: CapturedUpdate, model: nn.Module, method: str = "auto
     sign = read_sign(layer, update.image_count)
     if sign is Sign.REVERSED:
         turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
-        found = recover_labels(turned, model, method)
+        found = recover_labels(turned, model, method, apart)
         return replace(found, warnings=(REVERSED, *found.warnings))
-    found = _by_method(layer, update, method)
+    found = _by_method(layer, update, method, apart)
     if sign is Sign.OPEN and found.method != "unmixing":
         # Signs prove nothing where more of them are negative than can be.
         return replace(found, confidence=found.confidence.clamp_max(_OPEN_SIGN))
     return found
 
 
-def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str) -> RecoveredLabels:
+def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, apart: Unmix) -> RecoveredLabels:
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
@@ -136,7 +139,7 @@ def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str) -> Recove
     if method == "separation":
         return _by_separation(layer, update)
     if method in ("auto", "unmixing"):
-        unmixed = _by_unmixing(layer, update)
+        unmixed = _by_unmixing(layer, update, apart)
         if unmixed is not None:
             return unmixed
         if method == "unmixing":
@@ -172,14 +175,14 @@ def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
     )
 
 
-def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str) -> RecoveredLabels:
+def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str, apart: Unmix) -> RecoveredLabels:
     assert update.local is not None
     warnings = []
     if update.local.learning_rate is None:
         rate = estimate_learning_rate(update, model)
         update = update.stating(learning_rate=read(rate, "the final layer"))
         warnings.append(f"labels were read with an estimated learning rate of {rate:.3g}")
-    found = recover_labels(as_gradient(update, model), model, method)
+    found = recover_labels(as_gradient(update, model), model, method, apart)
     if not is_one_step(update):
         assert update.local is not None
         warnings.append(
@@ -233,11 +236,11 @@ def _minimum_confidence(
     return confidence.float()
 
 
-def _by_unmixing(layer: FinalLayer, update: CapturedUpdate) -> RecoveredLabels | None:
+def _by_unmixing(layer: FinalLayer, update: CapturedUpdate, apart: Unmix) -> RecoveredLabels | None:
     if not layer.non_negative:
         return None
     sent = update.gradients[f"{layer.name}.weight" if layer.name else "weight"]
-    found = unmix(sent, update.image_count, layer.smoothing)
+    found = apart(sent, update.image_count, layer.smoothing)
     if found is None:
         return None
     labels, order = found.labels.sort(stable=True)

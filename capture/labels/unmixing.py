@@ -16,7 +16,8 @@ few eigenvectors of reweighted second moments make it exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -70,6 +71,40 @@ class Unmixed:
     """Root mean square of the features where they are shut."""
     error: Float[Tensor, " image"]
     """Estimated relative error of the features, which are less exact where they are not zero."""
+    signal: Float[Tensor, " image"]
+    """How far each row's entry at its label lies below zero, in deviations of its noise."""
+
+
+class Unmix(Protocol):
+    """A function like ``unmix``."""
+
+    def __call__(
+        self, weight_gradient: Float[Tensor, "class feature"], image_count: int, smoothing: float = 0.0
+    ) -> Unmixed | None:
+        """See ``unmix``."""
+
+
+class UnmixOnce:
+    """``unmix`` that takes the same gradient apart once, whoever asks for it and whatever smoothing they allow for."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Tensor, int] | None = None
+        self._apart: Unmixed | None = None
+
+    def __call__(
+        self, weight_gradient: Float[Tensor, "class feature"], image_count: int, smoothing: float = 0.0
+    ) -> Unmixed | None:
+        """See ``unmix``."""
+        if not self._knows(weight_gradient, image_count):
+            self._asked = weight_gradient.detach().clone(), image_count
+            self._apart = _take_apart(weight_gradient, image_count)
+        return None if self._apart is None else _accepted(self._apart, smoothing)
+
+    def _knows(self, weight_gradient: Tensor, image_count: int) -> bool:
+        if self._asked is None:
+            return False
+        gradient, count = self._asked
+        return count == image_count and gradient.dtype == weight_gradient.dtype and gradient.equal(weight_gradient)
 
 
 def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smoothing: float = 0.0) -> Unmixed | None:
@@ -83,6 +118,25 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smo
         image_count: B.
         smoothing: Of the labels: above 0 classes beside the label may be negative too, as long as it is far the lowest.
     """
+    apart = _take_apart(weight_gradient, image_count)
+    return None if apart is None else _accepted(apart, smoothing)
+
+
+def _accepted(apart: Unmixed, smoothing: float) -> Unmixed | None:
+    """The images with their purity under this smoothing; None where the rows are not those of a softmax."""
+    negative = apart.rows.clamp_max(0)
+    lowest = negative.gather(1, apart.labels[:, None])[:, 0].clamp_max(-1e-300)
+    if smoothing:
+        purity = 1 - negative.scatter(1, apart.labels[:, None], 0.0).amin(dim=1) / lowest
+    else:
+        purity = lowest / negative.sum(dim=1).clamp_max(-1e-300)
+    if not (float(purity.min()) >= _LEAST_LABEL and float(apart.signal.min()) >= _LEAST_SIGNAL):
+        return None
+    return replace(apart, purity=purity)
+
+
+def _take_apart(weight_gradient: Float[Tensor, "class feature"], image_count: int) -> Unmixed | None:
+    """Every image, before anything is asked of its row; None where that many are not found."""
     gradient = weight_gradient.detach().double().cpu()
     if not 1 <= image_count < min(len(gradient), MOST_IMAGES + 1) or not bool(torch.isfinite(gradient).all()):
         return None
@@ -114,21 +168,14 @@ def unmix(weight_gradient: Float[Tensor, "class feature"], image_count: int, smo
     inverse = torch.linalg.inv(mixing)
     rows = (left[:, :image_count] * sizes[:image_count] @ inverse).T * length
     labels = rows.argmin(dim=1)
-    negative = rows.clamp_max(0)
-    lowest = negative.gather(1, labels[:, None])[:, 0].clamp_max(-1e-300)
-    if smoothing:
-        purity = 1 - negative.scatter(1, labels[:, None], 0.0).amin(dim=1) / lowest
-    else:
-        purity = lowest / negative.sum(dim=1).clamp_max(-1e-300)
     # An image that the model is sure of may lie below what rounding left of the others: then this is not its row.
     signal = -rows.gather(1, labels[:, None])[:, 0] / (floor * inverse.norm(dim=0) * length[labels]).clamp_min(1e-300)
-    if not (float(purity.min()) >= _LEAST_LABEL and float(signal.min()) >= _LEAST_SIGNAL):
-        return None
     whole = gradient.new_zeros(image_count, gradient.shape[1])
     whole[:, live] = features
     # What rounding leaves in the directions that the image's features are made of.
     error = floor * (mixing / sizes[:image_count]).norm(dim=1)
-    return Unmixed(whole, rows, labels, purity, torch.tensor(shut, dtype=torch.float64), error)
+    noise_left = torch.tensor(shut, dtype=torch.float64)
+    return Unmixed(whole, rows, labels, torch.ones_like(error), noise_left, error, signal)
 
 
 def find_facets(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...capture import Unmixed, unmix
+from ...capture import Unmix, Unmixed, unmix
 from ..layers import LARGEST, SHOWN_UP_TO, worst
 from .head import Head, ScaledHead
 
@@ -41,6 +41,7 @@ def peel_unmixed_head(
     labels: Int[Tensor, " batch"],
     scaled: bool = True,
     smoothing: float = 0.0,
+    apart: Unmix = unmix,
 ) -> ScaledHead | None:
     """As ``peel_head`` and ``peel_scaled_head``, for any labels and state of training, where the layer reads a ReLU.
 
@@ -57,9 +58,10 @@ def peel_unmixed_head(
         labels: The batch's labels, in any order. None is returned where they are others than those found.
         scaled: Allow for clipping.
         smoothing: Of the labels.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
     """
     batch, classes = len(labels), len(weight)
-    found = unmix(weight_gradient, batch, smoothing) if classes >= _FEWEST_CLASSES else None
+    found = apart(weight_gradient, batch, smoothing) if classes >= _FEWEST_CLASSES else None
     if found is None or not torch.equal(found.labels.sort().values, labels.cpu().sort().values):
         return None
     exact = weight.detach().double().cpu()

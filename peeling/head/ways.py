@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...capture import Unmix, unmix
 from .clipped import peel_scaled_head
 from .fixed_point import peel_head
 from .head import Head, ScaledHead
@@ -29,6 +30,7 @@ def peel_final_layer(
     scaled: bool,
     tolerance: float,
     smoothing: float = 0.0,
+    apart: Unmix = unmix,
 ) -> ScaledHead:
     """The first solution whose estimated error is within the tolerance, else the one with the smallest.
 
@@ -42,11 +44,12 @@ def peel_final_layer(
         scaled: Allow for clipping.
         tolerance: Largest estimated relative error of the features.
         smoothing: Share of each label that is spread over all classes.
+        apart: ``unmix``, or an `UnmixOnce` that others ask too.
     """
     given = weight, bias, weight_gradient, bias_gradient, labels
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(*given, scaled, smoothing) if behind_relu else None
+        return peel_unmixed_head(*given, scaled, smoothing, apart) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
         return _unscaled(peel_head(*given, smoothing), labels)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from gradinversion.capture import (
     CapturedUpdate,
     LabelError,
+    UnmixOnce,
     apply_defence,
     capture_gradient,
     load_images,
@@ -162,3 +163,22 @@ def test_two_solutions_that_become_one_are_not_two_images(seed: int) -> None:
     noisy = gradient + 0.01 * gradient.square().mean().sqrt() * torch.randn(gradient.shape, generator=random)
     found = unmix(noisy, 5)
     assert found is None or bool(torch.isfinite(found.rows).all())
+
+
+def test_one_gradient_is_taken_apart_once_whatever_the_smoothing(
+    photos: Tensor, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = _weight_gradient(_capture(model, photos, LABELS[0]))
+    plain, smoothed = unmix(gradient, 6), unmix(gradient, 6, 1.0)
+    real, calls = unmixing._take_apart, []
+    monkeypatch.setattr(unmixing, "_take_apart", lambda *given: calls.append(given) or real(*given))
+    once = UnmixOnce()
+    for smoothing, expected in ((0.0, plain), (1.0, smoothed), (0.0, plain)):
+        found = once(gradient, 6, smoothing)
+        assert found is not None
+        assert expected is not None
+        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("rows", "purity", "labels"))
+    assert len(calls) == 1
+    assert once(gradient, 5) is None
+    assert once(2 * gradient, 6) is not None
+    assert len(calls) == 3

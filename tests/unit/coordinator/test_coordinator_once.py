@@ -11,6 +11,7 @@ import pytest
 import torch
 from gradinversion.agents import AgentsConfig
 from gradinversion.capture import batch_norm, capture_gradient, load_images, load_model, update
+from gradinversion.capture.labels import unmixing
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.serial_group import attack
 from gradinversion.target import defence_evidence
@@ -37,7 +38,8 @@ def test_an_attack_of_four_seeds_looks_once(monkeypatch: pytest.MonkeyPatch) -> 
         (update, "weight_hash"),
         (batch_norm, "batch_norm_targets"),
         (defence_evidence, "allow_for_defence"),
+        (unmixing, "_take_apart"),
     ):
         _count(module, name, counts, monkeypatch)
     attack(sent, model, AttackConfig(agents=AgentsConfig(count=4, iterations=2)))
-    assert counts == {"weight_hash": 1, "batch_norm_targets": 1, "allow_for_defence": 1}
+    assert counts == {"weight_hash": 1, "batch_norm_targets": 1, "allow_for_defence": 1, "_take_apart": 1}
