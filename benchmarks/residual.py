@@ -69,7 +69,7 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     labels = (torch.arange(row.batch) * 7 + number) % CLASSES
     update = capture_gradient(model, images, labels, normalisation=IMAGENET)
     began = time.process_time()
-    found = recover_images(update, model, PeelingConfig())
+    found = recover_images(update, model, PeelingConfig(), through_max_pool=True)
     seconds = time.process_time() - began
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}

@@ -31,10 +31,8 @@ from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, kno
 from ..target import Finding, Target, weigh_evidence
 from ..target.weight_deltas import describe, order_limits, settle
 from .config import JOINT, AttackConfig, flatten
-from .solving import solve, with_rate_read
+from .solving import passes_head, solve, with_rate_read
 
-# Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
-_NOT_HEADS = (nn.Conv2d, nn.ReLU)
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
 
@@ -125,8 +123,7 @@ def _known_features(
     wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
     # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
     possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
-    layers = set() if anchor is None else {name.rpartition(".")[0] for name in anchor.explained}
-    passed = anchor is not None and len(layers) > 1 and isinstance(model.get_submodule(anchor.module), _NOT_HEADS)
+    passed = passes_head(anchor, model)
     cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not passed else None
     if cut is not None:
         return known_by_taps(cut)

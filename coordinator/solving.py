@@ -11,7 +11,10 @@ from ..peeling import Anchor, peel
 from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
 from ..target.weight_deltas import Attackable, refine, settle
 from .config import AttackConfig
+from .tap_images import images_by_taps
 
+# Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
+_NOT_HEADS = (nn.Conv2d, nn.ReLU)
 # Estimated error above which a final layer may not be solved but only nearly fit.
 _SOLVED = 1e-3
 
@@ -42,6 +45,15 @@ def solve(
     Raises:
         LabelError: Labels cannot be recovered.
     """
+    solved = _with_smoothing(evidence, found, model, config, given)
+    if config.objective.gradient_weight == 0 or passes_head(solved.anchor, model):
+        return solved
+    return _with_images(solved, model, config, given is not None)
+
+
+def _with_smoothing(
+    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+) -> Solved:
     apart = UnmixOnce()
     solved = _once(evidence, found, model, config, given, apart)
     exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
@@ -92,3 +104,20 @@ def _once(
         if peeling.anchor.error <= _SOLVED:
             evidence = evidence.and_also(confirmed_loss(evidence.update))
     return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))
+
+
+def passes_head(anchor: Anchor | None, model: nn.Module) -> bool:
+    """Whether layer peeling came further than the final layer and what pools in front of it."""
+    if anchor is None:
+        return False
+    layers = {name.rpartition(".")[0] for name in anchor.explained}
+    return len(layers) > 1 and isinstance(model.get_submodule(anchor.module), _NOT_HEADS)
+
+
+def _with_images(solved: Solved, model: nn.Module, config: AttackConfig, given: bool) -> Solved:
+    """With the images as the anchor, where they follow from the taps."""
+    found = images_by_taps(solved.found.update, model, solved.labels, given, config.peeling)
+    if found is None:
+        return solved
+    anchor = found.anchor or solved.anchor
+    return replace(solved, labels=found.labels, anchor=anchor, messages=(*solved.messages, found.message))

@@ -16,11 +16,17 @@ class PeelingConfig(Checked):
     taps: bool = True
     """Where that ends at once, take the weight gradient of a convolution apart by its taps: on residual networks it
     gives every image's features away."""
+    operations: float = 5e12
+    """Floating-point operations, at most, of the descent from features that taps gave to the images; about two minutes
+    of one core. 0 leaves it out."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, one sentence each."""
+        found = []
         if not 0 < self.tolerance < 1:
-            return [f"peeling.tolerance={self.tolerance}: give a number above 0 and below 1."]
-        return []
+            found.append(f"peeling.tolerance={self.tolerance}: give a number above 0 and below 1.")
+        if not self.operations >= 0:
+            found.append(f"peeling.operations={self.operations}: give 0, or a number above it.")
+        return found

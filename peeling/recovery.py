@@ -13,12 +13,15 @@ from ..capture import BatchNormMode, CapturedUpdate
 from .config import PeelingConfig
 from .cut import Cut, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
 from .graph import Graph, NoGraph, network_graph
-from .kinds import Identity
+from .graph.cost import operations
+from .kinds import Identity, MaxPool
 from .rules import Derivation, Step, derive
 from .rules.image_labels import image_labels
 from .rules.rule import Setting
 
 _CROPS = 400
+# Of the features and their derivative: fewer are no descent, and more were never of use.
+_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 500
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
 # What a descent may leave of the features' length, where they are known better than that.
@@ -50,6 +53,7 @@ def recover_images(
     pictures: Sequence[Float[Tensor, "3 height width"]] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[Step], None] | None = None,
+    through_max_pool: bool = False,
 ) -> Recovery:
     """Write the model as a graph, derive what the gradient determines on it, and go from there to the images.
 
@@ -60,6 +64,8 @@ def recover_images(
         pictures: Public photos in [0, 1] that the decoder is fitted on; by default those of scikit-image.
         device: For the descent; by default the CPU.
         on_step: Called after each value that a gradient gave.
+        through_max_pool: Look for images in front of max-pooling too. Of them the features tell the winners alone, so
+            that the rest is whatever the start makes of it.
 
     Raises:
         ModelError: The model takes no batch, or has no gradient.
@@ -91,7 +97,35 @@ def recover_images(
     if pictures is None and update.image_shape[0] != 3:
         why = "the public photos that its start is decoded with are in colour"
         return Recovery(f"{_reached(derivation)} No images follow: {why}.", derivation.steps, labels=labels)
-    return _descended(update, cut, derivation, labels, module, pictures, device)
+    if not through_max_pool and _is_pooled(cut):
+        why = "max-pooling in front of these features hides all pixels but those that won"
+        return Recovery(f"{_reached(derivation)} No images are looked for: {why}.", derivation.steps, labels=labels)
+    evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
+    if evaluations < _FEWEST_EVALUATIONS:
+        why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
+        return Recovery(f"{_reached(derivation)} No images are looked for: {why}.", derivation.steps, labels=labels)
+    start = _decoded(update, cut, pictures, device)
+    return _descended(update, cut, derivation, labels, module, start, min(evaluations, _MOST_EVALUATIONS), device)
+
+
+def _is_pooled(cut: Cut) -> bool:
+    needed = frozenset[str]().union(*(cut.graph.before(place.before) for place in cut.places))
+    return any(node.name in needed and isinstance(node.kind, MaxPool) for node in cut.graph.nodes)
+
+
+def _operations_of_one(cut: Cut, image_count: int) -> float:
+    """Of one evaluation of a batch's features and their derivative, which costs twice as much."""
+    return 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
+
+
+def _decoded(
+    update: CapturedUpdate, cut: Cut, pictures: Sequence[Tensor] | None, device: torch.device | None
+) -> Tensor:
+    """Where the descent starts."""
+    photos = list(public_photos().values()) if pictures is None else list(pictures)
+    _, height, width = update.image_shape
+    crops = update.normalisation.apply(photo_crops(photos, (height, width), _CROPS))
+    return decode(cut, crops, device=device)
 
 
 def _descended(
@@ -100,22 +134,19 @@ def _descended(
     derivation: Derivation,
     labels: Tensor | None,
     module: str | None,
-    pictures: Sequence[Tensor] | None,
+    start: Tensor,
+    evaluations: int,
     device: torch.device | None,
 ) -> Recovery:
-    photos = list(public_photos().values()) if pictures is None else list(pictures)
-    _, height, width = update.image_shape
-    crops = update.normalisation.apply(photo_crops(photos, (height, width), _CROPS))
-    start = decode(cut, crops, device=device)
     lowest, highest = update.normalisation.bounds(dtype=torch.float64)
-    found = images_from_cut(cut, start, lowest, highest, device=device)
+    found = images_from_cut(cut, start, lowest, highest, evaluations, device=device)
     size = found.images.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-300)
     met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(_MET)
     error = torch.where(met, found.error / size, torch.inf)
-    count, source = int(met.sum()), f"{len(photos)} public photos"
+    count = int(met.sum())
     message = (
-        f"{_reached(derivation)} From there a descent, started by a linear decoder fitted on {source}, met the "
-        f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most"
+        f"{_reached(derivation)} From there a descent, started by a linear decoder fitted on public photos, met "
+        f"the features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most"
         f"{f', pixels known to {float(error[met].max()):.1g}' if count else ''})."
     )
     return Recovery(message, derivation.steps, found.images, error, labels, module)

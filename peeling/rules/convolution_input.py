@@ -110,6 +110,7 @@ def _solved(
     worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
     if not worst <= setting.tolerance:
         return Refused("convolution input", value, f"known with an estimated error of {worst:.1g} only")
+    best = known.solved(best)
     found_all = known.with_activations(value, best)
     return Derived(f"convolution input, {best.rule}", value, found_all, checks, notable=True)
 

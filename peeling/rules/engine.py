@@ -12,6 +12,7 @@ from ..graph import Graph
 from .convolution_input import convolution_input
 from .knowledge import Knowledge
 from .open_units import open_units
+from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .rule import Derived, Refused, Rule, Setting
 from .tap_foothold import tap_foothold
@@ -23,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     open_units,
     backwards,
     forwards,
+    output_derivative,
     convolution_input,
     tap_foothold,
 )

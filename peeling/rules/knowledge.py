@@ -71,6 +71,17 @@ class Knowledge:
     """The derivative of the loss by the value, through all operations that read it."""
     units: Mapping[str, Units] = field(default_factory=dict)
     """Which units of a rectifier were open, by its name."""
+    lengths: Float[Tensor, " image"] | None = None
+    """Relative error of each image's length: a derivative that is too long by some factor makes activations too short
+    by it, and no misfit shows that."""
+
+    def solved(self, found: Known) -> Known:
+        """What an equation in derivatives gave, with the error that the equation cannot show."""
+        if self.lengths is None:
+            return found
+        size = found.values.flatten(1).square().mean(dim=1).sqrt()
+        hidden = (self.lengths * size).reshape(-1, *(1 for _ in found.values.shape[1:]))
+        return replace(found, deviation=(found.deviation.square() + hidden.square()).sqrt())
 
     def complete(self, value: str) -> Known | None:
         """Activations, where all of them are known."""

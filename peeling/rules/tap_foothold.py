@@ -10,6 +10,7 @@ Rank: ``N = B H W <= min(C_in, C_out)``; the zeros of the images must differ.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from .rule import Derived, Refused, Setting
 _SHUT = 1e-4
 # What the lengths may leave of the gradients that they are taken from.
 _LARGEST_MISFIT = 0.01
-# Float32 keeps about this of a sum; nothing is called more exact.
-_LEAST_ERROR = 1e-7
+# Float32 keeps about this of the sums that tell the lengths; nothing is called more exact.
+_LEAST_ERROR = 5e-7
 
 
 def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
@@ -86,7 +87,8 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     error = _errors(apart, factors.misfit, max(misfit, uncertain))
     if not float(error.max()) <= setting.tolerance:
         return Refused("taps", node.name, f"known with an estimated error of {float(error.max()):.1g} only")
-    found = known.with_activations(node.inputs[0], _spread(inputs / length, error))
+    found = replace(known, lengths=torch.full_like(error, max(_LEAST_ERROR, misfit, uncertain)))
+    found = found.with_activations(node.inputs[0], _spread(inputs / length, error))
     found = found.with_arriving(node.name, _spread(cotangents * length, error))
     places = setting.image_count * size[0] * size[1]
     checks = {"places": places, "leak": factors.leak, "misfit": factors.misfit, "lengths": misfit}

@@ -8,6 +8,7 @@ from gradinversion.agents import ObjectiveConfig
 from gradinversion.capture import Defence, capture_gradient, load_model, told
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
+from gradinversion.peeling import PeelingConfig
 
 
 @pytest.mark.parametrize("defences", [(Defence("soteria", 0.1),), (Defence("soteria", 0.1), Defence("clip", 1))])
@@ -15,8 +16,13 @@ def test_a_representation_that_the_client_perturbed_is_not_peeled(defences: tupl
     model = load_model("convnet", image_size=16)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     update = capture_gradient(model, images, torch.tensor([1, 4])).stating(defences=told(defences))
-    allowing = prepare(update, model, AttackConfig())
+    allowing = prepare(update, model, AttackConfig(peeling=PeelingConfig(taps=False)))
     assert allowing.target.anchor is None
     assert any("Soteria" in message and "left out" in message for message in allowing.messages)
+    # What convolutions say is not perturbed.
+    by_taps = prepare(update, model, AttackConfig()).target.anchor
+    assert by_taps is not None
+    assert by_taps.module == "0"
+    torch.testing.assert_close(by_taps.activations.float(), update.normalisation.apply(images), rtol=0, atol=1e-3)
     naive = prepare(update, model, AttackConfig(objective=ObjectiveConfig(adaptive=False)))
     assert naive.target.anchor is not None

@@ -164,3 +164,36 @@ def test_rectifiers_with_a_ceiling_are_not_undone(residual_case: Cases, residual
     (stem,) = [node for node in case.graph.nodes if node.kind == Rectifier(6.0)]
     assert stem.name not in found.knowledge.units
     assert found.knowledge.complete("clone") is None
+
+
+class Bottleneck(nn.Module):
+    """A pointwise convolution on either side of the one with taps."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, inner, 1)
+        self.conv2 = nn.Conv2d(inner, inner, 3, padding=1)
+        self.conv3 = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        inner = torch.relu(self.conv2(torch.relu(self.conv1(value))))
+        return torch.relu(self.conv3(inner) + value)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_bottlenecks_hand_the_derivative_on_to_their_skip(residual_case: Cases, count: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1)]
+    blocks = [nn.ReLU(), Bottleneck(128, 64), Bottleneck(128, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    case = residual_case(count, model=nn.Sequential(*layers, *blocks, nn.Linear(128, 10)).eval())
+    found = case.derived()
+    images = found.knowledge.complete("clone")
+    assert images is not None
+    assert max(case.errors("clone", images.values)) < 1e-5
+    # Of the block with the foothold the derivative at the sum came through its last convolution.
+    first = found.steps[0].value
+    (taps,) = [node.name for node in case.graph.readers(first)]
+    assert found.knowledge.arriving[f"{taps.partition('.')[0]}.conv3"].rule == "output derivative"
+    for step in found.steps:
+        errors = case.errors(step.value, found.knowledge.activations[step.value].values)
+        assert all(stated > error / 10 for stated, error in zip(step.error, errors, strict=True)), step

@@ -1,0 +1,96 @@
+"""The rule that gives the derivative by an operation's output, from its weight gradient and its input.
+
+The gradient of one output channel's weights is ``sum over places of patch x cotangent``: linear in that channel's
+cotangents at all ``N`` output places, with the same patches of the input for every channel. In a bottleneck it hands
+the derivative from the convolution where the taps were on to the block's sum, and from there to the skip.
+
+Rank: ``N <= k^2 C_in``, and patches that are independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..graph import Node
+from ..kinds import Convolution, Linear
+from ..layers import rounding
+from .equations import LARGEST_MATRIX, MOST_PLACES
+from .knowledge import Knowledge, Known
+from .rule import Derived, Refused, Setting
+
+# How much longer than the list of unknowns the list of equations must be.
+_OVERDETERMINED = 1.02
+# A normal matrix with such a ratio between its pivots determines nothing.
+_SINGULAR = 1e-6
+
+
+def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
+    """Derivatives by outputs of convolutions and linear layers whose inputs are known."""
+    for node in setting.graph.nodes:
+        if node.name in known.arriving or not isinstance(node.kind, Convolution | Linear):
+            continue
+        entering, gradient = known.complete(node.inputs[0]), setting.gradient(node.name, "weight")
+        if entering is None or gradient is None:
+            continue
+        patches = _patches(node, entering.values)
+        if patches is None:
+            continue
+        found = _solved(patches, gradient)
+        if found is None:
+            yield Refused("output derivative", node.name, f"{len(patches)} places are not told apart by their patches")
+            continue
+        rows, deviation, misfit = found
+        values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (rows, deviation))
+        everywhere = torch.ones_like(values, dtype=torch.bool)
+        derivative = known.solved(Known(values, everywhere, spread, "output derivative"))
+        worst = max(float(derivative.error.max()), misfit)
+        if not worst <= setting.tolerance:
+            yield Refused("output derivative", node.name, f"known with an estimated error of {worst:.1g} only")
+            continue
+        yield Derived("output derivative", node.name, known.with_arriving(node.name, derivative), {"misfit": misfit})
+
+
+def _patches(node: Node, values: Tensor) -> Tensor | None:
+    """What each output place sees, one row each; None where it does not determine the derivative or is too much."""
+    if isinstance(node.kind, Linear):
+        rows = values if values.dim() == 2 else None
+    else:
+        assert isinstance(node.kind, Convolution)
+        kind = node.kind
+        size = values.shape[1] * kind.kernel[0] * kind.kernel[1]
+        places = len(values) * node.shape[1] * node.shape[2]
+        if kind.groups != 1 or places > MOST_PLACES or places * size > LARGEST_MATRIX:
+            return None
+        columns = F.unfold(values, kind.kernel, kind.dilation, kind.padding, kind.stride)
+        rows = columns.transpose(1, 2).flatten(0, 1)
+    return rows if rows is not None and rows.shape[1] >= _OVERDETERMINED * len(rows) else None
+
+
+def _solved(patches: Tensor, weight_gradient: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """Derivatives ``(place, channel)``, their deviations, and what they leave of the gradient, relative."""
+    given = weight_gradient.detach().cpu().double().flatten(1).T
+    normal = patches @ patches.T
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    pivots = factor.diagonal()
+    if int(failed) or not bool(pivots.min() > _SINGULAR * pivots.max()):
+        return None
+    values = torch.cholesky_solve(patches @ given, factor)
+    values = values + torch.cholesky_solve(patches @ (given - patches.T @ values), factor)
+    left = given - patches.T @ values
+    size = given.square().mean(dim=0).sqrt()
+    noise = left.square().mean(dim=0).sqrt().maximum(rounding(weight_gradient) * size)
+    equations, places = given.shape[0], len(patches)
+    variance = torch.cholesky_inverse(factor).diagonal().clamp_min(0) * equations / max(equations - places, 1)
+    misfit = float(left.norm() / given.norm().clamp_min(1e-300))
+    return values, variance.sqrt()[:, None] * noise, misfit
+
+
+def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 2:
+        return rows
+    batch, channels, height, width = shape
+    return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.coordinator import AttackConfig
+from gradinversion.coordinator.preparation import prepare
+from gradinversion.peeling import PeelingConfig
+from torch import Tensor, nn
+
+PIXELS = 8
+
+
+class Residual(nn.Module):
+    """So few places for its channels that all of it follows from linear equations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.halved = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.quartered = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(64, 64, 3, padding=1)
+        self.conv2 = nn.Conv2d(64, 64, 3, padding=1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = F.relu(self.quartered(F.relu(self.halved(F.relu(self.stem(images))))))
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(value))) + value).mean((2, 3)))
+
+
+@pytest.fixture
+def case() -> tuple[nn.Module, CapturedUpdate, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    blotches = 3 * torch.randn(3, 3, 3, 3, generator=generator)
+    grain = 0.3 * torch.randn(3, 3, PIXELS, PIXELS, generator=generator)
+    images = torch.sigmoid(F.interpolate(blotches, PIXELS, mode="bilinear", align_corners=True) + grain)
+    labels = torch.tensor([8, 1, 5])
+    model = Residual().eval()
+    return model, capture_gradient(model, images, labels), images, labels
+
+
+Case = tuple[nn.Module, CapturedUpdate, Tensor, Tensor]
+
+
+@pytest.mark.parametrize("told", ["auto", "1,5,8", "8,5,1"])
+def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told: str) -> None:
+    model, update, images, labels = case
+    prepared = prepare(update, model, AttackConfig(labels=told))
+    anchor = prepared.target.anchor
+    assert anchor is not None
+    assert anchor.module == "stem"
+    assert set(anchor.explained) == set(update.gradients)
+    assert prepared.labels.labels.tolist() == [1, 5, 8]
+    expected = update.normalisation.apply(images[labels.argsort()].double())
+    off = (anchor.activations - expected).norm() / expected.norm()
+    assert off < 1e-4
+    assert anchor.error > float(off) / 10
+    assert any("These are the images" in message for message in prepared.messages)
+
+
+def test_labels_that_are_not_those_of_the_images_leave_them_out(case: Case) -> None:
+    model, update, _, _ = case
+    prepared = prepare(update, model, AttackConfig(labels="1,5,9"))
+    assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
+    assert any("Whose label is whose is not known" in message for message in prepared.messages)
+
+
+@pytest.mark.parametrize("left_out", [{"taps": False}, {"operations": 0.0}, {"enabled": False}])
+def test_it_can_be_left_out(case: Case, left_out: dict[str, float]) -> None:
+    model, update, _, _ = case
+    prepared = prepare(update, model, AttackConfig(peeling=PeelingConfig(**left_out)))  # type: ignore[arg-type]
+    assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
+
+
+def test_a_negative_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"peeling\.operations=-1"):
+        PeelingConfig(operations=-1)
