@@ -16,8 +16,8 @@ class PeelingConfig(Checked):
     taps: bool = True
     """Where that ends at once, take the weight gradient of a convolution apart by its taps: on residual networks it
     gives every image's features away."""
-    operations: float = 5e12
-    """Floating-point operations, at most, of the descent from features that taps gave to the images; about two minutes
+    operations: float = 1e13
+    """Floating-point operations, at most, of the descent from features that taps gave to the images; about four minutes
     of one core. 0 leaves it out."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""

@@ -21,7 +21,7 @@ from .rules.rule import Setting
 
 _CROPS = 400
 # Of the features and their derivative: fewer are no descent, and more were never of use.
-_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 500
+_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 1000
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
 # What a descent may leave of the features' length, where they are known better than that.

@@ -23,7 +23,7 @@ from .places import Cut
 # Iterations between two looks at how far the loss has fallen, and the history of the curvature.
 _ITERATIONS, _HISTORY = 20, 20
 # A round that leaves more than this share of the loss ends the descent.
-_FALLS = 0.7
+_FALLS = 0.97
 # The loss is a square of relative errors; the line search works on numbers around 1.
 _UNIT = 1e4
 # Rounds of the second descent, which starts where the first one ended.
