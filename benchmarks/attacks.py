@@ -132,7 +132,7 @@ def table(rows: Sequence[dict[str, Any]], cells: Sequence[str]) -> list[str]:
         for cell in cells:
             here = [row for row in own if row["cell"] == cell]
             for key, form in (("psnr", ".1f"), ("ssim", ".2f"), ("labels", ".0%"), ("seconds", ".0f")):
-                values = [row.get(key) for row in here]
+                values: list[Any] = [row.get(key) for row in here]
                 missing = not values or any(value is None for value in values)
                 text += " – |" if missing else f" {float(np.mean(values)):{form}} |"
         lines.append(text)

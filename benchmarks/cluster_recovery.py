@@ -164,7 +164,7 @@ def _cluster(settings: dict[str, str], object_store: int) -> Iterator[tuple[Any,
     """A head without agents and two worker nodes, each with room for all agents."""
     before = dict(os.environ)
     os.environ.update(settings)
-    node_options = {"num_cpus": _AGENTS, "object_store_memory": object_store}
+    node_options: dict[str, Any] = {"num_cpus": _AGENTS, "object_store_memory": object_store}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": object_store})
     try:
         for _ in range(2):

@@ -62,7 +62,8 @@ class AgentHost:
         return register_part("cpu", *arguments)
 
 
-_Host: Any = ray.remote(num_cpus=0, max_concurrency=4)(AgentHost)
+_HOST_OPTIONS: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 4}
+_Host: Any = ray.remote(**_HOST_OPTIONS)(AgentHost)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,7 @@ def make_embeddings(size: int) -> dict[str, Embedding]:
     found = {"pixels": make_embedding("pixels")}
     found |= {f"model: {n}": make_embedding("model", model=m, normalisation=IMAGENET) for n, m in models.items()}
     for grid in (4, 16):
-        found[f"pixels at {grid} x {grid}"] = Embedding(f"{grid}", lambda images, grid=grid: thumbnails(images, grid))
+        found[f"pixels at {grid} x {grid}"] = Embedding(f"{grid}", partial(thumbnails, grid=grid))
     return found
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gradinversion.audit.label_scores import score_labels
+from gradinversion.audit.label_scores import LabelScores, score_labels
 from gradinversion.capture import IMAGENET, BatchNormMode, CapturedUpdate, RecoveredLabels, load_model, recover_labels
 from gradinversion.capture.facts import CROSS_ENTROPY, known_facts
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class Pool:
     def update(self, indices: Tensor, labels: Tensor) -> CapturedUpdate:
         """The update of a client whose batch are these images; only the final layer's gradient is filled in."""
         layer = self.model.get_submodule(self.layer)
+        assert isinstance(layer, nn.Linear)
         loss = F.cross_entropy(layer(self.features[indices]), labels)
         weight, bias = torch.autograd.grad(loss, [layer.weight, layer.bias])
         return CapturedUpdate(
@@ -79,7 +80,9 @@ def make_pool(model: nn.Module, images: Tensor, labels: Tensor) -> Pool:
 
 def measure(pool: Pool, drawn: Iterator[tuple[Tensor, Tensor]], **facts: Any) -> dict[str, Any]:
     """One row of the table: means over the batches with bootstrap intervals."""
-    lines, entries, methods = [], [], Counter[str]()
+    lines: list[tuple[float, float, float, LabelScores]] = []
+    entries: list[tuple[float, bool]] = []
+    methods = Counter[str]()
     for indices, labels in drawn:
         update = pool.update(indices, labels)
         found = recover_labels(update, pool.model)

@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--only", choices=NETWORKS, help="one network")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    total, violations = 0, []
+    total, violations = 0, list[Outcome]()
     print(
         "| network | noise | cases | refused | median layers left | median stated | median true | worst ratio | false |"
     )

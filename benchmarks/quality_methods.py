@@ -7,6 +7,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def measure_race(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, tur
                 number,
                 "race",
                 asdict(ours) | {"peer_steps": steps},
-                lambda case, ours=ours, weight=weight: race(case, ours, steps, weight, turns),
+                partial(race, ours=ours, steps=steps, weight=weight, turns=turns),
             )
 
 

@@ -136,8 +136,8 @@ def compare(name: str, turns: int, peer: bool) -> dict[str, Any]:
 def footprint(name: str, what: str) -> tuple[float, float]:
     """Largest resident size of this process after some steps, and by how much it grew, in MiB."""
     torch.manual_seed(0)
-    model = load_model(*(WORKLOADS[name][i] for i in (0, 1, 3)), seed=0)
-    _, _, batch, side = WORKLOADS[name]
+    network, classes, batch, side = WORKLOADS[name]
+    model = load_model(network, classes, side, seed=0)
     # No pass is made to get this update: the first one is to count.
     gradients = {key: torch.randn_like(parameter) for key, parameter in model.named_parameters()}
     update = CapturedUpdate(

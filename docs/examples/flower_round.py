@@ -55,18 +55,18 @@ def train(message: Message, context: Context) -> Message:
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(partition))
     labels = torch.arange(8)
     model = load_model("convnet")
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=float(message.content["config"]["lr"]))
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    rate = message.content.config_records["config"]["lr"]
+    assert isinstance(rate, float)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     for _ in range(int(RUN_CONFIG["local-epochs"])):
         for part in torch.arange(8).split(int(RUN_CONFIG["batch-size"])):
             optimizer.zero_grad()
             cross_entropy(model(IMAGENET.apply(images[part])), labels[part]).backward()
             optimizer.step()
-    reply = {
-        "arrays": ArrayRecord(model.state_dict()),
-        "metrics": MetricRecord({"num-examples": 8, "partition-id": partition}),
-    }
-    return Message(content=RecordDict(reply), reply_to=message)
+    numbers = MetricRecord({"num-examples": 8, "partition-id": partition})
+    reply = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": numbers})
+    return Message(content=reply, reply_to=message)
 
 
 @server_app.main()

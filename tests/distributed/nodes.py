@@ -83,7 +83,7 @@ class Nodes:
         head |= {"object_store_memory": OBJECT_STORE_BYTES, "_system_config": HEALTH_CHECKS}
         # Other runs on this machine must not find this cluster.
         with patch("ray._private.utils.write_ray_address"):
-            self._cluster = Cluster(initialize_head=True, head_node_args=head)
+            self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self._frozen: dict[Any, list[int]] = {}
 

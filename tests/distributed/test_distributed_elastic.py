@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradinversion.agents import AgentsConfig, Outcome
@@ -39,7 +40,7 @@ def nodes(local_ray: Nodes) -> Nodes:
     return local_ray
 
 
-def with_agents(config: AttackConfig, **changes: object) -> AttackConfig:
+def with_agents(config: AttackConfig, **changes: Any) -> AttackConfig:
     return replace(config, agents=replace(config.agents, **changes))
 
 

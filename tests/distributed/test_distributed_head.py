@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,13 @@ from gradinversion.coordinator import Reconstruction, Storage, read_result
 
 from .nodes import OBJECT_STORE_BYTES, descendants, tell, wait_until
 
-ATTACK = ("client.batch_size=2", "agents.count=2", "agents.cpus=1", "agents.gpus=0", "agents.threads=1")
+ATTACK: tuple[str, ...] = (
+    "client.batch_size=2",
+    "agents.count=2",
+    "agents.cpus=1",
+    "agents.gpus=0",
+    "agents.threads=1",
+)
 ATTACK += ("agents.iterations=1200", "agents.patience=100000", "coordinator.period=100", "coordinator.start=0.3")
 ATTACK += ("audit.controls=constant_image", "peeling.enabled=false")
 # A busy machine may take a while to start a head.
@@ -42,7 +49,11 @@ def obstacle() -> str | None:
         return None
     # Only where the machine exists for tests alone.
     if os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "check": False}
+        quiet: dict[str, Any] = {
+            "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            "capture_output": True,
+            "check": False,
+        }
         subprocess.run(["apt-get", "update"], **quiet)
         subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", "redis-server"], **quiet)
     return None if shutil.which("redis-server") else "missing redis-server (Debian: apt install redis-server)"

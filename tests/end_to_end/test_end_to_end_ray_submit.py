@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,11 @@ def install() -> None:
     packages = [package for package, tools in TOOLS.items() if not all(map(found, tools))]
     if not packages or not os.environ.get("CI") or not found("apt-get"):
         return
-    quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "check": False}
+    quiet: dict[str, Any] = {
+        "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        "capture_output": True,
+        "check": False,
+    }
     subprocess.run(["apt-get", "update"], **quiet)
     subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *packages], **quiet)
 

@@ -17,9 +17,9 @@ def _smooth(activation: type[nn.Module]) -> nn.Sequential:
     layers += [nn.Conv2d(3, 3, 3, 2, 1), nn.BatchNorm2d(3), activation(), nn.Flatten(), nn.Linear(27, 5)]
     for layer in layers:
         if isinstance(layer, nn.BatchNorm2d):  # as after training
-            nn.init.normal_(layer.running_mean, 0, 0.2)
-            nn.init.uniform_(layer.running_var, 0.5, 1.5)
-            layer.num_batches_tracked.fill_(7)
+            nn.init.normal_(layer.get_buffer("running_mean"), 0, 0.2)
+            nn.init.uniform_(layer.get_buffer("running_var"), 0.5, 1.5)
+            layer.get_buffer("num_batches_tracked").fill_(7)
     return nn.Sequential(*layers)
 
 

@@ -13,7 +13,8 @@ from gradinversion.capture import ClientConfig, Defence, capture_gradient, simul
 from gradinversion.capture.labels.final_layer import find_final_layer
 from gradinversion.target import Target
 from gradinversion.target.adaptation import Adaptation
-from gradinversion.target.defence_evidence import allow_for_defence, image_factors, pruning_slack
+from gradinversion.target.defence_evidence import allow_for_defence, image_factors
+from gradinversion.target.signatures import pruning_slack
 from torch import Tensor, nn
 
 _SIDE = 8

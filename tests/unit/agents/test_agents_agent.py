@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +22,7 @@ def _after(descends: Agent | Inverter, *run: Any) -> Tensor:
 
 
 @pytest.fixture
-def formula_agent(
-    monkeypatch: pytest.MonkeyPatch, formula_objective: Callable[..., Any]
-) -> Iterator[Callable[..., Agent]]:
+def formula_agent(monkeypatch: pytest.MonkeyPatch, formula_objective: Callable[..., Any]) -> Callable[..., Agent]:
     """An agent whose objective is a formula of images and call number."""
 
     def make(formula: Callable[[Tensor, int], Tensor], config: AgentsConfig = _CONFIG, seed: int = 3) -> Agent:
@@ -182,9 +180,9 @@ def failing_agent(smooth_target: Callable[..., Any]) -> Callable[..., Agent]:
         runs = Agent(target, ObjectiveConfig(group_weight=0.1), _NOISY, seed=4)
         terms = runs._objective.terms
 
-        def poisoned(*arguments: Any) -> dict[str, Tensor]:
+        def poisoned(*arguments: Any, **named: Any) -> dict[str, Tensor]:
             factor = float("nan") if (runs._inverter.incarnation, runs._inverter.step) in fails else 1.0
-            return {name: factor * value for name, value in terms(*arguments).items()}
+            return {name: factor * value for name, value in terms(*arguments, **named).items()}
 
         runs._objective.terms = poisoned  # type: ignore[method-assign]
         return runs

@@ -42,7 +42,7 @@ def anchored() -> tuple[Target, Tensor]:
     return target, truth
 
 
-def _gradient(target: Target, images: Tensor, **options: float) -> float:
+def _gradient(target: Target, images: Tensor, **options: Any) -> float:
     terms = Objective(target, ObjectiveConfig(**options)).terms(images.clone().requires_grad_())
     return float(terms["gradient"].detach())
 

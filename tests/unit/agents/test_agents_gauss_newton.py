@@ -52,6 +52,13 @@ def _kinked(x: Tensor) -> Tensor:
     return (here - there) / there.norm()
 
 
+def _within(bound: float) -> Callable[[Tensor], None]:
+    def confine(variables: Tensor) -> None:
+        variables.clamp_(-bound, bound)
+
+    return confine
+
+
 def _run(
     residual: Callable[[Tensor], Tensor], steps: int, confine: Callable[[Tensor], None] = _anywhere
 ) -> tuple[Tensor, GaussNewton]:
@@ -106,7 +113,7 @@ def test_the_last_step_makes_the_move() -> None:
 def test_bounds_are_kept() -> None:
     residual, root = _linear()
     half = float(root.abs().median())
-    found, _ = _run(residual, 60, confine=lambda variables: variables.clamp_(-half, half))
+    found, _ = _run(residual, 60, confine=_within(half))
     assert float(found.abs().max()) <= half
     assert float(residual(found).norm()) < float(residual(_start().clamp(-half, half)).norm())
 
@@ -335,7 +342,8 @@ def test_losses_are_told_as_before(anchored: tuple[Target, Tensor]) -> None:
 @pytest.mark.parametrize("weight", ["gradient_weight", "activation_weight"])
 def test_a_term_without_weight_has_no_say_at_the_end(anchored: tuple[Target, Tensor], weight: str) -> None:
     # A control without the gradient must not see it, also where a target with an anchor is handed to it.
-    objective = Objective(anchored[0], ObjectiveConfig(**{weight: 0.0}))
+    without: dict[str, Any] = {weight: 0.0}
+    objective = Objective(anchored[0], ObjectiveConfig(**without))
     assert not objective.determined
 
 
@@ -357,7 +365,7 @@ def test_variables_at_their_bounds_do_not_cut_the_move_off() -> None:
     bound = float(root.abs().quantile(0.5))
     inside = root.clamp(-bound, bound)  # half of the variables lie on a bound, and the residual pushes them outwards
     given = matrix @ inside + matrix @ torch.linalg.solve(matrix.T @ matrix, 0.1 * (root - inside).sign())
-    found, _ = _run(lambda x: matrix @ x - given, 300, confine=lambda variables: variables.clamp_(-bound, bound))
+    found, _ = _run(lambda x: matrix @ x - given, 300, confine=_within(bound))
     assert torch.allclose(found, inside, atol=1e-6)
 
 

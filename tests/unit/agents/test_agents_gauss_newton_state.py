@@ -14,7 +14,8 @@ _NUMBERS = (4, 20, 1, True, 7, 1e-5, 2.0, 3.0, 2.5, 4.0, float("inf"))
 
 
 def _written() -> GaussNewtonState:
-    return GaussNewtonState(*(torch.full_like(_VARIABLES, value) for value in (1, 2, 3)), *_NUMBERS)
+    first, second, third = (torch.full_like(_VARIABLES, value) for value in (1, 2, 3))
+    return GaussNewtonState(first, second, third, *_NUMBERS)
 
 
 def test_a_state_is_read_as_it_was_written() -> None:

@@ -274,6 +274,6 @@ def test_a_run_that_found_the_answer_is_not_divergence_when_noise_returns(
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_settings_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"agents\.{next(iter(wrong))}="):
         AgentsConfig(**wrong)

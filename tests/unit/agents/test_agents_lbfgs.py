@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig, Outcome
@@ -29,7 +31,7 @@ def test_equals_torch_optim(rate: float) -> None:
     ours = _start()
     theirs = ours.clone().requires_grad_()
     lbfgs = Lbfgs(ours)
-    options = {"max_iter": 1, "history_size": 20, "tolerance_grad": 0, "tolerance_change": 0}
+    options: dict[str, Any] = {"max_iter": 1, "history_size": 20, "tolerance_grad": 0, "tolerance_change": 0}
     reference = torch.optim.LBFGS([theirs], lr=rate, **options)
 
     def closure() -> Tensor:

@@ -29,7 +29,7 @@ _WEIGHTS = {
     "batch_norm": 0.3,
     "group": 0.2,
 }
-_EVERYTHING = {f"{name}_weight": weight for name, weight in _WEIGHTS.items()}
+_EVERYTHING: dict[str, Any] = {f"{name}_weight": weight for name, weight in _WEIGHTS.items()}
 
 
 def _with_anchor(target: Target) -> Target:
@@ -45,7 +45,7 @@ def test_the_total_is_the_weighted_sum_of_all_terms(
 ) -> None:
     target, truth = smooth_target()
     target = _with_anchor(target) if anchored else target
-    terms = Objective(target, ObjectiveConfig(form=form, **_EVERYTHING)).terms(truth + 0.3, truth)
+    terms = Objective(target, ObjectiveConfig(form=Form(form), **_EVERYTHING)).terms(truth + 0.3, truth)
     names = set(_WEIGHTS) - (set() if anchored else {"activation"})
     assert set(terms) == names | {"total"}
     total = sum(_WEIGHTS[name] * float(terms[name].detach()) for name in names)
@@ -65,7 +65,7 @@ def test_the_total_is_the_weighted_sum_of_all_terms(
     ids=lambda options: options["gradient_loss"],
 )
 def test_the_derivative_by_the_images(
-    smooth_target: Callable[..., Any], batch_norm: str, anchored: bool, options: dict[str, str]
+    smooth_target: Callable[..., Any], batch_norm: str, anchored: bool, options: dict[str, Any]
 ) -> None:
     # A second derivative of the network: the objective itself contains the first.
     target, truth = smooth_target(batch_norm, activation=nn.Tanh)
@@ -131,7 +131,7 @@ def test_statistics_of_a_trained_network_are_a_prior_although_its_counter_is_zer
     target, truth = smooth_target()
     for layer in target.model:
         if isinstance(layer, nn.BatchNorm2d):
-            layer.num_batches_tracked.zero_()  # as in converted weights
+            layer.get_buffer("num_batches_tracked").zero_()  # as in converted weights
     objective = Objective(target, ObjectiveConfig())
     assert "batch_norm" in objective.terms(truth)
     assert not any("never updated" in message for message in objective.messages)
@@ -184,7 +184,7 @@ def test_parameters_that_the_loss_does_not_reach(anchored: bool) -> None:
 @pytest.mark.parametrize("anchored", [False, True])
 def test_frozen_parameters_are_not_asked_for(anchored: bool) -> None:
     model, images, labels = _TwoHeads(), torch.rand(2, 1, 5, 5), torch.tensor([3, 1])
-    model.conv.bias.requires_grad_(False)
+    model.get_parameter("conv.bias").requires_grad_(False)
     model.head.bias.requires_grad_(False)
     update = capture_gradient(model, images, labels, normalisation=Normalisation((0.5,), (0.5,)))
     assert "conv.bias" not in update.gradients
@@ -196,24 +196,27 @@ def test_frozen_parameters_are_not_asked_for(anchored: bool) -> None:
 @pytest.mark.parametrize("name", list(_EVERYTHING))
 @pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
 def test_weights_outside_their_range_are_refused(name: str, value: float) -> None:
+    wrong: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=name):
-        ObjectiveConfig(**{name: value})
+        ObjectiveConfig(**wrong)
 
 
 @pytest.mark.parametrize("name", ["form", "gradient_loss", "total_variation"])
 def test_plain_words_mean_the_same_as_members(name: str) -> None:
     kind = {"form": Form, "gradient_loss": GradientLoss, "total_variation": TotalVariation}[name]
     for member in kind:
-        assert getattr(ObjectiveConfig(**{name: str(member.value)}), name) is member
+        plain: dict[str, Any] = {name: str(member.value)}
+        assert getattr(ObjectiveConfig(**plain), name) is member
+    unknown: dict[str, Any] = {name: "huh"}
     with pytest.raises(ValueError, match=rf"objective\.{name}=huh: give one of {next(iter(kind))}"):
-        ObjectiveConfig(**{name: "huh"})
+        ObjectiveConfig(**unknown)
 
 
 def test_the_paper_s_form_is_another_number(smooth_target: Callable[..., Any]) -> None:
     target, truth = smooth_target()
     values = {}
     for form in ("paper", "scale_free"):
-        terms = Objective(target, ObjectiveConfig(form=form, **_EVERYTHING)).terms(truth + 0.3, truth)
+        terms = Objective(target, ObjectiveConfig(form=Form(form), **_EVERYTHING)).terms(truth + 0.3, truth)
         values[form] = {name: float(terms[name].detach()) for name in ("l2", "batch_norm", "group")}
     assert values["paper"]["l2"] == pytest.approx(float((truth + 0.3).flatten(1).norm(dim=1).mean()))
     assert values["scale_free"]["l2"] == pytest.approx(float((truth + 0.3).square().mean()))

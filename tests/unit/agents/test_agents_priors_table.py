@@ -13,7 +13,7 @@ from gradinversion.agents.objective_config import PRIORS, HeldAgainst, Prior
 from gradinversion.priors import Statistics
 from torch import Tensor
 
-_QUIET = {"total_variation_weight": 0.0, "batch_norm_weight": 0.0, "group_weight": 0.0}
+_QUIET: dict[str, Any] = {"total_variation_weight": 0.0, "batch_norm_weight": 0.0, "group_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _spread(found: dict[str, Statistics], target: dict[str, Statistics]) -> Tens
 def another(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     equation, target = request.param
     monkeypatch.setitem(PRIORS, "other", Prior(lambda config: equation, target))
-    return equation  # type: ignore[no-any-return]
+    return equation
 
 
 def test_a_prior_that_is_in_the_table_is_a_term(

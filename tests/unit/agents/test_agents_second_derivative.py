@@ -122,7 +122,7 @@ class Once(torch.autograd.Function):
         return values.sin()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
         result: Tensor = cotangent * values.cos()

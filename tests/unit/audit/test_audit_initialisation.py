@@ -26,8 +26,8 @@ def normalised(seed: int) -> nn.Module:
     """Batch norm, and weights from a normal distribution."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))
-    nn.init.kaiming_normal_(model[0].weight)
-    nn.init.zeros_(model[0].bias)
+    nn.init.kaiming_normal_(model.get_parameter("0.weight"))
+    nn.init.zeros_(model.get_parameter("0.bias"))
     return model
 
 
@@ -69,7 +69,7 @@ def test_images_that_only_went_through_it_did_not_train_it() -> None:
 def test_without_batch_norm_no_one_knows_why_weights_are_not_fresh() -> None:
     assert compare_weights(train(plain(3), 20, 0.1), plain) is WeightState.CHANGED
     other = plain(3)
-    nn.init.normal_(other[0].weight, std=0.5)
+    nn.init.normal_(other.get_parameter("0.weight"), std=0.5)
     assert compare_weights(other, plain) is WeightState.CHANGED
 
 

@@ -93,7 +93,7 @@ class _InplaceConvnet(nn.Sequential):
 @pytest.mark.parametrize("mode", MODES)
 def test_client_mode_leaves_no_trace(mode: BatchNormMode, images: Tensor) -> None:
     model = load_model("resnet18")
-    model.layer1.train()
+    model.get_submodule("layer1").train()
     flags = [module.training for module in model.modules()]
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     with client_mode(model, mode):
@@ -158,7 +158,7 @@ def test_unshared_statistics_fall_back_to_the_servers(mode: BatchNormMode, image
     assert list(targets) == ["1", "4", "7", "10"]
     for name, target in targets.items():
         assert not target.exact
-        assert torch.equal(target.mean, batch_norm_layers(model)[name].running_mean)
+        assert torch.equal(target.mean, batch_norm_layers(model)[name].get_buffer("running_mean"))
 
 
 def test_a_layer_used_twice_is_not_called_exact(images: Tensor) -> None:

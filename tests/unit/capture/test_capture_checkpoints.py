@@ -90,7 +90,7 @@ def test_what_else_the_training_had_is_left_out() -> None:
     state = {f"net.{name}": value + 1 for name, value in model.state_dict().items()}
     other = {"loss.weight": torch.ones(10), "accuracy.total": torch.tensor(5), "net_head": torch.ones(1)}
     assert load_state(model, state | other, "'last.ckpt'") == ("accuracy.total", "loss.weight", "net_head")
-    assert torch.equal(model[0].weight, state["net.0.weight"])
+    assert torch.equal(model.get_parameter("0.weight"), state["net.0.weight"])
 
 
 def test_two_whole_models_in_one_file_are_not_guessed_between() -> None:

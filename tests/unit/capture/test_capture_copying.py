@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -61,6 +61,9 @@ class KeepsActivations(nn.Module):
 
 
 class Locked(Holder):
+    lock: threading.Lock
+    inner: dict[str, list[Any]]
+
     def __init__(self) -> None:
         super().__init__(lock=threading.Lock(), inner={"locks": [threading.RLock()]})
 
@@ -70,6 +73,10 @@ class Locked(Holder):
 
 
 class Logged(Holder):
+    text: io.TextIOBase
+    content: io.RawIOBase
+    out: TextIO
+
     def __init__(self, text: io.TextIOBase, content: io.RawIOBase) -> None:
         super().__init__(text=text, content=content, log=logging.getLogger("a model's"), out=sys.stdout)
 

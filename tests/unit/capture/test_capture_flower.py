@@ -81,15 +81,15 @@ def asked(strategy: Any, before: State, number: int = 1, **config: float) -> dic
     """The messages of one round, by node."""
     from flwr.app import ArrayRecord, ConfigRecord
 
-    messages = strategy.configure_train(number, ArrayRecord(before), ConfigRecord(config), Nodes())
+    messages = strategy.configure_train(number, ArrayRecord(before), ConfigRecord({**config}), Nodes())
     return {message.metadata.dst_node_id: message for message in messages}
 
 
 def reply(message: Any, state: State | list[Any], **metrics: float) -> Any:
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-    records = {"arrays": ArrayRecord(state), "metrics": MetricRecord({"num-examples": 8} | metrics)}
-    return Message(content=RecordDict(records), reply_to=message)
+    numbers = MetricRecord({"num-examples": 8, **metrics})
+    return Message(content=RecordDict({"arrays": ArrayRecord(state), "metrics": numbers}), reply_to=message)
 
 
 def failure(message: Any, reason: str) -> Any:

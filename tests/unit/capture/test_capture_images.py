@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gradinversion.capture.client.images import class_labels
 from PIL import Image
 
 
-def save(path: Path, pixels: np.ndarray, **options: object) -> None:
+def save(path: Path, pixels: np.ndarray, **options: Any) -> None:
     Image.fromarray(pixels).save(path, **options)
 
 
@@ -212,7 +213,7 @@ def test_folders_whose_classes_are_not_clear_are_refused(tmp_path: Path) -> None
     ("settings", "labels"),
     [({}, [0, 1, 1, 2]), ({"labels": "3,3,3,0"}, [3, 3, 3, 0]), ({"labels": "unique"}, [0, 1, 2, 3])],
 )
-def test_a_client_of_class_folders(tmp_path: Path, settings: dict[str, str], labels: list[int]) -> None:
+def test_a_client_of_class_folders(tmp_path: Path, settings: dict[str, Any], labels: list[int]) -> None:
     folder = class_folders(tmp_path / "data", {"dog": 2, "cat": 1, "horse": 2})
     batch = load_batch(ClientConfig(images=str(folder), image_size=8, **settings))
     assert batch.labels.tolist() == labels

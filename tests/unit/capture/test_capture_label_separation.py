@@ -94,10 +94,10 @@ def test_what_the_model_is_sure_of_is_not_seen_and_it_is_said(trained: nn.Module
     images, labels = draw_images(400, 8)
     sharp = nn.Sequential(nn.Flatten(), nn.Linear(48, CLASSES))
     with torch.no_grad():
-        layer = trained[1]
+        layer = trained.get_submodule("1")
         assert isinstance(layer, nn.Linear)
-        sharp[1].weight.copy_(4 * layer.weight)
-        sharp[1].bias.copy_(4 * layer.bias)
+        sharp.get_parameter("1.weight").copy_(4 * layer.weight)
+        sharp.get_parameter("1.bias").copy_(4 * layer.bias)
         logits = sharp(IMAGENET.apply(images)).sort(dim=1, descending=True).values
         order = (logits[:, 0] - logits[:, 1]).argsort()
     chosen = torch.cat([order[:6], order[-6:]])
@@ -105,7 +105,7 @@ def test_what_the_model_is_sure_of_is_not_seen_and_it_is_said(trained: nn.Module
     assert len(found.labels) == BATCH
     assert any("could not be told apart" in line for line in found.warnings)
     left = Counter(labels[chosen].tolist())
-    right = {True: [], False: []}
+    right: dict[bool, list[bool]] = {True: [], False: []}
     for label, confidence in zip(found.labels.tolist(), found.confidence.tolist(), strict=True):
         right[confidence >= 0.9].append(left[label] > 0)
         left[label] -= 1

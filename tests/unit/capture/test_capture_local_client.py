@@ -75,7 +75,7 @@ def test_training_by_hand_gives_the_same_weights(model: nn.Module, images: Tenso
             step = capture_gradient(by_hand, images[chosen], LABELS[chosen])
             with torch.no_grad():
                 for name, parameter in by_hand.named_parameters():
-                    parameter -= 0.1 * step.gradients[name]
+                    parameter.sub_(0.1 * step.gradients[name])
     for name, parameter in by_hand.named_parameters():
         torch.testing.assert_close(sent.gradients[name], parameter.detach() - weights[name], rtol=1e-4, atol=1e-6)
 

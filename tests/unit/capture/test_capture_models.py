@@ -45,7 +45,7 @@ def test_weights_are_a_function_of_the_seed_and_the_global_state_stays() -> None
 def test_torchvision_names_are_found_in_any_case() -> None:
     model = load_model("ResNet18", 100, 64)
     assert not model.training
-    assert model.fc.out_features == 100
+    assert model.get_submodule("fc").out_features == 100
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ from gradinversion.capture.adapters.arrays import decode_array, name_arrays
 from gradinversion.capture.adapters.facts import Said, local_facts, read_said
 from gradinversion.capture.adapters.rounds import Order, Reply, RoundRecorder, Weights
 from gradinversion.capture.told_config import ToldConfig
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 State = dict[str, Tensor]
 METRICS: dict[str, object] = {"num-examples": 8}
 
 
-def npy(array: object) -> bytes:
+def npy(array: ArrayLike) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()

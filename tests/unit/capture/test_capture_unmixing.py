@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def _sharpened(model: nn.Module, factor: float) -> nn.Module:
     """As after training: sure of every image, rightly or not."""
     changed = load_model("convnet", 10)
     with torch.no_grad():
-        changed[-1].weight.copy_(model[-1].weight * factor)
+        changed.get_parameter("13.weight").copy_(model.get_parameter("13.weight") * factor)
     return changed
 
 
@@ -51,6 +52,7 @@ def _weight_gradient(update: CapturedUpdate) -> Tensor:
 
 
 def _features(model: nn.Module, update: CapturedUpdate, images: Tensor, count: int) -> Tensor:
+    assert isinstance(model, nn.Sequential)
     with torch.no_grad():
         found: Tensor = model.double()[:-1](update.normalisation.apply(images[:count]).double())
     model.float()
@@ -125,10 +127,10 @@ def test_cutting_planes_find_the_facet_of_the_program_over_all_units(unit: int, 
     whole = unmixing._facet(basis, unit, noise, torch.arange(900))
     assert cut is not None
     assert whole is not None
-    polished = [
+    first, second = (
         unmixing.polish_facet(basis, unmixing._sharpen(basis, facet) @ basis, noise)[0] for facet in (cut, whole)
-    ]
-    assert torch.allclose(*polished, atol=1e-9)
+    )
+    assert torch.allclose(first, second, atol=1e-9)
 
 
 @pytest.mark.parametrize("gradient", [torch.zeros(10, 40), torch.full((10, 40), torch.nan), torch.ones(3, 40)])
@@ -170,8 +172,13 @@ def test_one_gradient_is_taken_apart_once_whatever_the_smoothing(
 ) -> None:
     gradient = _weight_gradient(_capture(model, photos, LABELS[0]))
     plain, smoothed = unmix(gradient, 6), unmix(gradient, 6, 1.0)
-    real, calls = unmixing._take_apart, []
-    monkeypatch.setattr(unmixing, "_take_apart", lambda *given: calls.append(given) or real(*given))
+    real, calls = unmixing._take_apart, list[Any]()
+
+    def watched(*given: Any) -> Any:
+        calls.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(unmixing, "_take_apart", watched)
     once = UnmixOnce()
     for smoothing, expected in ((0.0, plain), (1.0, smoothed), (0.0, plain)):
         found = once(gradient, 6, smoothing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -44,11 +45,15 @@ def private(model: nn.Module) -> nn.Module:
     return wrapped
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(model))
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
-    "compile": torch.compile,
-    "compile in DataParallel": lambda model: nn.DataParallel(torch.compile(model)),
-    "DataParallel in compile": lambda model: torch.compile(nn.DataParallel(model)),
+    "compile": compiled,
+    "compile in DataParallel": lambda model: nn.DataParallel(compiled(model)),
+    "DataParallel in compile": lambda model: compiled(nn.DataParallel(model)),
     "averaged": torch.optim.swa_utils.AveragedModel,
 }
 
@@ -171,7 +176,7 @@ def test_states_and_architecture_may_each_be_wrapped(architecture: Callable[[], 
 
 
 def wrapped_convnet(num_classes: int) -> nn.Module:
-    return nn.DataParallel(torch.compile(load_model("convnet", num_classes)))
+    return nn.DataParallel(compiled(load_model("convnet", num_classes)))
 
 
 def test_a_callable_may_return_a_wrapped_model() -> None:

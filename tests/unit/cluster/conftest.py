@@ -73,13 +73,14 @@ class Process:
         agent = Agent(target, ObjectiveConfig(group_weight=0.1), CONFIG, SEED)
         terms = agent._objective.terms
 
-        def watched(images: Tensor, consensus: Tensor | None, *rest: Any) -> dict[str, Tensor]:
+        def watched(images: Tensor, consensus: Tensor | None = None, *rest: Any, **named: Any) -> dict[str, Tensor]:
             self.steps.append(agent.step)
             self.seen.append(consensus)
             self.hooks.pop(agent.step, lambda: None)()
             bad = (agent._inverter.incarnation, agent.step) in self._fails
             return {
-                name: value * (float("nan") if bad else 1.0) for name, value in terms(images, consensus, *rest).items()
+                name: value * (float("nan") if bad else 1.0)
+                for name, value in terms(images, consensus, *rest, **named).items()
             }
 
         agent._objective.terms = watched  # type: ignore[method-assign]

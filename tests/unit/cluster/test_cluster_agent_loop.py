@@ -148,7 +148,7 @@ def test_a_newer_coordinator_interrupts_the_older_one(process: Callable[..., Any
 
 def test_it_does_so_also_before_the_first_step(process: Callable[..., Any], order: Callable[..., Order]) -> None:
     one = process()
-    has_work, answers = one.loop._has_work, []
+    has_work, answers = one.loop._has_work, list[Any]()
 
     def newer_order_comes_now() -> bool:
         # Between the look at the queue and the work.
@@ -156,7 +156,7 @@ def test_it_does_so_also_before_the_first_step(process: Callable[..., Any], orde
             answers.append(one.submit(order(0, epoch=2, stint=(2, 1))))
         return has_work()
 
-    one.loop._has_work = newer_order_comes_now  # type: ignore[method-assign]
+    one.loop._has_work = newer_order_comes_now
     with pytest.raises(StaleOrderError):
         one.reply(order(0))
     assert answers[0].result().account.step == 10

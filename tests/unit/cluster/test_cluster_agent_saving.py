@@ -168,7 +168,12 @@ def test_in_async_mode_an_order_brings_the_newest_consensus(
 ) -> None:
     one = process(chunk=5)
     stands_still, goes_on = threading.Event(), threading.Event()
-    one.hooks[21] = lambda: (stands_still.set(), goes_on.wait())
+
+    def stand_still() -> None:
+        stands_still.set()
+        goes_on.wait()
+
+    one.hooks[21] = stand_still
     one.reply(order(0))
     stands_still.wait()
     answer = one.submit(order(2))
@@ -187,7 +192,7 @@ def test_in_async_mode_nothing_large_is_kept_while_nobody_asks(
     one.hooks[39] = at_the_end.set
     one.reply(order(0))
     at_the_end.wait()
-    unseen = one.loop._stint.unseen  # type: ignore[union-attr]
+    unseen = one.loop._stint.unseen
     assert len(unseen) > 0
     # Without their images: an agent that nobody asks for hours would keep hundreds of batches.
     assert not any(isinstance(value, Tensor) for account in unseen for value in vars(account).values())
@@ -242,6 +247,6 @@ def test_in_async_mode_a_newer_coordinator_s_order_begins_at_its_origin(
 def test_notes_about_the_objective_are_told_once(process: Callable[..., Any], order: Callable[..., Order]) -> None:
     one = process()
     one.reply(order(0))
-    one.loop._agent._objective.messages.append("a term is skipped")  # type: ignore[union-attr]
+    one.loop._agent._objective.messages.append("a term is skipped")
     assert one.reply(order(1)).notes == ()
     assert one.reply(order(1, stint=(1, 2))).notes == ("a term is skipped",)

@@ -146,7 +146,7 @@ def declared_kinds() -> dict[str, Any]:
 
 
 def problems_of_kubernetes(text: str) -> list[str]:
-    found, kinds = [], declared_kinds()
+    found, kinds = list[str](), declared_kinds()
     parts = documents(text)
     for part in parts:
         kind = f"{part['apiVersion']} {part['kind']}"

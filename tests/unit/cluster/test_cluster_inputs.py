@@ -23,7 +23,7 @@ def model() -> nn.Module:
     model = SOURCE.load()
     with torch.no_grad():  # as after training: not what the source alone would build
         for parameter in model.parameters():
-            parameter += 0.1
+            parameter.add_(0.1)
     return model
 
 

@@ -61,9 +61,9 @@ def test_a_round_without_a_fault() -> None:
     assert not member.arrive(HERE)
     assert (member.state, member.presence) == (State.READY, HERE)
     member.give(order(0), 0.0)
-    assert member.state is State.READY  # the order is due, nobody has sent it
+    assert (member.state, member.presence) == (State.READY, HERE)  # the order is due, nobody has sent it
     member.send()
-    assert member.state is State.RUNNING
+    assert (member.state, member.presence) == (State.RUNNING, HERE)
     assert member.answer(reply(0), ["images"]) is None
     assert member.state is State.READY
     assert member.images == ["images"]

@@ -98,7 +98,7 @@ def test_the_age_of_the_checkpoint_counts_from_the_start_of_the_run_until_there_
     run: RunMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [2000.0]
-    monkeypatch.setattr(metrics.time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
     run.observe(STATUS)
     assert value("checkpoint_timestamp_seconds") == 1000.0
     run.observe(replace(STATUS, saved_round=0))

@@ -127,8 +127,9 @@ def test_a_state_that_nobody_writes_any_more_is_told(scene: Scene) -> None:
 
 def test_who_fails_every_time_is_left_out(scene: Scene) -> None:
     scene.fail(3, times=5)
-    assert scene.members[3].state is State.LOST
-    scene.run(scene.members[3])
+    lost = scene.members[3]
+    assert lost.state is State.LOST
+    scene.run(lost)
     scene.fail(3, times=1, error=in_the_agent(RuntimeError("a bad disk")))
     assert scene.members[3].state is State.RETIRED
     assert scene.listener.texts[-1] == "{seed} failed 6 times in one round and is left out (a bad disk)."
@@ -145,7 +146,12 @@ def test_below_the_minimum_the_run_ends_with_the_error(scene: Scene) -> None:
 def test_a_lost_agent_is_waited_for_until_it_is_given_up(scene: Scene) -> None:
     scene.fail(1, times=1)
     asked: list[tuple[float, int]] = []
-    assert scene.give_up(lambda waited, others: bool(asked.append((waited, others)))) == set()
+
+    def wait(waited: float, others: int) -> bool:
+        asked.append((waited, others))
+        return False
+
+    assert scene.give_up(wait) == set()
     ((waited, others),) = asked
     assert waited >= 0
     assert others == 3

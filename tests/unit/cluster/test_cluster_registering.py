@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from gradinversion.cluster import registering
 from gradinversion.cluster.registering import count_parts, form_in_parts, register_part
@@ -62,11 +63,11 @@ class Cluster:
     """References are the things themselves; who was asked for which part is taken down."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(registering.ray, "get", lambda references: references)
-        monkeypatch.setattr(registering.ray, "cluster_resources", lambda: {"CPU": self.processors})
-        monkeypatch.setattr(registering, "_register_parts_task", SimpleNamespace(remote=self.task))
         self.asked: list[str] = []
         self.processors = 8.0
+        monkeypatch.setattr(ray, "get", lambda references: references)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": self.processors})
+        monkeypatch.setattr(registering, "_register_parts_task", SimpleNamespace(remote=self.task))
 
     def worker(self, name: str) -> Any:
         def register(*arguments: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from gradinversion.capture import CapturedUpdate, ModelError, capture_gradient
 from gradinversion.cluster import shipping
+from ray import cloudpickle
 from torch import Tensor, nn
 
 Sent = list[tuple[CapturedUpdate, nn.Module]]
@@ -67,7 +68,7 @@ def test_a_refusal_shows_nothing_of_the_update(sent: Sent, monkeypatch: pytest.M
             raise TypeError("cannot pickle this text")
         return b""
 
-    monkeypatch.setattr(shipping.cloudpickle, "dumps", dumps)
+    monkeypatch.setattr(cloudpickle, "dumps", dumps)
     model = nn.Sequential(Net(text="of a model"))
     with pytest.raises(ModelError) as refused:
         shipping.put_inputs(update_of(model), model)
@@ -137,7 +138,7 @@ def test_code_is_sent_only_where_it_is_missing_and_only_for_once(
     put = ray.put
 
     def watched(value: object) -> object:
-        registered.append(set(shipping.cloudpickle.list_registry_pickle_by_value()))
+        registered.append(set(cloudpickle.list_registry_pickle_by_value()))
         return put(value)
 
     monkeypatch.setattr(ray, "put", watched)
@@ -145,4 +146,4 @@ def test_code_is_sent_only_where_it_is_missing_and_only_for_once(
     missing += ["own_net", "own_package"]
     shipping.put_inputs(update_of(model), model)
     assert registered == [set(), {"own_net", "own_package"}]
-    assert shipping.cloudpickle.list_registry_pickle_by_value() == set()
+    assert cloudpickle.list_registry_pickle_by_value() == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from gradinversion.agents import Outcome
@@ -45,7 +46,7 @@ def shown(status: Status, width: int = 120) -> list[str]:
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
-def at(status: Status, *steps: int, **facts: object) -> Status:
+def at(status: Status, *steps: int, **facts: Any) -> Status:
     seeds = tuple(replace(seed, step=step) for seed, step in zip(status.seeds, steps, strict=True))
     return replace(status, seeds=seeds, **facts)
 

@@ -177,7 +177,7 @@ class Run:
 
     def at_presence(self, change: Callable[[int], object]) -> None:
         """Have something happen whenever the coordinator looks who is there, counted from 0."""
-        present, looks = self.group.present, []
+        present, looks = self.group.present, list[None]()
 
         def looked() -> frozenset[int]:
             change(len(looks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -74,8 +74,12 @@ def normed(make: Callable[..., object]) -> Callable[[], nn.Module]:
     return build
 
 
+def compiled() -> nn.Module:
+    return cast(nn.Module, torch.compile(layers()))
+
+
 ATTACKED: dict[str, Callable[[], nn.Module]] = {
-    "compiled": lambda: torch.compile(layers()),
+    "compiled": compiled,
     "DataParallel": lambda: nn.DataParallel(layers()),
     "in place": InPlace,
     "fixed batch": FixedBatch,
@@ -126,7 +130,7 @@ class Once(torch.autograd.Function):
         return values.sin()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
         result: Tensor = cotangent * values.cos()

@@ -118,7 +118,8 @@ def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:
 
 
 def test_no_field_was_left_at_its_default(result: Reconstruction) -> None:
-    for value in (result, result.labels, *result.candidates, *result.facts):
+    values: tuple[Any, ...] = (result, result.labels, *result.candidates, *result.facts)
+    for value in values:
         for field in dataclasses.fields(value):
             assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name
 
@@ -179,7 +180,10 @@ def _change(path: tuple[str, ...], value: Any) -> Callable[[Path], None]:
 
 
 def _cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    def cut(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+    return cut
 
 
 @pytest.mark.parametrize(

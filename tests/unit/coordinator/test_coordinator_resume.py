@@ -118,7 +118,7 @@ def test_what_is_only_done_for_a_stopped_run_s_result_is_not_continued_from(
     whole = run(late)()
     one = run(late, out=tmp_path)
     one.before = {1: one.coordinator.stop}
-    save, failed = one.group.save, []
+    save, failed = one.group.save, list[int]()
 
     def fails_once(position: int, index: int) -> Any:
         # So that this round is saved at the very end, when there is a consensus for the result.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gradinversion.agents import Account, Outcome
+from gradinversion.agents import Account, Failure, Outcome
 from gradinversion.coordinator import CheckpointStore, FencedError, StateFile, Storage, StorageError, state_name
 from gradinversion.coordinator.progress import Progress
 from gradinversion.coordinator.saving import Saving
@@ -94,7 +94,8 @@ def test_rounds_follow_each_other_into_the_storage_and_no_more_than_two_are_awai
     store.open.clear()
     complete(saving, 0)
     complete(saving, 1)
-    assert saving.free
+    was_free = saving.free
+    assert was_free
     saving.begin(2, (0, 1))
     assert not saving.free
     assert saving.poll()[1] == {}
@@ -294,7 +295,8 @@ def test_without_a_store_nothing_is_ever_free() -> None:
 
 
 def account() -> Account:
-    return Account(10, 0, 2, {}, Outcome.RUNNING, None, 1.0, ("Seed 10 was odd.",), ({"step": 2.0},))
+    failure = Failure(2, Outcome.DIVERGED, 1, 3)
+    return Account(10, 0, 2, {}, Outcome.RUNNING, None, 1.0, (failure,), ({"step": 2.0},))
 
 
 def test_curves_and_events_are_written(tmp_path: Path) -> None:
@@ -304,7 +306,9 @@ def test_curves_and_events_are_written(tmp_path: Path) -> None:
     saving.write_curves(progress, wait=True)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (row["step"], row["seed"]) == (2.0, 10)
-    assert "Seed 10 was odd." in (tmp_path / "events.jsonl").read_text()
+    (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert event["kind"] == "seed_diverged"
+    assert "failed at step 2" in event["message"]
     saving.close()
 
 

@@ -56,7 +56,7 @@ def _by_value(values: dict[tuple[float, ...], float]) -> Callable[[torch.Tensor]
 def test_a_seed_that_is_only_a_tenth_better_does_not_stand_out() -> None:
     # The evidence of seeds that found the same scatters by about as much.
     seeds, consensus = torch.tensor([[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]])[..., None, None, None], torch.ones(2, 1, 1, 1)
-    values = {(1.0, 1.0): 1.0, (2.0, 2.0): 1.0, (3.0, 3.0): 1.0}
+    values: dict[tuple[float, ...], float] = {(1.0, 1.0): 1.0, (2.0, 2.0): 1.0, (3.0, 3.0): 1.0}
     assert choose(seeds, consensus, _by_value({**values, (0.0, 0.0): 0.9})).sources == (3, 3)
     assert choose(seeds, consensus, _by_value({**values, (0.0, 0.0): 0.79})).sources == (0, 0)
 
@@ -71,7 +71,7 @@ def test_an_exchanged_image_has_to_help_by_its_share_of_what_is_clear() -> None:
 def test_an_exchange_that_pays_only_after_a_later_one_is_found_in_the_second_sweep() -> None:
     # The first image of the seed fits only beside its second, which comes later in a sweep.
     seeds, consensus = torch.tensor([[0.0, 0.0], [2.0, 2.0], [3.0, 3.0]])[..., None, None, None], torch.ones(2, 1, 1, 1)
-    values = {(1.0, 1.0): 1.0, (1.0, 0.0): 0.88, (0.0, 0.0): 0.785}
+    values: dict[tuple[float, ...], float] = {(1.0, 1.0): 1.0, (1.0, 0.0): 0.88, (0.0, 0.0): 0.785}
     choice = choose(seeds, consensus, _by_value({**values, (2.0, 2.0): 0.9, (3.0, 3.0): 0.9}))
     assert choice.sources == (0, 0)
     assert choice.evidence == 0.785

@@ -195,10 +195,10 @@ def _hooked() -> _Net:
 
 
 def _tied() -> _Net:
-    net = _Net()
+    net: Any = _Net()
     net.conv3 = nn.Conv2d(8, 8, 3, 1, 1)
     net.conv3.weight = net.conv2.weight
-    net.forward = lambda x: net.head(F.relu(net.conv3(net.upper(net.lower(x)))).flatten(1))  # type: ignore[method-assign]
+    net.forward = lambda x: net.head(F.relu(net.conv3(net.upper(net.lower(x)))).flatten(1))
     return net
 
 
@@ -356,6 +356,7 @@ def test_batch_statistics_end_the_chain(capture: Callable[..., Any], mode: Batch
     assert _chain(_with_batch_norm(), mode) == ["1", "2", "3", "4"]
     case = capture(_with_batch_norm(), [1, 4], batch_norm=mode)
     anchor = peel(case.update, case.model, case.labels).anchor
+    assert anchor is not None
     assert anchor.module == "2"
     assert max(case.errors(anchor)) < 1e-4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +37,12 @@ class _Net(nn.Module):
         logits = self.head(features)
         if self.ends == "softmax":
             return logits.softmax(1)
-        return {"plain": lambda z: z, "log_softmax": lambda z: F.log_softmax(z, 1), "module": self.softmax}[self.ends](
-            logits
-        )
+        endings: dict[str, Callable[[Tensor], Tensor]] = {
+            "plain": lambda z: z,
+            "log_softmax": lambda z: F.log_softmax(z, 1),
+            "module": self.softmax,
+        }
+        return endings[self.ends](logits)
 
 
 def _capture(
@@ -54,7 +58,7 @@ def _capture(
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"relu": False}])
 @pytest.mark.parametrize("ends", ["functional", "log_softmax", "module", "functional log_softmax"])
-def test_it_is_treated_like_its_twin(ends: str, options: dict[str, bool]) -> None:
+def test_it_is_treated_like_its_twin(ends: str, options: dict[str, Any]) -> None:
     _, twin, _ = _capture("plain", **options)
     model, update, images = _capture(ends, **options)
     for name, gradient in twin.gradients.items():

@@ -26,8 +26,8 @@ def _small_convnet(width: int = 16) -> nn.Sequential:
     model = convnet(10, 16, width=width)
     for layer in model:
         if isinstance(layer, nn.BatchNorm2d):  # as after training: nothing at its initial value
-            nn.init.normal_(layer.running_mean, 0, 0.3)
-            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.normal_(layer.get_buffer("running_mean"), 0, 0.3)
+            nn.init.uniform_(layer.get_buffer("running_var"), 0.5, 2)
             nn.init.normal_(layer.weight, 1, 0.5)
             nn.init.normal_(layer.bias, 0, 0.3)
     return model
@@ -153,8 +153,8 @@ def test_a_flatten_that_is_no_module(capture: Callable[..., Any], last: tuple[nn
 def test_channels_that_batch_norm_silences_do_not_poison_the_rest(capture: Callable[..., Any]) -> None:
     model = _trunk(nn.Conv2d(8, 32, 3, 1, 1), nn.BatchNorm2d(32))
     with torch.no_grad():
-        model[3].weight[:3] = 0.0
-        model[3].bias[:] = 0.3
+        model.get_parameter("3.weight")[:3] = 0.0
+        model.get_parameter("3.bias")[:] = 0.3
     case = capture(model, [4])
     anchor = _peeled(case)
     assert anchor.module == "0"

@@ -20,7 +20,9 @@ _LABELS = [[1, 1], [3, 1, 4, 1], [0, 0, 0, 0], [2, 2, 7, 7, 7, 5], [5, 0, 3]]
 def _network(factor: float = 1.0) -> nn.Sequential:
     model = convnet(10, 16, width=32)
     with torch.no_grad():
-        model[-1].weight.mul_(factor)
+        last = model[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(factor)
     return model
 
 
@@ -58,13 +60,13 @@ def test_a_clipped_update_shows_its_factor(capture: Callable[..., Any], labels: 
     norm = float(torch.cat([g.flatten() for g in case.update.gradients.values()]).norm())
     clipped = replace(case.update, gradients=apply_defence(case.update.gradients, "clip", norm / 3))
     weight, bias, *_ = _final(case)
-    sent = list(clipped.gradients.values())
-    found = peel_unmixed_head(weight, bias, *sent[-2:], case.labels)
+    *_, by_weight, by_bias = clipped.gradients.values()
+    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
     assert found is not None
     assert torch.allclose(found.scales, torch.full((len(labels),), 1 / 3, dtype=torch.float64), rtol=0.01)
     truth = case.model[:-1](case.images).detach().double()
     assert _apart(found.head.features, truth, case.labels) < 0.01
-    assert peel_unmixed_head(weight, bias, *sent[-2:], case.labels, scaled=False) is None
+    assert peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels, scaled=False) is None
 
 
 def test_labels_that_are_not_the_batch_s_are_refused(capture: Callable[..., Any]) -> None:
@@ -98,7 +100,8 @@ def test_another_loss_than_it_says_is_noticed(capture: Callable[..., Any]) -> No
     case = capture(_network(), [3, 1, 4, 1], side=16)
     weight, bias, *_ = _final(case)
     loss = nn.functional.cross_entropy(case.model(case.images), case.labels, label_smoothing=0.1)
-    found = peel_unmixed_head(weight, bias, *torch.autograd.grad(loss, [weight, bias]), case.labels)
+    by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
+    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
     truth = case.model[:-1](case.images).detach().double()
     assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error
 
@@ -108,10 +111,10 @@ def test_clipping_under_noise_is_not_taken_for_short_features(capture: Callable[
     case = capture(_network(20.0), [3, 1, 4, 0], side=16)
     weight, bias, gradient, bias_gradient = _final(case)
     random = torch.Generator().manual_seed(0)
-    noisy = [
+    by_weight, by_bias = (
         factor * g + 1e-3 * factor * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
         for g in (gradient, bias_gradient)
-    ]
-    found = peel_unmixed_head(weight, bias, *noisy, case.labels)
+    )
+    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
     truth = case.model[:-1](case.images).detach().double()
     assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error

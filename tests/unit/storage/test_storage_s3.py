@@ -169,7 +169,11 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server: Server, storage
     digests: list[str] = []
     writer = threading.Thread(target=lambda: digests.append(patient.write("file", b"new")))
     writer.start()
-    while patient.trouble is None:
+
+    def is_waited_for() -> bool:
+        return patient.trouble is not None
+
+    while not is_waited_for():
         writer.join(0.05)
         assert writer.is_alive()
     server.start()

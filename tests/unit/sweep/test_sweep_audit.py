@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from gradinversion.coordinator import Storage
 from gradinversion.settings.run import RunConfig, config_yaml
 from gradinversion.sweep import audit as module
 from gradinversion.sweep import planning
+from gradinversion.sweep.accuracy import Accuracy
 from gradinversion.sweep.budget import Cost
 from gradinversion.sweep.results import CellResult, save_result
 from gradinversion.sweep.verdict import GridVerdict
@@ -151,7 +153,7 @@ def test_measuring_takes_no_more_than_its_share_of_the_budget(
     settings: Settings, cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, measured = [0.0], []
-    monkeypatch.setattr(planning.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def measure(config: RunConfig, tell: object) -> Cost:
         measured.append(config.client.batch_size)
@@ -181,7 +183,7 @@ def test_cells_that_take_longer_than_estimated_leave_no_time_for_the_last(
     settings: Settings, cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def slow(config: RunConfig) -> None:
         now[0] += 300
@@ -199,11 +201,11 @@ def test_every_defence_is_priced_at_the_users_settings(
 ) -> None:
     trained: list[tuple[int, str]] = []
 
-    def train(config: RunConfig, folder: str, steps: int, tell: object) -> module.Accuracy:
+    def train(config: RunConfig, folder: str, steps: int, tell: object) -> Accuracy:
         trained.append((config.client.batch_size, config.client.defence))
         if config.client.defence_strength == 1:
             raise ValueError("no such luck")
-        return module.Accuracy((0.9 - config.client.defence_strength,), steps, 4, 80, 20, 0.5, 0.02)
+        return Accuracy((0.9 - config.client.defence_strength,), steps, 4, 80, 20, 0.5, 0.02)
 
     monkeypatch.setattr(module, "train_and_test", train)
     words = (f"sweep.train_images={tmp_path}", "sweep.defences=noise:0.1,noise:1")

@@ -68,7 +68,7 @@ def test_more_time_never_gives_less() -> None:
 
 def test_costs_between_measured_batch_sizes_lie_on_a_line() -> None:
     measured = {2: Cost(1.0, 0.01), 6: Cost(3.0, 0.03)}
-    assert interpolate(measured, 4) == Cost(pytest.approx(2.0), pytest.approx(0.02))
+    assert interpolate(measured, 4) == Cost(pytest.approx(2.0), pytest.approx(0.02))  # type: ignore[arg-type]
     assert interpolate(measured, 8).step == pytest.approx(0.04)
     assert interpolate(measured, 6) == measured[6]
     assert interpolate({2: Cost(1.0, 0.01)}, 8).step == pytest.approx(0.04)

@@ -105,8 +105,8 @@ def test_prices_are_those_that_were_measured(facts: Facts) -> None:
     found = facts(ALONE, DEFENCES, accuracies=accuracies, diverged=frozenset({"noise 10"}))
     assert found.prices == {
         "noise 10": Price(Training.NOT_FINITE),
-        "noise 1": Price(Training.LEARNED, pytest.approx(0.2)),
-        "prune 0.9": Price(Training.NOTHING, pytest.approx(0.4)),
+        "noise 1": Price(Training.LEARNED, pytest.approx(0.2)),  # type: ignore[arg-type]
+        "prune 0.9": Price(Training.NOTHING, pytest.approx(0.4)),  # type: ignore[arg-type]
     }
     # Without a defence nothing was learned either: no accuracy says anything about a defence.
     short = facts(ALONE, DEFENCES, accuracies=accuracies | {"no defence": trained(0.5, 0.5)})

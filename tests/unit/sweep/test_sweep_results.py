@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gradinversion.audit import ControlScore, ImageResult
-from gradinversion.coordinator import Storage
+from gradinversion.coordinator import Source, Storage
 from gradinversion.settings.run import RunConfig, config_yaml
 from gradinversion.sweep.budget import Plan
 from gradinversion.sweep.cell import finished, forget
@@ -124,7 +124,7 @@ def test_an_axis_of_steps_is_shortened_in_proportion(settings: Settings) -> None
 
 def test_a_flat_image_is_never_the_one_that_leaked_most() -> None:
     constant = {"constant_image": ControlScore(math.inf), "no_gradient": ControlScore(12.0)}
-    flat = ImageResult(0, 0, "flat", 0, 0, 1.0, "consensus", 1.0, psnr=40.0, constant_image_psnr=math.inf)
+    flat = ImageResult(0, 0, "flat", 0, 0, 1.0, Source(), 1.0, psnr=40.0, constant_image_psnr=math.inf)
     flat = replace(flat, controls=constant)
     risk = find_risk(flat)
     assert (risk.lead, risk.level) == (None, "unknown")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ class Case:
 def make_case() -> Callable[..., Case]:
     """``make_case(model="convnet", labels=(0, 1, 2, 3), batch_norm="eval", loss=...)`` at 32 pixels, ten classes."""
 
-    def make(name: str = "convnet", labels: tuple[int, ...] = (0, 1, 2, 3), **options: object) -> Case:
+    def make(name: str = "convnet", labels: tuple[int, ...] = (0, 1, 2, 3), **options: Any) -> Case:
         model = load_model(name, 10, 32)
         images, _ = load_images("photos", len(labels), 32)
         chosen = torch.tensor(labels)

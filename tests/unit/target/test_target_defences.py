@@ -30,7 +30,7 @@ from gradinversion.target import weigh_evidence
     ],
 )
 def test_what_a_client_truly_does_is_never_contradicted(defence: str) -> None:
-    settings = {"defence": "none"} if defence == "none" else {"defence": defence}
+    settings: dict[str, Any] = {"defence": "none"} if defence == "none" else {"defence": defence}
     update, model, _ = simulate_client(ClientConfig(image_size=8, defence_clip=0.3, **settings), seed=0)
     assert "defences" not in weigh_evidence(update, model).contradictions
 

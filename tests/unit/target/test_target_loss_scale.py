@@ -102,7 +102,7 @@ def test_smoothed_labels_of_a_sure_network_are_no_reversed_sign(labels: tuple[in
     """Its outputs lie below what smoothing gives every class, so that most rows are negative."""
     model = load_model("convnet", 10, 32)
     with torch.no_grad():
-        model[13].weight.mul_(sureness)
+        model.get_parameter("13.weight").mul_(sureness)
     images, _ = load_images("photos", len(labels), 32)
     update = capture_gradient(model, images, torch.tensor(labels), loss=nn.CrossEntropyLoss(label_smoothing=0.2))
     layer = find_final_layer(update.stating(label_smoothing=assumed(0.0)), model)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ SHAPE = (3, 12, 12)
 class Network(nn.Module):
     """Two convolutions, a batch norm and a linear layer; what happens between them is the test's."""
 
-    def __init__(self, body: Callable[[Network, Tensor], Tensor], **convolution: object) -> None:
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], **convolution: object) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
@@ -169,7 +170,11 @@ def test_reflected_padding_is_opaque() -> None:
 
 def test_a_hook_that_changes_the_gradient_is_found_out() -> None:
     model = Network(residual)
-    model.conv.register_full_backward_hook(lambda module, by_input, by_output: (2 * by_input[0],))
+
+    def double(module: nn.Module, by_input: Any, by_output: Any) -> Any:
+        return (2 * by_input[0],)
+
+    model.conv.register_full_backward_hook(double)
     graph = graph_of(model)
     # In front of the hook derivatives are others than the operations make them; behind it they are not.
     assert {node.name for node in graph.opaque()} >= {"stem", "norm"}

@@ -173,7 +173,7 @@ def test_the_output_tells_the_input(name: str) -> None:
 def test_a_channel_that_batch_norm_silences_is_not_heard() -> None:
     module = _norm(nn.BatchNorm2d(4))
     with torch.no_grad():
-        module.weight[1] = 0.0  # type: ignore[operator, index]
+        module.get_parameter("weight")[1] = 0.0
     layer, output = _read(module, _IMAGES)
     assert layer is not None
     found = layer.kind.inverse(output, torch.ones_like(output), _tensors(module, layer))
