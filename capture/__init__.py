@@ -35,9 +35,10 @@ from .facts import (
 from .hashing import weight_hash
 from .labels.final_layer import LabelError, find_final_layer
 from .labels.learning_rate import estimate_learning_rate
+from .labels.one_look import OneLook
 from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
 from .labels.softmax import is_softmax
-from .labels.unmixing import Unmix, Unmixed, UnmixOnce, unmix
+from .labels.unmixing import Unmixed, unmix
 from .local_training import LocalTraining
 from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
@@ -67,6 +68,7 @@ __all__ = [
     "ModelError",
     "ModelSource",
     "Normalisation",
+    "OneLook",
     "Penalty",
     "PrivateBatch",
     "PrivateConfig",
@@ -75,8 +77,6 @@ __all__ = [
     "Reduction",
     "RunningStatistics",
     "Sampling",
-    "Unmix",
-    "UnmixOnce",
     "Unmixed",
     "UpdateError",
     "UpdateKind",

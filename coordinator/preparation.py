@@ -18,6 +18,7 @@ from ..capture import (
     BatchNormMode,
     CapturedUpdate,
     LabelError,
+    OneLook,
     RecoveredLabels,
     UpdateError,
     client_mode,
@@ -73,9 +74,10 @@ def prepare(
             f"every entry of the update is zero, so it shows nothing (defence: {defence_words(update.defences)}): "
             "give an update of which a defence has left something."
         )
-    evidence = weigh_evidence(update, model)
+    look = OneLook()
+    evidence = weigh_evidence(update, model, look)
     update = evidence.update
-    found = settle(update, model)
+    found = settle(update, model, look)
     if config.labels == JOINT:
         if found.update.local is not None:
             raise LabelError(
@@ -84,7 +86,9 @@ def prepare(
             )
         unknown = joint_labels(torch.zeros(update.image_count, 1))
         _require_derivatives(config, model, found.update, None)
-        target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True)
+        target = Target(
+            found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True, look=look
+        )
         target = _finished(target, config)
         evidence = with_rate_read(evidence, found)
         said = (*evidence.messages, *found.messages, *evidence.limits)
@@ -93,11 +97,12 @@ def prepare(
     given = given_labels(config.labels, update)
     if given is not None:
         _require_classes(given, update, model)
-    solved = solve(evidence, found, model, config, given)
+    solved = solve(evidence, found, model, config, given, look)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
     _require_derivatives(config, model, found.update, solved.anchor)
-    target = _finished(Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator), config)
+    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator, look=look)
+    target = _finished(target, config)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     known = _known_features(found.update, model, config, solved.anchor)
     if known is not None and known.output:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..capture import RecoveredLabels, UnmixOnce, read, recover_labels
+from ..capture import OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
 from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
 from ..target.weight_deltas import Attackable, refine, settle
@@ -31,7 +31,12 @@ class Solved:
 
 
 def solve(
-    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+    evidence: Evidence,
+    found: Attackable,
+    model: nn.Module,
+    config: AttackConfig,
+    given: RecoveredLabels | None,
+    look: OneLook,
 ) -> Solved:
     """Labels and anchor, with the scale and the smoothing of the loss that they show.
 
@@ -41,29 +46,34 @@ def solve(
         model: The server's model.
         config: Rule for labels, switches of the objective and of peeling.
         given: Labels that the user states, or None.
+        look: At the final layer.
 
     Raises:
         LabelError: Labels cannot be recovered.
     """
-    solved = _with_smoothing(evidence, found, model, config, given)
+    solved = _with_smoothing(evidence, found, model, config, given, look)
     if config.objective.gradient_weight == 0 or passes_head(solved.anchor, model):
         return solved
     return _with_images(solved, model, config, given is not None)
 
 
 def _with_smoothing(
-    evidence: Evidence, found: Attackable, model: nn.Module, config: AttackConfig, given: RecoveredLabels | None
+    evidence: Evidence,
+    found: Attackable,
+    model: nn.Module,
+    config: AttackConfig,
+    given: RecoveredLabels | None,
+    look: OneLook,
 ) -> Solved:
-    apart = UnmixOnce()
-    solved = _once(evidence, found, model, config, given, apart)
+    solved = _once(evidence, found, model, config, given, look)
     exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
     if exact or config.objective.gradient_weight == 0:
         return solved
-    smoothed = check_smoothing(evidence.update, model, solved.labels.labels, apart)
+    smoothed = check_smoothing(evidence.update, model, solved.labels.labels, look)
     if not smoothed.facts:
         return solved
     evidence = evidence.and_also(smoothed)
-    return _once(evidence, settle(evidence.update, model), model, config, given, apart)
+    return _once(evidence, settle(evidence.update, model, look), model, config, given, look)
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
@@ -79,14 +89,14 @@ def _once(
     model: nn.Module,
     config: AttackConfig,
     given: RecoveredLabels | None,
-    apart: UnmixOnce,
+    look: OneLook,
 ) -> Solved:
-    labels = given or recover_labels(found.update, model, config.labels, apart)
+    labels = given or recover_labels(found.update, model, config.labels, look)
     before = evidence.update
-    evidence = evidence.and_also(check_scale(before, model, labels.labels))
+    evidence = evidence.and_also(check_scale(before, model, labels.labels, look))
     if evidence.update is not before:
-        found = settle(evidence.update, model)
-    found = refine(found, evidence.update, model, labels.labels)
+        found = settle(evidence.update, model, look)
+    found = refine(found, evidence.update, model, labels.labels, look)
     evidence = with_rate_read(evidence, found)
     solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
     if config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
@@ -97,7 +107,7 @@ def _once(
         return replace(solved, messages=(*solved.messages, message))
     if config.objective.gradient_weight == 0:
         return solved
-    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive, apart=apart)
+    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive, look=look)
     if peeling.anchor is not None and before.local is None:
         evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
         evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))

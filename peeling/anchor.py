@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Unmix, as_gradient, is_softmax, unmix
+from ..capture import CapturedUpdate, LabelError, OneLook, as_gradient, is_softmax
 from ..capture.fitting import fit
 from ..capture.forward import on_probes
 from .chain import PROBE_IMAGES, Link, trace_chain
@@ -20,6 +20,8 @@ from .factors import describe, distinct_from_one
 from .head.ways import peel_final_layer
 from .kinds import Needs
 from .layers import spread_error
+
+_NO_FINAL_LAYER = "Layer peeling needs a model that ends in a plain fully connected layer."
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def peel(
     labels: Int[Tensor, " batch"],
     config: PeelingConfig | None = None,
     scaled: bool = True,
-    apart: Unmix = unmix,
+    look: OneLook | None = None,
 ) -> Peeling:
     """Solve layer after layer from the last one towards the image, as far as the update determines the activations.
 
@@ -86,7 +88,7 @@ def peel(
         labels: The batch's labels, one per image.
         config: Tolerance and switch.
         scaled: Allow for clipping, where the gradient as it was sent makes no sense: it scales what each image gives.
-        apart: ``unmix``, or an `UnmixOnce` that others ask too.
+        look: At the final layer, where others ask it too.
     """
     config = config or PeelingConfig()
     update, model = fit(update, model)
@@ -107,8 +109,8 @@ def peel(
 
     count, chain = on_probes(run, shape, PROBE_IMAGES, update.image_count)
     if not chain:
-        return Peeling(None, "Layer peeling needs a model that ends in a plain fully connected layer.")
-    state = _start(chain, update, labels, config, scaled, apart)
+        return Peeling(None, _NO_FINAL_LAYER)
+    state = _start(chain, update, model, labels, config, scaled, look or OneLook())
     if isinstance(state, str):
         return Peeling(None, state)
     if not state.error <= config.tolerance:
@@ -151,25 +153,31 @@ def _undetermined(link: Link, error: float) -> str:
 
 
 def _start(
-    chain: list[Link], update: CapturedUpdate, labels: Tensor, config: PeelingConfig, scaled: bool, apart: Unmix
+    chain: list[Link],
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: Tensor,
+    config: PeelingConfig,
+    scaled: bool,
+    look: OneLook,
 ) -> State | str:
     """At the input of the final layer, or why not."""
-    last, gradients = chain[-1], update.gradients
-    weight, bias = last.module.weight, getattr(last.module, "bias", None)
-    assert isinstance(weight, Tensor)
-    if f"{last.name}.weight" not in gradients:
-        return f"Layer peeling needs the gradient of {last.name}.weight, which the update lacks (a frozen layer)."
+    name = chain[-1].name
+    if f"{name}.weight" not in update.gradients:
+        return f"Layer peeling needs the gradient of {name}.weight, which the update lacks (a frozen layer)."
+    try:
+        layer = look.final_layer(update, model)
+    except LabelError:
+        return _NO_FINAL_LAYER
+    if layer.name != name:
+        return _NO_FINAL_LAYER
     found = peel_final_layer(
-        weight,
-        bias,
-        gradients[f"{last.name}.weight"],
-        gradients.get(f"{last.name}.bias"),
+        layer,
         labels,
         behind_relu=is_behind_relu(chain[:-1]),
         scaled=scaled,
         tolerance=config.tolerance,
-        smoothing=update.facts.label_smoothing.value,
-        apart=apart,
+        look=look,
     )
     head = found.head
     spread = spread_error(head.features, head.error)

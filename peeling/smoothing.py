@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..capture import CapturedUpdate, Unmix, find_final_layer, unmix
+from ..capture import OneLook
+from ..capture.labels.final_layer import FinalLayer
 from .head.fixed_point import peel_head
 from .head.unmixed import misfit_at
 
@@ -23,20 +25,19 @@ _LARGEST_LAYER = 2**17
 
 
 def find_smoothing(
-    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], scaled: bool = False, apart: Unmix = unmix
+    layer: FinalLayer, labels: Int[Tensor, " batch"], scaled: bool = False, look: OneLook | None = None
 ) -> float | None:
     """The smoothing of the labels, or None where the final layer does not tell one, or none that is needed.
 
     Args:
-        update: A gradient of the mean loss.
-        model: The server's model.
+        layer: The final layer, with the gradient of the mean loss.
         labels: The batch's.
         scaled: Whether the gradient's scale is open.
-        apart: ``unmix``, or an `UnmixOnce` that others ask too.
+        look: At the layer, where others ask it too.
     """
     from scipy.optimize import minimize_scalar
 
-    error = _error(update, model, labels, scaled, apart)
+    error = _error(layer, labels, scaled, look or OneLook())
     if error is None:
         return None
     errors = {place: error(place) for place in _PLACES}
@@ -56,17 +57,12 @@ def find_smoothing(
     return value
 
 
-def _error(
-    update: CapturedUpdate, model: nn.Module, labels: Tensor, scaled: bool, apart: Unmix
-) -> Callable[[float], float] | None:
-    layer = find_final_layer(update, model)
-    name = f"{layer.name}.weight" if layer.name else "weight"
+def _error(layer: FinalLayer, labels: Tensor, scaled: bool, look: OneLook) -> Callable[[float], float] | None:
     if layer.non_negative:
-        unmixed = apart(update.gradients[name], len(labels), smoothing=1.0)
+        unmixed = look.unmix(layer.sent, len(labels), smoothing=1.0)
         if unmixed is not None:
-            return lambda smoothing: misfit_at(layer.weight, layer.bias, unmixed, smoothing, scaled)
+            return lambda smoothing: misfit_at(replace(layer, smoothing=smoothing), unmixed, scaled)
     few = len(labels) < len(layer.weight) - 1 and len(set(labels.tolist())) == len(labels)
     if scaled or not few or layer.weight.numel() > _LARGEST_LAYER:
         return None
-    given = layer.weight, layer.bias, update.gradients[name], layer.bias_gradient
-    return lambda smoothing: peel_head(*given, labels, smoothing).error
+    return lambda smoothing: peel_head(replace(layer, smoothing=smoothing), labels).error

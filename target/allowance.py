@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, OneLook
 from ..peeling import Anchor
 from .adaptation import Adaptation
 from .defence_evidence import allow_for_defence
@@ -19,6 +19,7 @@ def find_allowance(
     labels: Int[Tensor, " batch"] | None,
     anchor: Anchor | None,
     adaptive: bool,
+    look: OneLook | None = None,
 ) -> Adaptation:
     """All that is allowed for in the match with the update.
 
@@ -28,6 +29,7 @@ def find_allowance(
         labels: The batch's; None where they are optimised with the images.
         anchor: From peeling, or None.
         adaptive: Whether defences are allowed for.
+        look: At the final layer, where others ask it too.
     """
     found = allow_for_penalty(update, model)
     if anchor is not None and anchor.scales:
@@ -42,4 +44,4 @@ def find_allowance(
         # What the client says needs no evidence: after clipping only the direction counts.
         clips = any(one.name in ("clip", "dp_sgd") for one in update.defences)
         return found.and_also(Adaptation(free_scale=True)) if clips else found
-    return found.and_also(allow_for_defence(update, model, labels))
+    return found.and_also(allow_for_defence(update, model, labels, look))

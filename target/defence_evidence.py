@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Defence, LabelError, is_softmax
-from ..capture.labels.final_layer import FinalLayer, find_final_layer
+from ..capture import CapturedUpdate, Defence, LabelError, OneLook, is_softmax
+from ..capture.labels.final_layer import FinalLayer
 from .adaptation import Adaptation
 from .scale import scale_evidence
 from .signatures import is_rounded, pruning_slack, without_lowest_level
@@ -28,7 +28,9 @@ _SPREAD = 5.0
 _NOTICED = 0.01
 
 
-def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Adaptation:
+def allow_for_defence(
+    update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"], look: OneLook | None = None
+) -> Adaptation:
     """The adaptation to this update.
 
     - Pruning, seen by its zeros: an entry that is missing only says that it was smaller than the smallest one kept.
@@ -49,11 +51,12 @@ def allow_for_defence(update: CapturedUpdate, model: nn.Module, labels: Int[Tens
         update: What the client sent.
         model: The server's model.
         labels: The batch's labels, one per image.
+        look: At the final layer, where others ask it too.
     """
     told = update.defences
     names = [one.name for one in told]
     try:
-        layer = find_final_layer(update, model)
+        layer = (look or OneLook()).final_layer(update, model)
     except LabelError:
         layer = None
     found = Adaptation()

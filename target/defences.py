@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Defence, as_gradient, is_one_step
+from ..capture import CapturedUpdate, Defence, OneLook, as_gradient, is_one_step
 from ..capture.labels.final_layer import FinalLayer
 from .final_layer import softmax_layer
 from .finding import Finding
@@ -23,16 +23,17 @@ _BEYOND, _SHORT = 1.001, 0.9
 _NOISY = ("noise", "dp_sgd")
 
 
-def check_defences(update: CapturedUpdate, model: nn.Module) -> Finding:
+def check_defences(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Finding:
     """A defence that shows and that nobody stated, or one that was stated and does not show.
 
     Args:
         update: What the client sent.
         model: The server's model.
+        look: At the final layer, where others ask it too.
     """
     layer = None
     if is_one_step(update) and (update.local is None or update.local.learning_rate is not None):
-        layer = softmax_layer(as_gradient(update, model), model)
+        layer = softmax_layer(as_gradient(update, model), model, look or OneLook())
     found = [*_unstated(update, layer), *_absent(update, layer)]
     return Finding(contradictions={"defences": "; ".join(found)}) if found else Finding()
 

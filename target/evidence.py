@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, OneLook
 from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
 from .clients import check_clients
@@ -25,20 +25,26 @@ from .scale import check_scale
 from .sign import check_sign
 from .step_counter import check_step_counter
 
-Check = Callable[[CapturedUpdate, nn.Module], Finding]
+Check = Callable[[CapturedUpdate, nn.Module, OneLook], Finding]
+
+
+def _plain(check: Callable[[CapturedUpdate, nn.Module], Finding]) -> Check:
+    """A check that does not look at the final layer."""
+    return lambda update, model, look: check(update, model)
+
 
 # The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have.
 CHECKS: tuple[Check, ...] = (
-    check_step_counter,
-    check_sampling,
-    check_clients,
-    check_loss,
+    _plain(check_step_counter),
+    _plain(check_sampling),
+    _plain(check_clients),
+    _plain(check_loss),
     check_penalty,
     check_sign,
-    check_scale,
+    lambda update, model, look: check_scale(update, model, look=look),
     check_defences,
-    check_dropout,
-    check_reach,
+    _plain(check_dropout),
+    _plain(check_reach),
 )
 
 
@@ -71,14 +77,15 @@ class Evidence:
         )
 
 
-def weigh_evidence(update: CapturedUpdate, model: nn.Module) -> Evidence:
+def weigh_evidence(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Evidence:
     """Hold every fact against the update; a check sees what those before it have read.
 
     Args:
         update: What the client sent; it must fit the model.
         model: The server's model.
+        look: At the final layer, where others ask it too.
     """
-    found = Evidence(update, {})
+    found, look = Evidence(update, {}), look or OneLook()
     for check in CHECKS:
-        found = found.and_also(check(found.update, model))
+        found = found.and_also(check(found.update, model, look))
     return found

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..capture import CapturedUpdate, LabelError, find_final_layer, is_one_step, is_softmax
+from ..capture import CapturedUpdate, LabelError, OneLook, is_one_step, is_softmax
 from ..capture.labels.final_layer import FinalLayer
 
 
-def softmax_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer | None:
+def softmax_layer(update: CapturedUpdate, model: nn.Module, look: OneLook) -> FinalLayer | None:
     """The final layer with its gradient, where what follows from a softmax holds for it; None elsewhere.
 
     Args:
         update: A gradient, or the delta of one step whose learning rate is known.
         model: The server's model.
+        look: At its final layer.
     """
     local = update.local
     if not is_one_step(update) or (local is not None and local.learning_rate is None):
@@ -21,6 +22,6 @@ def softmax_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer | None
     if not is_softmax(update, model):
         return None
     try:
-        return find_final_layer(update, model)
+        return look.final_layer(update, model)
     except LabelError:
         return None

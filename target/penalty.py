@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Penalty, as_gradient, is_one_step, read
+from ..capture import CapturedUpdate, OneLook, Penalty, as_gradient, is_one_step, read
 from ..capture.labels.final_layer import FinalLayer
 from .balance import Balance, find_balances
 from .final_layer import softmax_layer
@@ -34,18 +34,19 @@ _DIGITS = (1, 2, 3, 4)
 _SAME = 1e-2
 
 
-def check_penalty(update: CapturedUpdate, model: nn.Module) -> Finding:
+def check_penalty(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Finding:
     """The penalty as the update shows it, in place of what was told or assumed where they differ.
 
     Args:
         update: What the client sent.
         model: The server's model.
+        look: At the final layer, where others ask it too.
     """
     fact, local = update.facts.penalty, update.local
     if not is_one_step(update) or (local is not None and local.learning_rate is None):
         return Finding()
     bare = as_gradient(update.stating(penalty=read(Penalty(), "left in for the check")), model)
-    layer = softmax_layer(bare, model)
+    layer = softmax_layer(bare, model, look or OneLook())
     last = None if layer is None else fit_penalty(layer)
     balances = find_balances(bare, model)
     found = last or _common(balances)

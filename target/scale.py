@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Fact, Reduction, as_gradient, is_one_step, read
+from ..capture import CapturedUpdate, Fact, OneLook, Reduction, as_gradient, is_one_step, read
 from ..capture.labels.counts import absent_feature
 from ..capture.labels.final_layer import FinalLayer
 from ..peeling import common_scale
@@ -108,13 +108,19 @@ def _explains(layer: FinalLayer, labels: Int[Tensor, " batch"], scale: float) ->
     return scaled < _NEAR and scaled < _BETTER * plain
 
 
-def check_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"] | None = None) -> Finding:
+def check_scale(
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: Int[Tensor, " batch"] | None = None,
+    look: OneLook | None = None,
+) -> Finding:
     """Whether the reduction and the scale of the loss can be as the facts have them; otherwise the scale is open.
 
     Args:
         update: What the client sent.
         model: The server's model.
         labels: The batch's, where they are known.
+        look: At the final layer, where others ask it too.
     """
     facts, local = update.facts, update.local
     if facts.loss_scale.value is None or (local is not None and local.learning_rate is None):
@@ -122,7 +128,7 @@ def check_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " 
     if not is_one_step(update):
         return Finding()
     plain = as_gradient(update, model)
-    layer = softmax_layer(plain, model)
+    layer = softmax_layer(plain, model, look or OneLook())
     evidence = None if layer is None else scale_evidence(layer, labels, facts.label_smoothing.value)
     clips = any(one.name in ("clip", "dp_sgd") for one in update.defences)
     if evidence is None or (clips and not evidence.proven):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..capture import CapturedUpdate, as_gradient, is_one_step
+from ..capture import CapturedUpdate, OneLook, as_gradient, is_one_step
 from ..capture.labels.sign import Sign, read_sign
 from .final_layer import softmax_layer
 from .finding import Finding
@@ -17,17 +17,18 @@ _OPEN = (
 )
 
 
-def check_sign(update: CapturedUpdate, model: nn.Module) -> Finding:
+def check_sign(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Finding:
     """The update with its sign turned where the final layer proves that it is reversed.
 
     Args:
         update: What the client sent.
         model: The server's model.
+        look: At the final layer, where others ask it too.
     """
     local = update.local
     if not is_one_step(update) or (local is not None and local.learning_rate is None):
         return Finding()
-    layer = softmax_layer(as_gradient(update, model), model)
+    layer = softmax_layer(as_gradient(update, model), model, look or OneLook())
     if layer is None:
         return Finding()
     sign = read_sign(layer, update.image_count)

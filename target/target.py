@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient
+from ..capture import CapturedUpdate, OneLook, as_gradient
 from ..capture.fitting import fit
 from ..peeling import Anchor
 from .adaptation import Adaptation
@@ -36,6 +36,8 @@ class Target:
     """Within whose range the images are looked for; see `load_generator`."""
     joint_labels: bool = False
     """Whether labels are not known but optimised with the images; ``labels`` then only tells how many there are."""
+    look: OneLook = field(default_factory=OneLook, repr=False, compare=False)
+    """At the final layer, as far as the preparation has looked."""
 
     def __post_init__(self) -> None:
         update, model = fit(self.update, self.model)
@@ -65,7 +67,7 @@ class Target:
     def adaptive_allowance(self) -> Adaptation:
         """What the match allows for, defences included."""
         labels = None if self.joint_labels else self.labels
-        return find_allowance(self.update, self.model, labels, self.anchor, adaptive=True)
+        return find_allowance(self.update, self.model, labels, self.anchor, adaptive=True, look=self.look)
 
     @cached_property
     def statistics(self) -> KnownStatistics:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, as_gradient, as_mean, estimate_learning_rate, is_one_step, read
+from ..capture import CapturedUpdate, OneLook, as_gradient, as_mean, estimate_learning_rate, is_one_step, read
 from ..peeling import find_scale
 
 _ROUNDS_OF_DECAY = 3
@@ -26,9 +26,14 @@ class Attackable:
     """The learning rate, where it was estimated."""
 
 
-def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
+def settle(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Attackable:
     """The update with an estimate where the learning rate is not known, as a gradient where it is of one step, and as a
     mean over the images that came.
+
+    Args:
+        update: As it was captured.
+        model: The server's model.
+        look: At the final layer, where others ask it too.
 
     Raises:
         LabelError: The learning rate is not known and cannot be estimated.
@@ -39,7 +44,7 @@ def settle(update: CapturedUpdate, model: nn.Module) -> Attackable:
     messages, rate = [], None
     known = local.learning_rate is not None
     if not known:
-        rate = estimate_learning_rate(update, model)
+        rate = estimate_learning_rate(update, model, look)
         update = with_rate(update, rate)
         messages.append(f"The client's learning rate is not known; from the final layer it is estimated at {rate:.3g}.")
     if is_one_step(update):
@@ -66,7 +71,13 @@ def _divided(update: CapturedUpdate) -> tuple[str, ...]:
     )
 
 
-def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> Attackable:
+def refine(
+    found: Attackable,
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: Int[Tensor, " batch"],
+    look: OneLook | None = None,
+) -> Attackable:
     """The exact learning rate of a single step, where the final layer and the labels determine it (``find_scale``).
 
     Args:
@@ -74,13 +85,15 @@ def refine(found: Attackable, update: CapturedUpdate, model: nn.Module, labels: 
         update: As it was captured.
         model: The server's model.
         labels: The batch's labels.
+        look: At the final layer, where others ask it too.
     """
+    look = look or OneLook()
     if found.scale_known or update.local is None or not is_one_step(update):
         return found
-    rate = estimate_learning_rate(update, model)
+    rate = estimate_learning_rate(update, model, look)
     # Weight decay is not scaled along, so that its share of the step changes with the rate.
     for _ in range(_ROUNDS_OF_DECAY if update.local.weight_decay else 1):
-        factor = find_scale(as_gradient(with_rate(update, rate), model), model, labels)
+        factor = find_scale(look.final_layer(as_gradient(with_rate(update, rate), model), model), labels)
         if factor is None:
             return found
         rate /= factor

@@ -57,6 +57,13 @@ class FinalLayer:
     """Of the module; empty when the layer is the whole model."""
     smoothing: float = 0.0
     """Of the labels, as the facts have it."""
+    stored: torch.dtype = torch.float32
+    """In which the gradient was sent: its rounding is that of this type."""
+
+    @property
+    def sent(self) -> Float[Tensor, "classes features"]:
+        """The weight gradient as it was sent."""
+        return self.weight_gradient.to(self.stored)
 
     @property
     def noise(self) -> float:
@@ -107,6 +114,44 @@ class FinalLayer:
         return replace(self, weight_gradient=self.weight_gradient * factor, bias_gradient=bias_gradient)
 
 
+@dataclass(frozen=True)
+class TracedLayer:
+    """The layer as the server's model has it, whatever gradient it got. All tensors in float64 on the CPU."""
+
+    name: str
+    """Of the module; empty when the layer is the whole model."""
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, " classes"] | None
+    prior_features: Float[Tensor, "probe features"]
+    """See `FinalLayer`."""
+
+    def read(self, update: CapturedUpdate) -> FinalLayer:
+        """The layer with its gradient in an update.
+
+        Raises:
+            LabelError: The update does not hold it.
+        """
+        prefix = f"{self.name}." if self.name else ""
+        gradient = update.gradients.get(f"{prefix}weight")
+        if gradient is None or gradient.shape != self.weight.shape:
+            raise LabelError(
+                f"the update lacks the gradient of the final layer {prefix}weight in shape {tuple(self.weight.shape)}; "
+                "labels are read off that tensor, so give an update of this model that holds it"
+            )
+        bias_gradient = update.gradients.get(f"{prefix}bias") if self.bias is not None else None
+        return FinalLayer(
+            weight=self.weight,
+            bias=self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias,
+            weight_gradient=_wide(gradient),
+            bias_gradient=None if bias_gradient is None else _wide(bias_gradient),
+            prior_features=self.prior_features,
+            non_negative=bool((self.prior_features >= 0).all()),
+            name=self.name,
+            smoothing=update.facts.label_smoothing.value,
+            stored=gradient.dtype,
+        )
+
+
 def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
     """The linear layer whose output is the model's output, together with its gradient.
 
@@ -115,6 +160,30 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
         ModelError: The model does not take the client's batch.
     """
     update, model = fit(update, model)
+    traced = trace_final_layer(update, model)
+    if traced is None:
+        raise no_final_layer()
+    return traced.read(update)
+
+
+def no_final_layer() -> LabelError:
+    """That the model ends in no fully connected layer."""
+    return LabelError(
+        "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
+        "read off its gradient; use a model that ends in one"
+    )
+
+
+def trace_final_layer(update: CapturedUpdate, model: nn.Module) -> TracedLayer | None:
+    """The linear layer whose output is the model's output; None where there is no such layer.
+
+    Args:
+        update: Of this model and under its names; of it only the client's batch and batch norm's mode count.
+        model: The server's model, out of its wrappers.
+
+    Raises:
+        ModelError: The model does not take the client's batch.
+    """
 
     def trace(size: int) -> list[tuple[Tensor, str]]:
         passes = [_trace(update, model, part) for part in _probes(update, size)]
@@ -122,33 +191,13 @@ def find_final_layer(update: CapturedUpdate, model: nn.Module) -> FinalLayer:
 
     passes = on_probes(trace, update.image_shape, PROBE_COUNT, update.image_count)
     if not passes:
-        raise LabelError(
-            "the model's logits are not the output of a fully connected layer (torch.nn.Linear), so labels cannot be "
-            "read off its gradient; use a model that ends in one"
-        )
+        return None
     inputs, name = torch.cat([inputs for inputs, _ in passes]), passes[0][1]
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    prefix = f"{name}." if name else ""
-    gradient = update.gradients.get(f"{prefix}weight")
-    if gradient is None or gradient.shape != layer.weight.shape:
-        raise LabelError(
-            f"the update lacks the gradient of the final layer {prefix}weight in shape {tuple(layer.weight.shape)}; "
-            "labels are read off that tensor, so give an update of this model that holds it"
-        )
-    bias_gradient = update.gradients.get(f"{prefix}bias") if layer.bias is not None else None
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-    features = _wide(inputs)
-    return FinalLayer(
-        weight=_wide(layer.weight),
-        bias=_wide(bias),
-        weight_gradient=_wide(gradient),
-        bias_gradient=None if bias_gradient is None else _wide(bias_gradient),
-        prior_features=features,
-        non_negative=bool((features >= 0).all()),
-        name=name,
-        smoothing=update.facts.label_smoothing.value,
-    )
+    # typed as a tensor, but None where the layer has none
+    bias: Tensor | None = layer.bias
+    return TracedLayer(name, _wide(layer.weight), None if bias is None else _wide(bias), _wide(inputs))
 
 
 def _probes(update: CapturedUpdate, size: int) -> tuple[Tensor, ...]:

@@ -11,7 +11,8 @@ from ..local_training import LocalTraining
 from ..pseudo_gradient import as_gradient, gradient_shares
 from ..update import CapturedUpdate
 from .counts import absent_feature
-from .final_layer import FinalLayer, LabelError, find_final_layer
+from .final_layer import FinalLayer, LabelError
+from .one_look import OneLook
 
 # The search for the rate begins at the rate of a single step and grows by this factor, so many times at most.
 _GROWTH = 1.05
@@ -19,7 +20,7 @@ _GROWTHS = 100
 _BISECTIONS = 40
 
 
-def estimate_learning_rate(update: CapturedUpdate, model: nn.Module) -> float:
+def estimate_learning_rate(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> float:
     """The learning rate with which the final layer's delta has the size that cross-entropy gives it.
 
     For a class k that none of the images has, ``dL/db_k`` is the mean softmax output ``mean(p_k)``, and the class's row
@@ -33,6 +34,7 @@ def estimate_learning_rate(update: CapturedUpdate, model: nn.Module) -> float:
     Args:
         update: A weight delta.
         model: The server's model.
+        look: At the final layer, where others ask it too.
 
     Raises:
         LabelError: The update does not determine it, in one sentence.
@@ -41,7 +43,7 @@ def estimate_learning_rate(update: CapturedUpdate, model: nn.Module) -> float:
     assert local is not None
     unknown = {"learning_rate": assumed(1.0), "weight_decay": assumed(0.0), "penalty": assumed(Penalty())}
     unit = as_gradient(update.stating(**unknown), model)
-    layer = find_final_layer(unit, model)
+    layer = (look or OneLook()).final_layer(unit, model)
     if layer.bias_gradient is None:
         raise LabelError(
             "the learning rate is not known, and without a bias in the final layer it cannot be estimated; give it"

@@ -16,13 +16,13 @@ from ..pseudo_gradient import as_gradient, is_one_step
 from ..update import CapturedUpdate
 from ..update_kind import UpdateKind
 from .counts import ClassCounts, estimate_counts
-from .final_layer import FinalLayer, LabelError, find_final_layer
+from .final_layer import FinalLayer, LabelError
 from .learning_rate import estimate_learning_rate
+from .one_look import OneLook
 from .separation import MOST_IMAGES, Separation, separable, separate
 from .sign import REVERSED, Sign, read_sign
 from .softmax import is_softmax
 from .unmixing import MOST_IMAGES as MOST_UNMIXED
-from .unmixing import Unmix, unmix
 
 METHODS = ("auto", "minimum", "counts", "separation", "unmixing")
 _DOUBTFUL = 0.9
@@ -84,7 +84,7 @@ class RecoveredLabels:
 
 
 def recover_labels(
-    update: CapturedUpdate, model: nn.Module, method: str = "auto", apart: Unmix = unmix
+    update: CapturedUpdate, model: nn.Module, method: str = "auto", look: OneLook | None = None
 ) -> RecoveredLabels:
     """The batch's labels from the gradient of the final layer; neither images nor labels are needed.
 
@@ -102,7 +102,7 @@ def recover_labels(
             for the mean of its steps' gradients, which is a gradient exactly only for one step.
         model: The model that the update belongs to.
         method: See above.
-        apart: ``unmix``, or an `UnmixOnce` that others ask too.
+        look: At the final layer, where others ask it too.
 
     Raises:
         LabelError: An unknown method, a learning rate that is neither known nor to be estimated, a model that does not
@@ -111,27 +111,28 @@ def recover_labels(
         ModelError: The model does not take the client's batch.
     """
     update, model = fit(update, model)
+    look = look or OneLook()
     if method not in METHODS:
         raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
     if update.kind is UpdateKind.WEIGHT_DELTA:
-        return _from_weight_delta(update, model, method, apart)
+        return _from_weight_delta(update, model, method, look)
     update = as_gradient(update, model)
     if not is_softmax(update, model):
-        return _by_signs(update, model)
-    layer = find_final_layer(update, model)
+        return _by_signs(update, model, look)
+    layer = look.final_layer(update, model)
     sign = read_sign(layer, update.image_count)
     if sign is Sign.REVERSED:
         turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
-        found = recover_labels(turned, model, method, apart)
+        found = recover_labels(turned, model, method, look)
         return replace(found, warnings=(REVERSED, *found.warnings))
-    found = _by_method(layer, update, method, apart)
+    found = _by_method(layer, update, method, look)
     if sign is Sign.OPEN and found.method != "unmixing":
         # Signs prove nothing where more of them are negative than can be.
         return replace(found, confidence=found.confidence.clamp_max(_OPEN_SIGN))
     return found
 
 
-def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, apart: Unmix) -> RecoveredLabels:
+def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, look: OneLook) -> RecoveredLabels:
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):
@@ -139,7 +140,7 @@ def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, apart: Un
     if method == "separation":
         return _by_separation(layer, update)
     if method in ("auto", "unmixing"):
-        unmixed = _by_unmixing(layer, update, apart)
+        unmixed = _by_unmixing(layer, update, look)
         if unmixed is not None:
             return unmixed
         if method == "unmixing":
@@ -156,7 +157,7 @@ def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, apart: Un
     return separated if float(separated.confidence.mean()) > float(counted.confidence.mean()) else counted
 
 
-def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
+def _by_signs(update: CapturedUpdate, model: nn.Module, look: OneLook) -> RecoveredLabels:
     """Labels under one-hot binary cross-entropy, where only a class with an image has a negative entry, if every image
     has a class of its own; the rules for cross-entropy do not hold for another loss.
 
@@ -164,7 +165,7 @@ def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
         LabelError: The loss, the layer or the batch does not allow it.
     """
     if update.loss == BINARY and not update.facts.label_smoothing.value:
-        layer = find_final_layer(update, model)
+        layer = look.final_layer(update, model)
         present = (layer.weight_gradient.min(dim=1).values < 0).nonzero().flatten()
         if layer.non_negative and len(present) == update.image_count < len(layer.weight):
             certain = torch.ones(len(present))
@@ -175,14 +176,14 @@ def _by_signs(update: CapturedUpdate, model: nn.Module) -> RecoveredLabels:
     )
 
 
-def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str, apart: Unmix) -> RecoveredLabels:
+def _from_weight_delta(update: CapturedUpdate, model: nn.Module, method: str, look: OneLook) -> RecoveredLabels:
     assert update.local is not None
     warnings = []
     if update.local.learning_rate is None:
-        rate = estimate_learning_rate(update, model)
+        rate = estimate_learning_rate(update, model, look)
         update = update.stating(learning_rate=read(rate, "the final layer"))
         warnings.append(f"labels were read with an estimated learning rate of {rate:.3g}")
-    found = recover_labels(as_gradient(update, model), model, method, apart)
+    found = recover_labels(as_gradient(update, model), model, method, look)
     if not is_one_step(update):
         assert update.local is not None
         warnings.append(
@@ -236,11 +237,10 @@ def _minimum_confidence(
     return confidence.float()
 
 
-def _by_unmixing(layer: FinalLayer, update: CapturedUpdate, apart: Unmix) -> RecoveredLabels | None:
+def _by_unmixing(layer: FinalLayer, update: CapturedUpdate, look: OneLook) -> RecoveredLabels | None:
     if not layer.non_negative:
         return None
-    sent = update.gradients[f"{layer.name}.weight" if layer.name else "weight"]
-    found = apart(sent, update.image_count, layer.smoothing)
+    found = look.unmix(layer.sent, update.image_count, layer.smoothing)
     if found is None:
         return None
     labels, order = found.labels.sort(stable=True)

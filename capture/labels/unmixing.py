@@ -17,7 +17,6 @@ few eigenvectors of reweighted second moments make it exact.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -73,15 +72,6 @@ class Unmixed:
     """Estimated relative error of the features, which are less exact where they are not zero."""
     signal: Float[Tensor, " image"]
     """How far each row's entry at its label lies below zero, in deviations of its noise."""
-
-
-class Unmix(Protocol):
-    """A function like ``unmix``."""
-
-    def __call__(
-        self, weight_gradient: Float[Tensor, "class feature"], image_count: int, smoothing: float = 0.0
-    ) -> Unmixed | None:
-        """See ``unmix``."""
 
 
 class UnmixOnce:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...capture.labels.final_layer import FinalLayer
 from ..layers import rounding, worst
 from .fixed_point import estimate_error, soft_labels, solve_features
 from .head import Head, ScaledHead
@@ -18,14 +19,7 @@ _SETTLED = 1e-12
 _ONE = 1e-3
 
 
-def peel_scaled_head(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"],
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"],
-    labels: Int[Tensor, " batch"],
-    smoothing: float = 0.0,
-) -> ScaledHead:
+def peel_scaled_head(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> ScaledHead:
     """As ``peel_head`` where the gradient is ``(1/B) sum_i s_i g_i`` with unknown positive factors s_i.
 
     Clipping is scaling: of the whole update by one factor, or, in DP-SGD, of each image's gradient by its own. The bias
@@ -34,18 +28,13 @@ def peel_scaled_head(
     factor for all images is tried before one for each; both are checked as every other head is.
 
     Args:
-        weight: The layer's weight.
-        bias: Its bias.
-        weight_gradient: Captured.
-        bias_gradient: Captured.
+        layer: With the captured gradient, that by the bias too.
         labels: The batch's labels, all different, fewer than classes less one for a factor per image.
-        smoothing: Of the labels.
     """
-    known = (weight.detach().double().cpu(), bias.detach().double().cpu(), weight_gradient, bias_gradient)
-    one_hot = soft_labels(labels, len(weight), smoothing)
-    found = [_iterate(*known, one_hot, torch.ones(1, len(labels), dtype=torch.float64))]
-    if found[0].head.error > _good_enough(weight_gradient) and len(labels) < len(weight) - 1:
-        found.append(_iterate(*known, one_hot, torch.eye(len(labels), dtype=torch.float64)))
+    one_hot = soft_labels(labels, layer)
+    found = [_iterate(layer, one_hot, torch.ones(1, len(labels), dtype=torch.float64))]
+    if found[0].head.error > _good_enough(layer.sent) and len(labels) < len(layer.weight) - 1:
+        found.append(_iterate(layer, one_hot, torch.eye(len(labels), dtype=torch.float64)))
     return min(found, key=lambda scaled: scaled.head.error)
 
 
@@ -60,15 +49,11 @@ def _good_enough(gradient: Tensor) -> float:
 
 
 def _iterate(
-    weight: Float[Tensor, "class feature"],
-    shift: Float[Tensor, " class"],
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"],
-    one_hot: Float[Tensor, "batch class"],
-    groups: Float[Tensor, "group batch"],
+    layer: FinalLayer, one_hot: Float[Tensor, "batch class"], groups: Float[Tensor, "group batch"]
 ) -> ScaledHead:
     """The fixed point, with one factor for each group of images."""
-    gradient, sums, batch = weight_gradient.double().cpu(), bias_gradient.double().cpu(), len(one_hot)
+    weight, sums, batch = layer.weight, layer.bias_gradient, len(one_hot)
+    assert sums is not None
     probabilities = torch.full_like(one_hot, 1 / len(weight))
     previous_change, damping = float("inf"), 1.0
     for _ in range(_ITERATIONS):
@@ -76,8 +61,8 @@ def _iterate(
         factors = torch.linalg.lstsq((groups @ rows).T, sums[:, None], driver="gelsd").solution
         scales = (groups.T @ factors)[:, 0]
         residual = scales[:, None] * rows
-        features = solve_features(residual, gradient)
-        found = (features @ weight.T + shift).softmax(dim=1)
+        features = solve_features(residual, layer.weight_gradient)
+        found = (features @ weight.T + layer.bias).softmax(dim=1)
         step = found - probabilities
         change = float(step.abs().max())
         if change < _SETTLED or change != change:
@@ -86,6 +71,6 @@ def _iterate(
         probabilities, previous_change = probabilities + damping * step, change
     if not bool((scales > 0).all()):
         return ScaledHead(Head(features, residual @ weight, float("inf")), scales)
-    least = worst(change, float(step.norm() / (probabilities - one_hot).norm()), rounding(weight_gradient))
-    error = estimate_error(residual, features, gradient, bias_gradient, least)
+    least = worst(change, float(step.norm() / (probabilities - one_hot).norm()), rounding(layer.sent))
+    error = estimate_error(residual, features, layer, least)
     return ScaledHead(Head(features, residual @ weight, error), scales)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ...capture.labels.final_layer import FinalLayer
 from ..layers import rounding, worst
 from .head import Head
 
@@ -18,14 +19,7 @@ _CONVERGED = 1e-4
 _NOISES = 30.0
 
 
-def peel_head(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"] | None,
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
-    labels: Int[Tensor, " batch"],
-    smoothing: float = 0.0,
-) -> Head:
+def peel_head(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Head:
     """Each image's input to the final linear layer, where labels are known and differ.
 
     The layer's weight gradient is ``D^T F`` with one row of ``D = (P - Y) / B`` and of the features ``F`` per image,
@@ -40,45 +34,34 @@ def peel_head(
     are classes.
 
     Args:
-        weight: The layer's weight.
-        bias: Its bias, or None.
-        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
-        bias_gradient: The same by the bias, or None.
+        layer: With the captured gradient of the mean cross-entropy.
         labels: The batch's labels.
-        smoothing: Share of each label that is spread over all classes.
     """
-    shift = torch.zeros(len(weight)) if bias is None else bias
-    known = (weight.detach().double().cpu(), shift.detach().double().cpu(), weight_gradient, bias_gradient)
-    one_hot = soft_labels(labels, len(weight), smoothing)
+    one_hot, sums = soft_labels(labels, layer), layer.bias_gradient
     heads = []
-    for total in [None] if bias_gradient is None else [len(labels) * bias_gradient.double().cpu(), None]:
-        heads.append(_iterate(*known, one_hot, total))
+    for total in [None] if sums is None else [len(labels) * sums, None]:
+        heads.append(_iterate(layer, one_hot, total))
         if heads[-1].error < _CONVERGED:
             break
     return min(heads, key=lambda head: head.error)
 
 
-def soft_labels(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch class"]:
-    """What the outputs are compared with: ``(1 - s) y + s / K``, on the CPU in float64."""
+def soft_labels(labels: Int[Tensor, " batch"], layer: FinalLayer) -> Float[Tensor, "batch class"]:
+    """What the layer's outputs are compared with: ``(1 - s) y + s / K``, on the CPU in float64."""
+    classes, smoothing = len(layer.weight), layer.smoothing
     one_hot = F.one_hot(labels.cpu(), classes).double()
     return (1 - smoothing) * one_hot + smoothing / classes if smoothing else one_hot
 
 
-def _iterate(
-    weight: Float[Tensor, "class feature"],
-    shift: Float[Tensor, " class"],
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
-    one_hot: Float[Tensor, "batch class"],
-    total: Float[Tensor, " class"] | None,
-) -> Head:
+def _iterate(layer: FinalLayer, one_hot: Float[Tensor, "batch class"], total: Float[Tensor, " class"] | None) -> Head:
     """The fixed point; with ``total``, each step is shifted so that the rows of ``P - Y`` add up to it."""
-    gradient, batch = weight_gradient.double().cpu(), len(one_hot)
+    weight, gradient, batch = layer.weight, layer.weight_gradient, len(one_hot)
+    least = rounding(layer.sent)
     probabilities = torch.full_like(one_hot, 1 / len(weight))
     previous_change, damping = float("inf"), 1.0
     for _ in range(_ITERATIONS):
         features = solve_features((probabilities - one_hot) / batch, gradient)
-        found = (features @ weight.T + shift).softmax(dim=1)
+        found = (features @ weight.T + layer.bias).softmax(dim=1)
         following = found if total is None else found + (total - (found - one_hot).sum(dim=0)) / batch
         update = following - probabilities
         change = float(update.abs().max())
@@ -90,11 +73,9 @@ def _iterate(
         previous_change = change
     contradiction = float((found - probabilities).norm() / (probabilities - one_hot).norm())
     residual = (probabilities - one_hot) / batch
-    error = estimate_error(
-        residual, features, gradient, bias_gradient, worst(change, contradiction, rounding(weight_gradient))
-    )
-    if bias_gradient is None:
-        error *= _contradiction(residual, features, gradient, rounding(weight_gradient))
+    error = estimate_error(residual, features, layer, worst(change, contradiction, least))
+    if layer.bias_gradient is None:
+        error *= _contradiction(residual, features, gradient, least)
         spread = float(probabilities.min()) * len(weight)
         error = error / min(1.0, spread) if batch < len(weight) - 1 and spread > 0 else float("inf")
     return Head(features, residual @ weight, error)
@@ -119,8 +100,7 @@ def solve_features(residual: Float[Tensor, "batch class"], gradient: Float[Tenso
 def estimate_error(
     residual: Float[Tensor, "batch class"],
     features: Float[Tensor, "batch feature"],
-    gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
+    layer: FinalLayer,
     least: float,
 ) -> float:
     """The misfit of the captured gradient, amplified by the worst conditioned image."""
@@ -129,8 +109,8 @@ def estimate_error(
     singular = torch.linalg.svdvals(residual)
     if len(residual) >= residual.shape[1] or float(singular[-1]) <= 1e-9 * float(singular[0]):
         return float("inf")
+    gradient, exact = layer.weight_gradient, layer.bias_gradient
     misfit = float((residual.T @ features - gradient).norm() / gradient.norm())
-    if bias_gradient is not None:
-        exact = bias_gradient.double().cpu()
+    if exact is not None:
         misfit = worst(misfit, float((residual.sum(dim=0) - exact).norm() / exact.norm()))
     return worst(misfit, least) * float(singular[0] / singular[-1])

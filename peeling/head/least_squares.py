@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from scipy.optimize import least_squares  # type: ignore[import-untyped,unused-ignore]
 from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
+from ...capture.labels.final_layer import FinalLayer
 from ..layers import rounding, worst
 from .fixed_point import estimate_error, soft_labels
 from .head import Head
@@ -25,14 +26,7 @@ _STEP, _DESCENT = 2e9, 2e10
 _SOLVED = 1e-4
 
 
-def peel_joint_head(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"] | None,
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
-    labels: Int[Tensor, " batch"],
-    smoothing: float = 0.0,
-) -> Head | None:
+def peel_joint_head(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> Head | None:
     """As ``peel_head``, for labels that may repeat; None where this does not apply or finds nothing.
 
     The fixed point of ``peel_head`` begins with one ``P`` for all images, and two images of one label then stay equal
@@ -48,40 +42,33 @@ def peel_joint_head(
     tried where a step would take too long (``C B^5`` above 2e9, as for 24 images and 1,000 classes).
 
     Args:
-        weight: The layer's weight.
-        bias: Its bias, or None.
-        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
-        bias_gradient: The same by the bias, or None.
+        layer: With the captured gradient of the mean cross-entropy.
         labels: The batch's labels.
-        smoothing: Of the labels.
     """
-    batch, classes = len(labels), len(weight)
-    if batch >= min(weight.shape) or _operations(batch, classes) > _STEP:
+    batch, classes = len(labels), len(layer.weight)
+    if batch >= min(layer.weight.shape) or _operations(batch, classes) > _STEP:
         return None
-    exact, gradient = weight.detach().double().cpu(), weight_gradient.double().cpu()
+    gradient, least = layer.weight_gradient, rounding(layer.sent)
     if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
         return None
     left, size, right = torch.linalg.svd(gradient, full_matrices=False)
-    if not float(size[batch - 1]) > rounding(weight_gradient) * float(size[0]):
+    if not float(size[batch - 1]) > least * float(size[0]):
         return None  # fewer directions than images
     basis = right[:batch]
-    shift = torch.zeros(classes) if bias is None else bias
-    one_hot = soft_labels(labels, classes, smoothing)
     equations = _Equations(
         (left[:, :batch] * size[:batch]).numpy(),
-        (basis @ exact.T).numpy(),
-        shift.detach().double().cpu().numpy(),
-        one_hot.numpy(),
-        None if bias_gradient is None else bias_gradient.double().cpu().numpy(),
+        (basis @ layer.weight.T).numpy(),
+        layer.bias.numpy(),
+        soft_labels(labels, layer).numpy(),
+        None if layer.bias_gradient is None else layer.bias_gradient.numpy(),
     )
     mixing = equations.solve()
     if mixing is None:
         return None
     features = torch.from_numpy(mixing) @ basis
     residual = torch.from_numpy(equations.residual_rows(mixing))
-    error = estimate_error(residual, features, gradient, bias_gradient, rounding(weight_gradient))
-    error = worst(error, equations.error(mixing, rounding(weight_gradient)))
-    return Head(features, residual @ exact, error)
+    error = worst(estimate_error(residual, features, layer, least), equations.error(mixing, least))
+    return Head(features, residual @ layer.weight, error)
 
 
 def _operations(batch: int, classes: int) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...capture import CapturedUpdate, find_final_layer
+from ...capture.labels.final_layer import FinalLayer
 from .fixed_point import peel_head
 
 # How far the true scale may be from the guess, as a natural logarithm, and how many places are looked at first.
@@ -19,7 +20,7 @@ _EXACT = 1e-8
 _LARGEST_ERROR = 1e-2
 
 
-def find_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " batch"]) -> float | None:
+def find_scale(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> float | None:
     """What the gradient has to be multiplied with, or None where it does not tell.
 
     The final layer's gradient is ``D^T F`` with ``D = (softmax(F W^T + b) - Y) / B`` (see ``peel_head``): its row space
@@ -28,20 +29,18 @@ def find_scale(update: CapturedUpdate, model: nn.Module, labels: Int[Tensor, " b
     of ``peel_head`` rises in proportion on either side.
 
     Args:
-        update: A gradient, within a factor of 4 of its true size.
-        model: The server's model.
+        layer: With a gradient within a factor of 4 of its true size.
         labels: The batch's labels.
     """
     from scipy.optimize import minimize_scalar
 
     if len(set(labels.tolist())) < len(labels):
         return None
-    layer = find_final_layer(update, model)
+    # Rounding would be a floor under the error on which the scale is open.
+    exact = replace(layer, stored=torch.float64)
 
     def error(exponent: float) -> float:
-        scaled = layer.scaled(math.exp(exponent))
-        bias = scaled.bias_gradient
-        found = peel_head(layer.weight, layer.bias, scaled.weight_gradient, bias, labels).error
+        found = peel_head(exact.scaled(math.exp(exponent)), labels).error
         return math.log(max(found, 1e-300)) if math.isfinite(found) else math.inf
 
     places = torch.linspace(-_REACH, _REACH, _PLACES).tolist()

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...capture import Unmix, Unmixed, unmix
+from ...capture import OneLook, Unmixed
+from ...capture.labels.final_layer import FinalLayer
 from ..layers import LARGEST, SHOWN_UP_TO, worst
 from .head import Head, ScaledHead
 
@@ -34,14 +35,7 @@ class _Fit:
 
 
 def peel_unmixed_head(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"] | None,
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
-    labels: Int[Tensor, " batch"],
-    scaled: bool = True,
-    smoothing: float = 0.0,
-    apart: Unmix = unmix,
+    layer: FinalLayer, labels: Int[Tensor, " batch"], scaled: bool = True, look: OneLook | None = None
 ) -> ScaledHead | None:
     """As ``peel_head`` and ``peel_scaled_head``, for any labels and state of training, where the layer reads a ReLU.
 
@@ -51,23 +45,20 @@ def peel_unmixed_head(
     ``log r - b = c W f + constant``: a straight line, whose slope begins a few Gauss-Newton steps.
 
     Args:
-        weight: The layer's weight; at least three classes.
-        bias: Its bias, or None.
-        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
-        bias_gradient: The same by the bias, or None. It is not fitted, but must be the sum of all rows.
+        layer: With the captured gradient of the mean cross-entropy; at least three classes. The bias gradient is not
+            fitted, but must be the sum of all rows.
         labels: The batch's labels, in any order. None is returned where they are others than those found.
         scaled: Allow for clipping.
-        smoothing: Of the labels.
-        apart: ``unmix``, or an `UnmixOnce` that others ask too.
+        look: At the layer, where others ask it too.
     """
-    batch, classes = len(labels), len(weight)
-    found = apart(weight_gradient, batch, smoothing) if classes >= _FEWEST_CLASSES else None
+    batch, classes, shift = len(labels), len(layer.weight), layer.bias
+    if classes < _FEWEST_CLASSES:
+        return None
+    found = (look or OneLook()).unmix(layer.sent, batch, layer.smoothing)
     if found is None or not torch.equal(found.labels.sort().values, labels.cpu().sort().values):
         return None
-    exact = weight.detach().double().cpu()
-    shift = torch.zeros(classes).double() if bias is None else bias.detach().double().cpu()
-    logits = found.features @ exact.T
-    spread_out = smoothing / classes
+    logits = found.features @ layer.weight.T
+    spread_out = layer.smoothing / classes
     fit = _fit(logits, shift, found.rows, found.labels, float(batch), spread_out)
     free = _fit(logits, shift, found.rows, found.labels, None, spread_out)
     scales = batch / (free.factor * free.length)
@@ -81,15 +72,15 @@ def peel_unmixed_head(
     order = torch.empty_like(found.labels)
     order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
     features, noise = fit.length[:, None] * found.features, fit.length * found.noise
-    spread = found.noise * weight.shape[1] ** 0.5  # relative: the features' length is 1
+    spread = found.noise * layer.weight.shape[1] ** 0.5  # relative: the features' length is 1
     error = worst(*(fit.error.hypot(2 * spread).hypot(found.error)).tolist())
     rows = found.rows / fit.length[:, None]
-    if bias_gradient is not None:
-        sent = bias_gradient.double().cpu()
+    sent = layer.bias_gradient
+    if sent is not None:
         error = worst(error, float((rows.sum(dim=0) - sent).norm() / sent.norm().clamp_min(1e-300)))
     head = Head(
         features[order],
-        (rows @ exact)[order],
+        (rows @ layer.weight)[order],
         error,
         2 * (-features).amax(dim=1).maximum(LARGEST * noise)[order, None] if error <= SHOWN_UP_TO else None,
     )
@@ -177,26 +168,17 @@ def _misfit(
     return misfit, length[:, None] * outputs * (logits - mean)
 
 
-def misfit_at(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"] | None,
-    found: Unmixed,
-    smoothing: float,
-    scaled: bool = False,
-) -> float:
-    """How far the images that were told apart are from fitting the softmax, relatively, if labels are smoothed so.
+def misfit_at(layer: FinalLayer, found: Unmixed, scaled: bool = False) -> float:
+    """How far the images that were told apart are from fitting the softmax, relatively, if labels are smoothed as the
+    layer has it.
 
     Args:
-        weight: The layer's weight.
-        bias: Its bias, or None.
+        layer: The final layer.
         found: From ``unmix``.
-        smoothing: Of the labels.
         scaled: Whether the gradient may be that of a mean up to a factor for each image.
     """
-    exact = weight.detach().double().cpu()
-    shift = torch.zeros(len(exact)).double() if bias is None else bias.detach().double().cpu()
-    product = None if scaled else float(len(found.labels))
-    fit = _fit(found.features @ exact.T, shift, found.rows, found.labels, product, smoothing / len(exact))
+    product, spread_out = None if scaled else float(len(found.labels)), layer.smoothing / len(layer.weight)
+    fit = _fit(found.features @ layer.weight.T, layer.bias, found.rows, found.labels, product, spread_out)
     size = (fit.factor[:, None] * found.rows).norm(dim=1)
     misfit = float((fit.misfit / size.clamp_min(1e-300)).norm())
     return misfit if misfit == misfit else float("inf")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from ...capture import Unmix, unmix
+from ...capture import OneLook
+from ...capture.labels.final_layer import FinalLayer
 from .clipped import peel_scaled_head
 from .fixed_point import peel_head
 from .head import Head, ScaledHead
@@ -20,48 +21,39 @@ _LEAST_SCALING, _DOUBT = 1e-3, 2.0
 
 
 def peel_final_layer(
-    weight: Float[Tensor, "class feature"],
-    bias: Float[Tensor, " class"] | None,
-    weight_gradient: Float[Tensor, "class feature"],
-    bias_gradient: Float[Tensor, " class"] | None,
+    layer: FinalLayer,
     labels: Int[Tensor, " batch"],
     *,
     behind_relu: bool,
     scaled: bool,
     tolerance: float,
-    smoothing: float = 0.0,
-    apart: Unmix = unmix,
+    look: OneLook | None = None,
 ) -> ScaledHead:
     """The first solution whose estimated error is within the tolerance, else the one with the smallest.
 
     Args:
-        weight: The layer's weight.
-        bias: Its bias, or None.
-        weight_gradient: Captured gradient of the mean cross-entropy by the weight.
-        bias_gradient: The same by the bias, or None.
+        layer: With the captured gradient of the mean cross-entropy.
         labels: The batch's labels.
         behind_relu: Whether the layer reads the output of a ReLU as it is.
         scaled: Allow for clipping.
         tolerance: Largest estimated relative error of the features.
-        smoothing: Share of each label that is spread over all classes.
-        apart: ``unmix``, or an `UnmixOnce` that others ask too.
+        look: At the layer, where others ask it too.
     """
-    given = weight, bias, weight_gradient, bias_gradient, labels
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(*given, scaled, smoothing, apart) if behind_relu else None
+        return peel_unmixed_head(layer, labels, scaled, look) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
-        return _unscaled(peel_head(*given, smoothing), labels)
+        return _unscaled(peel_head(layer, labels), labels)
 
     def joint() -> ScaledHead | None:
-        head = peel_joint_head(*given, smoothing)
+        head = peel_joint_head(layer, labels)
         return None if head is None else _unscaled(head, labels)
 
     def clipped() -> ScaledHead | None:
-        if not scaled or bias is None or bias_gradient is None or len(labels) >= len(bias):
+        if not scaled or layer.bias_gradient is None or len(labels) >= len(layer.bias):
             return None
-        return peel_scaled_head(weight, bias, weight_gradient, bias_gradient, labels, smoothing)
+        return peel_scaled_head(layer, labels)
 
     ways: tuple[Callable[[], ScaledHead | None], ...] = (unmixed, fixed_point, joint, clipped)
     found: list[ScaledHead] = []

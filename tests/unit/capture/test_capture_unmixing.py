@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from gradinversion.capture import (
     CapturedUpdate,
     LabelError,
-    UnmixOnce,
     apply_defence,
     capture_gradient,
     load_images,
@@ -20,6 +19,7 @@ from gradinversion.capture import (
     unmix,
 )
 from gradinversion.capture.labels import unmixing
+from gradinversion.capture.labels.unmixing import UnmixOnce
 from torch import Tensor, nn
 
 LABELS = ([3, 1, 4, 1, 5, 9], [7] * 6, [0, 1, 2, 3, 4, 5])

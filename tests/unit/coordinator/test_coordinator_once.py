@@ -11,7 +11,7 @@ import pytest
 import torch
 from gradinversion.agents import AgentsConfig
 from gradinversion.capture import batch_norm, capture_gradient, load_images, load_model, update
-from gradinversion.capture.labels import unmixing
+from gradinversion.capture.labels import final_layer, unmixing
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.serial_group import attack
 from gradinversion.target import defence_evidence
@@ -39,7 +39,9 @@ def test_an_attack_of_four_seeds_looks_once(monkeypatch: pytest.MonkeyPatch) -> 
         (batch_norm, "batch_norm_targets"),
         (defence_evidence, "allow_for_defence"),
         (unmixing, "_take_apart"),
+        (final_layer, "trace_final_layer"),
     ):
         _count(module, name, counts, monkeypatch)
     attack(sent, model, AttackConfig(agents=AgentsConfig(count=4, iterations=2)))
-    assert counts == {"weight_hash": 1, "batch_norm_targets": 1, "allow_for_defence": 1, "_take_apart": 1}
+    looks = ("weight_hash", "batch_norm_targets", "allow_for_defence", "_take_apart", "trace_final_layer")
+    assert counts == dict.fromkeys(looks, 1)

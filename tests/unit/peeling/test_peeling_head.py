@@ -5,12 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from gradinversion.capture.labels.final_layer import FinalLayer
 from gradinversion.peeling.head.fixed_point import peel_head
 from gradinversion.peeling.head.head import Head
 from gradinversion.peeling.layers import worst
 from torch import Tensor
 
 _TOLERANCE = 1e-3  # of PeelingConfig
+
+
+def _layer(weight: Tensor, bias: Tensor | None, weight_gradient: Tensor, bias_gradient: Tensor | None) -> FinalLayer:
+    return FinalLayer(
+        weight.detach().double(),
+        torch.zeros(len(weight)).double() if bias is None else bias.detach().double(),
+        weight_gradient.double(),
+        None if bias_gradient is None else bias_gradient.double(),
+        torch.zeros(1, weight.shape[1]).double(),
+        non_negative=True,
+        stored=weight_gradient.dtype,
+    )
 
 
 def _peel(
@@ -40,13 +53,8 @@ def _peel(
     sent = [factor * gradient for gradient in gradients]
     sent = [g + noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator) for g in sent]
     sent = [g.to(dtype) for g in sent]
-    head = peel_head(
-        weight.detach().to(dtype),
-        None if shift is None else shift.detach().to(dtype),
-        sent[0],
-        sent[1] if bias else None,
-        labels,
-    )
+    layer = _layer(weight.to(dtype), None if shift is None else shift.to(dtype), sent[0], sent[1] if bias else None)
+    head = peel_head(layer, labels)
     return head, features.detach(), cotangent
 
 
@@ -141,7 +149,7 @@ def test_wrong_labels_are_refused() -> None:
     weight.requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(features @ weight.T, torch.tensor([0, 1, 2])), weight)
     for wrong in ([0, 1, 3], [4, 5, 6]):
-        assert peel_head(weight, None, gradient, None, torch.tensor(wrong)).error > _TOLERANCE
+        assert peel_head(_layer(weight, None, gradient, None), torch.tensor(wrong)).error > _TOLERANCE
 
 
 @pytest.mark.parametrize(("batch", "classes"), [(4, 4), (5, 4), (2, 2)])
@@ -151,11 +159,6 @@ def test_as_many_images_as_classes_are_refused(batch: int, classes: int) -> None
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_zero_gradient_is_refused(bias: bool) -> None:
-    head = peel_head(
-        torch.randn(10, 8),
-        torch.zeros(10) if bias else None,
-        torch.zeros(10, 8),
-        torch.zeros(10) if bias else None,
-        torch.tensor([0, 1]),
-    )
+    zeros = torch.zeros(10) if bias else None
+    head = peel_head(_layer(torch.randn(10, 8), zeros, torch.zeros(10, 8), zeros), torch.tensor([0, 1]))
     assert not head.error <= _TOLERANCE

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.capture import apply_defence
+from gradinversion.capture.labels.final_layer import FinalLayer, find_final_layer
 from gradinversion.capture.models import convnet
 from gradinversion.peeling import peel
 from gradinversion.peeling.head.unmixed import peel_unmixed_head
@@ -20,16 +21,15 @@ _LABELS = [[1, 1], [3, 1, 4, 1], [0, 0, 0, 0], [2, 2, 7, 7, 7, 5], [5, 0, 3]]
 def _network(factor: float = 1.0) -> nn.Sequential:
     model = convnet(10, 16, width=32)
     with torch.no_grad():
-        last = model[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(factor)
+        model[-1].weight.mul_(factor)
     return model
 
 
-def _final(case: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, weight, bias = case.model.parameters()
-    *_, weight_gradient, bias_gradient = case.update.gradients.values()
-    return weight, bias, weight_gradient, bias_gradient
+def _final(case: Any, *sent: Tensor) -> FinalLayer:
+    """The final layer, with other gradients by weight and bias where they are given."""
+    names = list(case.update.gradients)
+    gradients = case.update.gradients | dict(zip(names[-2:], sent, strict=False))
+    return find_final_layer(replace(case.update, gradients=gradients), case.model)
 
 
 def _apart(found: Tensor, truth: Tensor, labels: Tensor) -> float:
@@ -42,7 +42,7 @@ def _apart(found: Tensor, truth: Tensor, labels: Tensor) -> float:
 @pytest.mark.parametrize("factor", [1.0, 20.0])
 def test_features_and_cotangent(capture: Callable[..., Any], labels: list[int], factor: float) -> None:
     case = capture(_network(factor), labels, side=16)
-    found = peel_unmixed_head(*_final(case), case.labels)
+    found = peel_unmixed_head(_final(case), case.labels)
     assert found is not None
     truth = case.model[:-1](case.images).detach().double()
     assert _apart(found.head.features, truth, case.labels) < max(3 * found.head.error, 1e-4)
@@ -59,19 +59,18 @@ def test_a_clipped_update_shows_its_factor(capture: Callable[..., Any], labels: 
     case = capture(_network(5.0), labels, side=16)
     norm = float(torch.cat([g.flatten() for g in case.update.gradients.values()]).norm())
     clipped = replace(case.update, gradients=apply_defence(case.update.gradients, "clip", norm / 3))
-    weight, bias, *_ = _final(case)
-    *_, by_weight, by_bias = clipped.gradients.values()
-    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
+    layer = find_final_layer(clipped, case.model)
+    found = peel_unmixed_head(layer, case.labels)
     assert found is not None
     assert torch.allclose(found.scales, torch.full((len(labels),), 1 / 3, dtype=torch.float64), rtol=0.01)
     truth = case.model[:-1](case.images).detach().double()
     assert _apart(found.head.features, truth, case.labels) < 0.01
-    assert peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels, scaled=False) is None
+    assert peel_unmixed_head(layer, case.labels, scaled=False) is None
 
 
 def test_labels_that_are_not_the_batch_s_are_refused(capture: Callable[..., Any]) -> None:
     case = capture(_network(), [3, 1, 4, 1], side=16)
-    assert peel_unmixed_head(*_final(case), torch.tensor([3, 1, 4, 2])) is None
+    assert peel_unmixed_head(_final(case), torch.tensor([3, 1, 4, 2])) is None
 
 
 @pytest.mark.parametrize("labels", [[3, 1, 4, 1], [2, 2, 7, 7, 7, 5]])
@@ -98,10 +97,9 @@ def test_gradients_without_a_relu_in_between_are_named_continuous(capture: Calla
 
 def test_another_loss_than_it_says_is_noticed(capture: Callable[..., Any]) -> None:
     case = capture(_network(), [3, 1, 4, 1], side=16)
-    weight, bias, *_ = _final(case)
+    *_, weight, bias = case.model.parameters()
     loss = nn.functional.cross_entropy(case.model(case.images), case.labels, label_smoothing=0.1)
-    by_weight, by_bias = torch.autograd.grad(loss, [weight, bias])
-    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
+    found = peel_unmixed_head(_final(case, *torch.autograd.grad(loss, [weight, bias])), case.labels)
     truth = case.model[:-1](case.images).detach().double()
     assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error
 
@@ -109,12 +107,12 @@ def test_another_loss_than_it_says_is_noticed(capture: Callable[..., Any]) -> No
 @pytest.mark.parametrize("factor", [0.5, 0.8])
 def test_clipping_under_noise_is_not_taken_for_short_features(capture: Callable[..., Any], factor: float) -> None:
     case = capture(_network(20.0), [3, 1, 4, 0], side=16)
-    weight, bias, gradient, bias_gradient = _final(case)
+    *_, gradient, bias_gradient = case.update.gradients.values()
     random = torch.Generator().manual_seed(0)
-    by_weight, by_bias = (
+    noisy = [
         factor * g + 1e-3 * factor * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
         for g in (gradient, bias_gradient)
-    )
-    found = peel_unmixed_head(weight, bias, by_weight, by_bias, case.labels)
+    ]
+    found = peel_unmixed_head(_final(case, *noisy), case.labels)
     truth = case.model[:-1](case.images).detach().double()
     assert found is None or _apart(found.head.features, truth, case.labels) < 3 * found.head.error
