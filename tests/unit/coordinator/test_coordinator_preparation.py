@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.agents import ObjectiveConfig
-from gradinversion.capture import Defence, capture_gradient, load_model, told
+from gradinversion.capture import Defence, UpdateError, capture_gradient, load_model, told
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
 from gradinversion.peeling import PeelingConfig
@@ -26,3 +26,12 @@ def test_a_representation_that_the_client_perturbed_is_not_peeled(defences: tupl
     torch.testing.assert_close(by_taps.activations.float(), update.normalisation.apply(images), rtol=0, atol=1e-3)
     naive = prepare(update, model, AttackConfig(objective=ObjectiveConfig(adaptive=False)))
     assert naive.target.anchor is not None
+
+
+def test_the_update_of_another_model_is_refused() -> None:
+    model, other = load_model("convnet"), load_model("convnet")
+    update = capture_gradient(model, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    with torch.no_grad():
+        other[-1].bias[0] += 1
+    with pytest.raises(UpdateError, match="made with another model than the one given"):
+        prepare(update, other, AttackConfig())
