@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..capture import CapturedUpdate, ClientConfig, ImageError, PrivateBatch
+from ..capture.fitting import fit
 from ..coordinator import AttackConfig
 from .config import AuditConfig
 from .identification import Embedding, make_embedding
@@ -25,8 +26,9 @@ class Case:
     wanted."""
 
     update: CapturedUpdate
-    """Under the names of the model, as ``capture.fitting.fit`` brings the two together."""
+    """Under the names of the model."""
     model: nn.Module
+    """Out of its wrappers."""
     attack: AttackConfig
     """The settings of the attack."""
     private: PrivateBatch | None
@@ -41,6 +43,12 @@ class Case:
     """Everything that the run was asked for, as plain values: the report tells it."""
     captured: bool = False
     """Whether the update came from outside, so that the images told to be behind it may be others."""
+
+    def __post_init__(self) -> None:
+        # Once for a case made by hand too: what measures the update asks for its parameters under the model's names.
+        update, model = fit(self.update, self.model)
+        object.__setattr__(self, "update", update)
+        object.__setattr__(self, "model", model)
 
     @property
     def pool(self) -> Pool | None:

@@ -73,8 +73,8 @@ def assess(case: Case, reconstruction: Reconstruction, runner: Runner, out: str 
         ReportError: The report cannot be written.
         LpipsError, ValueError: The images cannot be compared, see `evaluate`.
     """
-    # The report tells the whole run, the client's settings too.
-    reconstruction = replace(reconstruction, config=dict(case.settings))
+    # The report tells the whole run, the client's settings too; of a case made by hand, those of the attack.
+    reconstruction = replace(reconstruction, config=dict(case.settings) or reconstruction.config)
     controls = run_controls(
         case,
         lambda control, update, config: runner.attack(update, config, control),

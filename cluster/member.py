@@ -94,13 +94,14 @@ class Member:
             now: Seconds.
 
         Returns:
-            The round whose state nobody saves any more, since a lost agent was to save another one meanwhile.
+            The round whose state nobody saves any more, since the agent was to save another one meanwhile.
         """
         known, self.order = self.order, order
         if self.state is State.PENDING:
             self._become(State.LOST)
             self.lost_at = now
-        elif self.state is State.LOST and known is not None:
+        elif known is not None and known is not self.sent and self.state in (State.LOST, State.RUNNING):
+            # The order before this one never reached the process. The one under way answers for its own write.
             return self._carry_over(known.save)
         return None
 

@@ -18,7 +18,7 @@ from ..storage.folders import AbsentError, Storage
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
 from .reconstruction import Reconstruction, Source
 
-_FORMAT = 1
+_FORMAT = 2
 _FACTS = "checkpoints/result.json"
 _TENSORS = "checkpoints/result.safetensors"
 _LARGEST_FACTS = 256 * 2**20

@@ -50,7 +50,7 @@ def recover_images(
     update: CapturedUpdate,
     model: nn.Module,
     config: PeelingConfig | None = None,
-    pictures: Sequence[Float[Tensor, "3 height width"]] | None = None,
+    pictures: Sequence[Float[Tensor, "3 _ _"]] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[Step], None] | None = None,
     through_max_pool: bool = False,

@@ -28,7 +28,7 @@ def public_photos(without: Sequence[str] = ()) -> Mapping[str, Float[Tensor, "3 
 
 
 def photo_crops(
-    pictures: Sequence[Float[Tensor, "3 height width"]], size: tuple[int, int], count: int, seed: int = 0
+    pictures: Sequence[Float[Tensor, "3 _ _"]], size: tuple[int, int], count: int, seed: int = 0
 ) -> Float[Tensor, "crop 3 height width"]:
     """Random crops in [0, 1] of all scales, half of them mirrored, with their colours exchanged and varied.
 

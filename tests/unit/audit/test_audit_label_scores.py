@@ -28,6 +28,7 @@ def test_scores_by_hand(recovered: list[int], true: list[int], scores: LabelScor
     assert score_labels(torch.tensor(recovered), torch.tensor(true)) == scores
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize(
     ("recovered", "true", "message"),
     [([1], [1, 2], "1 labels were recovered for 2"), ([-1], [0], "A label is -1"), ([], [], "at least one image")],

@@ -12,6 +12,7 @@ from gradinversion.audit import AuditConfig, Case, Stage, assess, attack_and_ass
 from gradinversion.audit.controls import without_gradient
 from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, simulate_client
 from gradinversion.coordinator import AttackConfig, Reconstruction
+from torch import nn
 
 SMALL = ClientConfig(batch_size=4, image_size=16)
 Make = Callable[..., tuple[Reconstruction, PrivateBatch]]
@@ -85,3 +86,18 @@ def test_without_ground_truth_there_is_a_report_and_no_control(case: Case, attac
     found = attack_and_assess(replace(case, private=None), runner, tmp_path)
     assert [stage for stage, _ in runner.begun] == [Stage.ATTACK, Stage.JUDGING]
     assert found.report.psnr_mean is None
+
+
+def test_a_case_made_by_hand_keeps_the_settings_of_its_attack(case: Case, attack: Make, tmp_path: Path) -> None:
+    answer, _ = attack(case.private)
+    answer = replace(answer, config={"seed": 8})
+    found = assess(replace(case, settings={}), answer, Paper(answer), tmp_path)
+    assert found.reconstruction.config == {"seed": 8}
+
+
+def test_a_case_made_by_hand_brings_update_and_model_together(case: Case) -> None:
+    wrapped = nn.DataParallel(case.model)
+    renamed = {f"module.{name}": gradient for name, gradient in case.update.gradients.items()}
+    by_hand = replace(case, model=wrapped, update=replace(case.update, gradients=renamed))
+    assert by_hand.model is case.model
+    assert list(by_hand.update.gradients) == list(case.update.gradients)

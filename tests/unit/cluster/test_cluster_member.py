@@ -147,6 +147,24 @@ def test_a_newer_order_takes_nothing_from_the_one_under_way() -> None:
     assert not member.is_behind(reply(1))
 
 
+@pytest.mark.parametrize(
+    ("newest", "kept", "forgotten"),
+    [(order(2), 1, None), (order(1), 1, None), (order(2, save=2), 2, 1)],
+    ids=["a later round", "the same round again", "a later round with a write of its own"],
+)
+def test_an_order_that_was_never_sent_leaves_its_write_to_the_next_one(
+    newest: Order, kept: int, forgotten: int | None
+) -> None:
+    """In async mode, where a slow agent is two rounds behind: a write that nobody makes would be waited for for ever."""
+    member = running(order(0, save=0))
+    assert member.give(order(1, save=1), 0.0) is None
+    assert member.give(newest, 1.0) == forgotten
+    assert member.answer(reply(0), []) == 0
+    assert member.send() == replace(newest, save=kept)
+    assert member.answer(reply(newest.current.round), []) == kept
+    assert not member.is_behind(reply(newest.current.round))
+
+
 def test_an_order_of_the_same_round_that_wants_its_state_is_sent_too() -> None:
     member = running(order(0))
     member.give(order(0, save=0), 0.0)
