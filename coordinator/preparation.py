@@ -32,7 +32,7 @@ from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, kno
 from ..target import Finding, Target, weigh_evidence
 from ..target.weight_deltas import describe, order_limits, settle
 from .config import JOINT, AttackConfig, flatten
-from .solving import passes_head, solve, with_rate_read
+from .solving import Solved, passes_head, solve, with_rate_read
 
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
 _PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
@@ -104,11 +104,11 @@ def prepare(
     target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator, look=look)
     target = _finished(target, config)
     messages = [*evidence.messages, *found.messages, *solved.messages]
-    known = _known_features(found.update, model, config, solved.anchor)
+    known = _known_features(solved, model, config)
     if known is not None and known.output:
         messages.append(
             f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
-            "behind. This attack does not turn them into pictures; whoever holds an image can tell by them whether it "
+            "behind. Whether or not pictures of them can be made: whoever holds an image can tell by them whether it "
             "was in the batch."
         )
     messages += evidence.limits
@@ -121,18 +121,19 @@ def _finished(target: Target, config: AttackConfig) -> Target:
     return target.finished(objective.allows_for_defences, statistics=objective.batch_norm_weight > 0)
 
 
-def _known_features(
-    update: CapturedUpdate, model: nn.Module, config: AttackConfig, anchor: Anchor | None
-) -> KnownFeatures | None:
+def _known_features(solved: Solved, model: nn.Module, config: AttackConfig) -> KnownFeatures | None:
     """What the gradient determines of every image: where peeling came no further than the final layer, by taps."""
+    update, anchor = solved.found.update, solved.anchor
     wanted = config.peeling.enabled and config.peeling.taps and config.objective.gradient_weight > 0
     # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
     possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
-    passed = passes_head(anchor, model)
+    passed = not solved.by_taps and passes_head(anchor, model)
     cut = find_tap_cut(update, model, config.peeling.tolerance) if wanted and possible and not passed else None
     if cut is not None:
         return known_by_taps(cut)
-    return None if anchor is None else known_by_peeling(anchor)
+    if anchor is None:
+        return None
+    return known_by_peeling(anchor, "taps, and the equations behind them," if solved.by_taps else "layer peeling")
 
 
 def _require_derivatives(config: AttackConfig, model: nn.Module, update: CapturedUpdate, anchor: Anchor | None) -> None:

@@ -28,6 +28,8 @@ class Solved:
     labels: RecoveredLabels
     anchor: Anchor | None
     messages: tuple[str, ...]
+    by_taps: bool = False
+    """Whether the anchor is the images, as they follow from taps."""
 
 
 def solve(
@@ -129,5 +131,5 @@ def _with_images(solved: Solved, model: nn.Module, config: AttackConfig, given: 
     found = images_by_taps(solved.found.update, model, solved.labels, given, config.peeling)
     if found is None:
         return solved
-    anchor = found.anchor or solved.anchor
-    return replace(solved, labels=found.labels, anchor=anchor, messages=(*solved.messages, found.message))
+    solved = replace(solved, labels=found.labels, messages=(*solved.messages, found.message))
+    return solved if found.anchor is None else replace(solved, anchor=found.anchor, by_taps=True)

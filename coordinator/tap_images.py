@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels
+from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels, as_gradient, client_mode
+from ..capture.forward import gradient
 from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
 from ..peeling.recovery import Recovery, recover_images
+
+# The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
+# near zero change sides with the least error of an image; images that are others are off by most of the gradient.
+_AGREES = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,31 @@ def images_by_taps(
     wanted = config.enabled and config.taps and config.operations > 0
     if not wanted or update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
         return None
-    found = recover_images(update, model, config)
+    try:
+        found = recover_images(update, model, config)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return TapImages(None, labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
     if found.images is None or found.error is None or not found.steps:
         return TapImages(None, labels, found.message) if found.steps else None
     worst = float(found.error.max())
-    if found.module is None or not worst <= config.tolerance:
+    if not worst <= config.tolerance:
         return TapImages(None, labels, found.message)
+    if found.module is None:
+        message = f"{found.message} No module of the model is given the images as they are, so that they are left out."
+        return TapImages(None, labels, message)
     known, order = _ordered(found, labels, given)
     if order is None:
         message = f"{found.message} Whose label is whose is not known, so that they are left out."
         return TapImages(None, labels, message)
     images = found.images[order]
+    off = _disagreement(update, model, found.module, images, known.labels)
+    if off is None or not off <= _AGREES:
+        why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
+        message = (
+            f"{found.message} They are left out, since others could have the same features: the first layer's "
+            f"gradient, which would tell these from others, {why}."
+        )
+        return TapImages(None, labels, message)
     anchor = Anchor(
         module=found.module,
         activations=images,
@@ -59,6 +79,30 @@ def images_by_taps(
         error=worst,
     )
     return TapImages(anchor, known, found.message)
+
+
+def _disagreement(update: CapturedUpdate, model: nn.Module, first: str, images: Tensor, labels: Tensor) -> float | None:
+    """How far the gradient of these images is from the one that was sent, in the weight where it is farthest; None
+    where that of the first layer was not sent.
+
+    A descent on features has used no gradient of the layers in front of them: images that have the features and are
+    others give others.
+    """
+    sent = as_gradient(update, model).gradients
+    if f"{first}.weight" not in sent or not bool(sent[f"{first}.weight"].any()):
+        return None
+    weights = {name: one for name, one in model.named_parameters() if one.dim() > 1 and name in sent}
+    like = next(model.parameters())
+    with torch.enable_grad(), client_mode(model, update.batch_norm):
+        smoothing = float(update.facts.label_smoothing.value)
+        loss = F.cross_entropy(model(images.to(like)), labels.to(like.device), label_smoothing=smoothing)
+        made = gradient(loss, list(weights.values()))
+    off = [
+        float((one.cpu().double() - sent[name].cpu().double()).norm() / sent[name].cpu().double().norm())
+        for name, one in zip(weights, made, strict=True)
+        if bool(sent[name].any())
+    ]
+    return max(off)
 
 
 def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[RecoveredLabels, torch.Tensor | None]:

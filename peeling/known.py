@@ -34,10 +34,10 @@ class KnownFeatures:
         return f"the {'output' if self.output else 'input'} of {self.module} ({shape} numbers for each image)"
 
 
-def known_by_peeling(anchor: Anchor) -> KnownFeatures:
-    """What layer peeling came to."""
+def known_by_peeling(anchor: Anchor, way: str = "layer peeling") -> KnownFeatures:
+    """What peeling came to, and in which way, in a few words."""
     activations = anchor.activations.detach().cpu().float()
-    return KnownFeatures(anchor.module, False, anchor.one_sided, activations, anchor.error, "layer peeling")
+    return KnownFeatures(anchor.module, False, anchor.one_sided, activations, anchor.error, way)
 
 
 def known_by_taps(cut: TapCut) -> KnownFeatures:

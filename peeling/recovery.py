@@ -39,7 +39,8 @@ class Recovery:
     images: Float[Tensor, "image channel height width"] | None = None
     """As the model is given them; None where they do not follow."""
     error: Float[Tensor, " image"] | None = None
-    """Estimated root mean square error of each image, as a share of its own root mean square."""
+    """Estimated root mean square error of each image, as a share of its own root mean square. After a descent it holds
+    in the directions that the features see; whether they see all is for another look at the gradient to say."""
     labels: Int[Tensor, " image"] | None = None
     """Of the images; None where they do not follow."""
     module: str | None = None
@@ -146,8 +147,8 @@ def _descended(
     count = int(met.sum())
     message = (
         f"{_reached(derivation)} From there a descent, started by a linear decoder fitted on public photos, met "
-        f"the features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most"
-        f"{f', pixels known to {float(error[met].max()):.1g}' if count else ''})."
+        f"the features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most). What the "
+        "features leave open of an image is what the start had there."
     )
     return Recovery(message, derivation.steps, found.images, error, labels, module)
 

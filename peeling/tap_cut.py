@@ -110,6 +110,11 @@ def fit_lengths(
 ) -> tuple[Tensor, float, float]:
     """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
     what is left in the median channel, relative; and the relative error of the length that is known least."""
+    # Channels in which no unit of any image is open say nothing, and would hide in the medians what the others leave.
+    alive = columns.norm(dim=1) > 0
+    if int(alive.sum()) < columns.shape[1]:
+        return torch.zeros_like(columns[0]), float("inf"), float("inf")
+    columns, target = columns[alive], target[alive]
     size = columns.norm(dim=0).clamp_min(1e-300)
     scaled, weights = columns / size, torch.ones_like(target)
     for _ in range(_REWEIGHTED):

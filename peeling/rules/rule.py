@@ -24,9 +24,10 @@ class Setting:
     """The largest estimated relative error of what may be believed."""
 
     def gradient(self, node: str, role: str) -> Tensor | None:
-        """A captured gradient that is this operation's alone."""
+        """A captured gradient that is this operation's alone. One that is zero everywhere was left out or hidden."""
         name = self.graph.gradient_of(self.graph.by_name[node], role)
-        return None if name is None else self.gradients.get(name)
+        found = None if name is None else self.gradients.get(name)
+        return found if found is not None and bool(found.any()) else None
 
 
 @dataclass(frozen=True)

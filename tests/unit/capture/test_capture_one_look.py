@@ -20,15 +20,20 @@ from gradinversion.capture import (
     told,
 )
 from gradinversion.capture.labels import one_look
-from gradinversion.capture.labels.final_layer import FinalLayer
+from gradinversion.capture.labels.final_layer import FinalLayer, TracedLayer, trace_final_layer
 from torch import Tensor, nn
 
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[CapturedUpdate]:
     """The updates for which the layer was traced."""
-    real, asked = one_look.trace_final_layer, []
-    monkeypatch.setattr(one_look, "trace_final_layer", lambda *given: asked.append(given[0]) or real(*given))
+    asked: list[CapturedUpdate] = []
+
+    def trace(update: CapturedUpdate, model: nn.Module) -> TracedLayer | None:
+        asked.append(update)
+        return trace_final_layer(update, model)
+
+    monkeypatch.setattr(one_look, "trace_final_layer", trace)
     return asked
 
 
@@ -55,7 +60,7 @@ def test_another_model_or_mode_or_batch_is_traced_anew(traced: list[CapturedUpda
     update = _update(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other[-1].weight.mul_(2)
+        other.get_parameter(list(update.gradients)[-2]).mul_(2)
     asked = [
         (update, model),
         (update, other),

@@ -155,7 +155,7 @@ def test_a_newer_order_takes_nothing_from_the_one_under_way() -> None:
 def test_an_order_that_was_never_sent_leaves_its_write_to_the_next_one(
     newest: Order, kept: int, forgotten: int | None
 ) -> None:
-    """In async mode, where a slow agent is two rounds behind: a write that nobody makes would be waited for for ever."""
+    """In async mode, where a slow agent is two rounds behind: a write that nobody makes would be awaited for ever."""
     member = running(order(0, save=0))
     assert member.give(order(1, save=1), 0.0) is None
     assert member.give(newest, 1.0) == forgotten

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.preparation import prepare
 from gradinversion.peeling import PeelingConfig
@@ -15,11 +17,11 @@ PIXELS = 8
 class Residual(nn.Module):
     """So few places for its channels that all of it follows from linear equations."""
 
-    def __init__(self) -> None:
+    def __init__(self, stem: int = 32, stride: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.halved = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.stem = nn.Conv2d(3, stem, 3, stride, padding=1)
+        self.halved = nn.Conv2d(stem, 64, 3, stride=2, padding=1)
         self.quartered = nn.Conv2d(64, 64, 3, stride=2, padding=1)
         self.conv1 = nn.Conv2d(64, 64, 3, padding=1)
         self.conv2 = nn.Conv2d(64, 64, 3, padding=1)
@@ -65,6 +67,33 @@ def test_labels_that_are_not_those_of_the_images_leave_them_out(case: Case) -> N
     prepared = prepare(update, model, AttackConfig(labels="1,5,9"))
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
     assert any("Whose label is whose is not known" in message for message in prepared.messages)
+
+
+def _photos(pixels: int) -> Tensor:
+    # Inside the range of pixels: at its ends a descent is held by the bounds, and seems to be determined.
+    return 0.2 + 0.6 * load_images("photos", 3, pixels)[0]
+
+
+def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
+    """Behind a narrow stem with a stride the features are fewer than the pixels, and a descent meets them anywhere."""
+    model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
+    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig())
+    assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
+    assert any("met the features of 3 of 3" in message for message in prepared.messages)
+    assert any("others could have the same features" in message for message in prepared.messages)
+    assert prepared.known is not None
+    assert prepared.known.module != "stem"
+
+
+@pytest.mark.parametrize("zeroed", ["stem.", "halved.", "quartered.", "conv1.", "conv2."])
+def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str) -> None:
+    model, update, images, labels = case
+    gradients = {n: g * 0 if n.startswith(zeroed) else g for n, g in update.gradients.items()}
+    prepared = prepare(replace(update, gradients=gradients), model, AttackConfig())
+    anchor = prepared.target.anchor
+    if anchor is not None and anchor.module == "stem":
+        expected = update.normalisation.apply(images[labels.argsort()].double())
+        assert (anchor.activations - expected).norm() < 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("left_out", [{"taps": False}, {"operations": 0.0}, {"enabled": False}])

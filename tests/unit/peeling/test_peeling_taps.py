@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import capture_gradient
 from gradinversion.peeling.images_apart import tell_apart
-from gradinversion.peeling.tap_cut import TapCut, find_tap_cut
+from gradinversion.peeling.tap_cut import TapCut, find_tap_cut, fit_lengths
 from gradinversion.peeling.taps import Factors, factor_taps
 from torch import Tensor, nn
 
@@ -239,3 +239,25 @@ def test_more_images_than_can_be_told_apart_cost_nothing() -> None:
     model = residual(0)
     images = torch.rand(65, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert find_tap_cut(capture_gradient(model, images, torch.arange(65) % 10), model) is None
+
+
+def test_lengths_are_fitted_by_the_channels_that_say_something() -> None:
+    """Channels in which no unit is open are zero on both sides, and would make any fit look good in the median."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    lengths = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    target = columns @ (1 / lengths)
+    noisy = target + 0.05 * target.std() * torch.randn(64, generator=generator, dtype=torch.float64)
+    alive = torch.arange(64) >= 40
+    found, misfit, uncertain = fit_lengths(columns * alive[:, None], noisy * alive)
+    alone = fit_lengths(columns[alive], noisy[alive])
+    assert torch.equal(found, alone[0])
+    assert (misfit, uncertain) == alone[1:]
+    assert float((found * lengths - 1).abs().max()) <= uncertain
+
+
+def test_too_few_channels_that_say_something_are_no_fit() -> None:
+    columns = torch.zeros(64, 3, dtype=torch.float64)
+    columns[:2] = 1.0
+    _, misfit, uncertain = fit_lengths(columns, columns.sum(dim=1))
+    assert misfit == uncertain == float("inf")

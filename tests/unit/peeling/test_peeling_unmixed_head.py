@@ -21,7 +21,7 @@ _LABELS = [[1, 1], [3, 1, 4, 1], [0, 0, 0, 0], [2, 2, 7, 7, 7, 5], [5, 0, 3]]
 def _network(factor: float = 1.0) -> nn.Sequential:
     model = convnet(10, 16, width=32)
     with torch.no_grad():
-        model[-1].weight.mul_(factor)
+        list(model.parameters())[-2].mul_(factor)
     return model
 
 
