@@ -9,7 +9,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit bench clean
+.PHONY: help demo example test lint types unit distributed bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
+	@echo "make distributed  the tests that start Ray or the real command"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -34,18 +35,20 @@ example: $(INSTALLED)
 	  sweep.states=untrained,$(EXAMPLE)/late.safetensors sweep.batch_sizes=1,4,8 sweep.bn=eval \
 	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
-# Tests run side by side, each process with one thread. One more than there are cores: those that start Ray often wait.
-# They come first, and the unit tests fill the gaps (tests/conftest.py); the tests of a file share one Ray, or what they
-# prepared, so a file stays in one process.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Two lanes side by side, each process with one thread. Ray's own limits for the start of a process are short: tests that
+# start it run one after another, and the unit tests fill the other cores.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) / 2)
 # The shapes that annotations state are checked; to import the package then takes some seconds more, so it is asked for.
 SHAPES = --jaxtyping-packages=gradinversion,array_shapes.check
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(SHAPES)
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHAPES)
 test: lint types
-	$(SIDE_BY_SIDE)
+	$(MAKE) --jobs=2 --output-sync=line unit distributed
 
 unit: $(INSTALLED)
-	$(SIDE_BY_SIDE) tests/unit
+	$(PYTEST) tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+distributed: $(INSTALLED)
+	$(PYTEST) tests/distributed tests/end_to_end
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""Every test: one thread, the same random numbers, arrays that are checked; and which tests come first."""
+"""Every test: one thread, the same random numbers, arrays that are checked; and which tests come last."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ DISTRIBUTED = {"distributed", "end_to_end"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of ``distributed`` tests first, and of those the ones with a ``slow`` test: side by side, the short tests
-    fill the gaps and come last."""
+    """Files with a ``slow`` test last: they start the most processes, and unit tests beside them have ended."""
     slow = {item.path for item in items if "slow" in item.keywords}
     for item in items:
         if item.path.parent.name in DISTRIBUTED:
             item.add_marker(pytest.mark.distributed)
-    items.sort(key=lambda item: ("distributed" not in item.keywords, item.path not in slow))
+    items.sort(key=lambda item: item.path in slow)
 
 
 @pytest.fixture(autouse=True)
