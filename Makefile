@@ -42,7 +42,7 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) / 2)
 SHAPES = --jaxtyping-packages=gradinversion,array_shapes.check
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHAPES)
 test: lint types
-	$(MAKE) --jobs=2 --output-sync=line unit distributed
+	$(MAKE) --jobs=2 unit distributed
 
 unit: $(INSTALLED)
 	$(PYTEST) tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
