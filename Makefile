@@ -9,17 +9,18 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit distributed bench clean
+.PHONY: help demo example test lint types unit distributed slow bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    an attack on a simulated client; prints where the report is"
 	@echo "make example the worked audit of docs/audit-example: ten minutes on two cores"
-	@echo "make test    everything below: lint, types, tests"
+	@echo "make test    lint, types, unit and distributed"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
-	@echo "make distributed  the tests that start Ray or the real command"
+	@echo "make distributed  the tests that start Ray or the real command, but for the slow ones"
+	@echo "make slow    these: three hosts, random faults, a lost head, a lost node of a grid"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -48,7 +49,11 @@ unit: $(INSTALLED)
 	$(PYTEST) tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 distributed: $(INSTALLED)
-	$(PYTEST) tests/distributed tests/end_to_end
+	$(PYTEST) tests/distributed tests/end_to_end -m "not slow"
+
+# The rest of them: three hosts, random faults, a lost head, a lost node of a grid. Two cores need ten minutes.
+slow: $(INSTALLED)
+	$(PYTEST) tests/distributed tests/end_to_end -m slow
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
