@@ -53,29 +53,73 @@ def solve(
     Raises:
         LabelError: Labels cannot be recovered.
     """
-    solved = _with_smoothing(evidence, found, model, config, given, look)
+    solver = _Solver(model, config, given, look)
+    solved = solver.with_smoothing(evidence, found)
     if config.objective.gradient_weight == 0 or passes_head(solved.anchor, model):
         return solved
-    return _with_images(solved, model, config, given is not None)
+    return solver.with_images(solved)
 
 
-def _with_smoothing(
-    evidence: Evidence,
-    found: Attackable,
-    model: nn.Module,
-    config: AttackConfig,
-    given: RecoveredLabels | None,
-    look: OneLook,
-) -> Solved:
-    solved = _once(evidence, found, model, config, given, look)
-    exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
-    if exact or config.objective.gradient_weight == 0:
-        return solved
-    smoothed = check_smoothing(evidence.update, model, solved.labels.labels, look)
-    if not smoothed.facts:
-        return solved
-    evidence = evidence.and_also(smoothed)
-    return _once(evidence, settle(evidence.update, model, look), model, config, given, look)
+@dataclass(frozen=True)
+class _Solver:
+    """What stays as it is while an attack's facts are learnt."""
+
+    model: nn.Module
+    config: AttackConfig
+    given: RecoveredLabels | None
+    look: OneLook
+
+    def with_smoothing(self, evidence: Evidence, found: Attackable) -> Solved:
+        solved = self._once(evidence, found)
+        exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
+        if exact or self.config.objective.gradient_weight == 0:
+            return solved
+        smoothed = check_smoothing(evidence.update, self.model, solved.labels.labels, self.look)
+        if not smoothed.facts:
+            return solved
+        evidence = evidence.and_also(smoothed)
+        return self._once(evidence, settle(evidence.update, self.model, self.look))
+
+    def _once(self, evidence: Evidence, found: Attackable) -> Solved:
+        labels = self.given or recover_labels(found.update, self.model, self.config.labels, self.look)
+        before = evidence.update
+        evidence = evidence.and_also(check_scale(before, self.model, labels.labels, self.look))
+        if evidence.update is not before:
+            found = settle(evidence.update, self.model, self.look)
+        found = refine(found, evidence.update, self.model, labels.labels, self.look)
+        evidence = with_rate_read(evidence, found)
+        solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
+        if self.config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
+            message = (
+                "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), "
+                "so it is left out."
+            )
+            return replace(solved, messages=(*solved.messages, message))
+        if self.config.objective.gradient_weight == 0:
+            return solved
+        peeling = peel(
+            found.update,
+            self.model,
+            labels.labels,
+            self.config.peeling,
+            scaled=self.config.objective.adaptive,
+            look=self.look,
+        )
+        if peeling.anchor is not None and before.local is None:
+            evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
+            evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))
+            if peeling.anchor.error <= _SOLVED:
+                evidence = evidence.and_also(confirmed_loss(evidence.update))
+        return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))
+
+    def with_images(self, solved: Solved) -> Solved:
+        """With the images as the anchor, where they follow from the taps."""
+        given = self.given is not None
+        found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.config.peeling)
+        if found is None:
+            return solved
+        solved = replace(solved, labels=found.labels, messages=(*solved.messages, found.message))
+        return solved if found.anchor is None else replace(solved, anchor=found.anchor, by_taps=True)
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
@@ -85,51 +129,9 @@ def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:
     return evidence.and_also(Finding({"learning_rate": read(found.rate, "the final layer's gradient")}))
 
 
-def _once(
-    evidence: Evidence,
-    found: Attackable,
-    model: nn.Module,
-    config: AttackConfig,
-    given: RecoveredLabels | None,
-    look: OneLook,
-) -> Solved:
-    labels = given or recover_labels(found.update, model, config.labels, look)
-    before = evidence.update
-    evidence = evidence.and_also(check_scale(before, model, labels.labels, look))
-    if evidence.update is not before:
-        found = settle(evidence.update, model, look)
-    found = refine(found, evidence.update, model, labels.labels, look)
-    evidence = with_rate_read(evidence, found)
-    solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
-    if config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
-        message = (
-            "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), so "
-            "it is left out."
-        )
-        return replace(solved, messages=(*solved.messages, message))
-    if config.objective.gradient_weight == 0:
-        return solved
-    peeling = peel(found.update, model, labels.labels, config.peeling, scaled=config.objective.adaptive, look=look)
-    if peeling.anchor is not None and before.local is None:
-        evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
-        evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))
-        if peeling.anchor.error <= _SOLVED:
-            evidence = evidence.and_also(confirmed_loss(evidence.update))
-    return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))
-
-
 def passes_head(anchor: Anchor | None, model: nn.Module) -> bool:
     """Whether layer peeling came further than the final layer and what pools in front of it."""
     if anchor is None:
         return False
     layers = {name.rpartition(".")[0] for name in anchor.explained}
     return len(layers) > 1 and isinstance(model.get_submodule(anchor.module), _NOT_HEADS)
-
-
-def _with_images(solved: Solved, model: nn.Module, config: AttackConfig, given: bool) -> Solved:
-    """With the images as the anchor, where they follow from the taps."""
-    found = images_by_taps(solved.found.update, model, solved.labels, given, config.peeling)
-    if found is None:
-        return solved
-    solved = replace(solved, labels=found.labels, messages=(*solved.messages, found.message))
-    return solved if found.anchor is None else replace(solved, anchor=found.anchor, by_taps=True)

@@ -12,6 +12,7 @@ from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels, as_gradien
 from ..capture.forward import gradient
 from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
+from ..peeling.layers import relative, worst
 from ..peeling.recovery import Recovery, recover_images
 
 # The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
@@ -98,11 +99,11 @@ def _disagreement(update: CapturedUpdate, model: nn.Module, first: str, images: 
         loss = F.cross_entropy(model(images.to(like)), labels.to(like.device), label_smoothing=smoothing)
         made = gradient(loss, list(weights.values()))
     off = [
-        float((one.cpu().double() - sent[name].cpu().double()).norm() / sent[name].cpu().double().norm())
+        relative(one.cpu().double() - sent[name].cpu().double(), sent[name].cpu().double())
         for name, one in zip(weights, made, strict=True)
         if bool(sent[name].any())
     ]
-    return max(off)
+    return worst(*off)
 
 
 def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[RecoveredLabels, torch.Tensor | None]:

@@ -13,6 +13,7 @@ from ..capture import BatchNormMode, client_mode
 from ..capture.forward import gradient
 from ..capture.functional_layers import functional_layers_called
 from .chain import PROBE_IMAGES, Link, probe_images
+from .layers import agree
 
 
 def confirm_chain(
@@ -111,6 +112,4 @@ def _behaves(
 def _close(ours: Tensor, theirs: Tensor) -> bool:
     if ours.numel() != theirs.numel():
         return False
-    ours, theirs = ours.detach(), theirs.detach().reshape(ours.shape)
-    allowed = float(torch.finfo(ours.dtype).eps) ** 0.5
-    return bool((ours - theirs).norm() <= allowed * torch.maximum(ours.norm(), theirs.norm()))
+    return agree(ours, theirs.reshape(ours.shape))

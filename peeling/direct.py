@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from .geometry import Geometry, gradient_matrix
+from .layers import relative
 
 # Entries (400 MB in float64, of which a few copies live at a time), and unknowns of each channel.
 _LARGEST_MATRIX = 50_000_000
@@ -115,7 +116,7 @@ def _solve(
     found = torch.cholesky_solve(matrix @ given, factor)
     found = found + torch.cholesky_solve(matrix @ (given - matrix.T @ found), factor)
     left = given - matrix.T @ found
-    misfit = float(left.norm() / given.norm().clamp_min(1e-300))
+    misfit = relative(left, given)
     # The covariance of the solution is that of the noise times the inverse normal matrix; a misfit shows only the part
     # of the noise that the unknowns did not take up.
     variance = torch.cholesky_inverse(factor).diagonal() * equations / (equations - places)

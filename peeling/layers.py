@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Up to this estimated error units that are shut show how large errors are; those of a defence spare some units.
@@ -74,6 +75,18 @@ def size(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
+def sizes(values: Float[Tensor, "image ..."]) -> Float[Tensor, " image"]:
+    """Root mean square of each image."""
+    return values.flatten(1).square().mean(dim=1).sqrt()
+
+
 def relative(difference: Tensor, reference: Tensor) -> float:
     """Length of a difference, as a share of the other."""
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
+
+
+def agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two results of one computation in the same type are equal but for rounding."""
+    ours, theirs = ours.detach(), theirs.detach()
+    allowed = float(torch.finfo(ours.dtype).eps) ** 0.5
+    return bool((ours - theirs).norm() <= allowed * torch.maximum(ours.norm(), theirs.norm()))

@@ -15,6 +15,7 @@ from .cut import Cut, NoCut, decode, find_cut, images_from_cut, photo_crops, pub
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity, MaxPool
+from .layers import sizes
 from .rules import Derivation, Step, derive
 from .rules.image_labels import image_labels
 from .rules.rule import Setting
@@ -141,7 +142,7 @@ def _descended(
 ) -> Recovery:
     lowest, highest = update.normalisation.bounds(dtype=torch.float64)
     found = images_from_cut(cut, start, lowest, highest, evaluations, device=device)
-    size = found.images.flatten(1).square().mean(dim=1).sqrt().clamp_min(1e-300)
+    size = sizes(found.images).clamp_min(1e-300)
     met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(_MET)
     error = torch.where(met, found.error / size, torch.inf)
     count = int(met.sum())

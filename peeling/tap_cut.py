@@ -1,11 +1,7 @@
 """A cut through a residual network: the input of one of its convolutions for every image, found by taps alone.
 
-Neither the final layer nor labels nor what pools and adds up behind are needed (see `taps`). Told apart, the images'
-inputs have their direction each; their lengths stand in the batch norm in front: where a convolution with weight W
-reads ``relu(bn(.))`` and nothing else does, the gradient by the batch norm's bias is the sum over images and places of
-the derivative by its output, ``dL/dbeta_c = sum_i (1 / t_i) sum_p m_i(c, p) (W^T * Delta_i)(c, p)`` with m the open
-units, as many equations in the B unknown lengths t_i as the batch norm has channels, and so a check of all that came
-before.
+Neither the final layer nor labels nor what pools and adds up behind are needed (see `taps`). The lengths of the images
+are taken from the bias gradient of the batch norm in front (see `tap_solution`).
 """
 
 from __future__ import annotations
@@ -21,18 +17,10 @@ from ..capture import BatchNormMode, CapturedUpdate, client_mode
 from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
 from ..capture.labels.unmixing import MOST_IMAGES
-from .images_apart import tell_apart
 from .kinds import BatchNorm, Kind, ModuleCall, kind_of, read_module
-from .taps import MOST_PLACES, factor_taps
+from .tap_solution import solve_taps
+from .taps import MOST_PLACES
 
-# Units of length-1 inputs below this share of their root mean square are shut.
-_SHUT = 1e-4
-# Channels whose equation is off by more than so many times the median count for less.
-_FAR, _REWEIGHTED = 3.0, 30
-# Deviations of a length, of which the residual's median is two thirds of one, that count as its error.
-_LENGTH_DOUBT = 4.5
-# What the lengths may leave of the bias gradient.
-_LARGEST_MISFIT = 0.01
 # Float32 keeps about this of a sum; nothing is called more exact.
 _LEAST_ERROR = 1e-6
 # How far two ways to one derivative may be apart on a probe, relative.
@@ -74,60 +62,24 @@ def find_tap_cut(update: CapturedUpdate, model: nn.Module, tolerance: float = 3e
         tolerance: the largest estimated error of the activations.
     """
     for candidate in _candidates(update, model):
-        found = _solve(candidate, update, model)
+        found = _solve(candidate, update)
         if found is not None and found.error <= tolerance:
             return found
     return None
 
 
-def _solve(candidate: _Candidate, update: CapturedUpdate, model: nn.Module) -> TapCut | None:
+def _solve(candidate: _Candidate, update: CapturedUpdate) -> TapCut | None:
     gradient = update.gradients.get(f"{candidate.convolution}.weight")
     bias_gradient = update.gradients.get(f"{candidate.batch_norm}.bias")
     if gradient is None or bias_gradient is None:
         return None
-    factors = factor_taps(gradient, update.image_count, candidate.size)
-    apart = None if factors is None else tell_apart(factors)
-    if factors is None or apart is None:
+    tensors = {"weight": candidate.weight.double().cpu()}
+    found = solve_taps(gradient, bias_gradient, update.image_count, candidate.size, candidate.kind, tensors)
+    if isinstance(found, str):
         return None
-    inputs, cotangents = (_maps(rows, candidate.size) for rows in (apart.inputs, apart.cotangents))
-    (by_input,) = candidate.kind.cotangents(cotangents, [inputs], {"weight": candidate.weight.double().cpu()})
-    is_open = inputs > _SHUT * inputs.flatten(1).square().mean(1).sqrt()[:, None, None, None]
-    columns = (by_input * is_open).sum(dim=(2, 3)).T
-    inverse, misfit, uncertain = fit_lengths(columns, bias_gradient.detach().double().cpu())
-    if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
-        return None
-    activations = inputs * is_open / inverse[:, None, None, None]
-    error = max(_LEAST_ERROR, float(apart.error.max()), 3 * factors.misfit, misfit, uncertain)
+    activations = found.inputs * found.is_open
+    error = max(_LEAST_ERROR, float(found.error.max()))
     return TapCut(candidate.convolution, candidate.batch_norm, activations.float(), error)
-
-
-def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
-    return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()
-
-
-def fit_lengths(
-    columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]
-) -> tuple[Tensor, float, float]:
-    """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
-    what is left in the median channel, relative; and the relative error of the length that is known least."""
-    # Channels in which no unit of any image is open say nothing, and would hide in the medians what the others leave.
-    alive = columns.norm(dim=1) > 0
-    if int(alive.sum()) < columns.shape[1]:
-        return torch.zeros_like(columns[0]), float("inf"), float("inf")
-    columns, target = columns[alive], target[alive]
-    size = columns.norm(dim=0).clamp_min(1e-300)
-    scaled, weights = columns / size, torch.ones_like(target)
-    for _ in range(_REWEIGHTED):
-        weighted = scaled * weights[:, None]
-        solution = torch.linalg.lstsq(weighted, (target * weights)[:, None]).solution[:, 0]
-        left = (scaled @ solution - target).abs()
-        typical = float(left.median().clamp_min(1e-300))
-        weights = 1 / (1 + (left / (_FAR * typical)).square()).sqrt()
-    # An image that the network is sure of adds little to the bias gradient: its length is known less well than the fit
-    # is good.
-    spread = torch.linalg.pinv(weighted.T @ weighted).diagonal().clamp_min(0).sqrt()
-    uncertain = _LENGTH_DOUBT * typical * float((spread / solution.abs().clamp_min(1e-300)).max())
-    return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300)), uncertain
 
 
 def _candidates(update: CapturedUpdate, model: nn.Module) -> list[_Candidate]:

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .layers import relative
+
 # Pencils that are tried for the widest gap between eigenvalues, and inverse iterations on each eigenspace.
 _PENCILS, _ITERATIONS = 400, 4
 # Rounds of averaging the alignment over all pairs of places, and of alternating least squares over all taps.
@@ -240,7 +242,7 @@ def _refine(
     for (row, column), _ in _by_tap(gradient).items():
         shifted = _over_images(inputs, (row, column), image_count, size)
         misfit[:, :, row + gradient.shape[2] // 2, column + gradient.shape[3] // 2] -= cotangents.T @ shifted
-    return inputs, cotangents, float(misfit.norm() / gradient.norm().clamp_min(1e-300))
+    return inputs, cotangents, relative(misfit, gradient)
 
 
 def _solve(

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..layers import sizes
 from .places import Cut
 
 # Iterations between two looks at how far the loss has fallen, and the history of the curvature.
@@ -71,7 +72,7 @@ def images_from_cut(
     images = images.clamp(low, high)
     misfit = descent.misfits(images).detach().sqrt().cpu().double()
     moved = descent.run(images, descent.moved(misfit), most_evaluations, None, _AGAIN)
-    apart = (moved.clamp(low, high) - images).flatten(1).square().mean(dim=1).sqrt().cpu().double()
+    apart = sizes(moved.clamp(low, high) - images).cpu().double()
     return Recovered(images.cpu().double(), misfit, apart, descent.evaluations)
 
 
@@ -91,7 +92,7 @@ class _Descent:
         random = torch.Generator().manual_seed(0)
         found = []
         for place, target in zip(self.cut.places, self.targets, strict=True):
-            size = place.values.flatten(1).square().mean(dim=1).sqrt()
+            size = sizes(place.values)
             spread = place.deviation.maximum((misfit * size)[:, None, None, None])
             off = torch.randn(place.values.shape, generator=random, dtype=torch.float64) * spread
             found.append(target + off.to(target))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from ...capture import BatchNormMode, client_mode
 from ...capture.forward import gradient, on_probes
 from ..kinds import Opaque
+from ..layers import agree
 from .nodes import Graph, Node, NoGraph
 from .tracing import Traced, trace
 
@@ -176,6 +177,4 @@ def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]
 def _close(ours: Tensor, theirs: Tensor) -> bool:
     if ours.shape != theirs.shape:
         return False
-    ours, theirs = ours.detach(), theirs.detach()
-    allowed = float(torch.finfo(ours.dtype).eps) ** 0.5
-    return bool((ours - theirs).norm() <= allowed * torch.maximum(ours.norm(), theirs.norm()))
+    return agree(ours, theirs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...capture import OneLook, Unmixed
 from ...capture.labels.final_layer import FinalLayer
-from ..layers import LARGEST, SHOWN_UP_TO, worst
+from ..layers import LARGEST, SHOWN_UP_TO, relative, worst
 from .head import Head, ScaledHead
 
 _STEPS = 12
@@ -77,7 +77,7 @@ def peel_unmixed_head(
     rows = found.rows / fit.length[:, None]
     sent = layer.bias_gradient
     if sent is not None:
-        error = worst(error, float((rows.sum(dim=0) - sent).norm() / sent.norm().clamp_min(1e-300)))
+        error = worst(error, relative(rows.sum(dim=0) - sent, sent))
     head = Head(
         features[order],
         (rows @ layer.weight)[order],

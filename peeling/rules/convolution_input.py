@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Node
 from ..kinds import Convolution, MaxPool, Rectifier
+from ..layers import relative
 from .equations import GradientEquations, affordable, gradient_equations, solve
 from .joint import Outputs, joint_is_affordable, solve_jointly
 from .knowledge import Knowledge, Known
@@ -149,7 +150,7 @@ def _contradiction(outputs: list[Outputs], values: Tensor) -> float:
         kind, mask = one.kind, one.known.known
         given = F.conv2d(values, one.weight, None, kind.stride, kind.padding, kind.dilation)
         wanted = one.known.values * mask
-        found = max(found, float((given * mask - wanted).norm() / wanted.norm().clamp_min(1e-300)))
+        found = max(found, relative(given * mask - wanted, wanted))
     return found
 
 
@@ -181,5 +182,5 @@ def misfits(setting: Setting, known: Knowledge) -> Mapping[str, float]:
         tensors = setting.graph.tensors_of(node)
         (ours,) = node.kind.gradients(arriving.values, [entering.values], tensors, ["weight"])
         theirs = gradient.detach().cpu().double()
-        found[node.name] = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-300))
+        found[node.name] = relative(ours - theirs, theirs)
     return found

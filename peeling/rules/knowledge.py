@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..layers import sizes
 from ..units import Units
 
 
@@ -41,7 +42,7 @@ class Known:
 
 def evenly(values: Tensor, error: Float[Tensor, " image"], rule: str) -> Known:
     """Numbers known everywhere whose error, relative to the image's own, is spread over all of them."""
-    size = values.flatten(1).square().mean(dim=1).sqrt()
+    size = sizes(values)
     deviation = (error * size).reshape(-1, *(1 for _ in values.shape[1:])).expand_as(values)
     return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, rule)
 
@@ -79,7 +80,7 @@ class Knowledge:
         """What an equation in derivatives gave, with the error that the equation cannot show."""
         if self.lengths is None:
             return found
-        size = found.values.flatten(1).square().mean(dim=1).sqrt()
+        size = sizes(found.values)
         hidden = (self.lengths * size).reshape(-1, *(1 for _ in found.values.shape[1:]))
         return replace(found, deviation=(found.deviation.square() + hidden.square()).sqrt())
 

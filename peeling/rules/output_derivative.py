@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..graph import Node
 from ..kinds import Convolution, Linear
-from ..layers import rounding
+from ..layers import relative, rounding
 from .equations import LARGEST_MATRIX, MOST_PLACES
 from .knowledge import Knowledge, Known
 from .rule import Derived, Refused, Setting
@@ -85,8 +85,7 @@ def _solved(patches: Tensor, weight_gradient: Tensor) -> tuple[Tensor, Tensor, f
     noise = left.square().mean(dim=0).sqrt().maximum(rounding(weight_gradient) * size)
     equations, places = given.shape[0], len(patches)
     variance = torch.cholesky_inverse(factor).diagonal().clamp_min(0) * equations / max(equations - places, 1)
-    misfit = float(left.norm() / given.norm().clamp_min(1e-300))
-    return values, variance.sqrt()[:, None] * noise, misfit
+    return values, variance.sqrt()[:, None] * noise, relative(left, given)
 
 
 def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

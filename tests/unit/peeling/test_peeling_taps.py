@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import capture_gradient
 from gradinversion.peeling.images_apart import tell_apart
-from gradinversion.peeling.tap_cut import TapCut, find_tap_cut, fit_lengths
+from gradinversion.peeling.tap_cut import TapCut, find_tap_cut
+from gradinversion.peeling.tap_solution import fit_lengths
 from gradinversion.peeling.taps import Factors, factor_taps
 from torch import Tensor, nn
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from gradinversion.agents import Form, GradientLoss, TotalVariation
 from gradinversion.refusal import ConfigError
-from gradinversion.settings.run import differences, load_config, preset_names, preset_text
+from gradinversion.settings.help import help_text
+from gradinversion.settings.run import (
+    config_yaml,
+    differences,
+    load_config,
+    load_config_file,
+    preset_names,
+    preset_text,
+)
 
 PRESETS = (
     *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),
@@ -125,3 +134,23 @@ def test_the_control_uses_no_gradient() -> None:
     assert config.objective.activation_weight == 0
     assert not config.peeling.enabled
     assert config.objective.batch_norm_weight > 0
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    (problem,) = problems("preset=gradinvers")
+    assert all(name in problem for name in PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_configuration_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+    words = [f"preset={name}", "out=${HOME}", "client.images=2024-01-01", "audit.controls=constant_image,no_gradient"]
+    words += GIVEN.get(name, [])
+    config = load_config(words)
+    path = tmp_path / "config.yaml"
+    path.write_text(config_yaml(config), encoding="utf-8")
+    assert load_config_file(path) == config
+
+
+def test_the_help_shows_each_preset() -> None:
+    text = help_text()
+    assert all(re.search(rf"^  preset={name} +\w", text, re.MULTILINE) for name in PRESETS)

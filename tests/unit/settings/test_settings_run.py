@@ -24,13 +24,6 @@ from gradinversion.settings.run import (
     to_plain,
 )
 
-PRESETS = (
-    *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),
-    *("dlg", "idlg", "deep_inversion", "latent_projection"),
-)
-# What a preset cannot know and the user must say.
-GIVEN = {"latent_projection": ["agents.generator=my.module:build"]}
-
 
 def problems(*words: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
@@ -130,11 +123,6 @@ def test_a_group_is_not_a_key() -> None:
     assert "coordinator.mode" in problem
 
 
-def test_an_unknown_preset_lists_the_known_ones() -> None:
-    (problem,) = problems("preset=gradinvers")
-    assert all(name in problem for name in PRESETS)
-
-
 @pytest.mark.parametrize(
     ("word", "allowed"),
     [
@@ -197,16 +185,6 @@ def test_the_message_of_the_error_is_all_problems_one_a_line() -> None:
     assert str(caught.value).splitlines() == list(caught.value.problems)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_configuration_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
-    words = [f"preset={name}", "out=${HOME}", "client.images=2024-01-01", "audit.controls=constant_image,no_gradient"]
-    words += GIVEN.get(name, [])
-    config = load_config(words)
-    path = tmp_path / "config.yaml"
-    path.write_text(config_yaml(config), encoding="utf-8")
-    assert load_config_file(path) == config
-
-
 @pytest.mark.parametrize("text", ["agents: [", "- 1\n- 2\n", "just words", "agents:\n  cuont: 3\n", "labels:\n"])
 def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
@@ -259,9 +237,8 @@ def test_the_help_shows_every_key_with_its_default_and_meaning() -> None:
     assert re.search(r"^  coordinator\.mode=sync +", text, re.MULTILINE)
 
 
-def test_the_help_shows_presets_verbs_and_no_markup() -> None:
+def test_the_help_shows_verbs_and_no_markup() -> None:
     text = config_help.help_text()
-    assert all(re.search(rf"^  preset={name} +\w", text, re.MULTILINE) for name in PRESETS)
     assert all(re.search(rf"^  {verb} +\w", text, re.MULTILINE) for verb in config_help.VERBS)
     assert max(map(len, text.splitlines())) <= 120
     assert "``" not in text

@@ -1,0 +1,118 @@
+"""The taps of one convolution taken apart, each image with its length: the input, and the derivative by the output.
+
+`taps` takes the weight gradient apart up to a mixing of the images, and `images_apart` undoes that up to each image's
+length. The lengths stand in the layer in front: where a convolution with weight W alone reads the output of a ReLU, the
+gradient that sums up the derivative in front of the ReLU is ``sum_i (1 / t_i) sum_p m_i(c, p) (W^T * Delta_i)(c, p)``
+with m the open units: as many equations in the B unknown lengths t_i as there are channels, and so a check of all that
+came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .images_apart import tell_apart
+from .kinds import Kind
+from .layers import sizes
+from .taps import factor_taps
+
+# Units of length-1 inputs below this share of their root mean square are shut.
+_SHUT = 1e-4
+# Channels whose equation is off by more than so many times the median count for less.
+_FAR, _REWEIGHTED = 3.0, 30
+# Deviations of a length, of which the residual's median is two thirds of one, that count as its error.
+_LENGTH_DOUBT = 4.5
+# What the lengths may leave of the gradient that they are taken from.
+_LARGEST_MISFIT = 0.01
+
+
+@dataclass(frozen=True)
+class TapSolution:
+    """All that the taps of one convolution give."""
+
+    inputs: Float[Tensor, "image channel height width"]
+    cotangents: Float[Tensor, "image channel height width"]
+    """Derivative of the loss by the convolution's output."""
+    is_open: Bool[Tensor, "image channel height width"]
+    """Units of the ReLU in front."""
+    error: Float[Tensor, " image"]
+    """Estimated relative error of each image's input."""
+    length_error: float
+    """Estimated, relative, of the length that is known least."""
+    length_misfit: float
+    """What the lengths leave of the gradient in front, relative."""
+    leak: float
+    misfit: float
+    """See `Factors`."""
+
+
+def solve_taps(
+    weight_gradient: Float[Tensor, "output channel row column"],
+    shift_gradient: Float[Tensor, " channel"],
+    image_count: int,
+    size: tuple[int, int],
+    kind: Kind,
+    tensors: Mapping[str, Tensor],
+) -> TapSolution | str:
+    """The solution, or in a few words why there is none.
+
+    Args:
+        weight_gradient: Captured, of a convolution that has taps.
+        shift_gradient: Captured; it sums up the derivative in front of the ReLU whose output the convolution reads.
+        image_count: Of the batch.
+        size: Height and width of the convolution's input.
+        kind: The convolution's.
+        tensors: Its own, by role, in float64 on the CPU.
+    """
+    factors = factor_taps(weight_gradient, image_count, size)
+    if factors is None:
+        return "the weight gradient is not that of so many places"
+    apart = tell_apart(factors)
+    if apart is None:
+        return "the images cannot be told apart by the zeros of their features"
+    inputs, cotangents = (_maps(rows, size) for rows in (apart.inputs, apart.cotangents))
+    (by_input,) = kind.cotangents(cotangents, [inputs], tensors)
+    is_open = inputs > _SHUT * sizes(inputs)[:, None, None, None]
+    columns = (by_input * is_open).sum(dim=(2, 3)).T
+    inverse, misfit, uncertain = fit_lengths(columns, shift_gradient.detach().cpu().double())
+    if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
+        return f"the lengths of the images leave {misfit:.1g} of the gradient in front"
+    length_error, inverse = max(misfit, uncertain), inverse[:, None, None, None]
+    error = apart.error.clamp_min(max(3 * factors.misfit, length_error))
+    return TapSolution(
+        inputs / inverse, cotangents * inverse, is_open, error, length_error, misfit, factors.leak, factors.misfit
+    )
+
+
+def fit_lengths(
+    columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]
+) -> tuple[Tensor, float, float]:
+    """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
+    what is left in the median channel, relative; and the relative error of the length that is known least."""
+    # Channels in which no unit of any image is open say nothing, and would hide in the medians what the others leave.
+    alive = columns.norm(dim=1) > 0
+    if int(alive.sum()) < columns.shape[1]:
+        return torch.zeros_like(columns[0]), float("inf"), float("inf")
+    columns, target = columns[alive], target[alive]
+    size = columns.norm(dim=0).clamp_min(1e-300)
+    scaled, weights = columns / size, torch.ones_like(target)
+    for _ in range(_REWEIGHTED):
+        weighted = scaled * weights[:, None]
+        solution = torch.linalg.lstsq(weighted, (target * weights)[:, None]).solution[:, 0]
+        left = (scaled @ solution - target).abs()
+        typical = float(left.median().clamp_min(1e-300))
+        weights = 1 / (1 + (left / (_FAR * typical)).square()).sqrt()
+    # An image that the network is sure of adds little to the bias gradient: its length is known less well than the fit
+    # is good.
+    spread = torch.linalg.pinv(weighted.T @ weighted).diagonal().clamp_min(0).sqrt()
+    uncertain = _LENGTH_DOUBT * typical * float((spread / solution.abs().clamp_min(1e-300)).max())
+    return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300)), uncertain
+
+
+def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
+    return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()
