@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate
 from .config import PeelingConfig
-from .cut import Cut, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
+from .cut import Cut, Decoded, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity, MaxPool
@@ -21,6 +21,8 @@ from .rules.image_labels import image_labels
 from .rules.rule import Setting
 
 _CROPS = 400
+# With fewer there is no start.
+_FEWEST_CROPS = 100
 # Of the features and their derivative: fewer are no descent, and more were never of use.
 _FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 1000
 # Labels are read off where every image's is so clear.
@@ -46,6 +48,10 @@ class Recovery:
     """Of the images; None where they do not follow."""
     module: str | None = None
     """Name of a module whose input the images are."""
+    cut: Cut | None = None
+    """The features that are nearest to the images, where these do not follow by linear equations alone."""
+    start: Decoded | None = None
+    """Images that the cut's features look like: where a descent on them starts."""
 
 
 def recover_images(
@@ -94,20 +100,22 @@ def recover_images(
         message = f"{_reached(derivation)} These are the images, from linear equations alone."
         return Recovery(message, derivation.steps, whole.values, whole.error, labels, module)
     cut = find_cut(derivation)
+    reached = _reached(derivation)
     if isinstance(cut, NoCut):
-        return Recovery(f"{_reached(derivation)} No images follow: {cut.why}.", derivation.steps, labels=labels)
+        return Recovery(f"{reached} No images follow: {cut.why}.", derivation.steps, labels=labels)
+    found = Recovery(reached, derivation.steps, labels=labels, module=module, cut=cut)
     if pictures is None and update.image_shape[0] != 3:
         why = "the public photos that its start is decoded with are in colour"
-        return Recovery(f"{_reached(derivation)} No images follow: {why}.", derivation.steps, labels=labels)
+        return replace(found, message=f"{reached} No images follow: {why}.")
+    found = replace(found, start=_decoded(update, cut, pictures, config, device))
     if not through_max_pool and _is_pooled(cut):
         why = "max-pooling in front of these features hides all pixels but those that won"
-        return Recovery(f"{_reached(derivation)} No images are looked for: {why}.", derivation.steps, labels=labels)
+        return replace(found, message=f"{reached} No images are looked for: {why}.")
     evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
-    if evaluations < _FEWEST_EVALUATIONS:
+    if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
-        return Recovery(f"{_reached(derivation)} No images are looked for: {why}.", derivation.steps, labels=labels)
-    start = _decoded(update, cut, pictures, device)
-    return _descended(update, cut, derivation, labels, module, start, min(evaluations, _MOST_EVALUATIONS), device)
+        return replace(found, message=f"{reached} No images are looked for: {why}.")
+    return _descended(update, found, cut, found.start.images, min(evaluations, _MOST_EVALUATIONS), device)
 
 
 def _is_pooled(cut: Cut) -> bool:
@@ -121,21 +129,26 @@ def _operations_of_one(cut: Cut, image_count: int) -> float:
 
 
 def _decoded(
-    update: CapturedUpdate, cut: Cut, pictures: Sequence[Tensor] | None, device: torch.device | None
-) -> Tensor:
-    """Where the descent starts."""
+    update: CapturedUpdate,
+    cut: Cut,
+    pictures: Sequence[Tensor] | None,
+    config: PeelingConfig,
+    device: torch.device | None,
+) -> Decoded | None:
+    """Where a descent starts; None where even that is more than is affordable."""
+    count = min(_CROPS, int(config.operations / operations(cut.graph, [place.before for place in cut.places])))
+    if count < _FEWEST_CROPS:
+        return None
     photos = list(public_photos().values()) if pictures is None else list(pictures)
     _, height, width = update.image_shape
-    crops = update.normalisation.apply(photo_crops(photos, (height, width), _CROPS))
+    crops = update.normalisation.apply(photo_crops(photos, (height, width), count))
     return decode(cut, crops, device=device)
 
 
 def _descended(
     update: CapturedUpdate,
+    reached: Recovery,
     cut: Cut,
-    derivation: Derivation,
-    labels: Tensor | None,
-    module: str | None,
     start: Tensor,
     evaluations: int,
     device: torch.device | None,
@@ -147,11 +160,11 @@ def _descended(
     error = torch.where(met, found.error / size, torch.inf)
     count = int(met.sum())
     message = (
-        f"{_reached(derivation)} From there a descent, started by a linear decoder fitted on public photos, met "
+        f"{reached.message} From there a descent, started by a linear decoder fitted on public photos, met "
         f"the features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most). What the "
         "features leave open of an image is what the start had there."
     )
-    return Recovery(message, derivation.steps, found.images, error, labels, module)
+    return replace(reached, message=message, images=found.images, error=error)
 
 
 def _reached(derivation: Derivation) -> str:

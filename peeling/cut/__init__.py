@@ -5,13 +5,14 @@ for the images any more. From noise every descent from a deep cut gets stuck. A 
 that are run through the server's own model, starts near enough for the descent to meet the features to rounding.
 """
 
-from .decoder import decode
+from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
 from .photos import photo_crops, public_photos
 from .places import Cut, NoCut, Place, find_cut
 
 __all__ = [
     "Cut",
+    "Decoded",
     "NoCut",
     "Place",
     "Recovered",

@@ -7,6 +7,8 @@ private image, a few seconds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,13 +21,24 @@ _RIDGE = 1e-5
 _AT_ONCE = 16
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Images that a descent may start at."""
+
+    images: Float[Tensor, "image channel height width"]
+    """As the model is given them."""
+    error: float
+    """Root mean square of what the decoder leaves of the crops that it was fitted on, in the same units: what it leaves
+    of others is rather more."""
+
+
 def decode(
     cut: Cut,
     crops: Float[Tensor, "crop channel height width"],
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> Float[Tensor, "image channel height width"]:
-    """What the decoder makes of the cut's features: images as the model is given them.
+) -> Decoded:
+    """What the decoder makes of the cut's features.
 
     Args:
         cut: With the features.
@@ -45,18 +58,22 @@ def decode(
     count = sum(place.values.shape[1] for place in cut.places) + 1
     square = torch.zeros(count, count, dtype=torch.float64)
     mixed = torch.zeros(count, crops.shape[1] * block[0] * block[1], dtype=torch.float64)
+    whole = 0.0
     with torch.no_grad():
         for some in torch.split(crops.to(device, dtype), _AT_ONCE):
             features = _rows([value.clamp_min(0) for value in forward(some)], grid)
             blocks = F.unfold(some, block, stride=block).transpose(1, 2).flatten(0, 1)
             square += (features.T @ features).cpu().double()
             mixed += (features.T @ blocks).cpu().double()
+            whole += float(blocks.double().square().sum())
     ridge = _RIDGE * float(square.diagonal().mean()) * torch.eye(count, dtype=torch.float64)
     weights = torch.linalg.solve(square + ridge, mixed)
     known = _rows([place.values for place in cut.places], grid) @ weights
     images = len(cut.places[0].values)
     columns = known.reshape(images, grid[0] * grid[1], -1).transpose(1, 2)
-    return F.fold(columns, (height, width), block, stride=block)
+    left = whole - float((weights * (2 * mixed - square @ weights)).sum())
+    error = (max(left, 0.0) / crops.numel()) ** 0.5
+    return Decoded(F.fold(columns, (height, width), block, stride=block), error)
 
 
 def _rows(values: list[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import CapturedUpdate, capture_gradient
+from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import photo_crops, public_photos
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ PIXELS = 16
 class Residual(nn.Module):
     """A stem that is too large for linear equations alone, and two stages behind it that are not."""
 
-    def __init__(self, first: int = 32) -> None:
+    def __init__(self, first: int = 32, pooled: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, first, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(first)
+        self.pool = nn.MaxPool2d(3, 1, padding=1) if pooled else nn.Identity()
         self.halved = nn.Conv2d(first, 64, 3, stride=2, padding=1)
         self.quartered = nn.Conv2d(64, 96, 3, stride=2, padding=1)
         self.conv1 = nn.Conv2d(96, 256, 3, padding=1)
@@ -29,7 +31,7 @@ class Residual(nn.Module):
         self.fc = nn.Linear(256, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        stem = F.relu(self.halved(F.relu(self.norm(self.stem(images)))))
+        stem = F.relu(self.halved(self.pool(F.relu(self.norm(self.stem(images))))))
         value = F.relu(self.quartered(stem))
         return self.fc(F.relu(self.conv2(F.relu(self.conv1(value))) + self.down(value)).mean((2, 3)))
 
@@ -95,3 +97,25 @@ def test_missing_gradients_in_front_of_the_cut_do_no_harm(name: str) -> None:
     assert found.images is not None
     assert found.error is not None
     assert float(found.error.max()) < 1e-2
+
+
+@pytest.mark.parametrize(("pooled", "operations", "starts"), [(True, 1e13, True), (False, 1e8, False)])
+def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(
+    pooled: bool, operations: float, starts: bool
+) -> None:
+    model = Residual(pooled=pooled).eval()
+    update, images, labels = update_of(model)
+    found = recover_images(update, model, PeelingConfig(operations=operations))
+    assert found.images is None
+    assert found.cut is not None
+    assert found.labels is not None
+    order = torch.stack([(found.labels == label).nonzero()[0, 0] for label in labels])
+    normalised = update.normalisation.apply(images)
+    made = found.cut.forward(torch.float32, torch.device("cpu"))(normalised)
+    for place, value in zip(found.cut.places, made, strict=True):
+        torch.testing.assert_close(place.values[order].float(), value.clamp_min(0), atol=1e-3, rtol=1e-3)
+    assert (found.start is not None) == starts
+    if found.start is not None:
+        off = float((found.start.images[order].float() - normalised).square().mean().sqrt())
+        assert 0.3 * off < found.start.error < 2 * off
+        assert off < 0.7 * float((normalised.mean((2, 3), keepdim=True) - normalised).square().mean().sqrt())
