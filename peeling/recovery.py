@@ -182,7 +182,7 @@ def _reached(derivation: Derivation) -> str:
 def _reasons(derivation: Derivation) -> str:
     if not derivation.refused:
         return "no convolution has few enough places for its channels, with a ReLU in front and gradients of its own"
-    return "; ".join(f"{one.value!r}: {one.why}" for one in derivation.refused)
+    return "; ".join(f"{one.value!r}: {one.words}" for one in derivation.refused)
 
 
 def _labels(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> Tensor | None:

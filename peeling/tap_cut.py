@@ -18,7 +18,7 @@ from ..capture.forward import on_probes
 from ..capture.labels.final_layer import natural_noise
 from ..capture.labels.unmixing import MOST_IMAGES
 from .kinds import BatchNorm, Kind, ModuleCall, kind_of, read_module
-from .tap_solution import solve_taps
+from .tap_solution import NoTaps, solve_taps
 from .taps import MOST_PLACES
 
 # Float32 keeps about this of a sum; nothing is called more exact.
@@ -75,7 +75,7 @@ def _solve(candidate: _Candidate, update: CapturedUpdate) -> TapCut | None:
         return None
     tensors = {"weight": candidate.weight.double().cpu()}
     found = solve_taps(gradient, bias_gradient, update.image_count, candidate.size, candidate.kind, tensors)
-    if isinstance(found, str):
+    if isinstance(found, NoTaps):
         return None
     activations = found.inputs * found.is_open
     error = max(_LEAST_ERROR, float(found.error.max()))

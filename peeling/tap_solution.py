@@ -19,6 +19,7 @@ from torch import Tensor
 from .images_apart import tell_apart
 from .kinds import Kind
 from .layers import sizes
+from .refusals import Why
 from .taps import factor_taps
 
 # Units of length-1 inputs below this share of their root mean square are shut.
@@ -51,6 +52,15 @@ class TapSolution:
     """See `Factors`."""
 
 
+@dataclass(frozen=True)
+class NoTaps:
+    """There is no solution."""
+
+    why: Why
+    misfit: float | None = None
+    """What the best one leaves of the gradient that should confirm it, relative."""
+
+
 def solve_taps(
     weight_gradient: Float[Tensor, "output channel row column"],
     shift_gradient: Float[Tensor, " channel"],
@@ -58,8 +68,8 @@ def solve_taps(
     size: tuple[int, int],
     kind: Kind,
     tensors: Mapping[str, Tensor],
-) -> TapSolution | str:
-    """The solution, or in a few words why there is none.
+) -> TapSolution | NoTaps:
+    """The solution, or why there is none.
 
     Args:
         weight_gradient: Captured, of a convolution that has taps.
@@ -71,17 +81,17 @@ def solve_taps(
     """
     factors = factor_taps(weight_gradient, image_count, size)
     if factors is None:
-        return "the weight gradient is not that of so many places"
+        return NoTaps(Why.RANK)
     apart = tell_apart(factors)
     if apart is None:
-        return "the images cannot be told apart by the zeros of their features"
+        return NoTaps(Why.ALIKE)
     inputs, cotangents = (_maps(rows, size) for rows in (apart.inputs, apart.cotangents))
     (by_input,) = kind.cotangents(cotangents, [inputs], tensors)
     is_open = inputs > _SHUT * sizes(inputs)[:, None, None, None]
     columns = (by_input * is_open).sum(dim=(2, 3)).T
     inverse, misfit, uncertain = fit_lengths(columns, shift_gradient.detach().cpu().double())
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
-        return f"the lengths of the images leave {misfit:.1g} of the gradient in front"
+        return NoTaps(Why.LENGTHS, misfit)
     length_error, inverse = max(misfit, uncertain), inverse[:, None, None, None]
     error = apart.error.clamp_min(max(3 * factors.misfit, length_error))
     return TapSolution(

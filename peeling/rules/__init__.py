@@ -7,6 +7,5 @@ file more.
 from .convolution_input import misfits
 from .engine import Derivation, Step, derive
 from .knowledge import Knowledge, Known
-from .rule import Refused
 
-__all__ = ["Derivation", "Knowledge", "Known", "Refused", "Step", "derive", "misfits"]
+__all__ = ["Derivation", "Knowledge", "Known", "Step", "derive", "misfits"]

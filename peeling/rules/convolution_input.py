@@ -12,10 +12,13 @@ from torch import Tensor
 from ..graph import Graph, Node
 from ..kinds import Convolution, MaxPool, Rectifier
 from ..layers import relative
-from .equations import GradientEquations, affordable, gradient_equations, solve
+from ..refusals import Refused, Why
+from .equations import GradientEquations, affordable, gradient_equations, most_places, solve
 from .joint import Outputs, joint_is_affordable, solve_jointly
 from .knowledge import Knowledge, Known
-from .rule import Derived, Refused, Setting
+from .rule import Derived, Setting
+
+RULE = "convolution input"
 
 # How much longer than the list of unknowns the list of equations must be before a solution is tried.
 _OVERDETERMINED = 1.02
@@ -45,6 +48,11 @@ def convolution_input(setting: Setting, known: Knowledge) -> Iterator[Derived | 
         readers = [_reader(setting, known, node) for node in graph.readers(value) if isinstance(node.kind, Convolution)]
         equations = [one.equations for one in readers if one.equations is not None]
         yield _solved(setting, known, value, readers, equations)
+    for node in graph.nodes:
+        if node.inputs and known.complete(node.inputs[0]) is None and _is_too_large(setting, known, node):
+            assert isinstance(node.kind, Convolution)
+            most, places = most_places(node.kind, node.shape[0]), _places(setting, node.inputs[0])
+            yield Refused(RULE, node.inputs[0], Why.LARGE, places, most)
 
 
 def _places(setting: Setting, value: str) -> int:
@@ -59,11 +67,24 @@ def _worth_trying(setting: Setting, known: Knowledge, value: str) -> bool:
 
 
 def _has_equations(setting: Setting, known: Knowledge, node: Node) -> bool:
+    return _is_affordable(setting, node) and _is_told(setting, known, node)
+
+
+def _is_affordable(setting: Setting, node: Node) -> bool:
+    kind = node.kind
+    return isinstance(kind, Convolution) and affordable(kind, _places(setting, node.inputs[0]), node.shape[0])
+
+
+def _is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
+    """Whether a convolution's weight gradient and the derivative by its output are known."""
     arriving = known.arriving.get(node.name)
-    usable = isinstance(node.kind, Convolution) and affordable(
-        node.kind, _places(setting, node.inputs[0]), node.shape[0]
-    )
-    return usable and arriving is not None and arriving.complete and setting.gradient(node.name, "weight") is not None
+    return arriving is not None and arriving.complete and setting.gradient(node.name, "weight") is not None
+
+
+def _is_too_large(setting: Setting, known: Knowledge, node: Node) -> bool:
+    """Whether the equations of a convolution are known, and more than are solved."""
+    plain = isinstance(node.kind, Convolution) and node.kind.groups == 1
+    return plain and _is_told(setting, known, node) and not _is_affordable(setting, node)
 
 
 def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
@@ -107,13 +128,13 @@ def _solved(
                 best = found
                 checks |= {"misfit": joint.gradient_misfit, "contradiction": joint.output_misfit}
     if best is None:
-        return Refused("convolution input", value, f"{places} places of each channel, and {rows} equations for them")
+        return Refused(RULE, value, Why.FEW_EQUATIONS, places, int(rows / _OVERDETERMINED))
     worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
     if not worst <= setting.tolerance:
-        return Refused("convolution input", value, f"known with an estimated error of {worst:.1g} only")
+        return Refused(RULE, value, Why.INEXACT, places, rows, worst)
     best = known.solved(best)
     found_all = known.with_activations(value, best)
-    return Derived(f"convolution input, {best.rule}", value, found_all, checks, notable=True)
+    return Derived(f"{RULE}, {best.rule}", value, found_all, checks, notable=True)
 
 
 def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

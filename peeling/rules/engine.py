@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..graph import Graph
+from ..refusals import Refused
 from .convolution_input import convolution_input
 from .knowledge import Knowledge
 from .open_units import open_units
+from .output_derivative import RULE as DERIVATIVE
 from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
-from .rule import Derived, Refused, Rule, Setting
+from .rule import Derived, Rule, Setting
 from .tap_foothold import tap_foothold
 
 # The cheapest first: what follows by itself is not solved for.
@@ -87,7 +89,14 @@ def derive(
             if on_step is not None:
                 on_step(step, known)
             began = time.perf_counter()
-    return Derivation(graph, known, tuple(steps), tuple(refused.values()))
+    return Derivation(graph, known, tuple(steps), tuple(one for one in refused.values() if not _later(one, known)))
+
+
+def _later(refused: Refused, known: Knowledge) -> bool:
+    """Whether what a rule refused became known in another way."""
+    if refused.rule == DERIVATIVE:
+        return refused.value in known.arriving
+    return known.complete(refused.value) is not None
 
 
 def _next(setting: Setting, known: Knowledge, refused: dict[tuple[str, str], Refused]) -> Derived | None:

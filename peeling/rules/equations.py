@@ -54,8 +54,12 @@ class Solution:
 
 def affordable(kind: Convolution, places: int, outputs: int) -> bool:
     """Whether the matrix of these equations fits into memory, and the convolution is of a form that has it."""
-    kernel = kind.kernel[0] * kind.kernel[1]
-    return kind.groups == 1 and places <= MOST_PLACES and places * outputs * kernel <= LARGEST_MATRIX
+    return kind.groups == 1 and places <= most_places(kind, outputs)
+
+
+def most_places(kind: Convolution, outputs: int) -> int:
+    """Of so many the equations of one convolution fit into memory."""
+    return min(MOST_PLACES, LARGEST_MATRIX // (outputs * kind.kernel[0] * kind.kernel[1]))
 
 
 def gradient_equations(

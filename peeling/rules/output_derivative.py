@@ -18,9 +18,12 @@ from torch import Tensor
 from ..graph import Node
 from ..kinds import Convolution, Linear
 from ..layers import relative, rounding
+from ..refusals import Refused, Why
 from .equations import LARGEST_MATRIX, MOST_PLACES
 from .knowledge import Knowledge, Known
-from .rule import Derived, Refused, Setting
+from .rule import Derived, Setting
+
+RULE = "output derivative"
 
 # How much longer than the list of unknowns the list of equations must be.
 _OVERDETERMINED = 1.02
@@ -41,17 +44,17 @@ def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | 
             continue
         found = _solved(patches, gradient)
         if found is None:
-            yield Refused("output derivative", node.name, f"{len(patches)} places are not told apart by their patches")
+            yield Refused(RULE, node.name, Why.PATCHES, places=len(patches))
             continue
         rows, deviation, misfit = found
         values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (rows, deviation))
         everywhere = torch.ones_like(values, dtype=torch.bool)
-        derivative = known.solved(Known(values, everywhere, spread, "output derivative"))
+        derivative = known.solved(Known(values, everywhere, spread, RULE))
         worst = max(float(derivative.error.max()), misfit)
         if not worst <= setting.tolerance:
-            yield Refused("output derivative", node.name, f"known with an estimated error of {worst:.1g} only")
+            yield Refused(RULE, node.name, Why.INEXACT, error=worst)
             continue
-        yield Derived("output derivative", node.name, known.with_arriving(node.name, derivative), {"misfit": misfit})
+        yield Derived(RULE, node.name, known.with_arriving(node.name, derivative), {"misfit": misfit})
 
 
 def _patches(node: Node, values: Tensor) -> Tensor | None:

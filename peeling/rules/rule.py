@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..graph import Graph
+from ..refusals import Refused
 from .knowledge import Knowledge
 
 
@@ -43,15 +44,6 @@ class Derived:
     """Figures that show whether it is right, such as the misfit of a gradient."""
     notable: bool = False
     """Whether it rests on the gradient; what only follows from what is known is not."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """One thing that a rule tried and does not believe."""
-
-    rule: str
-    value: str
-    why: str
 
 
 class Rule(Protocol):

@@ -16,11 +16,12 @@ import torch
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Node
 from ..kinds import Needs
-from ..tap_solution import solve_taps
+from ..refusals import Refused, Why
+from ..tap_solution import NoTaps, solve_taps
 from ..taps import MOST_PLACES
 from .channel_sums import shift_gradients
 from .knowledge import Knowledge, evenly
-from .rule import Derived, Refused, Setting
+from .rule import Derived, Setting
 
 # Float32 keeps about this of the sums that tell the lengths; nothing is called more exact.
 _LEAST_ERROR = 5e-7
@@ -31,16 +32,25 @@ def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
     if known.arriving:
         return
     candidates = [node for node in setting.graph.nodes if _has_taps(setting, node)]
-    for node in sorted(candidates, key=lambda node: (_crowding(setting, node), setting.graph.nodes.index(node))):
-        if _crowding(setting, node) <= 1:
+    crowding = {node.name: _places(setting, node) / _rank(setting, node) for node in candidates}
+    candidates.sort(key=lambda node: (crowding[node.name], setting.graph.nodes.index(node)))
+    for node in candidates:
+        if crowding[node.name] <= 1:
             yield _taken(setting, known, node)
+    if candidates and crowding[candidates[0].name] > 1:
+        best, rank = candidates[0], _rank(setting, candidates[0])
+        why = Why.LARGE if rank == MOST_PLACES else Why.FEW_EQUATIONS
+        yield Refused("taps", best.inputs[0], why, _places(setting, best), rank)
 
 
-def _crowding(setting: Setting, node: Node) -> float:
-    """Places for each channel."""
-    channels, height, width = setting.graph.shape(node.inputs[0])
-    places = setting.image_count * height * width
-    return places / min(channels, node.shape[0], MOST_PLACES)
+def _places(setting: Setting, node: Node) -> int:
+    _, height, width = setting.graph.shape(node.inputs[0])
+    return setting.image_count * height * width
+
+
+def _rank(setting: Setting, node: Node) -> int:
+    """The places that the taps tell apart at most."""
+    return min(setting.graph.shape(node.inputs[0])[0], node.shape[0], MOST_PLACES)
 
 
 def _has_taps(setting: Setting, node: Node) -> bool:
@@ -60,16 +70,23 @@ def _has_taps(setting: Setting, node: Node) -> bool:
 def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
-    shift, size = shift_gradients(setting, node.inputs[0])[0], (node.shape[1], node.shape[2])
+    value = node.inputs[0]
+    shift, size = shift_gradients(setting, value)[0], (node.shape[1], node.shape[2])
     taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, setting.graph.tensors_of(node))
-    if isinstance(taps, str):
-        return Refused("taps", node.name, taps)
+    places = _places(setting, node)
+    if isinstance(taps, NoTaps):
+        return Refused("taps", value, taps.why, places, error=taps.misfit)
     error = taps.error.clamp_min(_LEAST_ERROR)
     if not float(error.max()) <= setting.tolerance:
-        return Refused("taps", node.name, f"known with an estimated error of {float(error.max()):.1g} only")
+        return Refused("taps", value, Why.INEXACT, places, error=float(error.max()))
     found = replace(known, lengths=torch.full_like(error, max(_LEAST_ERROR, taps.length_error)))
-    found = found.with_activations(node.inputs[0], evenly(taps.inputs, error, "taps"))
+    found = found.with_activations(value, evenly(taps.inputs, error, "taps"))
     found = found.with_arriving(node.name, evenly(taps.cotangents, error, "taps"))
-    places = setting.image_count * size[0] * size[1]
-    checks = {"places": places, "leak": taps.leak, "misfit": taps.misfit, "lengths": taps.length_misfit}
-    return Derived("taps", node.inputs[0], found, checks, notable=True)
+    checks = {
+        "places": places,
+        "equations": _rank(setting, node),
+        "leak": taps.leak,
+        "misfit": taps.misfit,
+        "lengths": taps.length_misfit,
+    }
+    return Derived("taps", value, found, checks, notable=True)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+from gradinversion.peeling.refusals import Refused, Why
+
+
+@pytest.mark.parametrize("why", list(Why))
+def test_every_reason_has_words_with_its_figures(why: Why) -> None:
+    words = Refused("rule", "value", why, places=4096, equations=1000, error=0.0512).words
+    assert "{" not in words
+    assert "?" not in words
+    assert words[0].islower() or words[0].isdigit()
+
+
+def test_fewer_or_smaller_images_would_have_equations_enough() -> None:
+    # Eight images of 8 x 8 places each, and equations for 147 of the 512.
+    refused = Refused("rule", "value", Why.FEW_EQUATIONS, places=512, equations=147)
+    assert refused.most_images(8) == 2
+    assert refused.largest_side(8, 32) == 16
+
+
+def test_where_one_image_is_too_many_none_is_said_to_do() -> None:
+    assert Refused("rule", "value", Why.LARGE, places=12544, equations=4096).most_images(1) == 0
+
+
+@pytest.mark.parametrize("why", [Why.INEXACT, Why.ALIKE, Why.RANK])
+def test_what_no_number_of_images_mends_promises_nothing(why: Why) -> None:
+    refused = Refused("rule", "value", why, places=512, equations=147, error=0.1)
+    assert (refused.most_images(8), refused.largest_side(8, 32)) == (None, None)
