@@ -7,17 +7,20 @@ that are run through the server's own model, starts near enough for the descent 
 
 from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
+from .grid import GridEvidence, grid_evidence
 from .photos import photo_crops, public_photos
 from .places import Cut, NoCut, Place, find_cut
 
 __all__ = [
     "Cut",
     "Decoded",
+    "GridEvidence",
     "NoCut",
     "Place",
     "Recovered",
     "decode",
     "find_cut",
+    "grid_evidence",
     "images_from_cut",
     "photo_crops",
     "public_photos",
