@@ -17,10 +17,10 @@ from ..refusal import ConfigError
 from ..target import Target
 from ..target.adaptation import Adaptation
 from ..target.known_statistics import KnownStatistics
+from ..target.second_derivative import client_batch, needs_composing, twice_differentiable
 from .local_steps import LocalSteps
 from .matches import Anchored, Comparison, Match, Plain, Retraced
 from .objective_config import PRIORS, HeldAgainst, ObjectiveConfig
-from .second_derivative import client_batch, needs_composing, twice_differentiable
 
 # The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5

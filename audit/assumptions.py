@@ -13,7 +13,7 @@ from ..coordinator import Reconstruction, flatten
 from .initialisation import WeightState
 
 GIVEN_LABELS = "given"
-"""The method of labels that somebody stated: they were not read off the update (`coordinator.preparation`)."""
+"""The method of labels that somebody stated: they were not read off the update (`target.labels`)."""
 _LABELS = {
     GIVEN_LABELS: "given to the attack, not read off the update",
     "joint": "optimised together with the images",

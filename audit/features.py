@@ -13,10 +13,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..agents.second_derivative import forward_to
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
 from ..capture.labels.final_layer import natural_noise
 from ..peeling import KnownFeatures
+from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
 from .pool import Pool
 from .results import ImageResult

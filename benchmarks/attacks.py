@@ -36,9 +36,9 @@ from gradinversion.coordinator.consensus import form_consensus
 from gradinversion.coordinator.finishing import with_found_labels
 from gradinversion.coordinator.permutations import permute
 from gradinversion.coordinator.policy import plan_rounds, usable
-from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.coordinator.selection import choose
 from gradinversion.settings.run import RunConfig, load_config
+from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
 from .generator import train
@@ -101,7 +101,9 @@ def one_attack(name: str, case: Case, steps: int, seed: int, generator: nn.Modul
     config = configuration(name, steps, seed)
     known = case.target
     began = time.process_time()
-    prepared = prepare(known.update, known.model, config, generator if config.agents.generator is not None else None)
+    prepared = prepare(
+        known.update, known.model, config.request, generator if config.agents.generator is not None else None
+    )
     images, labels = reconstruct(prepared, config)
     found: dict[str, Any] = {
         "attack": name,

@@ -26,8 +26,8 @@ from gradinversion.agents import Agent, AgentsConfig, ObjectiveConfig
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import BatchNormMode, PrivateBatch, capture_gradient, load_images, load_model
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.target import Target
+from gradinversion.target.preparation import prepare
 from torch import nn
 
 from .group import trained_network
@@ -75,7 +75,9 @@ def one_run(network: str, run: int, steps: int, weight: float, folder: Path) -> 
         update = capture_gradient(model, images, private.labels, batch_norm=mode)
         plain = Target(update, model, private.labels)
         for name, objective in objectives(weight).items():
-            target = prepare(update, model, AttackConfig(objective=objective)).target if name == "peeled" else plain
+            target = (
+                prepare(update, model, AttackConfig(objective=objective).request).target if name == "peeled" else plain
+            )
             if name == "peeled" and target.anchor is None:
                 continue
             if name == "statistics alone" and network == "untrained" and mode is not BatchNormMode.TRAIN_SHARED:

@@ -32,9 +32,9 @@ from gradinversion.audit.matching import match
 from gradinversion.audit.metrics import label_accuracy
 from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, defence_words, simulate_client
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.target.adaptation import Adaptation
 from gradinversion.target.defence_evidence import allow_for_defence
+from gradinversion.target.preparation import prepare
 from safetensors.torch import save_file
 from torch import nn
 
@@ -102,7 +102,7 @@ def attack(
     """One agent on one update, and how well it did."""
     config = AttackConfig(objective=ObjectiveConfig(adaptive=adaptive), agents=AgentsConfig(count=1, iterations=steps))
     began = time.perf_counter()
-    prepared = prepare(update, model, config)
+    prepared = prepare(update, model, config.request)
     agent = Agent(prepared.target, config.objective, config.agents, 0)
     agent.run(steps)
     images = update.normalisation.invert(agent.images).clamp(0, 1)

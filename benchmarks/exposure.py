@@ -33,8 +33,8 @@ from gradinversion.audit import constant_images, psnr
 from gradinversion.audit.exposure import measure_exposure, rank_correlation
 from gradinversion.capture import Normalisation, PrivateBatch, capture_gradient, load_images, load_model
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results" / "exposure.json"
@@ -117,7 +117,7 @@ def attack(model: nn.Module, case: Case, peeling: PeelingConfig, steps: int, see
     update = capture_gradient(model, private.images, private.labels, normalisation=CENTRED)
     labels = ",".join(map(str, private.labels.tolist()))
     config = AttackConfig(labels=labels, peeling=peeling, agents=AgentsConfig(count=1, iterations=steps))
-    target = prepare(update, model, config).target
+    target = prepare(update, model, config.request).target
     agent = Agent(target, config.objective, config.agents, seed)
     agent.run(steps)
     images = CENTRED.invert(agent.images).clamp(0, 1)

@@ -15,7 +15,7 @@ import time
 import torch
 from gradinversion.capture import capture_gradient, load_images, load_model
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
+from gradinversion.target.preparation import prepare
 
 SIZE, CLASSES, PHOTOS = 64, 100, 24
 
@@ -29,7 +29,7 @@ def measure(batch: int) -> str:
     model = load_model("convnet", CLASSES, SIZE)
     update = capture_gradient(model, images, labels)
     began = time.process_time()
-    prepared = prepare(update, model, AttackConfig())
+    prepared = prepare(update, model, AttackConfig().request)
     seconds = time.process_time() - began
     right = torch.equal(prepared.labels.labels, labels.sort().values)
     anchor = prepared.target.anchor

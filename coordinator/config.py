@@ -9,10 +9,11 @@ from enum import StrEnum
 from typing import Any
 
 from ..agents import AgentsConfig, ObjectiveConfig
-from ..capture.labels.recovery import METHODS
 from ..peeling import PeelingConfig
 from ..refusal import Checked
 from ..registration import RegistrationConfig
+from ..target.labels import JOINT, LABEL_RULES
+from ..target.request import Request
 
 
 class Mode(StrEnum):
@@ -53,9 +54,6 @@ class CoordinatorConfig(Checked):
         return found
 
 
-# Labels that are optimised with the images.
-JOINT = "joint"
-LABEL_RULES = (*METHODS, JOINT)
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -97,6 +95,18 @@ class AttackConfig(Checked):
                 "peeling.enabled=false with it, and no agents.generator."
             )
         return found
+
+    @property
+    def request(self) -> Request:
+        """What it asks for before its first step."""
+        objective = self.objective
+        return Request(
+            self.labels,
+            self.peeling,
+            gradient=objective.gradient_weight > 0,
+            allows_for_defences=objective.allows_for_defences,
+            statistics=objective.batch_norm_weight > 0,
+        )
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,15 +14,16 @@ from ..agents import Candidate, Outcome
 from ..capture import CapturedUpdate
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import StateFile
+from ..target.preparation import Preparation, prepare
 from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
 from .events import EventKind, Level
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
+from .identity import find_generator, identity
 from .orders import Itinerary
 from .phase import Phase, Wait
 from .policy import Go, decide_members, plan_rounds
-from .preparation import Preparation, find_generator, identity, prepare
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .result_file import read_result, remove_result, write_result
@@ -96,7 +97,7 @@ class Coordinator:
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
         self._enter(Phase.PREPARING)
-        prepared = prepare(self._update, self._model, self._config, self._generator)
+        prepared = prepare(self._update, self._model, self._config.request, self._generator)
         for text in prepared.messages:
             self.note(EventKind.NOTE, text)
         if checkpoint is not None:

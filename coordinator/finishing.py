@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..agents import Candidate, Objective, Outcome, Standing
 from ..capture import CapturedUpdate, defence_words
+from ..target.labels import joint_labels
+from ..target.preparation import Preparation
 from .config import AttackConfig
+from .identity import identity
 from .permutations import permute
-from .preparation import Preparation, identity, joint_labels
 from .progress import Progress
 from .reconstruction import Reconstruction, Source
 from .selection import choose

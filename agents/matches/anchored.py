@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...peeling import Anchor
 from ...priors import InputStatistics
-from ..second_derivative import forward_to
+from ...target.second_derivative import forward_to
 from .comparison import Comparison
 from .plain import Plain
 

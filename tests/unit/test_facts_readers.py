@@ -37,11 +37,12 @@ from gradinversion.capture import (
 from gradinversion.capture.decisive import decisive_facts
 from gradinversion.capture.stated import state_facts
 from gradinversion.coordinator import AttackConfig, Reconstruction, Source, Storage, read_result
-from gradinversion.coordinator.preparation import identity, prepare
+from gradinversion.coordinator.identity import identity
 from gradinversion.coordinator.result_file import write_result
 from gradinversion.settings.case import obtain
 from gradinversion.settings.run import RunConfig, config_yaml, differences, load_config, load_config_file
 from gradinversion.target.defence_evidence import allow_for_defence
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 TOLD, ASSUMED = Provenance.TOLD, Provenance.ASSUMED
@@ -131,7 +132,7 @@ def test_the_attack_hands_on_every_fact_with_its_provenance(
     plain: CapturedUpdate, doubted: CapturedUpdate, config: AttackConfig
 ) -> None:
     for update, provenance in ((plain, TOLD), (doubted, ASSUMED)):
-        stated = prepare(update, network(), config).facts
+        stated = prepare(update, network(), config.request).facts
         assert {one.name for one in stated} == OTHERS.keys()
         assert {one.provenance for one in stated} == {provenance}
         decisive = decisive_facts(update, network())
@@ -146,7 +147,7 @@ def test_nothing_hangs_on_the_words_beside_the_values(plain: CapturedUpdate, con
     other = plain.stating(**said)
     other = replace(other, facts=replace(other.facts, privacy=words))
     assert identity(config, plain) == identity(config, other)
-    one, two = (prepare(update, network(), config) for update in (plain, other))
+    one, two = (prepare(update, network(), config.request) for update in (plain, other))
     assert (one.messages, one.training) == (two.messages, two.training)
     adaptations = [allow_for_defence(update, network(), LABELS) for update in (plain, other)]
     assert adaptations[0] == adaptations[1]
@@ -177,7 +178,7 @@ def result_of(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         batch_norm="eval",
         defence="none",
         normalisation=IMAGENET,
-        facts=prepare(update, network(), config).facts,
+        facts=prepare(update, network(), config.request).facts,
     )
 
 
@@ -224,7 +225,7 @@ def test_what_the_command_line_tells_reaches_the_attack_and_is_another_run(tmp_p
     assert differences(plain, given) == ["told.learning_rate ( before, 0.2 now)"]
     assert identity(plain, before) != identity(given, update)
     # A rate that is told is no longer estimated: half the gradient of a rate of 0.1.
-    prepared = prepare(update, model, given)
+    prepared = prepare(update, model, given.request)
     assert prepared.target.scale_known
     name = next(iter(update.gradients))
     torch.testing.assert_close(prepared.target.update.gradients[name], -update.gradients[name] / 0.2)

@@ -26,7 +26,7 @@ from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, Up
 from gradinversion.capture.defences import Defence
 from gradinversion.capture.facts import told
 from gradinversion.coordinator import AllSeedsFailedError, AttackConfig, Reconstruction, Source
-from gradinversion.coordinator.preparation import prepare
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 SMALL = ClientConfig(batch_size=2, image_size=16)
@@ -56,7 +56,7 @@ def attack_on(model: nn.Module, done: list[tuple[CapturedUpdate, AttackConfig]])
 
     def attack(control: str, update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         done.append((update, config))
-        prepared = prepare(update, model, config)
+        prepared = prepare(update, model, config.request)
         seeds = range(config.agents.count)
         agents = [Agent(prepared.target, config.objective, config.agents, config.seed + seed) for seed in seeds]
         candidates = tuple(agent.run(config.agents.iterations).with_images(agent.images) for agent in agents)

@@ -13,7 +13,7 @@ from gradinversion.audit.features import measure_feature_leak
 from gradinversion.audit.pool import load_pool
 from gradinversion.capture import ClientConfig, PrivateBatch, capture_gradient, simulate_client
 from gradinversion.coordinator import AttackConfig, Reconstruction
-from gradinversion.coordinator.preparation import prepare
+from gradinversion.target.preparation import prepare
 from torch import nn
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
@@ -59,7 +59,7 @@ def test_pictures_that_leaked_stay_the_headline(attack: Attack) -> None:
 
 def test_what_peeling_came_to_is_held_against_the_images_too() -> None:
     update, network, private = simulate_client(ClientConfig(), 0)
-    known = prepare(update, network, AttackConfig()).known
+    known = prepare(update, network, AttackConfig().request).known
     assert known is not None
     assert (known.way, known.output) == ("layer peeling", False)
     assert measure_feature_leak(network, private, update, known, None).recognised == (True,) * 4
@@ -69,7 +69,7 @@ def test_what_peeling_came_to_is_held_against_the_images_too() -> None:
 def test_an_untrained_residual_network_gives_every_image_away_by_its_features(model: str) -> None:
     client = ClientConfig(model=model, image_size=64, batch_size=3)
     update, network, private = simulate_client(client, 0)
-    known = prepare(update, network, AttackConfig()).known
+    known = prepare(update, network, AttackConfig().request).known
     assert known is not None
     assert known.way.startswith("the taps of layer")
     found = measure_feature_leak(network, private, update, known, load_pool("photos", private))
@@ -118,7 +118,7 @@ def test_another_image_is_not_recognised_for_want_of_others() -> None:
     model = Alike().eval()
     ones, others = torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     update = capture_gradient(model, ones, torch.tensor([3]))
-    known = prepare(update, model, AttackConfig()).known
+    known = prepare(update, model, AttackConfig().request).known
     assert known is not None
     assert known.module == "head"
     right = measure_feature_leak(model, PrivateBatch(ones, torch.tensor([3]), ("a",)), update, known, None)
@@ -129,7 +129,7 @@ def test_another_image_is_not_recognised_for_want_of_others() -> None:
 
 def test_in_train_mode_a_pool_does_not_change_the_batch_statistics() -> None:
     update, network, private = simulate_client(ClientConfig(model="resnet18", image_size=32, bn="train_private"), 0)
-    known = prepare(update, network, AttackConfig()).known
+    known = prepare(update, network, AttackConfig().request).known
     assert known is not None
     for pool in (None, load_pool("photos", private)):
         assert measure_feature_leak(network, private, update, known, pool).recognised == (True,) * 4

@@ -22,8 +22,9 @@ from gradinversion.capture import (
     train_locally,
 )
 from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction, Storage, read_result
-from gradinversion.coordinator.preparation import identity, prepare
+from gradinversion.coordinator.identity import identity
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target.preparation import prepare
 from gradinversion.target.weight_deltas import describe, settle
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ def test_delta_of_one_step_gives_the_images_of_the_gradient_bit_for_bit(
 def test_trained_step_is_as_good_as_the_gradient_but_for_the_rounding_of_the_weights(
     model: nn.Module, images: Tensor, quick: AttackConfig
 ) -> None:
-    prepared = prepare(sent(model, images, LocalTraining(0.5)), model, quick)
+    prepared = prepare(sent(model, images, LocalTraining(0.5)), model, quick.request)
     assert prepared.target.anchor is not None
     assert prepared.target.update.kind is UpdateKind.GRADIENT
     assert torch.equal(prepared.labels.labels, LABELS)
@@ -99,7 +100,7 @@ def test_learning_rate_of_one_step_is_found_exactly_where_features_determine_it(
     model: nn.Module, images: Tensor, quick: AttackConfig, batch_norm: str
 ) -> None:
     update = hidden(sent(model, images, LocalTraining(0.4, weight_decay=0.01), batch_norm=batch_norm))
-    prepared = prepare(update, model, quick)
+    prepared = prepare(update, model, quick.request)
     assert prepared.target.scale_known
     assert prepared.target.anchor is not None
     (line,) = [line for line in prepared.messages if "alone" in line]
@@ -113,7 +114,7 @@ def test_estimate_stands_where_the_features_do_not_determine_the_rate(
     repeated = train_locally(
         model, images, torch.tensor([1, 1, 4]), local=LocalTraining(0.01), normalisation=NORMALISATION
     )
-    prepared = prepare(hidden(repeated), model, replace(quick, labels="1,1,4"))
+    prepared = prepare(hidden(repeated), model, replace(quick, labels="1,1,4").request)
     assert not prepared.target.scale_known
     assert any("estimated at 0.0" in line for line in prepared.messages)
 
@@ -138,7 +139,7 @@ def test_several_steps_are_retraced_and_the_result_says_so(
 
 def test_several_steps_with_a_rate_that_is_not_known(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
     update = hidden(sent(model, images, LocalTraining(0.05, epochs=2, batch_size=2, shuffled=True)))
-    prepared = prepare(update, model, quick)
+    prepared = prepare(update, model, quick.request)
     assert prepared.target.update.local is not None
     assert prepared.target.update.local.learning_rate == pytest.approx(0.05, rel=0.2)
     assert not prepared.target.scale_known
@@ -155,9 +156,9 @@ def test_given_labels_keep_their_order_where_it_says_who_was_in_which_step(
         (LocalTraining(0.2, epochs=2), [0, 1, 3]),
         (LocalTraining(0.2), [0, 1, 3]),
     ):
-        prepared = prepare(sent(model, images, local), model, told)
+        prepared = prepare(sent(model, images, local), model, told.request)
         assert prepared.labels.labels.tolist() == labels
-    ordered = prepare(sent(model, images, LocalTraining(0.2, batch_size=2)), model, told)
+    ordered = prepare(sent(model, images, LocalTraining(0.2, batch_size=2)), model, told.request)
     assert "from the order of the labels that were given" in ordered.training
 
 
@@ -174,7 +175,7 @@ def test_the_control_without_the_gradient_runs_on_a_delta(
 def test_a_rate_that_cannot_be_estimated_is_asked_for(images: Tensor, quick: AttackConfig) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6, bias=False))
     with pytest.raises(LabelError, match="without a bias in the final layer it cannot be estimated; give it"):
-        prepare(hidden(sent(model, images, LocalTraining(0.1))), model, quick)
+        prepare(hidden(sent(model, images, LocalTraining(0.1))), model, quick.request)
 
 
 def test_a_run_is_another_one_with_other_local_steps(model: nn.Module, images: Tensor, quick: AttackConfig) -> None:
@@ -197,13 +198,13 @@ def test_a_sum_divided_by_the_expected_number_of_images_is_taken_as_their_mean(
         steps = {name: g - 0.5 * local.weight_decay * weights[name].detach() for name, g in divided.gradients.items()}
         divided = replace(divided, gradients=steps).stating(weight_decay=told(local.weight_decay))
     update = divided.stating(sampling=told(Sampling(True, 4.0)))
-    prepared = prepare(update, model, quick)
+    prepared = prepare(update, model, quick.request)
     for name, gradient in mean.gradients.items():
         torch.testing.assert_close(prepared.target.update.gradients[name], gradient, rtol=1e-4, atol=1e-6)
     assert sum("divided the sum over its 3 images by 4" in line for line in prepared.messages) == 1
     assert torch.equal(prepared.labels.labels, LABELS)
     # The same number of images as were expected: nothing to take out, and nothing to say.
-    plain = prepare(mean.stating(sampling=told(Sampling(True, 3.0))), model, quick)
+    plain = prepare(mean.stating(sampling=told(Sampling(True, 3.0))), model, quick.request)
     assert all(plain.target.update.gradients[name] is g for name, g in mean.gradients.items())
     assert not any("divided the sum" in line for line in plain.messages)
 
@@ -217,7 +218,7 @@ def test_an_estimated_rate_has_taken_up_the_divisor(model: nn.Module, images: Te
     assert found.rate is not None
     for name, delta in held.gradients.items():
         torch.testing.assert_close(found.update.gradients[name], -delta / found.rate)
-    prepared = prepare(held, model, quick)
+    prepared = prepare(held, model, quick.request)
     for name, gradient in mean.gradients.items():
         torch.testing.assert_close(prepared.target.update.gradients[name], gradient, rtol=1e-2, atol=1e-4)
 
@@ -226,7 +227,7 @@ def test_local_steps_on_batches_drawn_by_chance_are_doubted(
     model: nn.Module, images: Tensor, quick: AttackConfig
 ) -> None:
     update = sent(model, images, LocalTraining(0.2, epochs=2, batch_size=2)).stating(sampling=told(Sampling(True, 2.0)))
-    prepared = prepare(update, model, quick)
+    prepared = prepare(update, model, quick.request)
     assert not [fact for fact in prepared.facts if fact.doubtful]
     assert any("4 local steps by chance" in limit for limit in prepared.limits)
 

@@ -14,7 +14,7 @@ import torch
 from gradinversion.agents import ObjectiveConfig
 from gradinversion.capture import CapturedUpdate, ModelError
 from gradinversion.coordinator import AttackConfig, CheckpointError
-from gradinversion.coordinator.preparation import find_generator, identity
+from gradinversion.coordinator.identity import find_generator, identity
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -11,7 +11,7 @@ from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import LocalTraining, ModelError, capture_gradient, train_locally, weight_hash
 from gradinversion.capture.decisive import decisive_facts
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -100,7 +100,7 @@ def test_the_private_images_have_no_loss_and_every_other_batch_has_a_way_down(
     model = make()
     update = capture_gradient(model, IMAGES, LABELS)
     model(IMAGES.clone())  # whatever it keeps of a pass, it keeps now
-    target = prepare(update, model, CONFIG).target
+    target = prepare(update, model, CONFIG.request).target
     if not peeled:
         target.__dict__["anchor"] = None
     objective = Objective(target, ObjectiveConfig())
@@ -115,7 +115,7 @@ def test_the_private_images_have_no_loss_and_every_other_batch_has_a_way_down(
 def test_a_weight_delta_of_such_a_model_is_attacked_too(make: Callable[[], nn.Module]) -> None:
     images, labels = torch.cat([IMAGES, 1 - IMAGES]), torch.tensor([3, 7, 1, 2])
     update = train_locally(make(), images, labels, local=LocalTraining(0.1, batch_size=2))
-    target = prepare(update, make(), AttackConfig(labels="3,7,1,2")).target
+    target = prepare(update, make(), AttackConfig(labels="3,7,1,2").request).target
     objective = Objective(target, ObjectiveConfig())
     assert objective.gradient_loss(update.normalisation.apply(images)) < 1e-4
     pixels = torch.zeros(4, 3, 16, 16, requires_grad=True)
@@ -153,20 +153,20 @@ def test_what_cannot_be_attacked_is_refused_in_a_sentence(make: Callable[[], nn.
     model = make()
     update = capture_gradient(model, IMAGES, LABELS)
     with pytest.raises(ModelError, match=told):
-        prepare(update, model, CONFIG)
+        prepare(update, model, CONFIG.request)
 
 
 def test_a_delta_of_reentrant_checkpoints_is_refused_where_the_client_could_train() -> None:
     update = train_locally(Reentrant(), IMAGES, LABELS, local=LocalTraining(0.1))
     with pytest.raises(ModelError, match="use_reentrant=False, which makes the same gradient"):
-        prepare(update, Reentrant(), CONFIG)
+        prepare(update, Reentrant(), CONFIG.request)
 
 
 def test_priors_alone_need_no_derivative_of_the_gradient() -> None:
     model = OnceDifferentiable()
     update = capture_gradient(model, IMAGES, LABELS)
     config = AttackConfig(labels="3,7", objective=ObjectiveConfig(gradient_weight=0.0))
-    assert prepare(update, model, config).target.anchor is None
+    assert prepare(update, model, config.request).target.anchor is None
 
 
 @pytest.mark.parametrize("make", [FixedBatch, normed(torch.nn.utils.spectral_norm), InPlace, KeepsActivations])

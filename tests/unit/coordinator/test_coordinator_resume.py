@@ -17,7 +17,7 @@ from gradinversion.coordinator import (
     FencedError,
     Storage,
 )
-from gradinversion.coordinator.preparation import identity
+from gradinversion.coordinator.identity import identity
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import IMAGENET, CapturedUpdate, Normalisation, assumed, capture_gradient, told
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.target import weigh_evidence
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 
@@ -57,10 +57,10 @@ def test_whether_dropout_was_active_decides_only_where_the_model_has_it() -> Non
 
 def test_pixels_out_of_range_contradict_the_normalisation() -> None:
     model = network(0.0)
-    right = prepare(capture(model), model, AttackConfig())
+    right = prepare(capture(model), model, AttackConfig().request)
     assert not [fact for fact in right.facts if fact.contradiction]
     wrong = capture(model, normalisation=told(Normalisation((0.0,) * 3, (1.0,) * 3)))
-    (fact,) = [fact for fact in prepare(wrong, model, AttackConfig()).facts if fact.contradiction]
+    (fact,) = [fact for fact in prepare(wrong, model, AttackConfig().request).facts if fact.contradiction]
     assert fact.name == "normalisation"
     assert "pixels lie in 0 to 1" in fact.contradiction
     assert right.target.update.normalisation == IMAGENET

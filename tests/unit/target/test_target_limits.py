@@ -19,8 +19,8 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.decisive import decisive_facts, draws_in_training
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.target import Target, weigh_evidence
+from gradinversion.target.preparation import prepare
 from gradinversion.target.step_counter import check_step_counter
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ def test_an_order_over_local_steps_that_is_guessed_is_a_limit(
     settings: dict[str, Any], labels: str, limited: bool
 ) -> None:
     update, model, _ = simulate_client(ClientConfig(image_size=16, learning_rate=0.1, **settings), 0)
-    limits = prepare(update, model, AttackConfig(labels=labels)).limits
+    limits = prepare(update, model, AttackConfig(labels=labels).request).limits
     assert bool(limits) == limited
     assert all("local steps is not known" in limit for limit in limits)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gradinversion.capture import capture_gradient
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.target import weigh_evidence
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 
@@ -33,7 +33,7 @@ def test_it_is_a_limit_of_the_attack_and_not_of_what_peeling_gives(kind: str) ->
     torch.manual_seed(0)
     model = _Net(kind).eval()
     update = capture_gradient(model, torch.rand(2, 3, 8, 8), torch.tensor([3, 7]))
-    preparation = prepare(update, model, AttackConfig())
+    preparation = prepare(update, model, AttackConfig().request)
     assert "does not depend on the pixels" in preparation.limits[0]
     assert preparation.limits[0] in preparation.messages
     assert preparation.labels.labels.tolist() == [3, 7]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import prepare
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target.preparation import prepare
 from torch import Tensor, nn
 
 PIXELS = 8
@@ -49,7 +49,7 @@ Case = tuple[nn.Module, CapturedUpdate, Tensor, Tensor]
 @pytest.mark.parametrize("told", ["auto", "1,5,8", "8,5,1"])
 def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told: str) -> None:
     model, update, images, labels = case
-    prepared = prepare(update, model, AttackConfig(labels=told))
+    prepared = prepare(update, model, AttackConfig(labels=told).request)
     anchor = prepared.target.anchor
     assert anchor is not None
     assert anchor.module == "stem"
@@ -64,7 +64,7 @@ def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told:
 
 def test_labels_that_are_not_those_of_the_images_leave_them_out(case: Case) -> None:
     model, update, _, _ = case
-    prepared = prepare(update, model, AttackConfig(labels="1,5,9"))
+    prepared = prepare(update, model, AttackConfig(labels="1,5,9").request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
     assert any("Whose label is whose is not known" in message for message in prepared.messages)
 
@@ -77,7 +77,7 @@ def _photos(pixels: int) -> Tensor:
 def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
     """Behind a narrow stem with a stride the features are fewer than the pixels, and a descent meets them anywhere."""
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
-    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig())
+    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig().request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
     assert any("met the features of 3 of 3" in message for message in prepared.messages)
     assert any("others could have the same features" in message for message in prepared.messages)
@@ -89,7 +89,7 @@ def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
 def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str) -> None:
     model, update, images, labels = case
     gradients = {n: g * 0 if n.startswith(zeroed) else g for n, g in update.gradients.items()}
-    prepared = prepare(replace(update, gradients=gradients), model, AttackConfig())
+    prepared = prepare(replace(update, gradients=gradients), model, AttackConfig().request)
     anchor = prepared.target.anchor
     if anchor is not None and anchor.module == "stem":
         expected = update.normalisation.apply(images[labels.argsort()].double())
@@ -99,7 +99,7 @@ def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str) -> None:
 @pytest.mark.parametrize("left_out", [{"taps": False}, {"operations": 0.0}, {"enabled": False}])
 def test_it_can_be_left_out(case: Case, left_out: dict[str, float]) -> None:
     model, update, _, _ = case
-    prepared = prepare(update, model, AttackConfig(peeling=PeelingConfig(**left_out)))  # type: ignore[arg-type]
+    prepared = prepare(update, model, AttackConfig(peeling=PeelingConfig(**left_out)).request)  # type: ignore[arg-type]
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
 
 

@@ -15,7 +15,7 @@ from ..capture import BatchNormMode, CapturedUpdate, ModelError, client_mode
 from ..capture.forward import first_line, gradient, node_names, on_probes
 from ..capture.functional_layers import functional_layers_called
 from ..peeling import Anchor
-from ..target.assumed_epoch import assumed_epoch
+from .assumed_epoch import assumed_epoch
 
 
 def hard_sigmoid(values: Tensor, inplace: bool = False) -> Tensor:

@@ -18,8 +18,8 @@ from gradinversion.capture import (
     told,
 )
 from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.preparation import Preparation, prepare
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
 _UNSAID = {
@@ -56,7 +56,7 @@ def _words(preparation: Preparation) -> dict[str, tuple[str, Provenance, str]]:
 )
 def test_a_solved_final_layer_reads_the_loss(factor: float, smoothing: float, expected: dict[str, str]) -> None:
     update, model, _ = _sent(factor, smoothing)
-    preparation = prepare(update, model, AttackConfig())
+    preparation = prepare(update, model, AttackConfig().request)
     found = _words(preparation)
     for name, words in expected.items():
         assert found[name] == (words, Provenance.READ, "")
@@ -71,19 +71,19 @@ def test_a_solved_final_layer_reads_the_loss(factor: float, smoothing: float, ex
 def test_without_peeling_the_scale_is_open_and_what_was_told_is_contradicted() -> None:
     update, model, _ = _sent(4.0)
     config = AttackConfig(peeling=PeelingConfig(enabled=False))
-    assert _words(prepare(update, model, config))["loss_scale"] == ("not known", Provenance.READ, "")
+    assert _words(prepare(update, model, config.request))["loss_scale"] == ("not known", Provenance.READ, "")
     sure = update.stating(loss_scale=told(1.0), reduction=told(Reduction.MEAN))
-    words, _, contradiction = _words(prepare(sure, model, config))["loss_scale"]
+    words, _, contradiction = _words(prepare(sure, model, config.request))["loss_scale"]
     assert words == "not known"
     assert "cannot sum to more than 1" in contradiction
     # With peeling the factor is known, and nothing is left to doubt.
-    assert _words(prepare(sure, model, AttackConfig()))["reduction"] == ("sum", Provenance.READ, "")
+    assert _words(prepare(sure, model, AttackConfig().request))["reduction"] == ("sum", Provenance.READ, "")
 
 
 def test_a_loss_that_nobody_knows_is_in_doubt() -> None:
     update, model, _ = _sent()
     foreign = update.stating(loss=told("foreign: focal_loss"))
-    preparation = prepare(foreign, model, AttackConfig(labels="0,1,2,3"))
+    preparation = prepare(foreign, model, AttackConfig(labels="0,1,2,3").request)
     fact = next(fact for fact in preparation.facts if fact.name == "loss")
     assert fact.doubtful
     assert "none that this attack can evaluate" in fact.contradiction
@@ -93,4 +93,4 @@ def test_a_loss_that_nobody_knows_is_in_doubt() -> None:
 def test_without_a_gradient_term_nothing_is_solved() -> None:
     update, model, _ = _sent(4.0)
     config = AttackConfig(objective=ObjectiveConfig(gradient_weight=0))
-    assert prepare(update, model, config).target.anchor is None
+    assert prepare(update, model, config.request).target.anchor is None

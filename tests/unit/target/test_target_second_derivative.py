@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.agents import Objective, ObjectiveConfig
-from gradinversion.agents.second_derivative import (
+from gradinversion.capture import BatchNormMode, LocalTraining, ModelError, capture_gradient, load_model, train_locally
+from gradinversion.peeling import peel
+from gradinversion.target import Target
+from gradinversion.target.second_derivative import (
     hard_sigmoid,
     needs_composing,
     require_second_derivative,
     twice_differentiable,
 )
-from gradinversion.capture import BatchNormMode, LocalTraining, ModelError, capture_gradient, load_model, train_locally
-from gradinversion.peeling import peel
-from gradinversion.target import Target
 from torch import Tensor, nn
 
 IMAGES, LABELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)), torch.tensor([3, 7])

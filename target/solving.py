@@ -8,10 +8,14 @@ from torch import nn
 
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
-from ..target import Evidence, Finding, check_pixels, check_scale, check_smoothing, confirmed_loss, found_scale
-from ..target.weight_deltas import Attackable, refine, settle
-from .config import AttackConfig
+from .evidence import Evidence
+from .finding import Finding
+from .pixels import check_pixels
+from .request import Request
+from .scale import check_scale, confirmed_loss, found_scale
+from .smoothing import check_smoothing
 from .tap_images import images_by_taps
+from .weight_deltas import Attackable, refine, settle
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
 _NOT_HEADS = (nn.Conv2d, nn.ReLU)
@@ -36,7 +40,7 @@ def solve(
     evidence: Evidence,
     found: Attackable,
     model: nn.Module,
-    config: AttackConfig,
+    request: Request,
     given: RecoveredLabels | None,
     look: OneLook,
 ) -> Solved:
@@ -46,16 +50,16 @@ def solve(
         evidence: The update with what was read off it so far.
         found: From ``settle``.
         model: The server's model.
-        config: Rule for labels, switches of the objective and of peeling.
+        request: What the attack asks for.
         given: Labels that the user states, or None.
         look: At the final layer.
 
     Raises:
         LabelError: Labels cannot be recovered.
     """
-    solver = _Solver(model, config, given, look)
+    solver = _Solver(model, request, given, look)
     solved = solver.with_smoothing(evidence, found)
-    if config.objective.gradient_weight == 0 or passes_head(solved.anchor, model):
+    if not request.gradient or passes_head(solved.anchor, model):
         return solved
     return solver.with_images(solved)
 
@@ -65,14 +69,14 @@ class _Solver:
     """What stays as it is while an attack's facts are learnt."""
 
     model: nn.Module
-    config: AttackConfig
+    request: Request
     given: RecoveredLabels | None
     look: OneLook
 
     def with_smoothing(self, evidence: Evidence, found: Attackable) -> Solved:
         solved = self._once(evidence, found)
         exact = solved.anchor is not None and solved.anchor.error <= _SOLVED
-        if exact or self.config.objective.gradient_weight == 0:
+        if exact or not self.request.gradient:
             return solved
         smoothed = check_smoothing(evidence.update, self.model, solved.labels.labels, self.look)
         if not smoothed.facts:
@@ -81,7 +85,7 @@ class _Solver:
         return self._once(evidence, settle(evidence.update, self.model, self.look))
 
     def _once(self, evidence: Evidence, found: Attackable) -> Solved:
-        labels = self.given or recover_labels(found.update, self.model, self.config.labels, self.look)
+        labels = self.given or recover_labels(found.update, self.model, self.request.labels, self.look)
         before = evidence.update
         evidence = evidence.and_also(check_scale(before, self.model, labels.labels, self.look))
         if evidence.update is not before:
@@ -89,20 +93,20 @@ class _Solver:
         found = refine(found, evidence.update, self.model, labels.labels, self.look)
         evidence = with_rate_read(evidence, found)
         solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
-        if self.config.objective.adaptive and any(one.name == "soteria" for one in before.defences):
+        if not self.request.gradient:
+            return solved
+        if self.request.allows_for_defences and any(one.name == "soteria" for one in before.defences):
             message = (
                 "Layer peeling begins at the final layer's gradient, which the client says that it perturbs (Soteria), "
                 "so it is left out."
             )
             return replace(solved, messages=(*solved.messages, message))
-        if self.config.objective.gradient_weight == 0:
-            return solved
         peeling = peel(
             found.update,
             self.model,
             labels.labels,
-            self.config.peeling,
-            scaled=self.config.objective.adaptive,
+            self.request.peeling,
+            scaled=self.request.allows_for_defences,
             look=self.look,
         )
         if peeling.anchor is not None and before.local is None:
@@ -115,7 +119,7 @@ class _Solver:
     def with_images(self, solved: Solved) -> Solved:
         """With the images as the anchor, where they follow from the taps."""
         given = self.given is not None
-        found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.config.peeling)
+        found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.request.peeling)
         if found is None:
             return solved
         solved = replace(solved, labels=found.labels, messages=(*solved.messages, found.message))

@@ -1,0 +1,59 @@
+"""Labels that no rule recovers: those that the user states, and those that are optimised with the images."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..capture import BatchNormMode, CapturedUpdate, LabelError, RecoveredLabels, client_mode
+from ..capture.labels.recovery import METHODS
+from .second_derivative import client_batch
+
+JOINT = "joint"
+"""Labels are optimised with the images."""
+LABEL_RULES = (*METHODS, JOINT)
+"""What a user may write in place of labels."""
+
+
+def joint_labels(probabilities: Float[Tensor, "batch classes"]) -> RecoveredLabels:
+    """The likeliest class of each image, where labels were optimised with the images."""
+    confidence, labels = probabilities.max(1)
+    return RecoveredLabels(
+        labels=labels,
+        confidence=confidence,
+        method=JOINT,
+        assumption="Labels were optimised together with the images, so that each of them holds for its image only.",
+        warnings=(),
+    )
+
+
+def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
+    """Labels that the user states, such as ``0,0,3``; None when the text names a rule.
+
+    They are sorted, except where their order says which image was in which local step.
+    """
+    words = text.split(",")
+    if not all(word.strip().isdigit() for word in words):
+        return None
+    values = [int(word) for word in words]
+    if update.local is None or len(update.local.batches(update.image_count)) == 1 or update.local.shuffled:
+        values.sort()
+    if len(values) != update.image_count:
+        raise LabelError(f"labels={text}: {len(values)} labels were given for {update.image_count} images.")
+    return RecoveredLabels(
+        labels=torch.tensor(values),
+        confidence=torch.ones(len(values)),
+        method="given",
+        assumption="The server knows the labels.",
+        warnings=(),
+    )
+
+
+def require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.Module) -> None:
+    like = next(model.parameters())
+    with torch.no_grad(), client_mode(model, BatchNormMode.EVAL):
+        classes = model(like.new_zeros(client_batch(update), *update.image_shape)).shape[-1]
+    largest = int(labels.labels.max())
+    if largest >= classes:
+        raise LabelError(f"labels names class {largest}, but the model's classes are 0 to {classes - 1}.")

@@ -1,0 +1,136 @@
+"""Before the first step: all that is found once and given to every seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..capture import BatchNormMode, CapturedUpdate, LabelError, OneLook, RecoveredLabels, UpdateError, defence_words
+from ..capture.copying import copy_model
+from ..capture.fitting import fit
+from ..capture.stated import StatedFact
+from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
+from .evidence import Evidence, weigh_evidence
+from .finding import Finding
+from .labels import JOINT, given_labels, joint_labels, require_classes
+from .request import Request
+from .second_derivative import require_second_derivative
+from .solving import Solved, passes_head, solve, with_rate_read
+from .target import Target
+from .weight_deltas import Attackable, describe, order_limits, settle
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What every seed is given, and what a person should know about it."""
+
+    target: Target
+    labels: RecoveredLabels
+    messages: tuple[str, ...]
+    training: str = ""
+    """What is taken for granted about the client's local steps; empty for a gradient."""
+    facts: tuple[StatedFact, ...] = ()
+    """What is believed of the client, each fact with how it is known, the most decisive first."""
+    limits: tuple[str, ...] = ()
+    """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
+    known: KnownFeatures | None = None
+    """Features of every image that the gradient determines."""
+
+
+def prepare(
+    update: CapturedUpdate, model: nn.Module, request: Request, generator: nn.Module | None = None
+) -> Preparation:
+    """Hold the facts against the update, recover (or take) the labels, and peel layers where the update allows it.
+
+    Args:
+        update: What the server holds.
+        model: The server's model. It is copied.
+        request: What the attack asks for.
+        generator: Within whose range the images are looked for, if the attack has one.
+
+    Raises:
+        UpdateError: The update does not fit the model.
+        ModelError: The model cannot be attacked as it is: it does not take the client's batch, cannot be copied, or its
+            gradient has no derivative.
+        LabelError: Labels, or a learning rate that is not known, cannot be recovered; or the given labels do not fit.
+    """
+    update, model = fit(update, model)
+    model = copy_model(model)
+    update.require_match(model)
+    if not any(bool(gradient.any()) for gradient in update.gradients.values()):
+        raise UpdateError(
+            f"every entry of the update is zero, so it shows nothing (defence: {defence_words(update.defences)}): "
+            "give an update of which a defence has left something."
+        )
+    look = OneLook()
+    evidence = weigh_evidence(update, model, look)
+    update = evidence.update
+    found = settle(update, model, look)
+    if request.labels == JOINT:
+        return _with_unknown_labels(evidence, found, model, request, look)
+    given = given_labels(request.labels, update)
+    if given is not None:
+        require_classes(given, update, model)
+    solved = solve(evidence, found, model, request, given, look)
+    evidence, found, labels = solved.evidence, solved.found, solved.labels
+    evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
+    _require_derivatives(request, model, found.update, solved.anchor)
+    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator, look=look)
+    target = _finished(target, request)
+    messages = [*evidence.messages, *found.messages, *solved.messages]
+    known = _known_features(solved, model, request)
+    if known is not None and known.output:
+        messages.append(
+            f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
+            "behind. Whether or not pictures of them can be made: whoever holds an image can tell by them whether it "
+            "was in the batch."
+        )
+    messages += evidence.limits
+    training = describe(update, found, given is not None)
+    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits, known)
+
+
+def _with_unknown_labels(
+    evidence: Evidence, found: Attackable, model: nn.Module, request: Request, look: OneLook
+) -> Preparation:
+    """Where labels are optimised with the images, nothing is peeled."""
+    update = evidence.update
+    if found.update.local is not None:
+        raise LabelError(
+            "labels=joint optimises labels with the images of one step, and this update is the weight delta of "
+            "several; give labels=counts, or the labels themselves."
+        )
+    unknown = joint_labels(torch.zeros(update.image_count, 1))
+    _require_derivatives(request, model, found.update, None)
+    target = Target(found.update, model, unknown.labels, scale_known=found.scale_known, joint_labels=True, look=look)
+    target = _finished(target, request)
+    evidence = with_rate_read(evidence, found)
+    said = (*evidence.messages, *found.messages, *evidence.limits)
+    training = describe(update, found, False)
+    return Preparation(target, unknown, said, training, evidence.stated(model), evidence.limits)
+
+
+def _finished(target: Target, request: Request) -> Target:
+    return target.finished(request.allows_for_defences, statistics=request.statistics)
+
+
+def _known_features(solved: Solved, model: nn.Module, request: Request) -> KnownFeatures | None:
+    """What the gradient determines of every image: where peeling came no further than the final layer, by taps."""
+    update, anchor = solved.found.update, solved.anchor
+    wanted = request.peeling.enabled and request.peeling.taps and request.gradient
+    # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
+    possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
+    passed = not solved.by_taps and passes_head(anchor, model)
+    cut = find_tap_cut(update, model, request.peeling.tolerance) if wanted and possible and not passed else None
+    if cut is not None:
+        return known_by_taps(cut)
+    if anchor is None:
+        return None
+    return known_by_peeling(anchor, "taps, and the equations behind them," if solved.by_taps else "layer peeling")
+
+
+def _require_derivatives(request: Request, model: nn.Module, update: CapturedUpdate, anchor: Anchor | None) -> None:
+    if request.gradient:
+        require_second_derivative(model, update, anchor)

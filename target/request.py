@@ -1,0 +1,23 @@
+"""What an attack asks for before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..peeling import PeelingConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the preparation must know of an attack."""
+
+    labels: str = "auto"
+    """A rule, or the labels themselves: 0,1,2,3."""
+    peeling: PeelingConfig = field(default_factory=PeelingConfig)
+    """Which layers are solved."""
+    gradient: bool = True
+    """Whether the attack looks at the gradient at all; a control does not."""
+    allows_for_defences: bool = True
+    """Whether its match takes account of the defence that the update shows or the client states."""
+    statistics: bool = True
+    """Whether it has the prior on batch norm's statistics."""
