@@ -19,6 +19,7 @@ from .feature_leak import FeatureLeak
 from .figures import decibels, one_decimal
 from .files import replace_files
 from .page import list_seeds, render_page
+from .peeling_facts import peeling_facts
 from .pictures import GridRow, draw_grid
 from .results import AuditReport, ControlResult, ImageResult
 from .risk import risk_sentences
@@ -111,6 +112,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "registration": reconstruction.registration,
         "facts": [{**asdict(fact), "doubtful": fact.doubtful} for fact in reconstruction.facts],
         "truth_gap": report.truth_gap,
+        "peeling": None if reconstruction.peeling is None else peeling_facts(reconstruction.peeling),
         "features": None if report.features is None else _features(report.features),
         "assumptions": report.assumptions,
         "provenance": report.provenance,

@@ -98,6 +98,7 @@ def conclude(
         facts=prepared.facts,
         limits=prepared.limits,
         known=prepared.known,
+        peeling=prepared.peeling,
     )
 
 

@@ -12,6 +12,7 @@ from ..agents import Candidate, Outcome
 from ..capture import Normalisation, RecoveredLabels
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
+from ..peeling.record import PeelingRecord
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Reconstruction:
     """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
     known: KnownFeatures | None = None
     """Features of every image that the gradient determines."""
+    peeling: PeelingRecord | None = None
+    """What peeling did; None where it was left out."""
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -14,13 +14,13 @@ from ..agents import Candidate, Outcome
 from ..capture import Normalisation, Provenance, RecoveredLabels
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
+from ..peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from ..storage.folders import AbsentError, Storage
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
-from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
 
 _FORMAT = 2
-_FACTS = f"checkpoints/{RESULT_FILE}"
+_FACTS = "checkpoints/result.json"
 _TENSORS = "checkpoints/result.safetensors"
 _LARGEST_FACTS = 256 * 2**20
 # What JSON cannot say is an object with one of these keys; a key that begins with "$" itself gets one more.
@@ -62,7 +62,7 @@ def read_result(storage: Storage) -> Reconstruction | None:
         written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
         tensors = read_tensors(storage, written)
         found = _decode(content["result"], tensors)
-        if not {"facts", "limits", "known"} <= found.keys():
+        if not {"facts", "limits", "known", "peeling"} <= found.keys():
             # Without them nothing would be in doubt, and a verdict of "no leak shown" not earned.
             raise CheckpointError(
                 f"{where} was written by an older version, which kept no facts about the client: run the attack again "
@@ -140,6 +140,20 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
             "outcome": Outcome(facts["outcome"]),
             "normalisation": Normalisation(**facts["normalisation"]),
             "known": None if facts["known"] is None else KnownFeatures(**facts["known"]),
+            "peeling": None if facts["peeling"] is None else _record(facts["peeling"]),
             "facts": tuple(StatedFact(**row | {"provenance": Provenance(row["provenance"])}) for row in facts["facts"]),
+        }
+    )
+
+
+def _record(facts: dict[str, Any]) -> PeelingRecord:
+    found = facts["found"]
+    return PeelingRecord(
+        **facts
+        | {
+            "places": tuple(RecoveredPlace(**row) for row in facts["places"]),
+            "ends": tuple(End(**row) for row in facts["ends"]),
+            "nodes": tuple(NetworkNode(**row) for row in facts["nodes"]),
+            "found": None if found is None else FoundImages(**found | {"by": ImagesBy(found["by"])}),
         }
     )

@@ -15,12 +15,16 @@ from .chain import PROBE_IMAGES, Link, trace_chain
 from .check import confirm_chain
 from .config import PeelingConfig
 from .continuity import is_smooth_before
-from .descent import Passage, State, descend, is_behind_relu, open_units, pass_down
+from .descent import RULE, Passage, State, descend, is_behind_relu, open_units, pass_down
 from .factors import describe, distinct_from_one
 from .head.ways import peel_final_layer
 from .kinds import Needs
 from .layers import spread_error
+from .record import PeelingRecord
+from .recording import record_chain
+from .refusals import Refused, Why
 
+_STRUCTURE = "the model's structure ends the chain of layers there"
 _NO_FINAL_LAYER = "Layer peeling needs a model that ends in a plain fully connected layer."
 
 
@@ -70,6 +74,8 @@ class Peeling:
 
     anchor: Anchor | None
     message: str
+    record: PeelingRecord | None = None
+    """None where it was left out."""
 
 
 def peel(
@@ -114,42 +120,45 @@ def peel(
     if isinstance(state, str):
         return Peeling(None, state)
     if not state.error <= config.tolerance:
-        return Peeling(None, _refusal(chain[-1], state.error, config.tolerance, len(labels)))
+        message = _refusal(chain[-1], state.error, config.tolerance, len(labels))
+        return Peeling(None, message, record_chain(chain, [], None, None, message, config.tolerance, shape))
     factor_error = state.error
     passage = pass_down(chain, state, update.gradients)
     anchor = _anchor(chain, state, passage, config.tolerance)
-    reason = "the model's structure ends the chain"
+    states, refused = [state], None
     while state.index > 0:
         below = descend(chain, state, passage, update.gradients)
-        if isinstance(below, str):
-            reason = below
-            break
-        if not below.error <= config.tolerance:
-            reason = _undetermined(chain[below.index], below.error)
+        if isinstance(below, State) and not below.error <= config.tolerance:
+            name = chain[below.index].name
+            below = Refused(RULE, name, Why.INEXACT, below.unknowns, below.equations, error=below.error)
+        if isinstance(below, Refused):
+            refused = below
             break
         state, passage = below, pass_down(chain, below, update.gradients)
         anchor = _anchor(chain, state, passage, config.tolerance)
+        states.append(state)
     if is_smooth_before(model, shape, mode, anchor.module, count):
         explained = set(anchor.explained)
         anchor = replace(anchor, continuous=tuple(name for name in update.gradients if name not in explained))
     message = (
         f"Layer peeling recovered each image's activations at the input of module {anchor.module!r} "
-        f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); it stopped there because "
-        f"{reason}."
+        f"({len(anchor.explained)} parameter tensors explained, error {anchor.error:.1g}); {_why(refused)}."
     )
     if not anchor.one_sided and _leads_in(chain, state, passage):
         message += (
             " It stays behind the ReLU there: units near zero may have been open or shut, which leaves the derivative "
             f"in front of it uncertain by {passage.error:.1g}."
         )
-    return Peeling(anchor, " ".join(filter(None, (message, describe(anchor.scales, factor_error)))))
+    message = " ".join(filter(None, (message, describe(anchor.scales, factor_error))))
+    reason = "" if refused is not None or chain[0].reads_images else f"{_STRUCTURE.capitalize()}."
+    record = record_chain(chain, states, passage, refused, reason, config.tolerance, shape)
+    return Peeling(anchor, message, record)
 
 
-def _undetermined(link: Link, error: float) -> str:
-    where = f"the input of module {link.name!r} ({type(link.module).__name__})"
-    if error == float("inf"):
-        return f"{where} has more unknowns than the update has equations for it"
-    return f"{where} is only known with an estimated error of {error:.1g}"
+def _why(refused: Refused | None) -> str:
+    if refused is None:
+        return _STRUCTURE
+    return f"it stopped there because of the input of module {refused.value!r}: {refused.words}"
 
 
 def _start(

@@ -31,6 +31,8 @@ class Link:
     output_shape: tuple[int, ...]
     functional: bool = False
     """The model does not call the module but hands its weights to a function (see ``functional_layers_called``)."""
+    reads_images: bool = False
+    """What enters is what the model is given."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The module's own parameters and buffers by their role."""
@@ -77,6 +79,11 @@ def _same(produced: _Value | None, used: _Value | None) -> bool:
         return False
     in_order = one.is_contiguous() and other.is_contiguous()
     return in_order or (one.shape == other.shape and one.stride() == other.stride())
+
+
+def _is(value: _Value, images: Tensor) -> bool:
+    """Whether a value has the numbers of images of noise, wherever they were copied to."""
+    return value.tensor.shape == images.shape and torch.equal(value.tensor, images)
 
 
 def _watch(
@@ -163,6 +170,7 @@ def trace_chain(
     if not ends:
         return []
     runs_once = {call.module: sum(other.module is call.module for other in calls) == 1 for call in calls}
+    given = probe_images(model, image_shape, count)
     chain: list[_Call] = []
     links: list[Link] = []
     for position in range(ends[-1], -1, -1):
@@ -179,7 +187,8 @@ def trace_chain(
             break  # a layer beside the chain reads this output, so its cotangent is not the chain's alone
         chain.insert(0, call)
         shapes = tuple(call.source.tensor.shape[1:]), tuple(call.result.tensor.shape[1:])
-        links.insert(0, Link(call.name, call.module, layer.kind, layer.tensors, *shapes, call.module not in called))
+        functional, first = call.module not in called, _is(call.source, given)
+        links.insert(0, Link(call.name, call.module, layer.kind, layer.tensors, *shapes, functional, first))
         if layer.kind.needs is Needs.INPUTS:
             break
     if chain and chain[-1].source is not None and chain[-1].source.tensor.dim() != 2:

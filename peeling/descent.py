@@ -11,9 +11,13 @@ from torch import Tensor
 
 from .chain import Link
 from .checksums import ChannelSum, error_shown, settle, stored
+from .direct import OVERDETERMINED
 from .kinds import Rectifier, over_channels
 from .layers import LARGEST, SHOWN_UP_TO, Equations, Solved, size, spread_error, worst
+from .refusals import Refused, Why
 from .units import Units, no_units
+
+RULE = "layer by layer"
 
 # So many activations below zero tell how large errors are; and the least uncertainty, in deviations.
 _MANY, _LEAST = 100, 3.0
@@ -32,6 +36,9 @@ class State:
     uncertainty: Tensor
     """Estimated largest absolute error of each activation, of the same shape."""
     scales: tuple[float, ...] = ()
+    unknowns: int | None = None
+    """Of the equations that gave it; None where these are not linear."""
+    equations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,14 @@ def pass_down(chain: Sequence[Link], state: State, gradients: Mapping[str, Tenso
     return Passage(index, activations, unmasked, settled.units, passed, used, relu, above, error)
 
 
-def descend(chain: Sequence[Link], state: State, passage: Passage, gradients: Mapping[str, Tensor]) -> State | str:
+def descend(chain: Sequence[Link], state: State, passage: Passage, gradients: Mapping[str, Tensor]) -> State | Refused:
     """Solve the layer at the end of the passage, or say why not."""
     if passage.index < 0:
-        return "the layer before it is not of a kind that can be solved"
+        return Refused(RULE, chain[0].name, Why.KIND)
     link, units = chain[passage.index], passage.units
     gradient = link.gradient(gradients, "weight")
     if gradient is None:
-        return f"the update lacks the gradient of {link.name}.weight (a frozen layer)"
+        return Refused(RULE, link.name, Why.FROZEN)
     tensors = _exact(link)
     known, cotangent = units.is_open & passage.passed, passage.unmasked * units.is_open
     solved = link.kind.solve(
@@ -137,7 +144,23 @@ def descend(chain: Sequence[Link], state: State, passage: Passage, gradients: Ma
     anything = cotangent.new_zeros(len(cotangent), *link.input_shape)
     below = _below(link, cotangent, anything, passage.activations, tensors)
     error = worst(state.error, solved.error, shown)
-    return State(passage.index, solved.activations, below, error, solved.uncertainty, state.scales)
+    unknowns, equations, growing = _counted(len(state.activations), link.input_shape, gradient, int(known.sum()))
+    if solved.error == math.inf:
+        why = Why.OPEN if equations >= unknowns else Why.FEW_EQUATIONS
+        return Refused(RULE, link.name, why, unknowns, equations, growing)
+    return State(passage.index, solved.activations, below, error, solved.uncertainty, state.scales, unknowns, equations)
+
+
+def _counted(count: int, input_shape: tuple[int, ...], gradient: Tensor, outputs: int) -> tuple[int, int, int]:
+    """Unknowns and equations of a layer's input, of one channel where the weight gradient alone is enough for it; and
+    those of the equations that every image brings with it."""
+    if gradient.dim() < 3:
+        return count, len(gradient), 0
+    places, rows = count * math.prod(input_shape[1:]), gradient[:, 0].numel()
+    if gradient.shape[1] == input_shape[0] and rows >= OVERDETERMINED * places:
+        return places, rows, 0
+    own = int(outputs / OVERDETERMINED)
+    return places * input_shape[0], own + int(gradient.numel() / OVERDETERMINED), own
 
 
 def open_units(passage: Passage, state: State, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

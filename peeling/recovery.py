@@ -16,9 +16,12 @@ from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity, MaxPool
 from .layers import sizes
+from .record import FoundImages, ImagesBy, PeelingRecord
+from .recording import record_derivation
 from .rules import Derivation, Step, derive
 from .rules.image_labels import image_labels
 from .rules.rule import Setting
+from .wording import ended, reached
 
 _CROPS = 400
 # With fewer there is no start.
@@ -52,6 +55,8 @@ class Recovery:
     """The features that are nearest to the images, where these do not follow by linear equations alone."""
     start: Decoded | None = None
     """Images that the cut's features look like: where a descent on them starts."""
+    record: PeelingRecord | None = None
+    """All of it for a reader; None where the network could not be read."""
 
 
 def recover_images(
@@ -91,30 +96,31 @@ def recover_images(
         config.tolerance,
         None if on_step is None else lambda step, _: on_step(step),
     )
+    record = record_derivation(derivation, update.image_count, config.tolerance)
     if not derivation.steps:
-        return Recovery(f"Peeling by taps found no foothold: {_reasons(derivation)}.")
+        return Recovery(reached(record), record=record)
     labels = _labels(graph, update, derivation)
     module = _first_module(graph, model)
     whole = derivation.knowledge.complete(graph.images)
     if whole is not None:
-        message = f"{_reached(derivation)} These are the images, from linear equations alone."
-        return Recovery(message, derivation.steps, whole.values, whole.error, labels, module)
+        record = replace(record, found=FoundImages(ImagesBy.EQUATIONS, tuple(whole.error.tolist())))
+        return Recovery(reached(record), derivation.steps, whole.values, whole.error, labels, module, record=record)
     cut = find_cut(derivation)
-    reached = _reached(derivation)
+    found = Recovery(f"{reached(record)} {ended(record)}", derivation.steps, labels=labels, record=record)
     if isinstance(cut, NoCut):
-        return Recovery(f"{reached} No images follow: {cut.why}.", derivation.steps, labels=labels)
-    found = Recovery(reached, derivation.steps, labels=labels, module=module, cut=cut)
+        return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
+    found = replace(found, module=module, cut=cut)
     if pictures is None and update.image_shape[0] != 3:
         why = "the public photos that its start is decoded with are in colour"
-        return replace(found, message=f"{reached} No images follow: {why}.")
+        return replace(found, message=f"{reached(record)} No images follow: {why}.")
     found = replace(found, start=_decoded(update, cut, pictures, config, device))
     if not through_max_pool and _is_pooled(cut):
         why = "max-pooling in front of these features hides all pixels but those that won"
-        return replace(found, message=f"{reached} No images are looked for: {why}.")
+        return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
     if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
-        return replace(found, message=f"{reached} No images are looked for: {why}.")
+        return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     return _descended(update, found, cut, found.start.images, min(evaluations, _MOST_EVALUATIONS), device)
 
 
@@ -147,7 +153,7 @@ def _decoded(
 
 def _descended(
     update: CapturedUpdate,
-    reached: Recovery,
+    features: Recovery,
     cut: Cut,
     start: Tensor,
     evaluations: int,
@@ -159,30 +165,14 @@ def _descended(
     met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(_MET)
     error = torch.where(met, found.error / size, torch.inf)
     count = int(met.sum())
+    assert features.record is not None
+    record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(error.tolist())))
     message = (
-        f"{reached.message} From there a descent, started by a linear decoder fitted on public photos, met "
-        f"the features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most). What the "
-        "features leave open of an image is what the start had there."
+        f"{reached(record)} From there a descent, started by a linear decoder fitted on public photos, met the "
+        f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most); what the features "
+        "leave open of an image is what the start had there."
     )
-    return replace(reached, message=message, images=found.images, error=error)
-
-
-def _reached(derivation: Derivation) -> str:
-    last = derivation.steps[-1]
-    shape = " x ".join(map(str, last.shape))
-    begun = derivation.steps[0]
-    sentence = (
-        f"Peeling began at the taps behind {begun.value!r} and recovered {len({s.value for s in derivation.steps})} "
-        f"values of every image, the last of them {last.value!r} ({shape}, estimated error {max(last.error):.1g})"
-    )
-    reasons = _reasons(derivation)
-    return f"{sentence}; it ended there: {reasons}." if derivation.refused else f"{sentence}."
-
-
-def _reasons(derivation: Derivation) -> str:
-    if not derivation.refused:
-        return "no convolution has few enough places for its channels, with a ReLU in front and gradients of its own"
-    return "; ".join(f"{one.value!r}: {one.words}" for one in derivation.refused)
+    return replace(features, message=message, images=found.images, error=error, record=record)
 
 
 def _labels(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> Tensor | None:

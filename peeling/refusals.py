@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,6 +23,12 @@ class Why(Enum):
     """No lengths of the images explain the gradient in front."""
     PATCHES = "patches"
     """What the places see does not tell them apart."""
+    OPEN = "open"
+    """The equations are enough in number and leave something open all the same."""
+    KIND = "kind"
+    """The operation is of no kind that can be solved."""
+    FROZEN = "frozen"
+    """The update lacks the gradient of its weight."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class Refused:
     """Name of the value that was not recovered."""
     why: Why
     places: int | None = None
-    """Unknowns of each channel: the places of all images."""
+    """Unknowns: the places of all images, of one channel where all channels have the same equations."""
     equations: int | None = None
     """That many can be determined at most; with `Why.LARGE` that many are solved at most."""
+    growing: int = 0
+    """Those among the equations that are in proportion to the images; all others are as many for any of them."""
     error: float | None = None
     """Of the solution that is not believed, or what it leaves of the gradient that should confirm it; relative."""
 
@@ -57,35 +64,38 @@ class Refused:
         Args:
             count: Images of the batch.
         """
-        if not self._short or self.places is None or self.equations is None:
-            return None
-        return min(count, self.equations * count // self.places)
+        share = self._share
+        return None if share is None else min(count, int(share * count))
 
-    def largest_side(self, count: int, side: int) -> int | None:
+    def largest_side(self, along: int, side: int) -> int | None:
         """Up to which side of images of this form there would be equations enough for as many; 0 where there is none,
         None where it is not their size that is in the way.
 
         Args:
-            count: Images of the batch.
+            along: Places along the longer side of the value.
             side: Of the images in pixels, the longer one.
         """
-        if not self._short or self.places is None or self.equations is None:
-            return None
-        # In whole places: what pixels are more round up to one place more.
-        along = math.isqrt(self.equations // count)
-        return min(side, int(along * side / math.sqrt(self.places / count)))
+        share = self._share
+        # In whole places: a pixel more is a place more.
+        return None if share is None else min(along, int(share**0.5 * along)) * side // along
 
     @property
-    def _short(self) -> bool:
-        return self.why in (Why.FEW_EQUATIONS, Why.LARGE)
+    def _share(self) -> float | None:
+        """Of the batch, up to which the equations would be enough."""
+        if self.why not in (Why.FEW_EQUATIONS, Why.LARGE) or self.places is None or self.equations is None:
+            return None
+        return (self.equations - self.growing) / max(self.places - self.growing, 1)
 
 
 _WORDS = {
-    Why.FEW_EQUATIONS: "{places} unknown places of each channel, and equations for at most {equations}",
-    Why.LARGE: "{places} unknown places of each channel, and at most {equations} are solved",
+    Why.FEW_EQUATIONS: "it has {places} unknowns, and equations for at most {equations}",
+    Why.LARGE: "it has {places} unknowns, and at most {equations} are solved",
     Why.INEXACT: "it is known with an estimated error of {error} only",
     Why.RANK: "the weight gradient is not that of {places} places",
     Why.ALIKE: "the images cannot be told apart by the zeros of their features",
     Why.LENGTHS: "the lengths of the images leave {error} of the gradient in front",
-    Why.PATCHES: "{places} places are not told apart by what they see",
+    Why.PATCHES: "its {places} places are not told apart by what they see",
+    Why.OPEN: "its equations leave something open",
+    Why.KIND: "the layer before it is not of a kind that can be solved",
+    Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

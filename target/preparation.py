@@ -12,6 +12,7 @@ from ..capture.copying import copy_model
 from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
+from ..peeling.record import PeelingRecord
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
 from .labels import JOINT, given_labels, joint_labels, require_classes
@@ -37,6 +38,8 @@ class Preparation:
     """Why the images say less than they seem to, one sentence each: with one, no verdict is reassuring."""
     known: KnownFeatures | None = None
     """Features of every image that the gradient determines."""
+    peeling: PeelingRecord | None = None
+    """What peeling did; None where it was left out."""
 
 
 def prepare(
@@ -89,7 +92,8 @@ def prepare(
         )
     messages += evidence.limits
     training = describe(update, found, given is not None)
-    return Preparation(target, labels, tuple(messages), training, evidence.stated(model), evidence.limits, known)
+    facts = evidence.stated(model)
+    return Preparation(target, labels, tuple(messages), training, facts, evidence.limits, known, solved.record)
 
 
 def _with_unknown_labels(

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
+from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
 from .pixels import check_pixels
@@ -34,6 +35,8 @@ class Solved:
     messages: tuple[str, ...]
     by_taps: bool = False
     """Whether the anchor is the images, as they follow from taps."""
+    record: PeelingRecord | None = None
+    """What peeling did; None where it was left out."""
 
 
 def solve(
@@ -114,7 +117,8 @@ class _Solver:
             evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))
             if peeling.anchor.error <= _SOLVED:
                 evidence = evidence.and_also(confirmed_loss(evidence.update))
-        return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=(*solved.messages, peeling.message))
+        messages = (*solved.messages, peeling.message)
+        return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=messages, record=peeling.record)
 
     def with_images(self, solved: Solved) -> Solved:
         """With the images as the anchor, where they follow from the taps."""
@@ -122,7 +126,8 @@ class _Solver:
         found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.request.peeling)
         if found is None:
             return solved
-        solved = replace(solved, labels=found.labels, messages=(*solved.messages, found.message))
+        messages = (*solved.messages, *filter(None, [found.message]))
+        solved = replace(solved, labels=found.labels, messages=messages, record=joined(found.record, solved.record))
         return solved if found.anchor is None else replace(solved, anchor=found.anchor, by_taps=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from ..capture.forward import gradient
 from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
 from ..peeling.layers import relative, worst
+from ..peeling.record import PeelingRecord
 from ..peeling.recovery import Recovery, recover_images
 
 # The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
@@ -29,6 +30,9 @@ class TapImages:
     labels: RecoveredLabels
     """Those of the images, where they show them."""
     message: str
+    """Empty where there is nothing to say."""
+    record: PeelingRecord | None = None
+    """What was recovered, and where it ended."""
 
 
 def images_by_taps(
@@ -50,8 +54,24 @@ def images_by_taps(
         found = recover_images(update, model, config)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(None, labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
+    images = _anchored(found, update, model, labels, given, config)
+    record = found.record
+    if record is not None and record.found is not None:
+        record = replace(record, found=replace(record.found, confirmed=images.anchor is not None))
+    return replace(images, record=record)
+
+
+def _anchored(
+    found: Recovery,
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: RecoveredLabels,
+    given: bool,
+    config: PeelingConfig,
+) -> TapImages:
+    """The images that were found as an anchor, where nothing speaks against them."""
     if found.images is None or found.error is None or not found.steps:
-        return TapImages(None, labels, found.message) if found.steps else None
+        return TapImages(None, labels, found.message if found.steps else "")
     worst = float(found.error.max())
     if not worst <= config.tolerance:
         return TapImages(None, labels, found.message)

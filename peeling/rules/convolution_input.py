@@ -131,7 +131,7 @@ def _solved(
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, int(rows / _OVERDETERMINED))
     worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
     if not worst <= setting.tolerance:
-        return Refused(RULE, value, Why.INEXACT, places, rows, worst)
+        return Refused(RULE, value, Why.INEXACT, places, rows, error=worst)
     best = known.solved(best)
     found_all = known.with_activations(value, best)
     return Derived(f"{RULE}, {best.rule}", value, found_all, checks, notable=True)

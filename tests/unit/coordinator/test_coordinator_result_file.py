@@ -17,6 +17,7 @@ from gradinversion.capture.stated import StatedFact
 from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.peeling import KnownFeatures
+from gradinversion.peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from gradinversion.storage.folders import Storage
 from gradinversion.storage.tensor_file import CheckpointError
 
@@ -42,6 +43,21 @@ def candidate(seed: int) -> Candidate:
         outcome=Outcome.NOT_FINITE if seed else Outcome.FINISHED,
         labels=torch.rand(2, 10),
     )
+
+
+RECORD = PeelingRecord(
+    footholds=("the taps of layer4.1.conv2",),
+    places=(
+        RecoveredPlace("relu", "the input of conv", "conv", (4, 2, 2), "taps", (1e-7, 2e-7), 8, 64, {"a": 0.5}, 1.5),
+    ),
+    ends=(End("stem", "the stem", "taps", "few equations", "it has", 64, 27, math.inf, 0, 16),),
+    nodes=(NetworkNode("relu", "rectifier", ("images",), (4, 2, 2), 0.5, 1.0, 2e-7),),
+    images="x",
+    image_count=2,
+    tolerance=0.03,
+    reason="Nothing more follows.",
+    found=FoundImages(ImagesBy.DESCENT, (1e-5, math.inf), True),
+)
 
 
 @pytest.fixture
@@ -75,6 +91,7 @@ def result() -> Reconstruction:
             StatedFact("momentum", "Momentum", "0.9", Provenance.READ, "x", True, "told.momentum=0.9", "It is not."),
         ),
         limits=("Nothing can be descended.",),
+        peeling=RECORD,
     )
 
 
@@ -118,7 +135,8 @@ def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:
 
 
 def test_no_field_was_left_at_its_default(result: Reconstruction) -> None:
-    values: tuple[Any, ...] = (result, result.labels, *result.candidates, *result.facts)
+    parts = (RECORD, RECORD.found, *RECORD.places, *RECORD.ends, *RECORD.nodes)
+    values: tuple[Any, ...] = (result, result.labels, *result.candidates, *result.facts, *parts)
     for value in values:
         for field in dataclasses.fields(value):
             assert field.default is dataclasses.MISSING or getattr(value, field.name) != field.default, field.name

@@ -57,7 +57,10 @@ def test_images_and_their_labels_are_recovered_to_the_bit() -> None:
     normalised = update.normalisation.apply(images.double())
     off = (found.images[order] - normalised).flatten(1).norm(dim=1) / normalised.flatten(1).norm(dim=1)
     assert bool((found.error[order] > off / 10).all())
-    assert "Peeling began at the taps" in found.message
+    assert found.message.startswith("By the taps of conv2 the gradient determines 4 places")
+    assert found.record is not None
+    assert found.record.found is not None
+    assert len(found.record.found.errors) == 4
 
 
 def test_batch_statistics_are_not_attempted() -> None:

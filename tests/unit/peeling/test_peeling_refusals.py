@@ -19,6 +19,12 @@ def test_fewer_or_smaller_images_would_have_equations_enough() -> None:
     assert refused.largest_side(8, 32) == 16
 
 
+def test_equations_that_come_with_each_image_are_fewer_for_fewer_images() -> None:
+    # Of each of four images 100 unknowns and 60 equations of its own, and 120 equations for all of them: enough for 3.
+    refused = Refused("rule", "value", Why.FEW_EQUATIONS, places=400, equations=360, growing=240)
+    assert refused.most_images(4) == 3
+
+
 def test_where_one_image_is_too_many_none_is_said_to_do() -> None:
     assert Refused("rule", "value", Why.LARGE, places=12544, equations=4096).most_images(1) == 0
 

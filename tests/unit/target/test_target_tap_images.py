@@ -59,7 +59,7 @@ def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told:
     off = (anchor.activations - expected).norm() / expected.norm()
     assert off < 1e-4
     assert anchor.error > float(off) / 10
-    assert any("These are the images" in message for message in prepared.messages)
+    assert any("the images themselves" in message for message in prepared.messages)
 
 
 def test_labels_that_are_not_those_of_the_images_leave_them_out(case: Case) -> None:
