@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .foreign_text import safe_lines
+
 
 class Refusal(Exception):  # noqa: N818 - its subclasses name what is wrong, and end in Error
     """Something given that cannot be used, or that the machine cannot do now; its message says what to do.
 
     Each room derives its own errors from this, and from the built-in error that a library would raise. An error of the
     package that derives from it nowhere is a fault of the program.
+
+    What it names may be a stranger's, so it is shown as ``safe_lines`` has it, wherever that is.
     """
+
+    def __str__(self) -> str:
+        return safe_lines(super().__str__())
 
 
 class ConfigError(Refusal, ValueError):

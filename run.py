@@ -21,11 +21,13 @@ from gradinversion.coordinator import (
     Storage,
     read_result,
 )
+from gradinversion.foreign_text import safe_lines
 from gradinversion.refusal import ConfigError, Refusal
 from gradinversion.settings.case import obtain
-from gradinversion.settings.folder import open_folder, settings_of_the_run
+from gradinversion.settings.folder import check_folder, open_folder, settings_of_the_run
 from gradinversion.settings.help import help_text
 from gradinversion.settings.run import RunConfig, load_config
+from gradinversion.storage.lock import holding
 from gradinversion.sweep.audit import run_audit
 from rich.console import Console
 
@@ -61,12 +63,15 @@ def attack(config: RunConfig, console: Console) -> int:
         require_no_run(config.out)
     if "no_gradient" in config.audit.controls:
         without_gradient(config)  # what is refused is refused before hours of work
-    open_folder(config)
-    case = obtain(config)
-    case.require_comparisons()
-    if case.evidence:
-        _say(console, case.evidence)
-    return _report(attack_and_assess(case, _Runner(case, config, console), config.out), config, console)
+    storage = check_folder(config)
+    with holding(storage):
+        case = obtain(config)
+        case.require_comparisons()
+        # Now that all else is right: what a refused command overwrites could not be gone on with.
+        open_folder(config)
+        if case.evidence:
+            _say(console, case.evidence)
+        return _report(attack_and_assess(case, _Runner(case, config, console), config.out), config, console)
 
 
 def audit(config: RunConfig, console: Console) -> int:
@@ -103,12 +108,14 @@ def end(config: RunConfig, console: Console) -> int:
 
 def capture(config: RunConfig, console: Console) -> int:
     """Simulate the client and save what it sends, without attacking it."""
-    storage = open_folder(config)
+    storage = check_folder(config)
     if not storage.is_local:
         raise ReportError(f"out={config.out}: an update is captured into a folder of this machine; give one.")
-    update, _, _ = simulate_client(config.client, config.seed)
-    path = storage.path / "update.safetensors"
-    update.save(path)
+    with holding(storage):
+        update, _, _ = simulate_client(config.client, config.seed)
+        open_folder(config)
+        path = storage.path / "update.safetensors"
+        update.save(path)
     _say(console, f"Captured update: {path}")
     return 0
 
@@ -129,7 +136,10 @@ class _Runner:
             out, resume = self.config.out, self.config.resume
             client = self.case.client
             source = ModelSource(client.model, client.classes, update.image_shape, self.config.seed)
-            return reconstruct(update, model, config, out=out, resume=resume, watch=view, source=source)
+            restart = self.config.restart
+            return reconstruct(
+                update, model, config, out=out, resume=resume, restart=restart, watch=view, source=source
+            )
 
     def begins(self, stage: Stage, control: str | None = None) -> None:
         if control is not None:
@@ -150,7 +160,7 @@ def _report(found: Assessment, config: RunConfig, console: Console) -> int:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _left_behind(words: list[str]) -> str:
@@ -164,7 +174,12 @@ def _left_behind(words: list[str]) -> str:
 
 def _interrupted(verb: str, words: list[str]) -> str:
     again = " ".join(
-        ["python run.py", verb, *(word for word in words if not word.startswith("resume=")), "resume=true"]
+        [
+            "python run.py",
+            verb,
+            *(word for word in words if not word.startswith(("resume=", "restart="))),
+            "resume=true",
+        ]
     )
     return f"Interrupted. The rounds finished so far are saved; this continues after the last one:\n  {again}"
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from ..agents import Outcome
@@ -18,6 +17,7 @@ from .averages import candidate_images
 from .charts import COLOURS, Chart, draw_chart, draw_ruler, group_history
 from .control_panel import control_panel, exposure_panel
 from .controls import Control
+from .environment import page_environment
 from .figures import duration, psnr_in_words, share_in_words
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
 from .pictures import picture_cell
@@ -56,10 +56,7 @@ def render_page(
         controls: those given to ``evaluate``, for their pictures.
     """
     folder = files(__package__)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(
+    environment = page_environment(
         db=psnr_in_words,
         number=_number,
         share=share_in_words,

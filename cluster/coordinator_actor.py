@@ -38,6 +38,8 @@ class RunSpec:
     detached: bool
     source: ModelSource | None
     """With one, update and model are read from the storage; without, they came as references."""
+    restart: bool = False
+    """Whether what lies in the storage may be deleted."""
 
 
 class CoordinatorProcess:
@@ -89,8 +91,9 @@ class CoordinatorProcess:
         again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._group = RayGroup(spec.config, spec.share, spec.name, spec.detached, spec.storage, fresh=not again)
         notes = (spec.share.message,) if spec.share.message else ()
+        resume = spec.resume or again
         self._coordinator = Coordinator(
-            update, model, spec.config, self._group, spec.storage, spec.resume or again, notes
+            update, model, spec.config, self._group, spec.storage, resume, notes, spec.restart
         )
         if self._stop_asked:
             self._coordinator.stop()

@@ -18,6 +18,8 @@ from torch import nn
 from ..capture import CapturedUpdate, ModelSource
 from ..capture.fitting import fit
 from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
+from ..coordinator.checkpoints import require_no_saved_run
+from ..storage.lock import holding
 from .connection import ClusterError, connected
 from .coordinator_actor import CoordinatorActor, RunSpec
 from .failures import cause_of
@@ -47,6 +49,7 @@ def reconstruct(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    restart: bool = False,
     watch: Watch | None = None,
     source: ModelSource | None = None,
     detach: bool = True,
@@ -64,6 +67,7 @@ def reconstruct(
         out: Folder or URL for checkpoints, ``metrics.jsonl`` and ``events.jsonl``; None keeps none. On several machines
             it must be reachable from all of them.
         resume: Continue from the newest checkpoint in ``out``; looks on where that run is still under way.
+        restart: Delete the checkpoints and the result that lie in ``out``; without it and ``resume`` they are refused.
         watch: Called about twice a second with the state of the run.
         source: How to build the model again. With it a detached run survives the loss of its coordinator also when this
             process is gone.
@@ -73,6 +77,7 @@ def reconstruct(
     Raises:
         UpdateError, ModelError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
         ClusterError: A process of the run died for good, or the run is under way already.
+        InUseError: Another process on this machine runs in ``out``.
         DetachedError: Interrupted, and the run goes on without this process.
     """
     config = config or AttackConfig()
@@ -85,9 +90,14 @@ def reconstruct(
         inputs: list[Any] = []
         if coordinator is not None and not resume:
             raise _under_way(out)
-        if coordinator is None:
-            coordinator = _begin(update, model, config, name, storage, resume, joined, detached, source, inputs)
-        return _attend(coordinator, name if detached else None, storage, watch)
+        # Whoever only looks on at a run that goes on without them holds nothing.
+        with holding(None if detached else storage):
+            if coordinator is None:
+                if storage is not None and not (resume or restart):
+                    require_no_saved_run(storage)
+                how = {"resume": resume, "restart": restart, "joined": joined, "detached": detached}
+                coordinator = _begin(update, model, config, name, storage, source, inputs, **how)
+            return _attend(coordinator, name if detached else None, storage, watch)
 
 
 def attend(out: str | Path, watch: Watch | None = None) -> Reconstruction:
@@ -145,11 +155,13 @@ def _begin(
     config: AttackConfig,
     name: str,
     storage: Storage | None,
-    resume: bool,
-    joined: bool,
-    detached: bool,
     source: ModelSource | None,
     inputs: list[Any],
+    *,
+    resume: bool,
+    restart: bool,
+    joined: bool,
+    detached: bool,
 ) -> Any:
     """Start the coordinator; ``inputs`` is given the reference to what it is made with, where it is not the storage."""
     available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -161,7 +173,7 @@ def _begin(
         source = None
         inputs.append(put_inputs(update, model))
     resources = share(config.agents, available, elastic=joined)
-    spec = RunSpec(name, config, resources, threads, storage, resume, detached, source)
+    spec = RunSpec(name, config, resources, threads, storage, resume, detached, source, restart)
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}
     if detached:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
@@ -211,7 +223,9 @@ def _attend(coordinator: Any, name: str | None, storage: Storage | None, watch: 
             if found is None and name is not None and storage is not None:
                 return _from_storage(storage)
             if found is None:
-                raise ClusterError(f"The coordinator of the run died ({what}); begin again.")
+                raise ClusterError(
+                    f"The coordinator of the run died ({what}); begin again, with resume=true where it has a folder."
+                )
     except RayTaskError as error:
         raise cause_of(error) from None
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..agents import Outcome
 from ..coordinator import EventKind, Phase, SeedStatus, Status
 from ..coordinator.events import left_out_line
+from ..foreign_text import safe_lines
 
 # What a column is called, and which loss terms give way first when the terminal is narrow.
 _HEADINGS = {
@@ -87,7 +88,7 @@ class ProgressView:
 
     def _print(self, lines: list[str]) -> None:
         for line in lines:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(safe_lines(line), markup=False, highlight=False, soft_wrap=True)
 
     def _screen(self, status: Status) -> RenderableType:
         facts = [f"round {status.round}/{status.rounds}", f"time left {self._clock.left()}"]

@@ -34,6 +34,8 @@ _MANIFEST = "manifest.json"
 _TENSORS = "consensus.safetensors"
 _ROUND = re.compile(r"round-(\d{6,})")
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,80}")
+RESULT_FILE = "result.json"
+"""Beside the rounds, once a run has ended."""
 _LARGEST_JSON = 256 * 2**20
 # Checksums are bound by the disk or the network, not by Python.
 _READERS = 4
@@ -66,6 +68,24 @@ def state_name(index: int, seed: int, writer: str) -> str:
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"writer={writer!r}: give up to 80 letters, digits, '-' and '_'.")
     return f"{_folder(index)}/seed-{seed}.{writer}.safetensors"
+
+
+def require_no_saved_run(storage: Storage) -> None:
+    """Refuse a folder in which lies what took work.
+
+    Raises:
+        CheckpointError: It holds checkpoints, or a result; the sentence tells the ways on.
+        StorageError: It cannot be listed now.
+    """
+    names = storage.names(_FOLDER)
+    rounds = sum(_ROUND.fullmatch(name) is not None for name in names)
+    if not rounds and RESULT_FILE not in names:
+        return
+    held = "the result of a run" if RESULT_FILE in names else f"a run with {rounds} saved rounds"
+    raise CheckpointError(
+        f"{storage.url} holds {held}: resume=true goes on with it, restart=true deletes it and begins anew; or give "
+        "another out folder."
+    )
 
 
 class CheckpointStore:

@@ -15,7 +15,7 @@ from ..capture import CapturedUpdate
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import StateFile
 from ..target.preparation import Preparation, prepare
-from .checkpoints import Checkpoint, CheckpointStore, FencedError
+from .checkpoints import Checkpoint, CheckpointStore, FencedError, require_no_saved_run
 from .config import AttackConfig, Mode
 from .events import EventKind, Level
 from .finishing import conclude, finalists
@@ -46,6 +46,7 @@ class Coordinator:
         group: The agents, one per seed.
         storage: For ``checkpoints/``, ``metrics.jsonl`` and ``events.jsonl``, or None to keep nothing.
         resume: Continue from the newest checkpoint in the storage.
+        restart: Delete the checkpoints and the result that lie in the storage; without it they end the run.
         notes: What is known before the run and belongs among its messages.
 
     Raises:
@@ -61,12 +62,13 @@ class Coordinator:
         storage: Storage | None = None,
         resume: bool = False,
         notes: tuple[str, ...] = (),
+        restart: bool = False,
     ) -> None:
         self._update, self._model, self._config, self._group = update, model, config, group
         self._storage = storage
         self._generator = find_generator(config, update)
         self._store = CheckpointStore(storage, identity(config, update, self._generator)) if storage else None
-        self._resume = resume
+        self._resume, self._restart = resume, restart
         self._plan = plan_rounds(config.agents.iterations, config.coordinator)
         self._progress = Progress()
         for text in notes:
@@ -83,8 +85,8 @@ class Coordinator:
 
         Raises:
             UpdateError, LabelError: The update cannot be attacked.
-            CheckpointError: ``resume`` found a checkpoint of another run, or (`FencedError`) another coordinator has
-                taken this run over.
+            CheckpointError: ``resume`` found a checkpoint of another run, without it the storage holds a run, or
+                (`FencedError`) another coordinator has taken this run over.
             AllSeedsFailedError: No seed is left.
         """
         # A checkpoint of another run is refused before any work is done.
@@ -243,6 +245,8 @@ class Coordinator:
         if self._store is None or self._storage is None:
             return None
         if not self._resume:
+            if not self._restart:
+                require_no_saved_run(self._storage)
             self._store.clear()
             remove_result(self._storage)
             return None

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, TextIO
 
+from ..foreign_text import safe
+
 
 class EventKind(StrEnum):
     """What happened. Tools may filter by the values, so they stay as they are."""
@@ -159,7 +161,7 @@ class EventLog:
             level: How grave it is.
             round: The round in which it happened.
         """
-        text, numbers = _cut(" ".join(text.split())), tuple(sorted(set(seeds)))
+        text, numbers = _told(text), tuple(sorted(set(seeds)))
         now = time.time()
         event = Event(now, level, kind, text, numbers, round, max(1, len(numbers)), round, now)
         with self._lock:
@@ -269,11 +271,12 @@ def left_out_line(left_out: int) -> str:
 
 def _event(row: Mapping[str, Any]) -> Event:
     facts = {"kind": EventKind(row["kind"]), "level": Level(row["level"]), "seeds": tuple(map(int, row["seeds"]))}
-    return Event(**{**row, **facts})
+    return Event(**{**row, **facts, "text": _told(row["text"])})
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
+def _told(text: str) -> str:
+    """One line of bounded length, and nothing in it that acts on a terminal: errors quote what strangers wrote."""
+    return safe(" ".join(text.split()), _LONGEST_TEXT - 1)
 
 
 def _together(known: Event, more: Event) -> Event:

@@ -67,7 +67,7 @@ class Progress:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"The checkpoint of round {round + 1} is whole but cannot be read ({error!r}); remove its folder to go "
-                "on from the one before, or begin anew without resume=true."
+                "on from the one before, or begin anew with restart=true."
             ) from error
 
     def _restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -17,10 +17,11 @@ from ..peeling import KnownFeatures
 from ..peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from ..storage.folders import AbsentError, Storage
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
+from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
 
 _FORMAT = 2
-_FACTS = "checkpoints/result.json"
+_FACTS = f"checkpoints/{RESULT_FILE}"
 _TENSORS = "checkpoints/result.safetensors"
 _LARGEST_FACTS = 256 * 2**20
 # What JSON cannot say is an object with one of these keys; a key that begins with "$" itself gets one more.

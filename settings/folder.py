@@ -7,8 +7,11 @@ from dataclasses import replace
 from ..audit.files import ReportError
 from ..capture import PrivateConfig
 from ..capture.told_config import ToldConfig
+from ..coordinator.checkpoints import require_no_saved_run
 from ..refusal import ConfigError
 from ..storage.folders import Storage, StorageError
+from ..storage.tensor_file import CheckpointError
+from .own_code import remember_own_code, require_own_code
 from .run import RunConfig, config_yaml, differences, parse_config
 
 _FILE = "config.yaml"
@@ -41,24 +44,50 @@ def remove_settings(storage: Storage) -> None:
     storage.remove(_FILE)
 
 
-def open_folder(config: RunConfig) -> Storage:
-    """The folder of a run that begins or goes on, with its settings in it.
+def check_folder(config: RunConfig) -> Storage:
+    """The folder of a run that begins or goes on; nothing in it is written yet.
 
     Raises:
-        ConfigError: With ``resume``, the folder holds a run with other settings; every difference is named.
-        ReportError: The folder cannot be written.
+        ConfigError: With ``resume``, it holds a run with other settings; every difference is named.
+        CheckpointError: Without, it holds a run that only ``restart`` may clear.
+        ReportError: It cannot be used.
     """
     storage = Storage(config.out)
-    stored = read_settings(storage) if config.resume else None
-    # Before anything in the folder is written, so that the other run can still be resumed.
+    if config.restart:
+        return storage
+    if not config.resume:
+        try:
+            require_no_saved_run(storage)
+        except CheckpointError:
+            raise
+        except StorageError as error:
+            raise _unusable(config, error) from None
+        return storage
+    stored = read_settings(storage)
     if stored is not None and (found := differences(stored, config)):
         listed = "".join(f"\n  - {line}" for line in found)
         raise ConfigError([f"{storage.url} holds a run with other settings; give those, or another out:{listed}"])
+    return storage
+
+
+def open_folder(config: RunConfig) -> Storage:
+    """As ``check_folder``, with the settings put into the folder: for when all else of the run is known to be right.
+
+    Raises:
+        ConfigError, CheckpointError: As in ``check_folder``.
+        ReportError: The folder cannot be written.
+    """
+    storage = check_folder(config)
     try:
         write_settings(storage, config)
     except StorageError as error:
-        raise ReportError(f"out={config.out} cannot be written ({error}); give a folder that can.") from None
+        raise _unusable(config, error) from None
+    remember_own_code(storage, config)
     return storage
+
+
+def _unusable(config: RunConfig, error: StorageError) -> ReportError:
+    return ReportError(f"out={config.out} cannot be written ({error}); give a folder that can.")
 
 
 def settings_of_the_run(config: RunConfig) -> RunConfig:
@@ -67,11 +96,13 @@ def settings_of_the_run(config: RunConfig) -> RunConfig:
 
     Raises:
         ReportError: The folder holds no run.
-        ConfigError: The run was made without a fact that is told now.
+        ConfigError: The run was made without a fact that is told now, or with code that nobody here has asked for.
     """
-    stored = read_settings(Storage(config.out))
+    storage = Storage(config.out)
+    stored = read_settings(storage)
     if stored is None:
         raise ReportError(f"out={config.out} holds no run: there is no {_FILE} in it.")
+    require_own_code(storage, stored, config)
     if config.told not in (ToldConfig(), stored.told):
         named = ", ".join(f"told.{name}" for name in config.told.given)
         raise ConfigError([f"{named}: the run in out={config.out} was made without it; run the attack again with it."])

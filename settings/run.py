@@ -30,7 +30,7 @@ DEFAULT_PRESET = "gradinversion"
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
 WITHOUT_EFFECT = frozenset(
-    {"out", "resume", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
+    {"out", "resume", "restart", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
     | {"budget"}
     | keys(PrivateConfig, "private.").keys()
@@ -51,6 +51,8 @@ class RunConfig(AttackConfig):
     """Folder, or URL (s3://, gs://, file://), for the report, the images, the configuration and the checkpoints."""
     resume: bool = False
     """Continue the run that lies in the folder out, from its last checkpoint."""
+    restart: bool = False
+    """Begin anew in a folder out that holds a run: its checkpoints and its result are deleted."""
     update: str | None = None
     """File of a captured update (.safetensors) to attack; without it a client is simulated."""
     before: str | None = None
@@ -81,6 +83,8 @@ class RunConfig(AttackConfig):
             found.append(f"preset={self.preset} is not known: choose one of {', '.join(preset_names())}.")
         if not self.out:
             found.append("out= is empty: give a folder.")
+        if self.resume and self.restart:
+            found.append("resume=true and restart=true: give one; the first goes on with a run, the second deletes it.")
         if self.budget is not None and not self.budget_seconds:
             found.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
         return found + origin_problems(self)

@@ -16,9 +16,10 @@ from ..cluster import Ended, Job, available_resources, connected, run_side_by_si
 from ..coordinator import Storage
 from ..settings.folder import write_settings
 from ..settings.run import RunConfig
+from ..storage.lock import holding
 from .accuracy import Accuracy, accuracy_identity, load_accuracy, not_finite, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
-from .cell import finished, forget, run_cell
+from .cell import finished, forget, require_no_cells, run_cell
 from .facts import AuditFacts
 from .grid import CELLS, UNDEFENDED, Grid, make_grid
 from .kinds import Kind
@@ -66,12 +67,20 @@ def run_audit(config: RunConfig, console: Console) -> GridVerdict:
     and the others go on after their last checkpoint. Interrupted, the page is written with the cells that are finished.
 
     Raises:
-        ConfigError: The grid cannot be read, or none of its cells can be run.
-        StorageError: ``out`` cannot be written.
+        ConfigError: The grid cannot be read, none of its cells can be run, or the folder holds an audit that only
+            ``restart`` may clear.
+        StorageError: ``out`` cannot be written, or another process on this machine runs in it.
     """
     config, notes = _without_idle_axis(_with_absolute_folder(config))
     grid = make_grid(config)
     storage = Storage(config.out)
+    if not (config.resume or config.restart):
+        require_no_cells(storage)
+    with holding(storage):
+        return _run_in(storage, config, grid, notes, console)
+
+
+def _run_in(storage: Storage, config: RunConfig, grid: Grid, notes: list[str], console: Console) -> GridVerdict:
     write_settings(storage, config)
     view = GridView(console, {cell.name: cell.title for cell in grid.cells})
     audit = _Audit(config, grid, storage, view, notes)

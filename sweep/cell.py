@@ -20,6 +20,7 @@ from ..refusal import ConfigError
 from ..settings.case import obtain
 from ..settings.folder import read_settings, remove_settings, write_settings
 from ..settings.run import RunConfig, differences
+from .grid import CELLS
 from .results import CellResult, State, forget_result, load_result, save_result
 from .worst import find_risk, find_worst, finite, strongest
 
@@ -52,6 +53,22 @@ def forget(config: RunConfig) -> None:
     storage = Storage(config.out)
     forget_result(storage)
     remove_settings(storage)
+
+
+def require_no_cells(storage: Storage) -> None:
+    """Refuse a folder with cells of an audit, which took work.
+
+    Raises:
+        ConfigError: There are some; the sentence tells the ways on.
+        StorageError: It cannot be listed now.
+    """
+    if storage.names(CELLS):
+        raise ConfigError(
+            [
+                f"{storage.url} holds the cells of an audit: resume=true goes on with it, restart=true deletes them "
+                "and begins anew; or give another out folder."
+            ]
+        )
 
 
 def run_cell(config: RunConfig, tell: Tell) -> CellResult:
@@ -87,7 +104,9 @@ class _Runner:
         """See `Runner`."""
         out = self._storage.locate("" if control is None else f"{_CONTROLS}/{control}")
         model, resume, watch = self._case.model, self._resume, self._watch
-        return reconstruct(update, model, config, out=out, resume=resume, watch=watch, detach=False)
+        # What lies there and is not gone on with was given up when the audit began.
+        given_up = not resume
+        return reconstruct(update, model, config, out=out, resume=resume, restart=given_up, watch=watch, detach=False)
 
     def begins(self, stage: Stage, control: str | None = None) -> None:
         """See `Runner`."""

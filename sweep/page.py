@@ -9,10 +9,10 @@ from itertools import product
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
 from ..audit.assumptions import as_sentence, counted
+from ..audit.environment import page_environment
 from ..audit.figures import duration, psnr_in_words, share_in_words
 from ..audit.verdict import STRICT_RULE
 from ..settings.keys import format_value
@@ -79,10 +79,7 @@ _MAPS: tuple[tuple[str, str, Callable[[CellResult], float | None], _Notes], ...]
 
 def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str]) -> str:
     """The page as text. It fetches nothing: style and pictures are inside; links lead to the cells' own pages."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(
+    environment = page_environment(
         sentence=as_sentence,
         stopped=_stopped,
         counted=counted,

@@ -19,7 +19,7 @@ from .placing import Placing
 _FILE = "plan.json"
 _LARGEST = 16 * 2**20
 # These say where an audit computes, or what is done with it.
-_NOT_IDENTITY = ("out", "resume", "sweep.side_by_side", "sweep.train_images", "sweep.train_steps")
+_NOT_IDENTITY = ("out", "resume", "restart", "sweep.side_by_side", "sweep.train_images", "sweep.train_steps")
 _PLACES = ("agents.gpus", "agents.cpus", "agents.patience")
 # Batch sizes at which a step is timed: the others lie on lines between.
 _MOST_MEASURED = 3

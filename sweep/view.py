@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..audit.figures import psnr_in_words, share_in_words
+from ..foreign_text import safe_lines
 from .cell import Progress
 from .results import CellResult, State
 
@@ -66,7 +67,7 @@ class GridView:
 
     def say(self, text: str) -> None:
         """One line above the table."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def screen(self) -> RenderableType:
         """What the terminal shows now."""

@@ -144,6 +144,26 @@ def test_a_full_disk_keeps_what_was_there(
         assert (out / name).read_text() == f"the old {name}"
 
 
+def test_a_refused_command_leaves_the_folder_as_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    begun = tmp_path / "out" / "config.yaml"
+    begun.parent.mkdir()
+    begun.write_text("seed: 7\n")
+    for words in (["update=/does/not/exist"], ["client.images=/does/not/exist"], ["audit.pool=/does/not/exist"]):
+        refused(capsys, "out=out", *words)
+        refused(capsys, "out=new", *words)
+    assert begun.read_text() == "seed: 7\n"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("verb", ["report", "watch"])
+def test_code_that_a_folder_names_is_not_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\n\ndef build():\n    raise SystemExit(7)\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("client:\n  model: evil:build\n")
+    assert "client.model=evil:build" in refused(capsys, verb, "out=out")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_labels_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert "client.labels" in refused(capsys, "client.labels=0,1,77", "client.batch_size=3")
 

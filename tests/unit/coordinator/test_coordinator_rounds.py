@@ -210,3 +210,14 @@ def test_status_tells_round_phase_and_losses(
     assert coordinator.status.round == coordinator.status.rounds == 4
     assert all("gradient" in seed.losses for seed in coordinator.status.seeds)
     assert all(seed.present and seed.step == 40 for seed in coordinator.status.seeds)
+
+
+def test_checkpoints_are_deleted_only_for_who_says_so(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    whole = attack(serial, update, model, config, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="restart=true deletes it"):
+        attack(serial, update, model, config, out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert torch.equal(attack(serial, update, model, config, out=tmp_path, restart=True).images, whole.images)

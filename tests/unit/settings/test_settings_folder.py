@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gradinversion.audit import ReportError
+from gradinversion.coordinator import CheckpointError
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.folder import open_folder, read_settings, remove_settings, settings_of_the_run
 from gradinversion.settings.run import config_yaml, load_config
@@ -58,3 +59,22 @@ def test_whoever_looks_on_has_the_settings_of_the_run_and_where_it_is_now(tmp_pa
 def test_a_folder_without_a_run_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"holds no run: there is no config\.yaml"):
         settings_of_the_run(load_config([f"out={tmp_path}"]))
+
+
+@pytest.mark.parametrize("left", ["round-000003", "result.json"])
+def test_a_folder_with_a_run_is_cleared_only_by_the_word_for_it(tmp_path: Path, left: str) -> None:
+    begun = load_config([f"out={tmp_path}", "seed=7"])
+    open_folder(begun)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / left).mkdir()
+    with pytest.raises(CheckpointError, match=r"resume=true goes on with it, restart=true deletes it"):
+        open_folder(load_config([f"out={tmp_path}", "seed=8"]))
+    assert read_settings(Storage(tmp_path)) == begun
+    again = load_config([f"out={tmp_path}", "seed=8", "restart=true"])
+    open_folder(again)
+    assert read_settings(Storage(tmp_path)) == again
+
+
+def test_a_run_is_continued_or_begun_anew_and_not_both() -> None:
+    with pytest.raises(ConfigError, match="resume=true and restart=true: give one"):
+        load_config(["resume=true", "restart=true"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from gradinversion.cluster import Ended, Job
 from gradinversion.coordinator import Storage
+from gradinversion.refusal import ConfigError
 from gradinversion.settings.run import RunConfig, config_yaml
 from gradinversion.sweep import audit as module
 from gradinversion.sweep import planning
@@ -116,9 +117,12 @@ def test_taken_up_again_only_what_is_missing_is_run(settings: Settings, cells: C
     assert len(cells.ran) == 6
 
 
-def test_begun_anew_everything_is_run_again(settings: Settings, cells: Cells) -> None:
+def test_begun_anew_everything_is_run_again_for_who_says_so(settings: Settings, cells: Cells) -> None:
     run(settings())
-    run(settings())
+    with pytest.raises(ConfigError, match="holds the cells of an audit: resume=true"):
+        run(settings())
+    assert len(cells.ran) == 6
+    run(settings("restart=true"))
     assert len(cells.ran) == 12
 
 
@@ -167,7 +171,7 @@ def test_measuring_takes_no_more_than_its_share_of_the_budget(
     assert measured == [4, 8, 1]
     measured.clear()
     seconds = 100
-    run(settings(*words))
+    run(settings(*words, "restart=true"))
     assert measured == [4]
 
 
@@ -236,7 +240,6 @@ def test_a_model_without_batch_norm_has_one_mode(
 
 
 def test_a_grid_without_a_good_cell_writes_nothing(settings: Settings, cells: Cells, tmp_path: Path) -> None:
-    from gradinversion.refusal import ConfigError
 
     with pytest.raises(ConfigError):
         run(settings("sweep.batch_sizes=16"))
