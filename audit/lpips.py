@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..capture.weights import ModelError, read_weights
 from ..refusal import Refusal
 
 Backbone = Literal["alex", "vgg", "squeeze"]
@@ -62,8 +62,8 @@ def load_lpips(path: Path) -> Lpips:
     """LPIPS on the ImageNet backbone in ``path``.
 
     Args:
-        path: a state dict as torchvision publishes it for AlexNet, VGG-16 or SqueezeNet 1.1 (``.pth``, read with
-            ``weights_only``), or the same tensors as ``.safetensors``. The backbone is told from the tensors.
+        path: a state dict as torchvision publishes it for AlexNet, VGG-16 or SqueezeNet 1.1 (``.pth``), or the
+            same tensors as ``.safetensors``. The backbone is told from the tensors.
 
     Raises:
         LpipsError: the file is missing, unreadable, or of another network.
@@ -85,17 +85,12 @@ def load_lpips(path: Path) -> Lpips:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.exists():
+        raise LpipsError(f"the weights file {path} does not exist")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise LpipsError(f"the weights file {path} does not exist") from error
-    except Exception as error:  # both readers raise many kinds on a damaged file
-        raise LpipsError(f"the weights file {path} cannot be read as a state dict") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise LpipsError(f"the weights file {path} holds something else than a state dict of tensors")
-    return state
+        return read_weights(path)
+    except ModelError as error:
+        raise LpipsError(f"the weights file {path} cannot be read as a state dict: {error}") from error
 
 
 def _recognise(state: Mapping[str, Tensor], path: Path) -> Backbone:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from ..storage.safetensors_reader import short
 from .defences import Defence, defence_names
 from .errors import UpdateError
 from .facts import (
@@ -110,17 +111,6 @@ def _fact(name: str, written: object) -> Fact[Any]:
 def refuse(reason: str) -> NoReturn:
     """Raise UpdateError for this reason."""
     raise UpdateError(reason)
-
-
-def short(value: object) -> str:
-    """For an error message: a stranger's text may be long or hold control characters."""
-    if type(value) is int and value.bit_length() > 200:
-        return "a huge number"
-    try:
-        shown = repr(value)
-    except (ValueError, RecursionError):
-        return "something unprintable"
-    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 def text(name: str, value: object) -> str:

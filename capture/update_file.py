@@ -1,20 +1,15 @@
 """The file of a captured update: safetensors, with the facts as one JSON string in its metadata.
 
-Layout of safetensors: 8 bytes with the header's length (little endian), the header as JSON, then the tensors' bytes
-without gaps. The file may come from a stranger, so it is read here step by step: nothing is allocated before the length
-that asks for it has been held against the file's size.
+The file may come from a stranger, see `read_safetensors`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,27 +17,24 @@ import torch
 from torch import Tensor
 
 from ..storage.atomic import place_files
+from ..storage.safetensors_reader import (
+    LARGEST_FILE_BYTES,
+    Entry,
+    FormatError,
+    parse_json,
+    read_safetensors,
+    short,
+)
 from .counters import is_counter
 from .errors import UpdateError
 from .facts import ClientFacts
-from .facts_file import read_facts, read_old_facts, refuse, short, text, write_facts
+from .facts_file import read_facts, read_old_facts, refuse, text, write_facts
 from .update_kind import UpdateKind
 
 FORMAT_KEY = "gradinversion"
 FORMAT_VERSION = 2
 _VERSIONS = (1, 2)
-LARGEST_HEADER_BYTES = 16 * 2**20
-LARGEST_FILE_BYTES = 16 * 2**30
-LARGEST_RANK = 8
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-}
-
+_TYPES = ("F64", "F32", "F16", "BF16")
 
 _Update = TypeVar("_Update")
 
@@ -64,16 +56,6 @@ class Writable(Protocol):
     def kind(self) -> UpdateKind: ...
     @property
     def facts(self) -> ClientFacts: ...
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where one tensor lies in the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def write_update(update: Writable, path: str | os.PathLike[str]) -> None:
@@ -118,13 +100,9 @@ def read_update(
             size = os.fstat(file.fileno()).st_size
             if size > largest_bytes:
                 refuse(f"has {size:,} bytes; at most {largest_bytes:,} are read")
-            header, start = _read_header(file, size)
-            facts = _parse_metadata(header.pop("__metadata__", None))
-            entries = {key: _parse_entry(key, value) for key, value in header.items()}
-            _check_layout(entries, size - start)
-            tensors = {key: _read_tensor(file, start, entry) for key, entry in entries.items()}
-        return make(**_fields(facts, tensors))
-    except UpdateError as error:
+            metadata, tensors = read_safetensors(file, size, _check_entry)
+        return make(**_fields(_parse_metadata(metadata), tensors))
+    except (UpdateError, FormatError) as error:
         raise UpdateError(f"the update file {name!r} cannot be used: {error}") from None
     except (OSError, ValueError) as error:
         raise UpdateError(f"the update file {name!r} cannot be read ({error})") from error
@@ -142,45 +120,11 @@ def _facts(update: Writable) -> dict[str, Any]:
     }
 
 
-def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The parsed header and the position where the tensors begin."""
-    if size < 8:
-        refuse(f"it has {size} bytes, too few for a safetensors file; it is empty or cut off")
-    (length,) = struct.unpack("<Q", file.read(8))
-    if length > LARGEST_HEADER_BYTES:
-        refuse(f"it declares a header of {length:,} bytes (at most {LARGEST_HEADER_BYTES:,}); it is not safetensors")
-    if 8 + length > size:
-        refuse(f"its header of {length:,} bytes does not fit into its {size:,} bytes; it is cut off or no safetensors")
-    header = _parse_json(file.read(length), "its header")
-    return header, 8 + length
-
-
-def _parse_json(text: bytes | str, what: str) -> dict[str, Any]:
-    """A JSON object without repeated keys."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        parsed = dict(pairs)
-        if len(parsed) < len(pairs):
-            refuse(f"{what} names an entry twice")
-        return parsed
-
-    try:
-        parsed = json.loads(text, object_pairs_hook=once)
-    except UpdateError:
-        raise
-    # ValueError covers syntax, encoding and absurdly long numbers; RecursionError absurd nesting.
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        refuse(f"{what} is not a JSON object; it is damaged or not safetensors")
-    return parsed
-
-
-def _parse_metadata(metadata: object) -> dict[str, Any]:
-    text = metadata.get(FORMAT_KEY) if isinstance(metadata, dict) else None
+def _parse_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    text = metadata.get(FORMAT_KEY)
     if not isinstance(text, str):
         refuse(f"it is safetensors without the metadata entry {FORMAT_KEY!r}; write it with CapturedUpdate.save")
-    facts = _parse_json(text, "its metadata")
+    facts = parse_json(text, "its metadata")
     version = facts.get("version")
     if type(version) is not int or version not in _VERSIONS:
         refuse(
@@ -190,49 +134,14 @@ def _parse_metadata(metadata: object) -> dict[str, Any]:
     return facts
 
 
-def _parse_entry(key: str, value: object) -> _Entry:
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        refuse(f"the entry {short(key)} of its header is malformed")
-    shape, offsets, code = value["shape"], value["data_offsets"], value["dtype"]
-    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+def _check_entry(key: str, entry: Entry) -> None:
+    """Refuse what no tensor of an update has."""
     counts_steps = key.startswith("buffer/") and is_counter(key.removeprefix("buffer/"))
-    if dtype is None or (dtype is torch.int64 and not counts_steps):
-        refuse(f"tensor {short(key)} has type {short(code)}; allowed are F64, F32, F16 and BF16")
+    if entry.code not in _TYPES and not (counts_steps and entry.dtype is torch.int64):
+        refuse(f"tensor {short(key)} has type {short(entry.code)}; allowed are F64, F32, F16 and BF16")
     # A counter may be anything: what is no count is left out of the update.
-    if not _are_counts(shape) or len(shape) > LARGEST_RANK or (0 in shape and not counts_steps):
-        refuse(f"tensor {short(key)} has shape {short(shape)}; it must be a list of up to 8 positive sizes")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        refuse(f"tensor {short(key)} has data offsets {short(offsets)}; they must be two rising positions")
-    begin, end = offsets
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        refuse(f"tensor {short(key)} of shape {short(shape)} does not fit its {end - begin:,} bytes")
-    return _Entry(dtype, tuple(shape), begin, end)
-
-
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= LARGEST_FILE_BYTES for item in value)
-
-
-def _check_layout(entries: dict[str, _Entry], available: int) -> None:
-    """The tensors must fill the rest of the file exactly, without overlap."""
-    position = 0
-    for entry in sorted(entries.values(), key=lambda entry: entry.begin):
-        if entry.begin != position:
-            refuse("its tensors overlap or leave gaps; it is damaged")
-        position = entry.end
-    if position != available:
-        refuse(f"its tensors need {position:,} bytes and the file holds {available:,}; it is cut off or damaged")
-
-
-def _read_tensor(file: BinaryIO, start: int, entry: _Entry) -> Tensor:
-    file.seek(start + entry.begin)
-    # A bytearray, since the tensor takes over its memory and must be writable.
-    content = bytearray(file.read(entry.end - entry.begin))
-    if len(content) != entry.end - entry.begin:
-        refuse("it became shorter while it was read")
-    # An empty buffer is refused by frombuffer.
-    flat = torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype)
-    return flat.reshape(entry.shape)
+    if 0 in entry.shape and not counts_steps:
+        refuse(f"tensor {short(key)} has shape {short(list(entry.shape))}; it must be a list of up to 8 positive sizes")
 
 
 def _fields(facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import pickle
-from collections import OrderedDict
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PosixPath, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..foreign_text import safe
 from ..refusal import Refusal
+from ..storage.safetensors_reader import FormatError, read_safetensors_file, short
+from ..storage.torch_file import OddTensor, TensorPlan, as_mapping, as_tensor, read_torch_file
 from .counters import is_counter, settle_counters
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -35,21 +35,17 @@ class ModelError(Refusal, ValueError):
     """A model or weights that cannot be loaded, or a model that cannot be attacked as it is."""
 
 
-# Beside tensors and plain containers: what training scripts keep of their settings. None of them does anything, and
-# what Lightning keeps hyper-parameters in is read as the dictionary that it is, without Lightning.
-_INERT: tuple[Any, ...] = (
-    argparse.Namespace,
-    PosixPath,
-    PurePosixPath,
-    *(
-        (OrderedDict, f"{package}.utilities.{module}.AttributeDict")
-        for package, module in (
-            ("lightning.fabric", "data"),
-            ("lightning_fabric", "data"),
-            ("pytorch_lightning", "parsing"),
-            ("lightning.pytorch", "parsing"),
-        )
-    ),
+# What a file may name: what tensors and plain containers are made of, and what training scripts keep of their settings.
+# None of it is looked up; a file that names anything else was not made for its tensors alone.
+_USUAL = re.compile(
+    r"collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(set|bytearray|complex|dict|list|int)"
+    r"|_codecs\.encode|argparse\.Namespace|pathlib\.(_local\.)?(Pure)?PosixPath"
+    r"|(lightning\.fabric|lightning_fabric)\.utilities\.data\.AttributeDict"
+    r"|(pytorch_lightning|lightning\.pytorch)\.utilities\.parsing\.AttributeDict"
+    r"|torch\.(\w*Storage|storage\.(Untyped|Typed)Storage|Size|Tensor|device|nn\.parameter\.\w*Parameter)"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch\.serialization\._get_layout"
+    r"|torch\.(b?float\w*|u?int\d+|bool|half|double|long|complex\d+|q\w+|per_\w+)"
+    r"|torch\.nested\._internal\.nested_tensor\.\w+"
 )
 
 
@@ -71,20 +67,34 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ModelError(f"the weights file {str(file)!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        with torch.serialization.safe_globals(list(_INERT)):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+            return read_safetensors_file(file)
+        return read_torch_file(file, partial(_choose, file))
+    except ModelError:
+        raise
+    except (OSError, FormatError, MemoryError) as error:
+        reason = str(error) or "there is not enough memory for it"
+        raise ModelError(f"the weights file {str(file)!r} is damaged or of another format: {reason}") from error
+
+
+def _choose(file: Path, content: Any, names: frozenset[str]) -> Mapping[str, TensorPlan]:
+    """The state dict in what a file of ``torch.save`` holds."""
+    foreign = sorted(name for name in names if not _USUAL.fullmatch(name))
+    if foreign:
         raise ModelError(
-            f"the weights file {str(file)!r} holds Python objects other than tensors{_foreign(file)}, which are never "
-            "loaded; save model.state_dict() instead"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the weights file {str(file)!r} is damaged or of another format ({error})") from error
+            f"the weights file {str(file)!r} holds Python objects other than tensors "
+            f"({', '.join(map(safe, foreign[:_MOST_NAMED]))}), which are never loaded; save model.state_dict() instead"
+        )
     state = _unwrapped(content, _DEEPEST_WRAPPER)
     if state is None:
         raise ModelError(f"the weights file {str(file)!r} holds no state dict; save model.state_dict()")
-    return state
+    odd = {name: plan.kind for name, plan in state.items() if isinstance(plan, OddTensor)}
+    if odd:
+        name, kind = next(iter(odd.items()))
+        raise ModelError(
+            f"the weights file {str(file)!r} holds {short(name)}, which is not a plain tensor of real numbers "
+            f"({short(kind)}); save it dense, and as float32"
+        )
+    return {name: plan for name, plan in state.items() if isinstance(plan, TensorPlan)}
 
 
 def fit_names(state: Mapping[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
@@ -176,16 +186,6 @@ def _is_auxiliary(name: str, parts: set[str]) -> bool:
     return head in AUXILIARY_HEADS and head not in parts
 
 
-def _foreign(file: Path) -> str:
-    """Which objects these are, for a message."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    # Of a damaged file, or one of another format.
-    except Exception:
-        return ""
-    return f" ({', '.join(sorted(names)[:_MOST_NAMED])})" if names else ""
-
-
 def _problem(name: str, theirs: Tensor, ours: Tensor, what: str) -> str | None:
     if theirs.shape != ours.shape:
         return f"{name!r} has shape {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the {what}"
@@ -196,10 +196,13 @@ def _problem(name: str, theirs: Tensor, ours: Tensor, what: str) -> str | None:
     return None
 
 
-def _unwrapped(content: object, depth: int) -> dict[str, Tensor] | None:
-    if not isinstance(content, Mapping) or depth == 0:
+def _unwrapped(content: object, depth: int) -> dict[str, TensorPlan | OddTensor] | None:
+    held = as_mapping(content)
+    if held is None or depth == 0:
         return None
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {str(key): value for key, value in content.items()}
-    inner = (content[key] for key in WRAPPER_KEYS if key in content)
+    # What is no text may be nested so deep that its own text cannot be made.
+    tensors = {key if isinstance(key, str) else short(key): as_tensor(value) for key, value in held.items()}
+    if tensors and all(plan is not None for plan in tensors.values()):
+        return {name: plan for name, plan in tensors.items() if plan is not None}
+    inner = (held[key] for key in WRAPPER_KEYS if key in held)
     return next((state for value in inner if (state := _unwrapped(value, depth - 1)) is not None), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .folders import AbsentError, Storage, StorageError
+from .safetensors_reader import FormatError, read_safetensors
 
 LARGEST_TENSORS = 16 * 2**30
 
@@ -78,8 +80,8 @@ def read_tensors(storage: Storage, file: StateFile | str, largest: int = LARGEST
     if isinstance(file, StateFile) and hashlib.sha256(content).hexdigest() != file.sha256:
         raise TornError(f"{storage.locate(name)} differs from its checksum")
     try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return read_safetensors(io.BytesIO(content), len(content))[1]
+    except FormatError as error:
         raise TornError(f"{storage.locate(name)} cannot be read as a checkpoint: {error}") from None
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ...storage.safetensors_reader import FormatError, read_safetensors_file
 from ..update import CapturedUpdate
 from .images import class_labels, count_images, load_images
 from .label_words import AUTO, ClientError, folder_labels, parse_labels
@@ -59,8 +58,8 @@ def _labels(config: PrivateConfig, found: Sequence[int] | None, count: int, clas
 
 def _from_file(path: Path, words: str, update: CapturedUpdate, classes: int) -> PrivateBatch:
     try:
-        tensors = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+        tensors = read_safetensors_file(path)
+    except (OSError, FormatError) as error:
         raise ClientError(f"private.images={path} cannot be read ({error}); give a .safetensors file") from None
     wanted = {"images", "labels"} if words == AUTO else {"images"}
     if not wanted <= tensors.keys():

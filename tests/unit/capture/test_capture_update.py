@@ -31,7 +31,8 @@ from gradinversion.capture import (
     told,
     weight_hash,
 )
-from gradinversion.capture.update_file import LARGEST_HEADER_BYTES, read_update
+from gradinversion.capture.update_file import read_update
+from gradinversion.storage.safetensors_reader import LARGEST_HEADER_BYTES
 from torch import nn
 
 
