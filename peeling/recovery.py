@@ -19,7 +19,7 @@ from .layers import sizes
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
-from .rules.image_labels import image_labels
+from .rules.image_labels import ImageLabels, image_labels
 from .rules.rule import Setting
 from .wording import ended, reached
 
@@ -49,6 +49,8 @@ class Recovery:
     in the directions that the features see; whether they see all is for another look at the gradient to say."""
     labels: Int[Tensor, " image"] | None = None
     """Of the images; None where they do not follow."""
+    final: ImageLabels | None = None
+    """What the final layer says of each image; None where its gradient or the features in front of it are not known."""
     module: str | None = None
     """Name of a module whose input the images are."""
     cut: Cut | None = None
@@ -99,14 +101,16 @@ def recover_images(
     record = record_derivation(derivation, update.image_count, config.tolerance)
     if not derivation.steps:
         return Recovery(reached(record), record=record)
-    labels = _labels(graph, update, derivation)
+    final = _final(graph, update, derivation)
+    labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
     module = _first_module(graph, model)
     whole = derivation.knowledge.complete(graph.images)
     if whole is not None:
         record = replace(record, found=FoundImages(ImagesBy.EQUATIONS, tuple(whole.error.tolist())))
-        return Recovery(reached(record), derivation.steps, whole.values, whole.error, labels, module, record=record)
+        found = Recovery(reached(record), derivation.steps, labels=labels, final=final, module=module, record=record)
+        return replace(found, images=whole.values, error=whole.error)
     cut = find_cut(derivation)
-    found = Recovery(f"{reached(record)} {ended(record)}", derivation.steps, labels=labels, record=record)
+    found = Recovery(f"{reached(record)} {ended(record)}", derivation.steps, labels=labels, final=final, record=record)
     if isinstance(cut, NoCut):
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     found = replace(found, module=module, cut=cut)
@@ -175,10 +179,9 @@ def _descended(
     return replace(features, message=message, images=found.images, error=error, record=record)
 
 
-def _labels(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> Tensor | None:
+def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> ImageLabels | None:
     setting = Setting(graph, update.gradients, update.image_count, 1.0)
-    found = image_labels(setting, derivation.knowledge)
-    return found.labels if found is not None and float(found.off.max()) <= _CLEAR else None
+    return image_labels(setting, derivation.knowledge, float(update.facts.label_smoothing.value))
 
 
 def _first_module(graph: Graph, model: nn.Module) -> str | None:

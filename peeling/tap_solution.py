@@ -21,6 +21,7 @@ from .kinds import Kind
 from .layers import sizes
 from .refusals import Why
 from .taps import factor_taps
+from .taps_again import apart_again
 
 # Units of length-1 inputs below this share of their root mean square are shut.
 _SHUT = 1e-4
@@ -43,6 +44,8 @@ class TapSolution:
     """Units of the ReLU in front."""
     error: Float[Tensor, " image"]
     """Estimated relative error of each image's input."""
+    cotangent_error: Float[Tensor, " image"]
+    """And of each image's cotangent, which of an image that the network is sure of is known less well."""
     length_error: float
     """Estimated, relative, of the length that is known least."""
     length_misfit: float
@@ -93,9 +96,18 @@ def solve_taps(
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return NoTaps(Why.LENGTHS, misfit)
     length_error, inverse = max(misfit, uncertain), inverse[:, None, None, None]
-    error = apart.error.clamp_min(max(3 * factors.misfit, length_error))
+    moved_inputs, moved_cotangents = apart_again(weight_gradient, apart, image_count, size)
+    error = apart.error.maximum(moved_inputs).clamp_min(max(3 * factors.misfit, length_error))
     return TapSolution(
-        inputs / inverse, cotangents * inverse, is_open, error, length_error, misfit, factors.leak, factors.misfit
+        inputs / inverse,
+        cotangents * inverse,
+        is_open,
+        error,
+        moved_cotangents.clamp_min(length_error),
+        length_error,
+        misfit,
+        factors.leak,
+        factors.misfit,
     )
 
 

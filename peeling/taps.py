@@ -76,7 +76,7 @@ def factor_taps(
     try:
         basis = _places(small, image_count, size)
         cotangents = (left @ (small[0, 0] @ basis)).T
-        found = _refine(gradient, cotangents, image_count, size)
+        found = refine(gradient, cotangents, image_count, size)
     except RuntimeError:  # singular: the places do not span the gradient
         return None
     if found is None:
@@ -223,10 +223,18 @@ def _align(small: dict[tuple[int, int], Tensor], spaces: Tensor, size: tuple[int
     return bases
 
 
-def _refine(
+def refine(
     gradient: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, float] | None:
-    """Inputs and cotangents in turn by least squares over all taps, and what they leave."""
+    """Inputs and cotangents in turn by least squares over all taps, and what they leave, relative; None where they are
+    singular.
+
+    Args:
+        gradient: Of the weight, in float64.
+        cotangents: ``(N, output)``, from which to start.
+        image_count: Of the batch.
+        size: Height and width of the layer's input.
+    """
     inputs = _solve(gradient, cotangents, image_count, size, transposed=False)
     for _ in range(_REFINED):
         if inputs is None:
@@ -238,11 +246,18 @@ def _refine(
         inputs = _solve(gradient, cotangents, image_count, size, transposed=False)
     if inputs is None:
         return None
-    misfit = gradient.clone()
-    for (row, column), _ in _by_tap(gradient).items():
+    return inputs, cotangents, relative(without(gradient, inputs, cotangents, image_count, size), gradient)
+
+
+def without(
+    gradient: Tensor, inputs: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int]
+) -> Float[Tensor, "output input height width"]:
+    """What inputs ``(N, input)`` and cotangents ``(N, output)`` leave of a weight gradient."""
+    left = gradient.clone()
+    for row, column in _by_tap(gradient):
         shifted = _over_images(inputs, (row, column), image_count, size)
-        misfit[:, :, row + gradient.shape[2] // 2, column + gradient.shape[3] // 2] -= cotangents.T @ shifted
-    return inputs, cotangents, relative(misfit, gradient)
+        left[:, :, row + gradient.shape[2] // 2, column + gradient.shape[3] // 2] -= cotangents.T @ shifted
+    return left
 
 
 def _solve(

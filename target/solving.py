@@ -8,6 +8,7 @@ from torch import nn
 
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, peel
+from ..peeling.factors import describe
 from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
@@ -126,9 +127,19 @@ class _Solver:
         found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.request.peeling)
         if found is None:
             return solved
-        messages = (*solved.messages, *filter(None, [found.message]))
-        solved = replace(solved, labels=found.labels, messages=messages, record=joined(found.record, solved.record))
-        return solved if found.anchor is None else replace(solved, anchor=found.anchor, by_taps=True)
+        solved = replace(
+            solved,
+            messages=(*solved.messages, *filter(None, [found.message])),
+            record=joined(found.record, solved.record),
+        )
+        if found.anchor is None:
+            # The images of an anchor are in the order of the labels that it was found with.
+            return solved if solved.anchor is not None else replace(solved, labels=found.labels)
+        if solved.anchor is None or not solved.anchor.scales:
+            said = describe(found.anchor.scales, found.anchor.error)
+            evidence = solved.evidence.and_also(found_scale(found.anchor.scales, solved.evidence.update))
+            solved = replace(solved, evidence=evidence, messages=(*solved.messages, *filter(None, [said])))
+        return replace(solved, labels=found.labels, anchor=found.anchor, by_taps=True)
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:

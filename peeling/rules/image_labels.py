@@ -1,9 +1,11 @@
-"""Each image's label, once its features in front of the final layer are known.
+"""Each image's label and weight in the loss, once its features in front of the final layer are known.
 
 The weight gradient of the final layer is ``D^T F`` with F the features, one row for each image, and D the derivative by
-the logits, ``(softmax(z) - y) / B`` for the mean cross-entropy. F and z follow from what is known, so D is the solution
-of a linear system with one equation for each feature, and ``y = softmax(z) - B D`` shows the label: 1 there and 0
-elsewhere. How far it is from that is the check.
+the logits, ``s_i (softmax(z_i) - y_i) / B`` for cross-entropy: s is 1 for the mean, B for the sum, and whatever else
+where the client scaled its loss or clipped each image's gradient. F and z follow from what is known, so D is the
+solution of a linear system with one equation for each feature. ``softmax(z) - y`` is known but for which class the
+label is, so that each class has one factor that fits best, and the class that fits is the label. An image that the
+network is sure of has nearly no derivative: where it does not tell its own factor it is given the others'.
 
 Rank: no more images than features, and features that are independent.
 """
@@ -21,6 +23,9 @@ from ..kinds import Linear
 from .knowledge import Knowledge
 from .rule import Setting
 
+# A row of the derivative tells its own factor where the best class leaves at most this share of it.
+_TELLS = 0.1
+
 
 @dataclass(frozen=True)
 class ImageLabels:
@@ -29,14 +34,19 @@ class ImageLabels:
     labels: Int[Tensor, " image"]
     off: Float[Tensor, " image"]
     """How far ``y`` is from 1 at the label and 0 elsewhere, at most."""
+    scales: Float[Tensor, " image"]
+    """By what each image's loss counts beside what it would in the mean."""
+    derivative: Float[Tensor, "image class"]
+    """Of the loss by the logits, as it was sent."""
 
 
-def image_labels(setting: Setting, known: Knowledge) -> ImageLabels | None:
+def image_labels(setting: Setting, known: Knowledge, smoothing: float = 0.0) -> ImageLabels | None:
     """The labels of the images in the order in which the rules know them; None where the features are not known.
 
     Args:
-        setting: With the captured gradients, of mean cross-entropy.
+        setting: With the captured gradients, of cross-entropy.
         known: With the final layer's input and output.
+        smoothing: Of the labels, in [0, 1).
     """
     graph: Graph = setting.graph
     final = graph.by_name[graph.output]
@@ -47,7 +57,33 @@ def image_labels(setting: Setting, known: Knowledge) -> ImageLabels | None:
     if features is None or logits is None or gradient is None or len(features.values) > features.values.shape[1]:
         return None
     derivative = torch.linalg.lstsq(features.values.T, gradient.detach().cpu().double().T, driver="gelsd").solution
-    one_hot = logits.values.softmax(dim=1) - len(derivative) * derivative
-    labels = one_hot.argmax(dim=1)
-    expected = torch.nn.functional.one_hot(labels, one_hot.shape[1])
-    return ImageLabels(labels, (one_hot - expected).abs().amax(dim=1))
+    return fit_labels(derivative, logits.values, smoothing)
+
+
+def fit_labels(
+    derivative: Float[Tensor, "image class"], logits: Float[Tensor, "image class"], smoothing: float = 0.0
+) -> ImageLabels:
+    """The label and the factor of each image by which the derivative by its logits is that of cross-entropy.
+
+    Args:
+        derivative: Of the loss of the batch.
+        logits: Of each image.
+        smoothing: Of the labels, in [0, 1).
+    """
+    count, classes = derivative.shape
+    rows = count * derivative
+    labels = (1 - smoothing) * torch.eye(classes, dtype=rows.dtype) + smoothing / classes
+    expected = logits.softmax(dim=1)[:, None, :] - labels
+    length = expected.square().sum(dim=2).clamp_min(1e-300)
+    factors = (expected * rows[:, None, :]).sum(dim=2).clamp_min(0) / length
+    left = (rows[:, None, :] - factors[:, :, None] * expected).norm(dim=2)
+    best = left.argmin(dim=1)
+    own = factors.gather(1, best[:, None])[:, 0]
+    tells = left.gather(1, best[:, None])[:, 0] <= _TELLS * rows.norm(dim=1)
+    tells = tells & (own > 0)
+    usual = own[tells].median() if bool(tells.any()) else torch.ones((), dtype=rows.dtype)
+    scales = torch.where(tells, own, usual)
+    away = (rows / scales[:, None])[:, None, :] - expected
+    found = torch.where(tells, best, away.abs().amax(dim=2).argmin(dim=1))
+    off = away.abs().amax(dim=2).gather(1, found[:, None])[:, 0] / (1 - smoothing)
+    return ImageLabels(found, off, scales, derivative)

@@ -25,7 +25,7 @@ from ..kinds import Convolution
 from .equations import GradientEquations, normal_equations
 from .knowledge import Known
 
-_STEPS, _SETTLED = 1500, 1e-9
+_STEPS, _SETTLED, _FOLLOWED = 1500, 1e-9, 1e-6
 # Operations of one solution, ten seconds of one core; and how many steps they must allow.
 _MOST_OPERATIONS = 3e11
 _FEWEST_STEPS = 200
@@ -34,6 +34,8 @@ _LEAST_PIVOT = 1e-9
 _ROUNDS, _NEGATIVE = 3, 1e-5
 # The least deviation of a place, as a share of the usual one.
 _LEAST_LOCAL = 0.3
+# Two solutions that were not followed to their end are nearer to each other than to the truth, about so many times.
+_UNSETTLED = 4.0
 
 
 @dataclass(frozen=True)
@@ -168,21 +170,15 @@ def solve_jointly(
     fixed = before.values * before.known
     free = ~before.known
     factor = system.factor()
-    target, start = system.target(), torch.zeros_like(fixed)
-    values = fixed
-    for _ in range(_ROUNDS):
-        values = fixed + _conjugate_gradients(system, target, fixed, start, free, factor)
-        negative = values.clamp_max(0) * free
-        if not rectified or float(negative.norm()) <= _NEGATIVE * float(values.norm()):
-            break
-        free = free & (values > 0)
-        values = values.clamp_min(0)
-        start = values * free
-    noises = system.noises(values, int(free.sum()))
+    values, shut, settled = _solution(system, system.target(), fixed, torch.zeros_like(fixed), free, rectified, factor)
+    noises = system.noises(values, int((free & ~shut).sum()))
     random = torch.Generator().manual_seed(1)
     shaken = fixed + torch.randn(fixed.shape, generator=random, dtype=torch.float64) * before.deviation * before.known
     moved = torch.randn(fixed.shape, generator=random, dtype=torch.float64) * values.std() * free
-    other = shaken + _conjugate_gradients(system, system.target(noises), shaken, moved, free, factor)
+    # Which units are shut is found out anew too: where nothing holds an entry, the first start made it zero.
+    other, _, again = _solution(system, system.target(noises), shaken, moved, free, rectified, factor)
+    if not (settled and again):
+        other = values + _UNSETTLED * (other - values)
     local = (other - values).square().mean(dim=1, keepdim=True).sqrt()
     usual = (other - values).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     deviation = local.maximum(_LEAST_LOCAL * usual).expand_as(values)
@@ -195,10 +191,28 @@ def solve_jointly(
     return Joint(values, deviation, float(left.norm() / given.norm()), max(missed, default=0.0))
 
 
+def _solution(
+    system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, rectified: bool, factor: Tensor
+) -> tuple[Tensor, Tensor, bool]:
+    """All entries, those of the free ones that were set to zero, and whether it was followed to its end."""
+    left, settled = free, False
+    values = fixed
+    for _ in range(_ROUNDS):
+        found, settled = _conjugate_gradients(system, target, fixed, start, left, factor)
+        values = fixed + found
+        negative = values.clamp_max(0) * left
+        if not rectified or float(negative.norm()) <= _NEGATIVE * float(values.norm()):
+            break
+        left = left & (values > 0)
+        values = torch.where(free, values.clamp_min(0), values)
+        start = values * left
+    return values, free & ~left, settled
+
+
 def _conjugate_gradients(
     system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, factor: Tensor
-) -> Tensor:
-    """What the free entries are, the others being fixed."""
+) -> tuple[Tensor, bool]:
+    """What the free entries are, the others being fixed, and whether that was followed to its end."""
 
     def preconditioned(values: Tensor) -> Tensor:
         return free * system.maps(torch.cholesky_solve(system.rows(values), factor))
@@ -220,4 +234,4 @@ def _conjugate_gradients(
         following = (residual * scaled).sum()
         direction = scaled + following / square * direction
         square = following
-    return solution
+    return solution, bool(square <= (_FOLLOWED / _SETTLED) ** 2 * limit)

@@ -39,6 +39,11 @@ class Known:
         )
         return torch.where(size > 0, noise / size.clamp_min(1e-300), torch.where(noise > 0, torch.inf, 0.0))
 
+    def shaken(self) -> Tensor:
+        """The values as they might have been instead: off by their deviations."""
+        random = torch.Generator().manual_seed(0)
+        return self.values + self.deviation * torch.randn(self.values.shape, generator=random, dtype=torch.float64)
+
 
 def evenly(values: Tensor, error: Float[Tensor, " image"], rule: str) -> Known:
     """Numbers known everywhere whose error, relative to the image's own, is spread over all of them."""
@@ -72,6 +77,9 @@ class Knowledge:
     """The derivative of the loss by the value, through all operations that read it."""
     units: Mapping[str, Units] = field(default_factory=dict)
     """Which units of a rectifier were open, by its name."""
+    unexplained: Mapping[str, float] = field(default_factory=dict)
+    """Length of the error of the derivative in front of a rectifier that gradients show and no unit explains, by its
+    name."""
     lengths: Float[Tensor, " image"] | None = None
     """Relative error of each image's length: a derivative that is too long by some factor makes activations too short
     by it, and no misfit shows that."""
@@ -97,6 +105,7 @@ class Knowledge:
         """With this derivative."""
         return replace(self, arriving={**self.arriving, value: found})
 
-    def with_units(self, rectifier: str, units: Units) -> Knowledge:
-        """With these units."""
-        return replace(self, units={**self.units, rectifier: units})
+    def with_units(self, rectifier: str, units: Units, unexplained: float = 0.0) -> Knowledge:
+        """With these units, and the length of what they leave open of the derivative in front of them."""
+        left = {**self.unexplained, rectifier: unexplained}
+        return replace(self, units={**self.units, rectifier: units}, unexplained=left)

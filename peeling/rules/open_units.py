@@ -15,6 +15,8 @@ from .rule import Derived, Setting
 
 # What a unit is set to that was open and came out at zero or below, as a share of its uncertainty.
 _BARELY_OPEN = 0.1
+# What is left, at least, of the odds that a unit was on the other side once sums have settled it: chance settles some.
+_LEFT_OF_DOUBT = 0.02
 
 
 def open_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -29,10 +31,11 @@ def open_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
             continue
         sums = channel_sums(setting, node.name, arriving.values)
         settled = settle(sums, arriving.values, units)
-        units = settled.units
+        units = replace(settled.units, wrong=settled.units.wrong.maximum(_LEFT_OF_DOUBT * units.wrong))
         values = torch.where(units.is_open, output.values.maximum(_BARELY_OPEN * uncertainty), 0.0)
         deviation = torch.where(units.is_open, output.deviation.expand_as(values), 0.0)
-        found = known.with_units(node.name, units)
+        size = float((arriving.values * units.is_open).norm())
+        found = known.with_units(node.name, units, settled.error * size if size > 0 else 0.0)
         found = found.with_activations(node.name, replace(output, values=values, deviation=deviation))
         doubt = {
             "wrong units expected": float(units.wrong.sum()),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..graph import Node
 from ..kinds import Convolution, Linear
-from ..layers import relative, rounding
+from ..layers import relative, rounding, sizes
 from ..refusals import Refused, Why
 from .equations import LARGEST_MATRIX, MOST_PLACES
 from .knowledge import Knowledge, Known
@@ -48,6 +48,10 @@ def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | 
             continue
         rows, deviation, misfit = found
         values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (rows, deviation))
+        again = _solved(_patches_of(node, entering.shaken()), gradient)
+        if again is not None:
+            moved = _maps(again[0], tuple(values.shape)) - values
+            spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
         everywhere = torch.ones_like(values, dtype=torch.bool)
         derivative = known.solved(Known(values, everywhere, spread, RULE))
         worst = max(float(derivative.error.max()), misfit)
@@ -59,18 +63,22 @@ def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | 
 
 def _patches(node: Node, values: Tensor) -> Tensor | None:
     """What each output place sees, one row each; None where it does not determine the derivative or is too much."""
-    if isinstance(node.kind, Linear):
-        rows = values if values.dim() == 2 else None
-    else:
-        assert isinstance(node.kind, Convolution)
-        kind = node.kind
-        size = values.shape[1] * kind.kernel[0] * kind.kernel[1]
+    if isinstance(node.kind, Convolution):
+        size = values.shape[1] * node.kind.kernel[0] * node.kind.kernel[1]
         places = len(values) * node.shape[1] * node.shape[2]
-        if kind.groups != 1 or places > MOST_PLACES or places * size > LARGEST_MATRIX:
+        if node.kind.groups != 1 or places > MOST_PLACES or places * size > LARGEST_MATRIX:
             return None
-        columns = F.unfold(values, kind.kernel, kind.dilation, kind.padding, kind.stride)
-        rows = columns.transpose(1, 2).flatten(0, 1)
-    return rows if rows is not None and rows.shape[1] >= _OVERDETERMINED * len(rows) else None
+    elif values.dim() != 2:
+        return None
+    rows = _patches_of(node, values)
+    return rows if rows.shape[1] >= _OVERDETERMINED * len(rows) else None
+
+
+def _patches_of(node: Node, values: Tensor) -> Tensor:
+    kind = node.kind
+    if not isinstance(kind, Convolution):
+        return values
+    return F.unfold(values, kind.kernel, kind.dilation, kind.padding, kind.stride).transpose(1, 2).flatten(0, 1)
 
 
 def _solved(patches: Tensor, weight_gradient: Tensor) -> tuple[Tensor, Tensor, float] | None:

@@ -20,8 +20,9 @@ from ..kinds import Needs, Told
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 
-# A unit of a rectifier is surely open where its output is so many deviations above zero.
-_SURELY = 30.0
+# A unit of a rectifier is surely open where its output is so many deviations above zero; of units that a checksum has
+# seen, where it is so many: the input of one that is taken for open and was shut may have been any negative number.
+_SURELY, _CLEARLY = 30.0, 10.0
 
 
 def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -32,10 +33,16 @@ def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
             continue
         given = [one for one in entering if one is not None]
         values = node.kind.forward([one.values for one in given], setting.graph.tensors_of(node))
-        # An error that no operation is known to shrink or enlarge, relative to the numbers themselves.
-        error = torch.stack([one.error for one in given]).amax(dim=0)
+        shaken = node.kind.forward([one.shaken() for one in given], setting.graph.tensors_of(node))
+        error = _moved(values, shaken).maximum(torch.stack([one.error for one in given]).amax(dim=0))
         found = evenly(values, error, "forwards")
         yield Derived("forwards", node.name, known.with_activations(node.name, found))
+
+
+def _moved(values: Tensor, shaken: Tensor) -> Tensor:
+    """By how much of its length each image differs. Errors that are independent an operation may enlarge beside its
+    numbers, as where these cancel; those that an image's numbers share it leaves as large as they are."""
+    return (shaken - values).flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1).clamp_min(1e-300)
 
 
 def backwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -62,7 +69,8 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
     values, deviation = output.values, output.deviation.expand_as(output.values)
     if node.kind.needs is Needs.OUTPUT:
         units = known.units.get(node.name)
-        sure = values > _SURELY * deviation if units is None else units.is_open
+        sure = values > (_SURELY if units is None else _CLEARLY) * deviation
+        sure = sure if units is None else sure & units.is_open
         sure = sure & output.known & node.kind.is_open(values)
         return Known(values * sure, sure, deviation, "backwards")
     name = node.inputs[position]
@@ -108,7 +116,9 @@ def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kn
         passed = arriving.values * units.is_open
         size = passed.flatten(1).norm(dim=1).clamp_min(1e-300)
         wrong = (units.wrong * arriving.values.square()).flatten(1).sum(dim=1).sqrt() / size
-        return evenly(passed, (error.square() + wrong.square()).sqrt(), "derivatives")
+        # Of which image it is does not show.
+        unexplained = known.unexplained[reader.name] / size
+        return evenly(passed, (error.square() + wrong.square() + unexplained.square()).sqrt(), "derivatives")
     shapes = [(setting.image_count, *setting.graph.shape(name)) for name in reader.inputs]
     inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
     if reader.kind.needs is Needs.INPUTS:
@@ -116,9 +126,14 @@ def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kn
         if not all(entering):
             return None
         inputs = [one.values for one in entering if one is not None]
-    parts = reader.kind.cotangents(arriving.values, inputs, setting.graph.tensors_of(reader))
-    through = torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value])
-    return evenly(through.sum(dim=0), error, "derivatives")
+    through, shaken = (
+        torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value]).sum(dim=0)
+        for parts in (
+            reader.kind.cotangents(given, inputs, setting.graph.tensors_of(reader))
+            for given in (arriving.values, arriving.shaken())
+        )
+    )
+    return evenly(through, error.maximum(_moved(through, shaken)), "derivatives")
 
 
 def _total(parts: Sequence[Known]) -> Known:

@@ -81,7 +81,8 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
         return Refused("taps", value, Why.INEXACT, places, error=float(error.max()))
     found = replace(known, lengths=torch.full_like(error, max(_LEAST_ERROR, taps.length_error)))
     found = found.with_activations(value, evenly(taps.inputs, error, "taps"))
-    found = found.with_arriving(node.name, evenly(taps.cotangents, error, "taps"))
+    own_error = taps.cotangent_error.clamp_min(_LEAST_ERROR)
+    found = found.with_arriving(node.name, evenly(taps.cotangents, own_error, "taps"))
     checks = {
         "places": places,
         "equations": _rank(setting, node),

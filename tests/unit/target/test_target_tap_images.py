@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
+from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig
-from gradinversion.target.preparation import prepare
+from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
 PIXELS = 8
@@ -62,11 +63,51 @@ def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told:
     assert any("the images themselves" in message for message in prepared.messages)
 
 
-def test_labels_that_are_not_those_of_the_images_leave_them_out(case: Case) -> None:
+def _is_of_the_images(prepared: Preparation, case: Case) -> bool:
+    _, update, images, labels = case
+    anchor = prepared.target.anchor
+    expected = update.normalisation.apply(images[labels.argsort()].double())
+    return (
+        anchor is not None
+        and anchor.module == "stem"
+        and float((anchor.activations - expected).norm() / expected.norm()) < 1e-3
+    )
+
+
+def test_labels_that_are_not_those_of_the_images_are_contradicted(case: Case) -> None:
     model, update, _, _ = case
     prepared = prepare(update, model, AttackConfig(labels="1,5,9").request)
-    assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
-    assert any("Whose label is whose is not known" in message for message in prepared.messages)
+    assert _is_of_the_images(prepared, case)
+    assert prepared.labels.labels.tolist() == [1, 5, 8]
+    assert any("the update shows class 8 where class 9 was given" in message for message in prepared.messages)
+
+
+@pytest.mark.parametrize("labels", ["auto", "1,5,8", "1,1,9"])
+@pytest.mark.parametrize("factor", [3.0, 0.125])
+def test_a_loss_of_another_scale_leaves_the_images_as_they_are(case: Case, factor: float, labels: str) -> None:
+    """A sum in place of the mean, accumulated batches, a clipped gradient: nobody told of it."""
+    model, update, _, _ = case
+    scaled = replace(update, gradients={name: factor * gradient for name, gradient in update.gradients.items()})
+    scaled = replace(scaled, facts=all_assumed(update.facts, "the usual"))
+    prepared = prepare(scaled, model, AttackConfig(labels=labels).request)
+    assert _is_of_the_images(prepared, case)
+    assert prepared.labels.labels.tolist() == [1, 5, 8]
+    stated = {fact.name: fact.words for fact in prepared.facts}
+    assert (stated["reduction"], stated["loss_scale"]) == (("sum", "1") if factor == 3.0 else ("mean", "0.125"))
+
+
+def test_images_that_are_clipped_one_by_one_are_known_with_their_factors(case: Case) -> None:
+    model, update, images, labels = case
+    factors = torch.tensor([0.3, 1.0, 0.6])
+    names = [name for name, _ in model.named_parameters()]
+    losses = F.cross_entropy(model(update.normalisation.apply(images)), labels, reduction="none")
+    found = torch.autograd.grad((factors * losses).mean(), list(model.parameters()))
+    clipped = replace(update, gradients=dict(zip(names, found, strict=True)))
+    prepared = prepare(clipped, model, AttackConfig().request)
+    assert _is_of_the_images(prepared, case)
+    assert prepared.target.anchor is not None
+    assert prepared.target.anchor.scales == pytest.approx(factors[labels.argsort()].tolist(), rel=1e-2)
+    assert any("clipped image by image" in message for message in prepared.messages)
 
 
 def _photos(pixels: int) -> Tensor:

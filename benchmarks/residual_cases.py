@@ -1,0 +1,282 @@
+"""Small residual networks of many shapes, their batches, and what may befall a gradient, for `residual_errors`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import BatchNormMode
+from gradinversion.peeling.graph import Graph, network_graph
+from torch import Tensor, nn
+
+CLASSES = 10
+_STEPS, _BATCH = 25, 32
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions and a skip."""
+
+    def __init__(self, entering: int, leaving: int, stride: int, norm: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=not norm)
+        self.bn1 = nn.BatchNorm2d(leaving) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=not norm)
+        self.bn2 = nn.BatchNorm2d(leaving) if norm else nn.Identity()
+        self.down = _downsample(entering, leaving, stride, norm)
+
+    def forward(self, value: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(value)))))
+        return F.relu(inner + self.down(value))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two pointwise ones, and a skip."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        inner = leaving // 2
+        self.conv1 = nn.Conv2d(entering, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, leaving, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(leaving)
+        self.down = _downsample(entering, leaving, stride, True)
+
+    def forward(self, value: Tensor) -> Tensor:
+        inner = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(value))))))
+        return F.relu(self.bn3(self.conv3(inner)) + self.down(value))
+
+
+class PreActivation(nn.Module):
+    """Batch norm and ReLU in front of each convolution, and a skip that nothing rectifies."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(entering)
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        same = stride == 1 and entering == leaving
+        self.down = nn.Identity() if same else nn.Conv2d(entering, leaving, 1, stride, bias=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        inner = self.conv1(F.relu(self.bn1(value)))
+        return self.conv2(F.relu(self.bn2(inner))) + self.down(value)
+
+
+def _downsample(entering: int, leaving: int, stride: int, norm: bool) -> nn.Module:
+    if stride == 1 and entering == leaving:
+        return nn.Identity()
+    pointwise = nn.Conv2d(entering, leaving, 1, stride, bias=not norm)
+    return nn.Sequential(pointwise, nn.BatchNorm2d(leaving)) if norm else pointwise
+
+
+def _stem(width: int, *more: nn.Module, kernel: int = 3, stride: int = 1, norm: bool = True) -> list[nn.Module]:
+    convolution = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=not norm)
+    return [convolution, *([nn.BatchNorm2d(width)] * norm), nn.ReLU(), *more]
+
+
+def _network(
+    stem: list[nn.Module], blocks: Sequence[nn.Module], width: int, *more: nn.Module, classes: int = CLASSES
+) -> nn.Sequential:
+    return nn.Sequential(*stem, *blocks, *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def _blocks(
+    kind: Callable[[int, int, int], nn.Module], widths: Sequence[int], strides: Sequence[int]
+) -> list[nn.Module]:
+    return [kind(one, other, stride) for (one, other), stride in zip(pairwise(widths), strides, strict=True)]
+
+
+def _unnormalised(entering: int, leaving: int, stride: int) -> nn.Module:
+    return Basic(entering, leaving, stride, norm=False)
+
+
+def _plain(width: int) -> list[nn.Module]:
+    """Blocks whose skips have no convolution, behind convolutions with a stride."""
+    halved = [nn.Conv2d(width // 2, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    again = [nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return [*halved, *again, Basic(width, width, 1), Basic(width, width, 1)]
+
+
+# Name, side of the images, network: so small that a case takes about a second.
+_SHAPES: dict[str, tuple[int, Callable[[], nn.Sequential]]] = {
+    "basic": (8, lambda: _network(_stem(16), _blocks(Basic, (16, 32, 64, 64), (2, 2, 1)), 64)),
+    "small places": (16, lambda: _network(_stem(16), _blocks(Basic, (16, 32, 64, 96, 96), (2, 2, 2, 1)), 96)),
+    "narrow": (16, lambda: _network(_stem(32), _blocks(Basic, (32, 32, 32, 32, 32), (2, 2, 2, 1)), 32)),
+    "plain skips": (8, lambda: _network(_stem(32), _plain(64), 64)),
+    "bottlenecks": (8, lambda: _network(_stem(16), _blocks(Bottleneck, (16, 64, 128, 128), (2, 2, 1)), 128)),
+    "pre-activation": (
+        8,
+        lambda: _network(
+            _stem(16), _blocks(PreActivation, (16, 32, 64, 64), (2, 2, 1)), 64, nn.BatchNorm2d(64), nn.ReLU()
+        ),
+    ),
+    "biases": (8, lambda: _network(_stem(16, norm=False), _blocks(_unnormalised, (16, 32, 64, 64), (2, 2, 1)), 64)),
+    "average-pool stem": (
+        16,
+        lambda: _network(_stem(16, nn.AvgPool2d(2)), _blocks(Basic, (16, 32, 64, 64), (2, 2, 1)), 64),
+    ),
+    "max-pool stem": (
+        32,
+        lambda: _network(
+            _stem(32, nn.MaxPool2d(3, 2, 1), kernel=7, stride=2), _blocks(Basic, (32, 64, 96, 96), (1, 2, 2)), 96
+        ),
+    ),
+    "strided stem": (16, lambda: _network(_stem(32, kernel=5, stride=2), _blocks(Basic, (32, 64, 64), (2, 2)), 64)),
+}
+_STATES = ("random", "shifted", "trained", "dead")
+NETWORKS = tuple(f"{shape}, {state}" for shape in _SHAPES for state in _STATES)
+"""Shapes, each on random weights, with batch norms away from 1 and 0, trained a little, and with dead channels."""
+
+BATCHES = ("2 photos", "4 photos", "8 photos", "4 of one label", "3 nearly equal", "one of 3 twice", "3 photos")
+NOISES = ("none", "1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "even 1e-4", "float16", "bfloat16", "bfloat16, cast")
+OTHERS = ("smallest 10 % cut", "clipped", "each image clipped", "10 % kept")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A gradient, and the truth behind it. Images as the model is given them."""
+
+    name: str
+    noise: str
+    model: nn.Module
+    graph: Graph
+    images: Tensor
+    labels: Tensor
+    factors: Tensor
+    """By what each image's loss was multiplied."""
+    gradients: Mapping[str, Tensor]
+    truth: Mapping[str, Tensor]
+    """Activations, by value, float64."""
+    derivatives: Mapping[str, Tensor]
+    """Of the loss by each value, float64."""
+
+
+@cache
+def make_network(name: str, seed: int) -> nn.Sequential:
+    """One of ``NETWORKS`` in evaluation mode."""
+    shape, _, state = name.partition(", ")
+    torch.manual_seed(seed)
+    side, make = _SHAPES[shape]
+    model = make()
+    if state == "trained":
+        _train(model, side, seed)
+    elif state != "random":
+        _shift(model)
+    if state == "dead":
+        _kill(model)
+    return model.eval()
+
+
+def _shift(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.get_buffer("running_mean").normal_(0, 0.1)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+
+
+def _kill(model: nn.Module) -> None:
+    """An eighth of the channels of each batch norm, or of each convolution with a bias, never passes a ReLU."""
+    with torch.no_grad():
+        for module in model.modules():
+            bias = module.bias if isinstance(module, nn.BatchNorm2d | nn.Conv2d) else None
+            if bias is not None:
+                bias[::8] = -100.0
+
+
+def _train(model: nn.Module, side: int, seed: int) -> None:
+    images = photos(_BATCH, side, 1000 + seed)
+    labels = torch.arange(_BATCH) % CLASSES
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+def photos(count: int, side: int, seed: int) -> Tensor:
+    """Crops of scikit-image's photos as 8-bit files, normalised."""
+    from gradinversion.capture import IMAGENET
+    from gradinversion.peeling.cut import photo_crops, public_photos
+
+    crops = photo_crops(list(public_photos().values()), (side, side), count, seed)
+    return IMAGENET.apply((255 * crops).round() / 255)
+
+
+def _batch(kind: str, side: int, seed: int) -> tuple[Tensor, Tensor]:
+    count = next(int(word) for word in kind.split() if word.isdigit())
+    images = photos(count, side, seed)
+    labels = (3 * torch.arange(count) + seed) % CLASSES
+    if kind.endswith("nearly equal"):
+        random = torch.Generator().manual_seed(seed)
+        images = images[:1] + 0.02 * torch.randn(images.shape, generator=random)
+    if kind.endswith("twice"):
+        images[1], labels[1] = images[0], labels[0]
+    if kind.endswith("one label"):
+        labels = torch.full_like(labels, seed % CLASSES)
+    return images, labels
+
+
+def make_case(network: str, batch: str, noise: str, seed: int) -> Case:
+    """One gradient of one of ``NETWORKS`` and ``BATCHES``, with one of ``NOISES`` or ``OTHERS``."""
+    model = make_network(network, seed)
+    side = _SHAPES[network.partition(", ")[0]][0]
+    images, labels = _batch(batch, side, seed)
+    factors = torch.ones(len(labels))
+    if noise == "clipped":
+        factors = 0.37 * factors
+    if noise == "each image clipped":
+        factors = torch.linspace(0.3, 1.0, len(labels))
+    names = [name for name, _ in model.named_parameters()]
+    loss = (factors * F.cross_entropy(model(images), labels, reduction="none")).mean()
+    found = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    graph = network_graph(model, (3, side, side), BatchNormMode.EVAL, len(images))
+    assert isinstance(graph, Graph)
+    truth, derivatives = _truth(graph, images, labels, factors)
+    name = f"{network}; {batch}; {noise}; seed {seed}"
+    return Case(name, noise, model, graph, images, labels, factors, disturbed(found, noise, seed), truth, derivatives)
+
+
+def disturbed(gradients: Mapping[str, Tensor], noise: str, seed: int) -> dict[str, Tensor]:
+    """What is sent of these gradients."""
+    random = torch.Generator().manual_seed(seed)
+    if noise.startswith(("float16", "bfloat16")):
+        kind = torch.float16 if noise.startswith("float16") else torch.bfloat16
+        sent = {name: gradient.to(kind) for name, gradient in gradients.items()}
+        return {name: one.float() for name, one in sent.items()} if noise.endswith("cast") else sent
+    if noise == "smallest 10 % cut":
+        return {name: g * (g.abs() > g.abs().flatten().quantile(0.1)) for name, g in gradients.items()}
+    if noise == "10 % kept":
+        return {name: g * (g.abs() > g.abs().flatten().quantile(0.9)) for name, g in gradients.items()}
+    if noise.startswith("even"):
+        every = torch.cat([gradient.flatten() for gradient in gradients.values()])
+        size = float(noise.split()[1]) * every.square().mean().sqrt()
+        return {name: g + size * torch.randn(g.shape, generator=random) for name, g in gradients.items()}
+    if noise[0].isdigit():
+        return {
+            name: g + float(noise) * g.square().mean().sqrt() * torch.randn(g.shape, generator=random)
+            for name, g in gradients.items()
+        }
+    return dict(gradients)
+
+
+def _truth(
+    graph: Graph, images: Tensor, labels: Tensor, factors: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    values = {graph.images: images.double().requires_grad_()}
+    for node in graph.nodes:
+        tensors = graph.tensors_of(node)
+        values[node.name] = node.kind.forward([values[name] for name in node.inputs], tensors)
+    losses = F.cross_entropy(values[graph.output], labels, reduction="none")
+    found = torch.autograd.grad((factors * losses).mean(), list(values.values()), allow_unused=True)
+    derivatives = {name: one for name, one in zip(values, found, strict=True) if one is not None}
+    return {name: value.detach() for name, value in values.items()}, derivatives

@@ -1,0 +1,191 @@
+"""The errors that peeling by taps states against the true ones, over small residual networks and damaged gradients.
+
+    python -m benchmarks.residual_errors                    # seed 0: 400 cases, about ten minutes of one core
+    python -m benchmarks.residual_errors --seeds 1 2        # others
+    python -m benchmarks.residual_errors --only bottlenecks # networks whose name holds this
+
+For every value that is believed and every image: the true relative error of its known activations, and of the
+derivative by it, against the stated one; the order of the images is that of the value recovered first, for all. A
+violation is a true error over ten times the stated one (or over 2e-6, which a client that computes in float32 cannot
+undercut). What is refused is no violation; how far each noise lets peeling go stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from gradinversion.peeling.rules import Derivation, derive
+from gradinversion.peeling.rules.knowledge import Known
+from torch import Tensor
+
+from .residual_cases import BATCHES, NETWORKS, NOISES, OTHERS, Case, make_case
+
+RESULTS = Path(__file__).parent / "results" / "residual_errors.json"
+FACTOR = 10.0
+"""How many times its stated error a value may be off."""
+# A client computes in float32: its own activations and derivatives are no better known.
+_FLOOR = 2e-7
+_TOLERANCE = 3e-2
+_BINS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One image at one value."""
+
+    value: str
+    rule: str
+    derivative: bool
+    """Of the loss by the value; else its activations."""
+    stated: float
+    true: float
+
+    @property
+    def ratio(self) -> float:
+        """True error over stated one."""
+        return self.true / max(self.stated, _FLOOR)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one case."""
+
+    case: str
+    network: str
+    noise: str
+    steps: int
+    values: int
+    """Of which all activations of every image are known."""
+    figures: tuple[Figure, ...]
+    seconds: float
+
+    @property
+    def worst(self) -> Figure | None:
+        """Farthest off from what was stated."""
+        return max(self.figures, key=lambda figure: figure.ratio, default=None)
+
+    @property
+    def violates(self) -> bool:
+        """Whether something that was stated is false."""
+        return self.worst is not None and not self.worst.ratio <= FACTOR
+
+
+def measure(case: Case) -> Outcome:
+    """Derive what follows, and compare with the truth."""
+    began = time.process_time()
+    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE)
+    seconds = time.process_time() - began
+    known = found.knowledge
+    figures: list[Figure] = []
+    if found.steps:
+        order = _order(found, case)
+        figures += _figures(known.activations, case.truth, order, derivative=False)
+        figures += _figures(known.arriving, case.derivatives, order, derivative=True)
+    whole = sum(one.complete for one in known.activations.values())
+    network = case.name.partition(";")[0]
+    return Outcome(case.name, network, case.noise, len(found.steps), whole, tuple(figures), seconds)
+
+
+def _order(found: Derivation, case: Case) -> Tensor:
+    """Which true image each recovered one is, by the value that was recovered first."""
+    from scipy.optimize import linear_sum_assignment
+
+    first = found.steps[0].value
+    ours, true = found.knowledge.activations[first].values.flatten(1), case.truth[first].flatten(1)
+    apart = torch.cdist(ours, true, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.as_tensor(linear_sum_assignment(apart.numpy())[1])
+
+
+def _figures(
+    known: Mapping[str, Known], truth: Mapping[str, Tensor], order: Tensor, *, derivative: bool
+) -> Iterator[Figure]:
+    for value, one in known.items():
+        if value not in truth:
+            continue
+        true = truth[value][order] * one.known
+        size = true.flatten(1).norm(dim=1).clamp_min(1e-300)
+        off = (one.values * one.known - true).flatten(1).norm(dim=1) / size
+        for stated, error in zip(one.error.tolist(), off.tolist(), strict=True):
+            yield Figure(value, one.rule, derivative, stated, error)
+
+
+def cases(seeds: Sequence[int], only: str, noises: Sequence[str]) -> Iterator[Case]:
+    """Every network with every noise; batches take turns."""
+    for seed in seeds:
+        for row, network in enumerate(NETWORKS):
+            for column, noise in enumerate((*NOISES, *OTHERS)):
+                batch = BATCHES[(row + column * 3 + seed) % len(BATCHES)]
+                if only in network and noise in noises:
+                    yield make_case(network, batch, noise, seed)
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """One line for each noise, the histogram, and each violation."""
+    print("| noise | cases | foothold | values known, median | stated, median | true, median | worst ratio | false |")
+    print("|---" * 8 + "|")
+    for noise in (*NOISES, *OTHERS):
+        print(_line(noise, [one for one in outcomes if one.noise == noise]))
+    figures = [figure for one in outcomes for figure in one.figures]
+    print(f"\n{len(outcomes)} cases, {len(figures)} errors; true over stated:")
+    for low, high in zip((0.0, *_BINS), (*_BINS, float("inf")), strict=True):
+        print(f"  {low:g} to {high:g}: {sum(low <= figure.ratio < high for figure in figures)}")
+    violations = [one for one in outcomes if one.violates]
+    print(f"{len(violations)} cases with a false statement")
+    for one in violations:
+        worst = one.worst
+        assert worst is not None
+        what = "derivative" if worst.derivative else "activations"
+        print(f"  {one.case}: {what} of {worst.value} ({worst.rule}): stated {worst.stated:.1e}, true {worst.true:.1e}")
+
+
+def _line(noise: str, found: Sequence[Outcome]) -> str:
+    kept = [one for one in found if one.figures]
+    false = sum(one.violates for one in found)
+    figures = [figure for one in kept for figure in one.figures]
+    if not figures:
+        return f"| {noise} | {len(found)} | {len(kept)} | | | | | {false} |"
+    values = median(one.values for one in kept)
+    stated, true = median(figure.stated for figure in figures), median(figure.true for figure in figures)
+    worst = max(figure.ratio for figure in figures)
+    cells = (noise, len(found), len(kept), f"{values:g}", f"{stated:.1e}", f"{true:.1e}", f"{worst:.3g}", false)
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def write(outcomes: Iterable[Outcome], path: Path) -> None:
+    """Each case with the figure that is farthest off."""
+    lines = []
+    for one in outcomes:
+        line = {key: value for key, value in asdict(one).items() if key != "figures"}
+        worst = one.worst
+        lines.append(line | {"worst": None if worst is None else asdict(worst) | {"ratio": worst.ratio}})
+    path.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure the cases that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--noises", nargs="+", choices=(*NOISES, *OTHERS), default=(*NOISES, *OTHERS))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    outcomes = []
+    for case in cases(arguments.seeds, arguments.only, arguments.noises):
+        outcomes.append(measure(case))
+        if outcomes[-1].violates:
+            print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
+    if arguments.out is not None:
+        write(outcomes, arguments.out)
+    show(outcomes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""By how much the noise of a weight gradient moves what its taps gave: the error of each image's input and cotangent.
+
+What input and cotangent leave of the gradient shows its noise. As much again is added to it, both are solved anew from
+where they are, and the images are told apart anew by the units that are shut. What moves is not known: images that are
+like each other, units that few images tell apart, and cotangents of images that the network is sure of, which are small
+beside the others'.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .images_apart import Apart
+from .layers import rounding, sizes
+from .taps import refine, without
+
+# Units of an image's input up to this share of its root mean square, or so many of its errors, are shut.
+_SHUT, _ERRORS = 1e-4, 3.0
+
+
+def apart_again(
+    weight_gradient: Float[Tensor, "output channel row column"], apart: Apart, image_count: int, size: tuple[int, int]
+) -> tuple[Float[Tensor, " image"], Float[Tensor, " image"]]:
+    """Estimated relative errors of each image's input and cotangent; infinite where nothing came of it.
+
+    Args:
+        weight_gradient: As captured, in the type it was sent in.
+        apart: What it was taken apart into.
+        image_count: Of the batch.
+        size: Height and width of the convolution's input.
+    """
+    gradient = weight_gradient.detach().cpu().double()
+    inputs, cotangents = (rows.flatten(0, 1) for rows in (apart.inputs, apart.cotangents))
+    left = without(gradient, inputs, cotangents, image_count, size)
+    free = inputs.numel() + cotangents.numel() - image_count**2
+    share = (gradient.numel() / max(gradient.numel() - free, 1)) ** 0.5
+    length = float(gradient.square().mean().sqrt())
+    noise = max(share * float(left.square().mean().sqrt()), rounding(weight_gradient) * length)
+    random = torch.Generator().manual_seed(0)
+    off = noise * torch.randn(gradient.shape, generator=random, dtype=torch.float64)
+    unknown = torch.full((image_count,), torch.inf, dtype=torch.float64)
+    try:
+        # Around what was found, so that only the noise moves it.
+        found = refine(gradient - left + off, cotangents, image_count, size)
+    except RuntimeError:
+        return unknown, unknown
+    if found is None:
+        return unknown, unknown
+    moved_inputs, moved_cotangents = (rows.reshape(image_count, -1) for rows in found[:2])
+    flat, across = apart.inputs.flatten(1), apart.cotangents.flatten(1)
+    mixing = _told_apart(moved_inputs, flat, apart.error)
+    if not bool(torch.isfinite(mixing).all()) or not float(torch.linalg.cond(mixing)) < 1 / torch.finfo().eps:
+        return unknown, unknown
+    moved_inputs = mixing @ moved_inputs
+    scale = moved_inputs.norm(dim=1) / flat.norm(dim=1)
+    moved_cotangents = torch.linalg.inv(mixing).T @ moved_cotangents * scale[:, None]
+    moved_inputs = moved_inputs / scale[:, None]
+    return tuple(
+        (moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-300)
+        for moved, before in ((moved_inputs, flat), (moved_cotangents, across))
+    )
+
+
+def _told_apart(moved: Tensor, before: Tensor, error: Tensor) -> Float[Tensor, "image image"]:
+    """What of the other images to add to each so that its shut units are zero again."""
+    count = len(moved)
+    mixing = torch.eye(count, dtype=moved.dtype)
+    shut = before <= (_ERRORS * error).clamp_min(_SHUT)[:, None] * sizes(before)[:, None]
+    for image in range(count):
+        others = [other for other in range(count) if other != image]
+        columns = moved[others][:, shut[image]].T
+        solution = torch.linalg.lstsq(columns, -moved[image, shut[image]][:, None], driver="gelsd").solution
+        mixing[image, others] = solution[:, 0]
+    return mixing
