@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 from ..agents import Outcome
@@ -20,6 +21,7 @@ from .controls import Control
 from .environment import page_environment
 from .figures import duration, psnr_in_words, share_in_words
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
+from .peeling_panel import SHOWN_PLACES, peeling_panel
 from .pictures import picture_cell
 from .registration_panel import registration_chart, registration_panel
 from .results import AuditReport, ImageResult
@@ -32,6 +34,7 @@ SHOWN_ROWS = 12
 """Images shown at once; further ones are folded away."""
 _SMALL, _LARGE = 112, 224
 """Longest side in pixels of an embedded picture."""
+_STYLES = ("report.css", "peeling.css")
 _SHORT = {
     Leak.LEAKED: "leaked",
     Leak.WEAK: "weak leak",
@@ -64,11 +67,13 @@ def render_page(
         plain=_plain,
         sentence=as_sentence,
         counted=counted,
+        picture_width=_picture_width,
     )
-    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    environment.loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.j2")
     seeds = list_seeds(report, reconstruction)
     return template.render(
-        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+        style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in _STYLES)),
         report=report,
         defence_note=_defence_note(reconstruction),
         run=reconstruction,
@@ -76,6 +81,8 @@ def render_page(
         rule=report.rule,
         controls=control_panel(report, reconstruction, private, controls),
         exposure=exposure_panel(report),
+        peeling=peeling_panel(reconstruction.peeling),
+        shown_places=SHOWN_PLACES,
         risk=risk_sentences(report),
         label_sentence=label_sentence(report, reconstruction),
         label_scores=label_scores(report),
@@ -202,6 +209,11 @@ def _loss_charts(reconstruction: Reconstruction, seeds: Sequence[int]) -> list[C
 def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """All keys of the rows in the order in which they first occur."""
     return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _picture_width(columns: int) -> int:
+    """So wide that the table fits a window of 1,200 pixels, beside the words in front."""
+    return min(128, 80 if columns > 8 else 900 // columns - 12)
 
 
 def _number(value: float | None) -> str:

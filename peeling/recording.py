@@ -59,7 +59,17 @@ def place_words(graph: Graph, value: str) -> str:
     if value == graph.images:
         return WHOLE_IMAGES
     reader = _reader(graph, value)
-    return f"the input of {reader}" if reader else f"the output of {value}"
+    if reader:
+        return f"the input of {reader}"
+    behind = _behind(graph, value)
+    return f"the output of {value}{f' (behind {behind})' if behind else ''}"
+
+
+def _behind(graph: Graph, value: str) -> str:
+    """The last operation with weights before a value; empty where there is none, or the value is its output."""
+    before = graph.before(value)
+    last = next((node.name for node in reversed(graph.nodes) if node.name in before and "weight" in node.tensors), "")
+    return "" if last == value else last
 
 
 def _reader(graph: Graph, value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .record import WHOLE_IMAGES, End, PeelingRecord
+from .record import WHOLE_IMAGES, End, ImagesBy, PeelingRecord
 
 
 def reached(record: PeelingRecord) -> str:
@@ -47,3 +47,43 @@ def would_do(end: End) -> str:
     ways = [f"for {images} of this size"] if end.most_images else []
     ways += [f"for as many images of up to {end.largest_side} px"] if end.largest_side else []
     return f"they would be enough {', or '.join(ways)}" if ways else "one image alone is too large"
+
+
+def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:
+    """What is exact, what is determined and what comes from a prior: a title and a sentence for each."""
+    nearest = record.nearest
+    if nearest is None:
+        return (("From a prior", "All that the gradient alone does not tell: no activations are known."),)
+    if record.whole and (record.found is None or record.found.by is ImagesBy.EQUATIONS):
+        return (("Exact", "The images, up to the estimated error: they follow from equations, without a prior."),)
+    many = f"the activations at {len(record.places)} places" if len(record.places) > 1 else "the activations there"
+    exact = (
+        "Exact",
+        f"Up to the estimated errors, {many}: {nearest.numbers:,} numbers of each image at the one nearest to the "
+        "images. They follow from equations, without a prior.",
+    )
+    if record.whole:
+        text = "The images: a descent met these features, and the images found make the gradient that was sent."
+        return exact, ("Determined", text)
+    determined = "What those activations see of the pixels: a picture with others is not of this batch."
+    rest = "All that they do not see."
+    if _behind_max_pool(record):
+        determined = (
+            "In front of the max-pooling, the winner of each window and an upper bound of all others, as far as those "
+            "activations see them."
+        )
+        rest = "What only losers of the max-pooling see, and all else that those activations do not."
+    return exact, ("Determined", determined), ("From a prior", f"{rest} Where the pictures show more, it is guessed.")
+
+
+def _behind_max_pool(record: PeelingRecord) -> bool:
+    """Whether max-pooling lies between the images and all that is known."""
+    by_name = {node.name: node for node in record.nodes}
+    left = [record.nearest.value] if record.nearest is not None else []
+    while left:
+        node = by_name.get(left.pop())
+        if node is not None:
+            if node.kind == "max pool":
+                return True
+            left += node.inputs
+    return False
