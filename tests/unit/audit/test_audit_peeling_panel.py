@@ -65,7 +65,7 @@ def record(**changes: Any) -> PeelingRecord:
 
 def test_a_block_is_a_row_with_its_skip() -> None:
     rows = rows_of(residual(), "images")
-    assert [row.title for row in rows] == ["conv1", "layer1.0", "layer1.1", "fc"]
+    assert [row.title for row in rows] == ["conv1", "layer1.0", "layer1.1.conv1", "fc"]
     stem, first, second, head = rows
     assert [one.name for one in stem.main] == ["conv1", "relu"]
     assert [one.name for one in first.main] == ["layer1.0.conv1", "relu_1", "layer1.0.conv2", "add", "relu_2"]
