@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 # The whole pictures of scikit-image and scikit-learn, then crops (top, bottom, left, right) of the larger ones.
@@ -26,15 +27,21 @@ def write_photos(folder: Path, shift: int = 0) -> Path:
         folder: Made when missing.
         shift: Rotates the order, so that a batch of the first files is another photo set.
     """
-    from skimage import data
-    from sklearn.datasets import load_sample_image
-
-    named = {name: getattr(data, name)() for name in WHOLE[:4]}
-    named |= {name: load_sample_image(f"{name}.jpg") for name in WHOLE[4:]}
-    pictures = [np.asarray(named[name])[..., :3] for name in WHOLE]
+    named = named_photos()
+    pictures = list(named.values())
     pictures += [named[name][top:bottom, left:right] for name, (top, bottom, left, right) in CROPS]
     shift %= len(pictures)
     folder.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(pictures[shift:] + pictures[:shift]):
         Image.fromarray(np.ascontiguousarray(picture)).save(folder / f"{index:02}.png")
     return folder
+
+
+def named_photos() -> dict[str, NDArray[np.uint8]]:
+    """The whole pictures, ``(height, width, 3)``."""
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    named = {name: getattr(data, name)() for name in WHOLE[:4]}
+    named |= {name: load_sample_image(f"{name}.jpg") for name in WHOLE[4:]}
+    return {name: np.asarray(picture)[..., :3] for name, picture in named.items()}

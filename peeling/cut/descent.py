@@ -2,7 +2,8 @@
 
 At an open unit the value in front of the rectifier is known, at a shut one only that it is not above zero: what differs
 is summed in squares, each image's relative to its own features. Gradients of parameters are left out: added early, they
-trap the descent, and where the features are known well they add nothing.
+trap the descent, and where the features are known well they add nothing. Each image has a descent of its own (`lbfgs`):
+they share the batches in which the model is run, and nothing else.
 
 How far the features determine the images is measured: the descent is made again, from where it ended, with the features
 off by as much as their stated errors. What the images move by is their own error. That is no proof that there are no
@@ -15,20 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..layers import sizes
+from .lbfgs import descend
 from .places import Cut
 
-# Iterations between two looks at how far the loss has fallen, and the history of the curvature.
-_ITERATIONS, _HISTORY = 20, 20
-# A round that leaves more than this share of the loss ends the descent.
-_FALLS = 0.97
 # The loss is a square of relative errors; the line search works on numbers around 1.
 _UNIT = 1e4
-# Rounds of the second descent, which starts where the first one ended.
-_AGAIN = 4
+# What single precision leaves of features, relative.
+_ROUNDING = 1e-6
+# Evaluations of an image in the second descent, which starts where the first one ended; and its share of all, at most.
+_AGAIN, _SHARE = 100, 0.25
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Recovered:
     """What is left of each image's features, relative."""
     error: Float[Tensor, " image"]
     """Estimated root mean square error, in the same units as the images."""
-    evaluations: int
-    """Of the features and their derivative."""
+    evaluations: Int[Tensor, " image"]
+    """Of each image's features and their derivative."""
 
 
 def images_from_cut(
@@ -51,7 +51,7 @@ def images_from_cut(
     lowest: Tensor,
     highest: Tensor,
     most_evaluations: int = 500,
-    on_round: Callable[[int, Tensor], None] | None = None,
+    on_evaluation: Callable[[int, Tensor], None] | None = None,
     device: torch.device | None = None,
 ) -> Recovered:
     """Descend from a start.
@@ -61,31 +61,39 @@ def images_from_cut(
         start: Images as the model is given them.
         lowest: What black is to the model, ``(channel, 1, 1)``.
         highest: What white is.
-        most_evaluations: After which the descent ends.
-        on_round: Called with the number of evaluations so far and the images.
+        most_evaluations: For each image; what one does not need another one may have.
+        on_evaluation: Called with how often images were evaluated so far, all together, and the best ones.
         device: On which the model is run.
     """
     device = device or torch.device("cpu")
     low, high = lowest.to(device, torch.float32), highest.to(device, torch.float32)
-    descent = _Descent(cut, device)
-    images = descent.run(start.clamp(lowest, highest), descent.targets, most_evaluations, on_round, None)
-    images = images.clamp(low, high)
-    misfit = descent.misfits(images).detach().sqrt().cpu().double()
-    moved = descent.run(images, descent.moved(misfit), most_evaluations, None, _AGAIN)
-    apart = sizes(moved.clamp(low, high) - images).cpu().double()
-    return Recovered(images.cpu().double(), misfit, apart, descent.evaluations)
+    features = _Features(cut, device)
+    again = min(_AGAIN, int(_SHARE * most_evaluations))
+    begun = start.to(device, torch.float32).clamp(low, high)
+    most = (most_evaluations - again) * len(start)
+    found = descend(features.loss(features.targets), begun, most, features.noise, on_evaluation)
+    images = found.images.clamp(low, high)
+    everyone = torch.arange(len(images))
+    with torch.no_grad():
+        misfit = features.misfits(images, everyone, features.targets).sqrt().cpu().double()
+    moved = descend(features.loss(features.moved(misfit)), images, again * len(start), features.noise)
+    apart = sizes(moved.images.clamp(low, high) - images).cpu().double()
+    return Recovered(images.cpu().double(), misfit, apart, found.evaluations + moved.evaluations)
 
 
-class _Descent:
+class _Features:
     """The features as a loss."""
 
     def __init__(self, cut: Cut, device: torch.device) -> None:
-        self.cut, self.device, self.evaluations = cut, device, 0
+        self.cut = cut
         self.forward = cut.forward(torch.float32, device)
         self.is_open = [place.is_open.to(device) for place in cut.places]
         self.targets = [place.values.to(device, torch.float32) for place in cut.places]
         lengths = [target.flatten(1).norm(dim=1).clamp_min(1e-30) for target in self.targets]
         self.scales = [(1 / length)[:, None, None, None] for length in lengths]
+
+        errors = torch.stack([place.error for place in cut.places])
+        self.noise = _UNIT * errors.clamp_min(_ROUNDING).square().sum(dim=0)
 
     def moved(self, misfit: Tensor) -> list[Tensor]:
         """The features off by as much as their errors, and as what the descent left of them."""
@@ -98,51 +106,22 @@ class _Descent:
             found.append(target + off.to(target))
         return found
 
-    def misfits(self, images: Tensor, targets: list[Tensor] | None = None) -> Tensor:
-        """The sum of squares of each image."""
+    def misfits(self, images: Tensor, which: Tensor, targets: list[Tensor]) -> Tensor:
+        """The sum of squares of each candidate; ``which`` says for which images they are ones."""
         parts = []
-        for value, target, mask, scale in zip(
-            self.forward(images), targets or self.targets, self.is_open, self.scales, strict=True
-        ):
-            off = torch.where(mask, value - target, value.clamp_min(0)) * scale
+        for value, target, mask, scale in zip(self.forward(images), targets, self.is_open, self.scales, strict=True):
+            off = torch.where(mask[which], value - target[which], value.clamp_min(0)) * scale[which]
             parts.append(off.flatten(1).square().sum(dim=1))
         return torch.stack(parts).sum(dim=0)
 
-    def run(
-        self,
-        start: Tensor,
-        targets: list[Tensor],
-        most: int,
-        on_round: Callable[[int, Tensor], None] | None,
-        rounds: int | None,
-    ) -> Tensor:
-        images = start.to(self.device, torch.float32).clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [images],
-            max_iter=_ITERATIONS,
-            history_size=_HISTORY,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=0,
-            tolerance_change=0,
-        )
+    def loss(self, targets: list[Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """See `descend`."""
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            found = _UNIT * self.misfits(images, targets).sum()
-            found.backward()  # type: ignore[no-untyped-call]
-            self.evaluations += 1
-            return found
-
-        last, made, first = float("inf"), 0, self.evaluations
-        while self.evaluations - first < most and (rounds is None or made < rounds):
+        def evaluate(which: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+            candidates = candidates.detach().requires_grad_()
             with torch.enable_grad():
-                optimiser.step(loss)  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                now = float(self.misfits(images, targets).sum())
-            made += 1
-            if on_round is not None:
-                on_round(self.evaluations, images.detach())
-            if not now <= _FALLS * last:
-                break
-            last = now
-        return images.detach()
+                found = _UNIT * self.misfits(candidates, which, targets)
+                (derivative,) = torch.autograd.grad(found.sum(), candidates)
+            return found.detach(), derivative
+
+        return evaluate

@@ -175,13 +175,30 @@ def test_a_grid_that_does_not_divide_the_image_is_decoded_pixel_by_pixel() -> No
     assert start.images.shape == images.shape
 
 
-def test_each_round_is_told(graph: Graph) -> None:
+def test_each_evaluation_is_told(graph: Graph) -> None:
     images = photos(2)
     cut = find_cut(derivation(graph, images))
     assert isinstance(cut, Cut)
     told: list[int] = []
-    images_from_cut(
-        cut, torch.full_like(images, 0.5).double(), LOW, HIGH, 30, on_round=lambda made, found: told.append(made)
-    )
+    start = torch.full_like(images, 0.5).double()
+    found = images_from_cut(cut, start, LOW, HIGH, 30, on_evaluation=lambda made, best: told.append(made))
     assert told == sorted(told)
-    assert told
+    # A quarter is left to the second descent.
+    assert 0 < told[-1] <= 2 * 23
+    assert int(found.evaluations.sum()) <= 2 * 30
+
+
+def test_an_easy_image_does_not_wait_for_a_hard_one(graph: Graph) -> None:
+    images = photos(2)
+    cut = find_cut(derivation(graph, images))
+    assert isinstance(cut, Cut)
+    start = decode(cut, photos(60, seed=0)).images
+    start[1] = 0.5
+    together = images_from_cut(cut, start, LOW, HIGH)
+    alone = find_cut(derivation(graph, images[:1]))
+    assert isinstance(alone, Cut)
+    off = (together.images - images).flatten(1).square().mean(dim=1).sqrt()
+    assert float(off[0]) < 1e-4
+    by_itself = images_from_cut(alone, start[:1], LOW, HIGH)
+    # Equal but for what rounding of other batches makes of it.
+    assert float((by_itself.images[0] - together.images[0]).abs().max()) < 1e-3
