@@ -17,8 +17,8 @@ class PeelingConfig(Checked):
     """Where that ends at once, take the weight gradient of a convolution apart by its taps: on residual networks it
     gives every image's features away."""
     operations: float = 1e13
-    """Floating-point operations, at most, of the descent from features that taps gave to the images; about four minutes
-    of one core. 0 leaves it out."""
+    """Floating-point operations, at most, of what follows from taps, and again of the descent from there to the images;
+    each about four minutes of one core. 0 leaves both out."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 

@@ -97,6 +97,7 @@ def recover_images(
         update.image_count,
         config.tolerance,
         None if on_step is None else lambda step, _: on_step(step),
+        config.operations,
     )
     record = record_derivation(derivation, update.image_count, config.tolerance)
     if not derivation.steps:

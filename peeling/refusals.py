@@ -13,6 +13,8 @@ class Why(Enum):
     """There are more unknown places than equations for them."""
     LARGE = "large"
     """The equations are more than is solved."""
+    COST = "cost"
+    """To solve for it is more than is left of what it may cost."""
     INEXACT = "inexact"
     """There is a solution, with a larger error than may be believed."""
     RANK = "rank"
@@ -90,6 +92,7 @@ class Refused:
 _WORDS = {
     Why.FEW_EQUATIONS: "it has {places} unknowns, and equations for at most {equations}",
     Why.LARGE: "it has {places} unknowns, and at most {equations} are solved",
+    Why.COST: "to solve for its {places} unknowns would take more operations than peeling.operations allows",
     Why.INEXACT: "it is known with an estimated error of {error} only",
     Why.RANK: "the weight gradient is not that of {places} places",
     Why.ALIKE: "the images cannot be told apart by the zeros of their features",

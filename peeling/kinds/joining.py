@@ -39,6 +39,10 @@ class Concatenation(Kind):
         """See `Kind.forward`."""
         return torch.cat(list(inputs), dim=1)
 
+    def split(self, values: Tensor, channels: Sequence[int]) -> list[Tensor] | None:
+        """See `Kind.split`."""
+        return list(torch.split(values, list(channels), dim=1))
+
 
 def read_sum(call: Call) -> Read | None:
     """``aten.add`` of two values of one shape."""

@@ -110,6 +110,15 @@ class Kind:
         """
         return Told(values, torch.ones_like(values, dtype=torch.bool), spread) if self.keeps_numbers else None
 
+    def split(self, values: Tensor, channels: Sequence[int]) -> list[Tensor] | None:
+        """Every input, where the output is nothing but all of them side by side; None where it is not.
+
+        Args:
+            values: Numbers for each entry of the output.
+            channels: Of each input.
+        """
+        return None
+
     def carried(self, arriving: Tensor, spread: Tensor, tensors: Mapping[str, Tensor]) -> Told | None:
         """The derivative by the output, told by that by an input; None where that does not tell it.
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import Graph, Node
-from ..kinds import Convolution, MaxPool, Rectifier
+from ..kinds import Concatenation, Convolution, MaxPool, Rectifier
 from ..layers import relative
 from ..refusals import Refused, Why
-from .equations import GradientEquations, affordable, gradient_equations, most_places, solve
-from .joint import Outputs, joint_is_affordable, solve_jointly
+from .equations import (
+    OVERDETERMINED,
+    GradientEquations,
+    affordable,
+    gradient_equations,
+    most_places,
+    operations_of,
+    solve,
+)
+from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 
 RULE = "convolution input"
 
-# How much longer than the list of unknowns the list of equations must be before a solution is tried.
-_OVERDETERMINED = 1.02
 # A solution by gradients alone with a larger error is made again with all that is known.
 _CLEAN = 1e-4
 # So many entries below zero tell how large errors are; each deviation is at least this share of what was estimated.
@@ -45,9 +53,9 @@ def convolution_input(setting: Setting, known: Knowledge) -> Iterator[Derived | 
     graph = setting.graph
     wanted = [name for name in (graph.images, *graph.by_name) if _worth_trying(setting, known, name)]
     for value in sorted(wanted, key=lambda name: _places(setting, name)):
-        readers = [_reader(setting, known, node) for node in graph.readers(value) if isinstance(node.kind, Convolution)]
-        equations = [one.equations for one in readers if one.equations is not None]
-        yield _solved(setting, known, value, readers, equations)
+        names = [node.name for node in graph.readers(value)]
+        given = (known.activations.get(value), *map(known.arriving.get, names), *map(known.activations.get, names))
+        yield setting.effort.once(RULE, value, given, partial(_attempt, setting, known, value))
     for node in graph.nodes:
         if node.inputs and known.complete(node.inputs[0]) is None and _is_too_large(setting, known, node):
             assert isinstance(node.kind, Convolution)
@@ -98,43 +106,70 @@ def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
     return _Reader(node, node.kind, gradient_equations(node.kind, (height, width), gradient, arriving))
 
 
-def _solved(
-    setting: Setting, known: Knowledge, value: str, readers: list[_Reader], equations: list[GradientEquations]
-) -> Derived | Refused:
+def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
+    graph = setting.graph
+    nodes = [node for node in graph.readers(value) if isinstance(node.kind, Convolution)]
+    places, channels = _places(setting, value), graph.shape(value)[0]
+    rows = sum(_rows(node) for node in nodes if _has_equations(setting, known, node))
+    if not setting.effort.affords(operations_of(places, rows, channels)):
+        return Refused(RULE, value, Why.COST, places)
+    return _solved(setting, known, value, [_reader(setting, known, node) for node in nodes])
+
+
+def _rows(node: Node) -> int:
+    """Equations that a convolution's weight gradient is."""
+    assert isinstance(node.kind, Convolution)
+    return node.shape[0] * prod(node.kind.kernel)
+
+
+def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reader]) -> Derived | Refused:
     shape = (setting.image_count, *setting.graph.shape(value))
     rectified = _is_rectified(setting.graph, value)
+    equations = [one.equations for one in readers if one.equations is not None]
     places, rows = _places(setting, value), sum(one.matrix.shape[1] for one in equations)
     outputs = [given for one in readers if (given := _outputs(setting, known, one)) is not None]
     checks: dict[str, float] = {"places": places, "equations": rows}
-    best: Known | None = None
-    if rows >= _OVERDETERMINED * places:
-        solution = solve(equations)
-        if solution is not None:
-            values, deviation = _maps(solution.values, shape), _maps(solution.deviation, shape)
-            best = _shown(Known(values, torch.ones_like(values).bool(), deviation, "gradient"), rectified)
-            checks |= {"misfit": solution.misfit, "contradiction": _contradiction(outputs, values)}
-    if best is None or not float(best.error.max()) <= _CLEAN:
-        before = known.activations.get(value) or Known(
-            torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape), ""
-        )
-        enough = joint_is_affordable(places, shape[1], outputs)
-        available = rows * shape[1] + sum(int(one.known.known.sum()) for one in outputs)
-        if enough and available >= _OVERDETERMINED * int((~before.known).sum()):
+    best, why = None, Why.FEW_EQUATIONS if rows < OVERDETERMINED * places else Why.OPEN
+    solution = solve(equations) if rows >= OVERDETERMINED * places else None
+    if solution is not None:
+        values, deviation = _maps(solution.values, shape), _maps(solution.deviation, shape)
+        best = _shown(Known(values, torch.ones_like(values).bool(), deviation, "gradient"), rectified)
+        checks |= {"misfit": solution.misfit, "contradiction": _contradiction(outputs, values)}
+        checks |= {"channels left out": solution.left_out}
+        equations = [one.of_outputs(kept) for one, kept in zip(equations, solution.kept, strict=True)]
+    before = known.activations.get(value) or _nothing(shape)
+    unclean = best is None or not float(best.error.max()) <= _CLEAN
+    if unclean and _enough_together(equations, outputs, before):
+        if setting.effort.affords(most_joint_operations(places, shape[1], outputs)):
             joint = solve_jointly(equations, outputs, before, rectified)
-            found = _shown(
-                Known(joint.values, torch.ones_like(joint.values).bool(), joint.deviation, "jointly"), rectified
-            )
+            everywhere = torch.ones_like(joint.values).bool()
+            found = _shown(Known(joint.values, everywhere, joint.deviation, "jointly"), rectified)
             if best is None or float(found.error.max()) < float(best.error.max()):
                 best = found
                 checks |= {"misfit": joint.gradient_misfit, "contradiction": joint.output_misfit}
+        else:
+            why = Why.COST
     if best is None:
-        return Refused(RULE, value, Why.FEW_EQUATIONS, places, int(rows / _OVERDETERMINED))
+        return Refused(RULE, value, why, places, int(rows / OVERDETERMINED))
     worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
     if not worst <= setting.tolerance:
         return Refused(RULE, value, Why.INEXACT, places, rows, error=worst)
     best = known.solved(best)
     found_all = known.with_activations(value, best)
     return Derived(f"{RULE}, {best.rule}", value, found_all, checks, notable=True)
+
+
+def _nothing(shape: tuple[int, ...]) -> Known:
+    zeros = torch.zeros(shape, dtype=torch.float64)
+    return Known(zeros, torch.zeros(shape, dtype=torch.bool), zeros, "")
+
+
+def _enough_together(equations: list[GradientEquations], outputs: list[Outputs], before: Known) -> bool:
+    """Whether gradients and known outputs are more than what is not known, and affordable together."""
+    images, channels, height, width = before.values.shape
+    available = sum(one.given.numel() for one in equations) + sum(int(one.known.known.sum()) for one in outputs)
+    enough = available >= OVERDETERMINED * int((~before.known).sum())
+    return enough and joint_is_affordable(images * height * width, channels, outputs)
 
 
 def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -145,11 +180,13 @@ def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _is_rectified(graph: Graph, value: str) -> bool:
-    """Whether a value is the output of a rectifier, or a maximum of such."""
+    """Whether a value is the output of a rectifier, or of such side by side or at their maximum."""
     node = graph.by_name.get(value)
-    while node is not None and isinstance(node.kind, MaxPool):
-        node = graph.by_name.get(node.inputs[0])
-    return node is not None and isinstance(node.kind, Rectifier)
+    if node is None:
+        return False
+    if isinstance(node.kind, MaxPool | Concatenation):
+        return all(_is_rectified(graph, name) for name in node.inputs)
+    return isinstance(node.kind, Rectifier)
 
 
 def _outputs(setting: Setting, known: Knowledge, reader: _Reader) -> Outputs | None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ..graph import Graph
+from ..graph import Graph, Node
 from ..refusals import Refused
 from .convolution_input import convolution_input
+from .effort import Effort
 from .knowledge import Knowledge
+from .mended_units import mended_units
 from .open_units import open_units
 from .output_derivative import RULE as DERIVATIVE
 from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .rule import Derived, Rule, Setting
-from .tap_foothold import tap_foothold
+from .tap_foothold import few_enough, has_taps, tap_foothold
 
-# The cheapest first: what follows by itself is not solved for.
+# Units are mended before anything rests on them; then the cheapest first: what follows by itself is not solved for.
 RULES: tuple[Rule, ...] = (
+    mended_units,
     derivatives,
     derivatives_forwards,
     open_units,
@@ -63,8 +67,11 @@ def derive(
     image_count: int,
     tolerance: float,
     on_step: Callable[[Step, Knowledge], None] | None = None,
+    operations: float = math.inf,
 ) -> Derivation:
-    """Everything that the rules find.
+    """Everything that the rules find from one foothold: where they end at pooling, from another one in front of it.
+
+    From the foothold nearest to the images all values behind it follow by running the network.
 
     Args:
         graph: The network.
@@ -72,9 +79,32 @@ def derive(
         image_count: Of the batch.
         tolerance: The largest estimated relative error of what is believed.
         on_step: Called after each thing that was recovered.
+        operations: Floating-point operations that it may cost; what is more is left out.
     """
-    setting = Setting(graph, gradients, image_count, tolerance)
-    known, steps = Knowledge(), list[Step]()
+    setting = Setting(graph, gradients, image_count, tolerance, Effort(operations))
+    found = _derive(setting, on_step)
+    for node in graph.nodes:
+        if not _is_nearer(setting, found, node):
+            continue
+        other = _derive(replace(setting, foothold=node.name), on_step)
+        if other.steps:
+            return other
+    return found
+
+
+def _is_nearer(setting: Setting, found: Derivation, node: Node) -> bool:
+    """Whether a convolution's taps are another foothold, in front of all that was found."""
+    if not found.steps or not has_taps(setting, node) or not few_enough(setting, node):
+        return False
+    value, known = node.inputs[0], found.knowledge
+    if known.complete(value) is not None:
+        return False
+    return all(value in setting.graph.before(step.value) for step in found.steps)
+
+
+def _derive(setting: Setting, on_step: Callable[[Step, Knowledge], None] | None) -> Derivation:
+    """From one foothold."""
+    graph, known, steps = setting.graph, Knowledge(), list[Step]()
     refused: dict[tuple[str, str], Refused] = {}
     began = time.perf_counter()
     while True:

@@ -147,6 +147,11 @@ def joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> 
     return 6.0 * places**2 * channels + by_output
 
 
+def most_joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> float:
+    """Of both solutions together."""
+    return 2 * min(_STEPS * joint_operations(places, channels, outputs), _MOST_OPERATIONS)
+
+
 def joint_is_affordable(places: int, channels: int, outputs: Sequence[Outputs]) -> bool:
     """Whether enough steps can be made for a solution to be expected."""
     return joint_operations(places, channels, outputs) * _FEWEST_STEPS <= _MOST_OPERATIONS

@@ -84,6 +84,9 @@ class Knowledge:
     """Relative error of each image's length: a derivative that is too long by some factor makes activations too short
     by it, and no misfit shows that."""
 
+    examined: frozenset[str] = frozenset()
+    """Convolutions whose gradient was asked which units behind them are on the wrong side."""
+
     def solved(self, found: Known) -> Known:
         """What an equation in derivatives gave, with the error that the equation cannot show."""
         if self.lengths is None:

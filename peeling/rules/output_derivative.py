@@ -10,6 +10,8 @@ Rank: ``N <= k^2 C_in``, and patches that are independent.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from ..graph import Node
 from ..kinds import Convolution, Linear
 from ..layers import relative, rounding, sizes
 from ..refusals import Refused, Why
-from .equations import LARGEST_MATRIX, MOST_PLACES
+from .equations import LARGEST_MATRIX, MOST_PLACES, operations_of
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 
@@ -31,37 +33,55 @@ _OVERDETERMINED = 1.02
 _SINGULAR = 1e-6
 
 
+@dataclass(frozen=True)
+class SolvedDerivative:
+    """Of some output channels."""
+
+    values: Tensor
+    """``(place, channel)``."""
+    deviation: Tensor
+    """Of the errors."""
+    misfit: float
+    """What they leave of the gradient, relative."""
+
+
 def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
     """Derivatives by outputs of convolutions and linear layers whose inputs are known."""
     for node in setting.graph.nodes:
         if node.name in known.arriving or not isinstance(node.kind, Convolution | Linear):
             continue
-        entering, gradient = known.complete(node.inputs[0]), setting.gradient(node.name, "weight")
-        if entering is None or gradient is None:
+        entering = known.complete(node.inputs[0])
+        if entering is None:
             continue
-        patches = _patches(node, entering.values)
-        if patches is None:
-            continue
-        found = _solved(patches, gradient)
-        if found is None:
-            yield Refused(RULE, node.name, Why.PATCHES, places=len(patches))
-            continue
-        rows, deviation, misfit = found
-        values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (rows, deviation))
-        again = _solved(_patches_of(node, entering.shaken()), gradient)
-        if again is not None:
-            moved = _maps(again[0], tuple(values.shape)) - values
-            spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
-        everywhere = torch.ones_like(values, dtype=torch.bool)
-        derivative = known.solved(Known(values, everywhere, spread, RULE))
-        worst = max(float(derivative.error.max()), misfit)
-        if not worst <= setting.tolerance:
-            yield Refused(RULE, node.name, Why.INEXACT, error=worst)
-            continue
-        yield Derived(RULE, node.name, known.with_arriving(node.name, derivative), {"misfit": misfit})
+        found = setting.effort.once(RULE, node.name, (entering,), partial(_attempt, setting, known, node, entering))
+        if found is not None:
+            yield found
 
 
-def _patches(node: Node, values: Tensor) -> Tensor | None:
+def _attempt(setting: Setting, known: Knowledge, node: Node, entering: Known) -> Derived | Refused | None:
+    """None where there are too few equations, or they are not of a form that is solved."""
+    gradient, patches = setting.gradient(node.name, "weight"), patches_of(node, entering.values)
+    if gradient is None or patches is None:
+        return None
+    if not setting.effort.affords(2 * operations_of(len(patches), patches.shape[1], node.shape[0])):
+        return Refused(RULE, node.name, Why.COST, places=len(patches))
+    found = solve_derivative(patches, gradient)
+    if found is None:
+        return Refused(RULE, node.name, Why.PATCHES, places=len(patches))
+    values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (found.values, found.deviation))
+    again = solve_derivative(_patches_of(node, entering.shaken()), gradient)
+    if again is not None:
+        moved = _maps(again.values, tuple(values.shape)) - values
+        spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
+    everywhere = torch.ones_like(values, dtype=torch.bool)
+    derivative = known.solved(Known(values, everywhere, spread, RULE))
+    worst = max(float(derivative.error.max()), found.misfit)
+    if not worst <= setting.tolerance:
+        return Refused(RULE, node.name, Why.INEXACT, error=worst)
+    return Derived(RULE, node.name, known.with_arriving(node.name, derivative), {"misfit": found.misfit})
+
+
+def patches_of(node: Node, values: Tensor) -> Tensor | None:
     """What each output place sees, one row each; None where it does not determine the derivative or is too much."""
     if isinstance(node.kind, Convolution):
         size = values.shape[1] * node.kind.kernel[0] * node.kind.kernel[1]
@@ -81,8 +101,8 @@ def _patches_of(node: Node, values: Tensor) -> Tensor:
     return F.unfold(values, kind.kernel, kind.dilation, kind.padding, kind.stride).transpose(1, 2).flatten(0, 1)
 
 
-def _solved(patches: Tensor, weight_gradient: Tensor) -> tuple[Tensor, Tensor, float] | None:
-    """Derivatives ``(place, channel)``, their deviations, and what they leave of the gradient, relative."""
+def solve_derivative(patches: Tensor, weight_gradient: Tensor) -> SolvedDerivative | None:
+    """The derivatives by some output channels, from their rows of the weight gradient; None where it is singular."""
     given = weight_gradient.detach().cpu().double().flatten(1).T
     normal = patches @ patches.T
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -96,7 +116,7 @@ def _solved(patches: Tensor, weight_gradient: Tensor) -> tuple[Tensor, Tensor, f
     noise = left.square().mean(dim=0).sqrt().maximum(rounding(weight_gradient) * size)
     equations, places = given.shape[0], len(patches)
     variance = torch.cholesky_inverse(factor).diagonal().clamp_min(0) * equations / max(equations - places, 1)
-    return values, variance.sqrt()[:, None] * noise, relative(left, given)
+    return SolvedDerivative(values, variance.sqrt()[:, None] * noise, relative(left, given))
 
 
 def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

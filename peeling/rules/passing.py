@@ -74,6 +74,11 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
         sure = sure & output.known & node.kind.is_open(values)
         return Known(values * sure, sure, deviation, "backwards")
     name = node.inputs[position]
+    channels = [setting.graph.shape(one)[0] for one in node.inputs]
+    parts = [node.kind.split(one, channels) for one in (values, output.known, deviation)]
+    if all(part is not None for part in parts):
+        values, told_of, spread = (part[position] for part in parts if part is not None)
+        return Known(values, told_of, spread, "backwards")
     beside = [known.activations.get(other) for other in node.inputs if other != name]
     others = [Told(one.values, one.known, one.deviation.expand_as(one.values)) for one in beside if one is not None]
     if node.inputs.count(name) > 1 or len(others) < len(beside):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..graph import Graph
 from ..refusals import Refused
+from .effort import Effort
 from .knowledge import Knowledge
 
 
@@ -23,6 +24,10 @@ class Setting:
     image_count: int
     tolerance: float
     """The largest estimated relative error of what may be believed."""
+    effort: Effort = field(default_factory=Effort, compare=False)
+    """What it may still cost."""
+    foothold: str | None = None
+    """The convolution whose taps are taken apart; None for whichever has the fewest places."""
 
     def gradient(self, node: str, role: str) -> Tensor | None:
         """A captured gradient that is this operation's alone. One that is zero everywhere was left out or hidden."""

@@ -31,7 +31,9 @@ def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
     """Input and derivative of one convolution, where nothing is known yet; the one with the fewest places first."""
     if known.arriving:
         return
-    candidates = [node for node in setting.graph.nodes if _has_taps(setting, node)]
+    candidates = [node for node in setting.graph.nodes if has_taps(setting, node)]
+    if setting.foothold is not None:
+        candidates = [node for node in candidates if node.name == setting.foothold]
     crowding = {node.name: _places(setting, node) / _rank(setting, node) for node in candidates}
     candidates.sort(key=lambda node: (crowding[node.name], setting.graph.nodes.index(node)))
     for node in candidates:
@@ -53,7 +55,8 @@ def _rank(setting: Setting, node: Node) -> int:
     return min(setting.graph.shape(node.inputs[0])[0], node.shape[0], MOST_PLACES)
 
 
-def _has_taps(setting: Setting, node: Node) -> bool:
+def has_taps(setting: Setting, node: Node) -> bool:
+    """Whether a convolution's weight gradient is of the form that is taken apart, whatever the number of places."""
     graph = setting.graph
     if not node.kind.has_taps or setting.image_count > MOST_IMAGES:
         return False
@@ -67,13 +70,25 @@ def _has_taps(setting: Setting, node: Node) -> bool:
     )
 
 
+def few_enough(setting: Setting, node: Node) -> bool:
+    """Whether there are no more places than its taps tell apart."""
+    return _places(setting, node) <= _rank(setting, node)
+
+
+def _operations(places: int, size: tuple[int, int], channels: int) -> float:
+    """To within a small factor: one factorisation for each place of an image, and the ranges of the gradient."""
+    return (size[0] * size[1] + 30.0) * places**3 + 40.0 * channels**3
+
+
 def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
     value = node.inputs[0]
     shift, size = shift_gradients(setting, value)[0], (node.shape[1], node.shape[2])
-    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, setting.graph.tensors_of(node))
     places = _places(setting, node)
+    if not setting.effort.affords(_operations(places, size, node.shape[0])):
+        return Refused("taps", value, Why.COST, places)
+    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, setting.graph.tensors_of(node))
     if isinstance(taps, NoTaps):
         return Refused("taps", value, taps.why, places, error=taps.misfit)
     error = taps.error.clamp_min(_LEAST_ERROR)

@@ -102,10 +102,8 @@ def test_missing_gradients_in_front_of_the_cut_do_no_harm(name: str) -> None:
     assert float(found.error.max()) < 1e-2
 
 
-@pytest.mark.parametrize(("pooled", "operations", "starts"), [(True, 1e13, True), (False, 1e8, False)])
-def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(
-    pooled: bool, operations: float, starts: bool
-) -> None:
+@pytest.mark.parametrize(("pooled", "operations"), [(True, 1e13), (False, 9e8)])
+def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(pooled: bool, operations: float) -> None:
     model = Residual(pooled=pooled).eval()
     update, images, labels = update_of(model)
     found = recover_images(update, model, PeelingConfig(operations=operations))
@@ -117,8 +115,7 @@ def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(
     made = found.cut.forward(torch.float32, torch.device("cpu"))(normalised)
     for place, value in zip(found.cut.places, made, strict=True):
         torch.testing.assert_close(place.values[order].float(), value.clamp_min(0), atol=1e-3, rtol=1e-3)
-    assert (found.start is not None) == starts
-    if found.start is not None:
-        off = float((found.start.images[order].float() - normalised).square().mean().sqrt())
-        assert 0.3 * off < found.start.error < 2 * off
-        assert off < 0.7 * float((normalised.mean((2, 3), keepdim=True) - normalised).square().mean().sqrt())
+    assert found.start is not None
+    off = float((found.start.images[order].float() - normalised).square().mean().sqrt())
+    assert 0.3 * off < found.start.error < 2 * off
+    assert off < 0.7 * float((normalised.mean((2, 3), keepdim=True) - normalised).square().mean().sqrt())

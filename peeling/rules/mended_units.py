@@ -1,0 +1,141 @@
+"""Units on the wrong side of a rectifier, found by the weight gradient of the convolution in front of it.
+
+Where a convolution's input is known, each row of its weight gradient is a linear system in the derivatives by that
+output channel, ``G_o = sum over places of patch x cotangent_o``, and the derivative that was used leaves as much of it
+as of every other row. A row of which clearly more is left was made with a unit on the wrong side. The derivative solved
+back from that row is the one behind the rectifier where a unit was open and zero where it was shut, and so tells the
+side of each unit; what does not explain the row then is left as it was.
+
+Rank: ``N_out <= k^2 C_in``. The input is found in spite of these rows (see `equations.solve`), or through another
+convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..checksums import error_shown
+from ..graph import Node
+from ..kinds import Convolution, Needs
+from ..units import Units
+from .channel_sums import channel_sums
+from .equations import deviant
+from .knowledge import Knowledge, Known
+from .output_derivative import patches_of, solve_derivative
+from .rule import Derived, Setting
+
+# A derivative counts where it is so many deviations of the one that was solved back.
+_SEEN = 10.0
+# What has to be left of a row, as a share of what was left before.
+_EXPLAINED = 0.2
+# What a unit is set to that was open and came out at zero or below, in deviations.
+_BARELY_OPEN = 0.5
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """The rectifier behind a convolution, and the derivative by the convolution's output if all units were open."""
+
+    rectifier: str
+    unmasked: Tensor
+    is_open: Tensor
+    """Its units, as they are believed to be."""
+
+
+def mended_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
+    """Each convolution whose input and derivative are known is looked at once."""
+    for node in setting.graph.nodes:
+        if not isinstance(node.kind, Convolution) or node.name in known.examined or node.kind.groups != 1:
+            continue
+        entering, arriving = known.complete(node.inputs[0]), known.arriving.get(node.name)
+        gradient = setting.gradient(node.name, "weight")
+        if entering is None or arriving is None or arriving.rule != "derivatives" or gradient is None:
+            continue
+        seen = replace(known, examined=known.examined | {node.name})
+        behind = _behind(setting, known, node)
+        switched = None if behind is None else _switched(setting, node, gradient, entering, arriving, behind)
+        if behind is None or switched is None:
+            yield Derived("units examined", node.name, seen)
+            continue
+        mended = _mended(setting, seen, behind, switched)
+        yield Derived("units mended", behind.rectifier, mended, {"switched": float(switched.sum())}, notable=True)
+
+
+def _behind(setting: Setting, known: Knowledge, node: Node) -> _Behind | None:
+    """None where the path to a rectifier divides, or is not linear."""
+    graph, path, value = setting.graph, list[tuple[Node, str]](), node.name
+    while True:
+        readers = graph.readers(value)
+        if len(readers) != 1 or readers[0].inputs.count(value) != 1:
+            return None
+        (reader,) = readers
+        if reader.kind.needs is Needs.OUTPUT:
+            break
+        if reader.kind.needs is not Needs.NOTHING or reader.shape != node.shape:
+            return None
+        path.append((reader, value))
+        value = reader.name
+    arriving, units = known.arriving.get(reader.name), known.units.get(reader.name)
+    if arriving is None or not arriving.complete or units is None or known.complete(reader.name) is None:
+        return None
+    unmasked = arriving.values
+    for step, entering in reversed(path):
+        nothing = [torch.zeros(len(unmasked), *graph.shape(name), dtype=unmasked.dtype) for name in step.inputs]
+        unmasked = step.kind.cotangents(unmasked, nothing, graph.tensors_of(step))[step.inputs.index(entering)]
+    return _Behind(reader.name, unmasked, units.is_open)
+
+
+def _switched(
+    setting: Setting, node: Node, gradient: Tensor, entering: Known, arriving: Known, behind: _Behind
+) -> Tensor | None:
+    """Units that are on the other side; None where there are none."""
+    theirs = gradient.detach().cpu().double().flatten(1)
+    if not setting.effort.affords(6.0 * theirs.numel() * len(entering.values) * prod(node.shape[1:])):
+        return None
+    (made,) = node.kind.gradients(arriving.values, [entering.values], setting.graph.tensors_of(node), ["weight"])
+    left = made.flatten(1) - theirs
+    chosen = deviant(left.norm(dim=1), theirs.norm(dim=1)).nonzero()[:, 0]
+    patches = patches_of(node, entering.values) if len(chosen) else None
+    solved = None if patches is None else solve_derivative(patches, gradient[chosen])
+    if patches is None or solved is None:
+        return None
+    # One row for each place, as the solution has them.
+    unmasked, open_now = (one[:, chosen].transpose(0, 1).flatten(1).T for one in (behind.unmasked, behind.is_open))
+    seen = unmasked.abs() > _SEEN * solved.deviation
+    open_then = torch.where(seen, (solved.values - unmasked).abs() < solved.values.abs(), open_now)
+    after = patches.T @ (unmasked * open_then) - theirs[chosen].T
+    better = after.norm(dim=0) <= _EXPLAINED * left[chosen].norm(dim=1)
+    switched = torch.zeros_like(behind.is_open)
+    flips = ((open_then != open_now) & better).T.reshape(len(chosen), len(entering.values), *node.shape[1:])
+    switched[:, chosen] = flips.transpose(0, 1)
+    return switched if bool(switched.any()) else None
+
+
+def _mended(setting: Setting, known: Knowledge, behind: _Behind, switched: Tensor) -> Knowledge:
+    """With these units on the other side; what was derived from the units as they were is forgotten."""
+    name = behind.rectifier
+    units, output = known.units[name], known.activations[name]
+    is_open = units.is_open ^ switched
+    doubt = output.deviation.expand_as(output.values)
+    least = torch.finfo(torch.float32).eps * output.values.square().mean().sqrt()
+    barely = _BARELY_OPEN * doubt.maximum(least)
+    values = torch.where(is_open, output.values.maximum(barely), 0.0)
+    fresh = replace(output, values=values, deviation=torch.where(is_open, doubt.maximum(barely), 0.0))
+    units = Units(is_open, torch.where(switched, 0.0, units.wrong), units.doubtful)
+    unmasked = known.arriving[name].values
+    shown = error_shown(channel_sums(setting, name, unmasked), unmasked, units)
+    size = float((unmasked * is_open).norm())
+    stale = setting.graph.before(setting.graph.by_name[name].inputs[0])
+    return replace(
+        known.with_activations(name, fresh).with_units(name, units, shown * size if size > 0 else 0.0),
+        arriving=_without(known.arriving, stale),
+    )
+
+
+def _without(arriving: Mapping[str, Known], stale: frozenset[str]) -> Mapping[str, Known]:
+    return {name: one for name, one in arriving.items() if name not in stale or one.rule != "derivatives"}
