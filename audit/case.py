@@ -17,7 +17,7 @@ from .config import AuditConfig
 from .identification import Embedding, make_embedding
 from .pool import Pool, draw_batch, load_pool
 from .sending import Send
-from .truth import believed_update, describe_truth_gap, measure_truth_gap
+from .truth import tell_truth
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,12 @@ class Case:
         return embedding
 
     @cached_property
-    def truth_gap(self) -> float | None:
-        """How far the update that the facts make of the private images is from the captured one, see
-        `measure_truth_gap`; None where that cannot be had."""
-        if self.private is None or self._believed is None:
-            return None
-        return measure_truth_gap(self.model, self.private, self._believed)
-
-    @property
     def evidence(self) -> str:
-        """Whether the private images are those behind the update, in a sentence; empty where they must be, or there are
-        none."""
-        if not self.captured or self._believed is None:
+        """Whether the private images are those behind the update, in a sentence that can be told before the attack;
+        empty where they must be, or there are none."""
+        if not self.captured or self.private is None:
             return ""
-        return describe_truth_gap(self.truth_gap, self._believed)
-
-    @cached_property
-    def _believed(self) -> CapturedUpdate | None:
-        return None if self.private is None else believed_update(self.model, self.private, self.update)
+        return tell_truth(self.model, self.private, self.update)
 
     def require_comparisons(self) -> None:
         """Refuse what the audit needs and cannot have, before hours of work and not after them.

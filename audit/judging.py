@@ -14,6 +14,7 @@ from .feature_leak import FeatureLeak
 from .features import measure_feature_leak
 from .initialisation import judge_weights
 from .results import AuditReport
+from .truth import measure_truth_gap
 
 
 def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control] = ()) -> AuditReport:
@@ -36,7 +37,7 @@ def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control
         pool=case.pool,
         embedding=case.embedding,
         exposure=_exposure(case),
-        truth_gap=case.truth_gap,
+        truth_gap=_truth_gap(reconstruction, case),
         features=_features(reconstruction, case),
     )
 
@@ -45,6 +46,12 @@ def _exposure(case: Case) -> Exposure | None:
     if case.private is None or case.update.loss != CROSS_ENTROPY:
         return None
     return measure_exposure(case.model, case.private, case.update)
+
+
+def _truth_gap(reconstruction: Reconstruction, case: Case) -> float | None:
+    if case.private is None:
+        return None
+    return measure_truth_gap(case.model, case.private, reconstruction.belief.of(case.update))
 
 
 def _features(reconstruction: Reconstruction, case: Case) -> FeatureLeak | None:

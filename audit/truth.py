@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..agents import Objective, ObjectiveConfig
-from ..capture import CapturedUpdate, PrivateBatch
+from ..capture import CapturedUpdate, PrivateBatch, Provenance
 from ..capture.defences import defence_words
 from ..target import Target, check_smoothing, weigh_evidence
 from ..target.weight_deltas import settle
@@ -30,13 +30,13 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
 
     Returns:
         None where no such number can be had: after a defence that distorts the update, for several clients that each
-        clipped, where the learning rate or the order of the images is not known.
+        clipped, where the learning rate is estimated or the order of the images is not known.
     """
     names = {one.name for one in update.defences}
     local = update.local
     if names & _DISTORTING or (names and update.facts.clients.value > 1):
         return None
-    if local is not None and (local.learning_rate is None or local.shuffled):
+    if local is not None and (_rate_unsure(update) or local.shuffled):
         return None
     if update.facts.dropout.value and not update.facts.dropout.assumed:
         return None
@@ -46,10 +46,24 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
     return objective.gradient_loss(update.normalisation.apply(private.images))
 
 
-def believed_update(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) -> CapturedUpdate:
-    """The update with the facts that an attack reads off it before it begins, the smoothing of the labels too."""
+def _rate_unsure(update: CapturedUpdate) -> bool:
+    """Whether nobody told the learning rate: one that was read off the update is an estimate."""
+    assert update.facts.local is not None
+    rate = update.facts.local.learning_rate
+    return rate.value is None or rate.provenance is Provenance.READ
+
+
+def tell_truth(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) -> str:
+    """Whether images that somebody told are those behind the update, in a sentence, before any attack.
+
+    Args:
+        model: the server's model; it is left as it was.
+        private: the images and labels that were told.
+        update: what the client sent. Its facts are first held against it, as an attack does that knows the labels.
+    """
     found = weigh_evidence(update, model)
-    return found.and_also(check_smoothing(found.update, model, private.labels)).update
+    believed = found.and_also(check_smoothing(found.update, model, private.labels)).update
+    return describe_truth_gap(measure_truth_gap(model, private, believed), believed)
 
 
 def describe_truth_gap(gap: float | None, update: CapturedUpdate) -> str:

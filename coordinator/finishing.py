@@ -94,6 +94,7 @@ def conclude(
         batch_norm=update.batch_norm.value,
         defence=defence_words(update.defences),
         normalisation=update.normalisation,
+        belief=prepared.belief,
         training=prepared.training,
         facts=prepared.facts,
         limits=prepared.limits,

@@ -13,6 +13,7 @@ from ..capture import Normalisation, RecoveredLabels
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
 from ..peeling.record import PeelingRecord
+from ..target.belief import Belief
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Reconstruction:
     batch_norm: str
     defence: str
     normalisation: Normalisation
+    belief: Belief
+    """What the attack took the update for."""
     training: str = ""
     """What was taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()

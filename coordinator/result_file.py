@@ -11,12 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from ..agents import Candidate, Outcome
-from ..capture import Normalisation, Provenance, RecoveredLabels
+from ..capture import ClientFacts, Normalisation, Provenance, RecoveredLabels
+from ..capture.facts_file import read_facts, write_facts
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
 from ..peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from ..storage.folders import AbsentError, Storage
 from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
+from ..target.belief import Belief
 from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
 
@@ -63,7 +65,7 @@ def read_result(storage: Storage) -> Reconstruction | None:
         written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
         tensors = read_tensors(storage, written)
         found = _decode(content["result"], tensors)
-        if not {"facts", "limits", "known", "peeling"} <= found.keys():
+        if not {"facts", "limits", "known", "peeling", "belief"} <= found.keys():
             # Without them nothing would be in doubt, and a verdict of "no leak shown" not earned.
             raise CheckpointError(
                 f"{where} was written by an older version, which kept no facts about the client: run the attack again "
@@ -94,6 +96,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {_TENSOR: name}
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, ClientFacts):
+        return write_facts(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -140,6 +144,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
             "sources": tuple(Source(**row) for row in facts["sources"]),
             "outcome": Outcome(facts["outcome"]),
             "normalisation": Normalisation(**facts["normalisation"]),
+            "belief": Belief(**facts["belief"] | {"facts": read_facts(facts["belief"]["facts"])}),
             "known": None if facts["known"] is None else KnownFeatures(**facts["known"]),
             "peeling": None if facts["peeling"] is None else _record(facts["peeling"]),
             "facts": tuple(StatedFact(**row | {"provenance": Provenance(row["provenance"])}) for row in facts["facts"]),

@@ -13,6 +13,7 @@ from torch import nn
 from ..capture import CapturedUpdate, OneLook
 from ..capture.decisive import decisive_facts
 from ..capture.stated import StatedFact, state_facts
+from .belief import Belief, turned
 from .clients import check_clients
 from .defences import check_defences
 from .dropout import check_dropout
@@ -58,6 +59,13 @@ class Evidence:
     messages: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     """See `Finding.limits`."""
+    sign_turned: bool = False
+    """Whether the update is the negative of the one that was sent."""
+
+    @property
+    def belief(self) -> Belief:
+        """What the update is taken for."""
+        return Belief(self.update.facts, self.sign_turned)
 
     def stated(self, model: nn.Module) -> tuple[StatedFact, ...]:
         """Every fact in words, the most decisive first."""
@@ -65,12 +73,13 @@ class Evidence:
 
     def and_also(self, finding: Finding) -> Evidence:
         """With what a further look has found."""
-        update = finding.update or self.update
+        update = turned(self.update) if finding.sign_turned else self.update
         update = update.stating(**finding.facts) if finding.facts else update
         contradictions = {**self.contradictions, **finding.contradictions}
         return replace(
             self,
             update=update,
+            sign_turned=self.sign_turned != finding.sign_turned,
             contradictions={name: said for name, said in contradictions.items() if name not in finding.resolved},
             messages=(*self.messages, *finding.messages),
             limits=(*self.limits, *finding.limits),

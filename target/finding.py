@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..capture import CapturedUpdate, Fact
+from ..capture import Fact
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,5 @@ class Finding:
     """Why the images of an attack say less than they seem to, one sentence each: with one, no result is reassuring."""
     resolved: frozenset[str] = frozenset()
     """Facts that are no longer contradicted: their value was found."""
-    update: CapturedUpdate | None = None
-    """In place of the one that was sent; None: that one."""
+    sign_turned: bool = False
+    """Whether the update is the negative of what it was taken for."""

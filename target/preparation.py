@@ -13,6 +13,7 @@ from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..peeling.record import PeelingRecord
+from .belief import Belief
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
 from .labels import JOINT, given_labels, joint_labels, require_classes
@@ -30,6 +31,8 @@ class Preparation:
     target: Target
     labels: RecoveredLabels
     messages: tuple[str, ...]
+    belief: Belief
+    """What the update is taken for."""
     training: str = ""
     """What is taken for granted about the client's local steps; empty for a gradient."""
     facts: tuple[StatedFact, ...] = ()
@@ -93,7 +96,9 @@ def prepare(
     messages += evidence.limits
     training = describe(update, found, given is not None)
     facts = evidence.stated(model)
-    return Preparation(target, labels, tuple(messages), training, facts, evidence.limits, known, solved.record)
+    return Preparation(
+        target, labels, tuple(messages), evidence.belief, training, facts, evidence.limits, known, solved.record
+    )
 
 
 def _with_unknown_labels(
@@ -113,7 +118,7 @@ def _with_unknown_labels(
     evidence = with_rate_read(evidence, found)
     said = (*evidence.messages, *found.messages, *evidence.limits)
     training = describe(update, found, False)
-    return Preparation(target, unknown, said, training, evidence.stated(model), evidence.limits)
+    return Preparation(target, unknown, said, evidence.belief, training, evidence.stated(model), evidence.limits)
 
 
 def _finished(target: Target, request: Request) -> Target:

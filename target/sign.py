@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 
 from ..capture import CapturedUpdate, OneLook, as_gradient, is_one_step
@@ -18,7 +16,7 @@ _OPEN = (
 
 
 def check_sign(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Finding:
-    """The update with its sign turned where the final layer proves that it is reversed.
+    """That the sign is to be turned, where the final layer proves that it is reversed.
 
     Args:
         update: What the client sent.
@@ -36,9 +34,8 @@ def check_sign(update: CapturedUpdate, model: nn.Module, look: OneLook | None = 
         return Finding(contradictions={"label_smoothing": _OPEN})
     if sign is Sign.POSSIBLE:
         return Finding()
-    turned = replace(update, gradients={name: -gradient for name, gradient in update.gradients.items()})
     message = (
         "The update has the sign of a step, not of a gradient (or is the server's weights less the client's): more "
         "classes have a negative gradient at the final layer than there are images. Its sign was turned."
     )
-    return Finding(update=turned, messages=(message,))
+    return Finding(sign_turned=True, messages=(message,))

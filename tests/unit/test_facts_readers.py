@@ -155,6 +155,7 @@ def test_nothing_hangs_on_the_words_beside_the_values(plain: CapturedUpdate, con
 
 def result_of(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
     """An attack that found nothing."""
+    prepared = prepare(update, network(), config.request)
     grey = torch.full((4, 3, 8, 8), 0.5)
     candidate = Candidate(0, 0, 20, {"gradient": 0.5, "total": 0.5}, Outcome.FINISHED, images=grey)
     return Reconstruction(
@@ -178,7 +179,8 @@ def result_of(update: CapturedUpdate, config: AttackConfig) -> Reconstruction:
         batch_norm="eval",
         defence="none",
         normalisation=IMAGENET,
-        facts=prepare(update, network(), config.request).facts,
+        belief=prepared.belief,
+        facts=prepared.facts,
     )
 
 
@@ -190,6 +192,7 @@ def test_the_result_the_audit_and_the_report_keep_every_fact(
     again = read_result(Storage(str(tmp_path)))
     assert again is not None
     assert again.facts == found.facts
+    assert again.belief == found.belief
     decisive = decisive_facts(doubted, network())
     assert len(find_doubts(again)) == len(decisive)
     report = evaluate(again, None)

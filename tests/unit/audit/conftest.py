@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Candidate, Outcome
-from gradinversion.capture import Normalisation, PrivateBatch, RecoveredLabels
+from gradinversion.capture import BatchNormMode, ClientFacts, Normalisation, PrivateBatch, RecoveredLabels, told
 from gradinversion.coordinator import Reconstruction, Source
+from gradinversion.target.belief import Belief
 from torch import Tensor
 
 NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -100,6 +101,7 @@ def make(
         batch_norm="eval",
         defence="none",
         normalisation=NORMALISATION,
+        belief=Belief(ClientFacts(told(batch), told(NORMALISATION), told(BatchNormMode.EVAL))),
     )
     return dataclasses.replace(reconstruction, **changes), private
 

@@ -82,6 +82,7 @@ def attack_on(model: nn.Module, done: list[tuple[CapturedUpdate, AttackConfig]])
             batch_norm=update.batch_norm.value,
             defence="none",
             normalisation=update.normalisation,
+            belief=prepared.belief,
         )
 
     return attack

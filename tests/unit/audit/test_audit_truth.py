@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.audit.truth import describe_truth_gap, measure_truth_gap
-from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, simulate_client
+from gradinversion.capture import CapturedUpdate, ClientConfig, PrivateBatch, read, simulate_client
 from torch import nn
 
 CLIENT = ClientConfig(batch_size=2, image_size=16)
@@ -42,6 +42,14 @@ def test_other_images_and_other_labels_do_not_give_the_update(case: Case, what: 
     text = said(update, model, wrong)
     assert text.startswith("The private images do not give this update")
     assert "nothing will be called safe" in text
+
+
+def test_a_learning_rate_that_was_read_off_the_update_is_an_estimate() -> None:
+    update, model, private = simulate_client(replace(CLIENT, local_epochs=1), 0)
+    rate = update.facts.local.learning_rate.value if update.facts.local is not None else None
+    assert measure_truth_gap(model, private, update) is not None
+    estimated = update.stating(learning_rate=read(rate, "the final layer's gradient"))
+    assert measure_truth_gap(model, private, estimated) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Candidate, Outcome
-from gradinversion.capture import Normalisation, Provenance, RecoveredLabels
+from gradinversion.capture import (
+    BatchNormMode,
+    ClientFacts,
+    Normalisation,
+    Penalty,
+    Provenance,
+    RecoveredLabels,
+    assumed,
+    read,
+    told,
+)
 from gradinversion.capture.stated import StatedFact
 from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
@@ -20,6 +30,7 @@ from gradinversion.peeling import KnownFeatures
 from gradinversion.peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from gradinversion.storage.folders import Storage
 from gradinversion.storage.tensor_file import CheckpointError
+from gradinversion.target.belief import Belief
 
 _CONFIG = {
     "seed": 0,
@@ -31,6 +42,15 @@ _CONFIG = {
     "pair": (3, (4.5, "x")),
     "nested": {"a": {"$tuple": "no tuple", "$": 1, "$$": 2}},
 }
+
+
+FACTS = ClientFacts(
+    told(2),
+    told(Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3))),
+    assumed(BatchNormMode.EVAL),
+    label_smoothing=read(0.1, "the final layer's gradient"),
+    penalty=told(Penalty(5e-4, spared=("bias",))),
+)
 
 
 def candidate(seed: int) -> Candidate:
@@ -85,6 +105,7 @@ def result() -> Reconstruction:
         batch_norm="eval",
         defence="none",
         normalisation=Normalisation((0.1, 0.2, 0.3), (1.0, 1.0, 0.3)),
+        belief=Belief(FACTS, sign_turned=True),
         training="The client made four steps.",
         known=KnownFeatures("layer4.1.bn1", True, True, torch.rand(2, 3, 1, 1), 1e-6, "the taps of layer4.1.conv2"),
         facts=(
