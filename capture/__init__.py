@@ -36,7 +36,8 @@ from .hashing import weight_hash
 from .labels.final_layer import LabelError, find_final_layer
 from .labels.learning_rate import estimate_learning_rate
 from .labels.one_look import OneLook
-from .labels.recovery import ClassCount, RecoveredLabels, recover_labels
+from .labels.recovered import ClassCount, RecoveredLabels
+from .labels.recovery import recover_labels
 from .labels.softmax import is_softmax
 from .labels.unmixing import Unmixed, unmix
 from .local_training import LocalTraining

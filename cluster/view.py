@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -13,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..agents import Outcome
-from ..coordinator import EventKind, Phase, SeedStatus, Status
-from ..coordinator.events import left_out_line
+from ..coordinator import EventKind, SeedStatus, Status
+from ..coordinator.event_log import left_out_line
 from ..foreign_text import safe_lines
+from .clock import Clock
 
 # What a column is called, and which loss terms give way first when the terminal is narrow.
 _HEADINGS = {
@@ -42,8 +42,6 @@ _SHOWN_AGENTS = 16
 _SHOWN_PAST = 10
 # Of an event, as `Event.key`; None for those that are no longer listed.
 _Key = tuple[EventKind, str] | None
-# How far one more measurement moves a smoothed value.
-_NEWS = 0.3
 
 
 class ProgressView:
@@ -55,7 +53,7 @@ class ProgressView:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._messages: _Messages | None = None
         self._printed_round = -1
         self._printed_phase = ""
@@ -221,59 +219,6 @@ class _Messages:
         lines = list(self._unprinted.values())
         self._unprinted.clear()
         return lines
-
-
-class _Clock:
-    """Speeds and the time left: from the status, or from successive looks before the first round has ended."""
-
-    def __init__(self) -> None:
-        self._looked: float | None = None
-        self._steps: dict[int, int] = {}
-        self._measured: dict[int, float] = {}
-        self._round = -1
-        self._overhead = 1.0
-        self._left: float | None = None
-
-    def look(self, status: Status) -> None:
-        """Take in one status."""
-        now = time.monotonic()
-        elapsed = 0.0 if self._looked is None else now - self._looked
-        self._looked = now
-        for seed in status.seeds:
-            done = seed.step - self._steps.get(seed.seed, seed.step)
-            # A seed that began again went back; what it had done is no speed.
-            if elapsed > 0 and done >= 0:
-                rate = self._measured.get(seed.seed, 0.0)
-                self._measured[seed.seed] = rate + (_NEWS if rate else 1.0) * (done / elapsed - rate)
-        steps = {seed.seed: seed.step for seed in status.seeds}
-        if status.round != self._round and status.computing > 0:
-            overhead = 1 / status.computing
-            # One round that waited for a lost agent says little about the others.
-            self._overhead = overhead if self._round <= 0 else self._overhead + _NEWS * (overhead - self._overhead)
-        if self._left is None or steps != self._steps or status.round != self._round:
-            self._left = self._estimate(status)
-        elif status.phase is not Phase.PAUSED:
-            self._left = max(0.0, self._left - elapsed)
-        self._round, self._steps = status.round, steps
-
-    def rate(self, seed: SeedStatus) -> float:
-        """Steps per second."""
-        return seed.steps_per_second or self._measured.get(seed.seed, 0.0)
-
-    def left(self) -> str:
-        """Hours, minutes and seconds until the last seed has done its last step."""
-        if self._left is None:
-            return "…"
-        seconds = round(self._left)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-    def _estimate(self, status: Status) -> float | None:
-        times = [
-            (status.iterations - seed.step) / self.rate(seed) * (self._overhead if seed.steps_per_second else 1.0)
-            for seed in status.seeds
-            if seed.outcome is not Outcome.DROPPED and self.rate(seed) > 0
-        ]
-        return max(times, default=None)
 
 
 def _shown(seeds: tuple[SeedStatus, ...]) -> list[SeedStatus]:

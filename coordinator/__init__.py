@@ -6,7 +6,8 @@ from .checkpoints import CheckpointStore, FencedError, state_name
 from .config import AttackConfig, CoordinatorConfig, Mode, flatten
 from .consensus import form_consensus, join_parts, parts_by_label
 from .coordinator import Coordinator
-from .events import Event, EventKind, EventLog, Level, log_as_json
+from .event_log import EventLog, log_as_json
+from .events import Event, EventKind, Level
 from .group import AgentGroup, CandidatesLostError, Listener
 from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
 from .permutations import match_images, permute

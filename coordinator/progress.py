@@ -13,7 +13,8 @@ from torch import Tensor
 from ..agents import Account
 from ..registration import Consensus
 from ..storage.tensor_file import CheckpointError
-from .events import EventKind, EventLog, Level
+from .event_log import EventLog
+from .events import EventKind, Level
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ..errors import UpdateError
 from ..facts import BatchNormMode, known_facts
 from ..forward import gradient, run
 from ..hashing import weight_hash
-from ..losses import state_loss
+from ..loss_recognition import state_loss
 from ..normalisation import IMAGENET, Normalisation
 from ..unwrap import unwrap
 from ..update import CapturedUpdate

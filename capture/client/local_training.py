@@ -18,7 +18,7 @@ from ..errors import UpdateError
 from ..facts import BatchNormMode, Fact, known_facts
 from ..forward import run
 from ..local_training import LocalTraining
-from ..losses import state_loss
+from ..loss_recognition import state_loss
 from ..normalisation import IMAGENET, Normalisation
 from ..unwrap import unwrap
 from ..update import CapturedUpdate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError
 from .learning_rate import estimate_learning_rate
 from .one_look import OneLook
+from .recovered import RecoveredLabels
 from .separation import MOST_IMAGES, Separation, separable, separate
 from .sign import REVERSED, Sign, read_sign
 from .softmax import is_softmax
@@ -39,48 +40,6 @@ _UNMIXING_ASSUMPTION = "The final layer reads the output of a ReLU, and there ar
 # What the images found leave of the gradient, in units of the noise, where further images must be.
 _LEFT_OVER = -5.0
 _LEFT_OVER_CONFIDENCE = 0.5
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """How often one class occurs in the batch."""
-
-    label: int
-    count: int
-    """At least 1."""
-    confidence: float
-    """That this count is right, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class RecoveredLabels:
-    """What the attacker believes the batch's labels are."""
-
-    labels: Int[Tensor, " batch"]
-    """One entry per image, sorted (but for ``joint``); repeats appear as often as they occur."""
-    confidence: Float[Tensor, " batch"]
-    """In [0, 1], for the entry at the same place in ``labels``."""
-    method: str
-    assumption: str
-    """What must hold for the method to be right, in one sentence."""
-    warnings: tuple[str, ...] = ()
-    """What speaks against the assumption in this update; empty when nothing does."""
-
-    @property
-    def class_counts(self) -> tuple[ClassCount, ...]:
-        """Each class that was recovered, with its count.
-
-        The confidence in a count is that in its least certain entry, times the chance that none of the other entries'
-        doubt belongs to this class: ``exp(-w n / B)``, with w the sum of the other entries' doubts.
-        """
-        doubt = 1 - self.confidence.double()
-        found = []
-        for label, count in zip(*torch.unique(self.labels, return_counts=True), strict=True):
-            own = self.labels == label
-            elsewhere = float(doubt[~own].sum()) * int(count) / len(self.labels)
-            confidence = float(self.confidence[own].min()) * math.exp(-elsewhere)
-            found.append(ClassCount(int(label), int(count), confidence))
-        return tuple(found)
 
 
 def recover_labels(

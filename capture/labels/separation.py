@@ -27,6 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .final_layer import FinalLayer
+from .label_space import Space, label_rows, make_space
+from .separation_descent import descend
 
 # Rounding error of one row of a float32 gradient, relative to the row's norm (measured: the first singular value beyond
 # the batch is 0.8e-7 to 1.6e-7).
@@ -39,13 +41,12 @@ _LARGEST_MISFIT = 50.0
 _LARGEST_SCALE_ERROR = 0.1
 # Two different images pair to 0, an image with itself to 1.
 _OVERLAP = 0.3
-_LEAST_HEIGHT = 1e-10
 _FIRST_STEPS, _LAST_STEPS, _POLISH_STEPS = 10, 20, 10
 _STARTS_PER_LABEL = 4
 _MOST_STARTS, _MOST_POLISHED = 400, 60
 _ROUNDS = 6
-# Entries of all Jacobians together, and of those that are computed side by side.
-_ENTRIES, _ENTRIES_AT_ONCE = 2**25, 2**22
+# Entries of all Jacobians together.
+_ENTRIES = 2**25
 MOST_IMAGES = 128
 """Beyond this many images one least-squares problem is too large to be worth it."""
 
@@ -66,54 +67,6 @@ class Separation:
     left_over: Float[Tensor, " class"]
     """Per class, what the images found leave of the gradient along their mean feature, in units of the noise. Well
     below zero where images of that class were not found."""
-
-
-@dataclass(frozen=True)
-class _Space:
-    """What is left to explain: the weighted gradient is ``left @ diag(sizes) @ right.T``."""
-
-    left: Float[Tensor, "class rank"]
-    sizes: Float[Tensor, " rank"]
-    right: Float[Tensor, "feature rank"]
-    logits: Float[Tensor, "class rank"]
-    """``W V``."""
-    weights: Float[Tensor, " class"]
-    """What the rows were multiplied with."""
-    origin: Float[Tensor, " rank"]
-    """A point where the appended feature is one; zeros without a bias."""
-    free: Float[Tensor, "rank free"]
-    """Directions that leave it one."""
-    inverse_heights: Float[Tensor, " class"]
-    """``1 / |(I - U U^T) e_k|^2``; 0 where the unit vector lies inside the column space."""
-
-    def outside(
-        self, rows: Float[Tensor, "start class"], labels: Int[Tensor, " start"]
-    ) -> Float[Tensor, "start class"]:
-        """The part of each row outside the span of the column space and of its label's unit vector.
-
-        The label's own entry, ``p_y - 1``, has lost digits in float32 wherever the model is sure. The error is a
-        multiple of ``e_y f^T``, so that the entry counts as unknown and nothing else changes.
-        """
-        rest = rows - (rows @ self.left) @ self.left.T
-        return rest - (self.entries(rest, labels) * self.inverse_heights[labels])[:, None] * self.towards(labels)
-
-    def towards(self, labels: Int[Tensor, " start"]) -> Float[Tensor, "start class"]:
-        """``(I - U U^T) e_y``."""
-        one_hot = torch.zeros(len(labels), len(self.left), dtype=self.left.dtype).scatter(1, labels[:, None], 1.0)
-        return one_hot - self.left[labels] @ self.left.T
-
-    def corrected(
-        self, rows: Float[Tensor, "start class"], labels: Int[Tensor, " start"]
-    ) -> Float[Tensor, "start class"]:
-        """The rows with the label's entry as it was rounded."""
-        rest = rows - (rows @ self.left) @ self.left.T
-        correction = self.entries(rest, labels) * self.inverse_heights[labels]
-        return rows.scatter_add(1, labels[:, None], -correction[:, None])
-
-    @staticmethod
-    def entries(rows: Float[Tensor, "start class"], labels: Int[Tensor, " start"]) -> Float[Tensor, " start"]:
-        """Each row's entry at its label."""
-        return rows.gather(1, labels[:, None])[:, 0]
 
 
 def separable(layer: FinalLayer, image_count: int) -> bool:
@@ -138,18 +91,18 @@ def separate(layer: FinalLayer, image_count: int) -> Separation:
     weights = torch.where(rounding > 0, 1 / rounding.clamp_min(1e-300), 0.0)
     left, sizes, right = torch.linalg.svd(gradient * weights[:, None], full_matrices=False)
     rank = min(int((sizes > _SIGNAL).sum()), image_count)
-    whole = _space(left[:, :rank], sizes[:rank], right[:rank].T, weight, weights, shift is None)
+    whole = make_space(left[:, :rank], sizes[:rank], right[:rank].T, weight, weights, shift is None)
     generator = torch.Generator().manual_seed(0)
     found, space, failures = _none(gradient), whole, 0
     while len(found.labels) < rank and failures < _ROUNDS:
         points, labels = _search(space, shift, generator, first=failures == 0)
-        points, labels = _descend(whole, shift, points @ space.right.T @ whole.right, labels, _POLISH_STEPS)
+        points, labels = descend(whole, shift, points @ space.right.T @ whole.right, labels, _POLISH_STEPS)
         before = len(found.labels)
         found = _accept(whole, shift, points, labels, found)
         failures = 0 if len(found.labels) > before else failures + 1
         space = _take_out(whole, found, weight, shift)
     coordinates = found.features @ whole.right
-    rest = gradient * weights[:, None] - _rows(whole, shift, coordinates, found.labels).T @ found.features
+    rest = gradient * weights[:, None] - label_rows(whole, shift, coordinates, found.labels).T @ found.features
     return replace(
         found,
         features=found.features[:, : layer.weight.shape[1]],
@@ -172,27 +125,14 @@ def _none(gradient: Tensor) -> Separation:
     return Separation(labels, gradient.new_zeros(0, gradient.shape[1]), empty, empty, 0, empty)
 
 
-def _space(left: Tensor, sizes: Tensor, right: Tensor, weight: Tensor, weights: Tensor, has_bias: bool) -> _Space:
-    rank = len(sizes)
-    if has_bias and rank:
-        last = right[-1]
-        origin = last / last.square().sum().clamp_min(1e-300)
-        free = torch.linalg.qr(torch.cat([last[:, None], torch.eye(rank, dtype=last.dtype)], dim=1)).Q[:, 1:rank]
-    else:
-        origin, free = right.new_zeros(rank), torch.eye(rank, dtype=right.dtype)
-    heights = (1 - left.square().sum(dim=1)).clamp_min(0)
-    inverse = torch.where(heights > _LEAST_HEIGHT, 1 / heights.clamp_min(_LEAST_HEIGHT), 0.0)
-    return _Space(left, sizes, right, weight @ right, weights, origin, free, inverse)
-
-
-def _take_out(space: _Space, found: Separation, weight: Tensor, shift: Tensor | None) -> _Space:
+def _take_out(space: Space, found: Separation, weight: Tensor, shift: Tensor | None) -> Space:
     """The space without these images: its rank falls by their number."""
     coordinates = found.features @ space.right
-    rows = _rows(space, shift, coordinates, found.labels)
+    rows = label_rows(space, shift, coordinates, found.labels)
     rest = torch.diag(space.sizes) - (rows @ space.left).T @ coordinates
     left, sizes, right = torch.linalg.svd(rest)
     kept = max(len(sizes) - len(found.labels), 0)
-    return _space(
+    return make_space(
         space.left @ left[:, :kept],
         sizes[:kept],
         space.right @ right[:kept].T,
@@ -202,29 +142,19 @@ def _take_out(space: _Space, found: Separation, weight: Tensor, shift: Tensor | 
     )
 
 
-def _rows(
-    space: _Space, shift: Tensor | None, points: Float[Tensor, "start rank"], labels: Int[Tensor, " start"]
-) -> Float[Tensor, "start class"]:
-    """``R (softmax(z) - e_y)``, the label's entry as the client's float32 must have had it."""
-    logits = points @ space.logits.T + (0.0 if shift is None else shift)
-    outputs = logits.softmax(dim=1).scatter(1, labels[:, None], 0.0)
-    exact = outputs.scatter(1, labels[:, None], -outputs.sum(dim=1, keepdim=True))
-    return space.corrected(exact * space.weights, labels)
-
-
 def _search(
-    space: _Space, shift: Tensor | None, generator: torch.Generator, first: bool
+    space: Space, shift: Tensor | None, generator: torch.Generator, first: bool
 ) -> tuple[Float[Tensor, "start rank"], Int[Tensor, " start"]]:
     """Where a least-squares search arrives from rows of the gradient, or from random mixtures of them."""
     points, labels = _starts(space, shift, generator, first)
-    points, labels = _descend(space, shift, points, labels, _FIRST_STEPS)
+    points, labels = descend(space, shift, points, labels, _FIRST_STEPS)
     kept = len(points) // 3
-    points, labels = _descend(space, shift, points[:kept], labels[:kept], _LAST_STEPS)
+    points, labels = descend(space, shift, points[:kept], labels[:kept], _LAST_STEPS)
     return points[:_MOST_POLISHED], labels[:_MOST_POLISHED]
 
 
 def _starts(
-    space: _Space, shift: Tensor | None, generator: torch.Generator, first: bool
+    space: Space, shift: Tensor | None, generator: torch.Generator, first: bool
 ) -> tuple[Float[Tensor, "start rank"], Int[Tensor, " start"]]:
     """Features to start from, each with the labels that fit it best: a row of the gradient is a weighted sum of
     features, and few images make up most of it."""
@@ -253,72 +183,8 @@ def _starts(
     return rows[starts.flatten()[order]], labels.flatten()[order]
 
 
-def _descend(
-    space: _Space, shift: Tensor | None, points: Float[Tensor, "start rank"], labels: Int[Tensor, " start"], count: int
-) -> tuple[Float[Tensor, "start rank"], Int[Tensor, " start"]]:
-    """Levenberg-Marquardt on the share of ``softmax - e_y`` outside the column space, side by side; best first."""
-    chunk = max(1, _ENTRIES_AT_ONCE // (len(space.left) * max(len(space.sizes), 1)))
-    steps, values = [], []
-    for some, of in zip(
-        *(torch.split(part, chunk) for part in ((points - space.origin) @ space.free, labels)), strict=True
-    ):
-        arrived, value = _levenberg_marquardt(space, shift, some, of, count)
-        steps.append(arrived)
-        values.append(value)
-    order = torch.cat(values).argsort()
-    return (space.origin + torch.cat(steps) @ space.free.T)[order], labels[order]
-
-
-def _levenberg_marquardt(
-    space: _Space, shift: Tensor | None, steps: Float[Tensor, "start free"], labels: Int[Tensor, " start"], count: int
-) -> tuple[Float[Tensor, "start free"], Float[Tensor, " start"]]:
-    damping = steps.new_full((len(steps),), 1e-2)
-    slopes = space.logits @ space.free
-    towards, inverse = space.towards(labels), space.inverse_heights[labels][:, None, None]
-
-    def evaluate(at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits = (space.origin + at @ space.free.T) @ space.logits.T + (0.0 if shift is None else shift)
-        # The direction of the other entries does not depend on the label's own logit.
-        shares = logits.scatter(1, labels[:, None], -torch.inf).softmax(dim=1)
-        row = shares * space.weights
-        length = row.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        return shares, row / length, length, space.outside(row / length, labels)
-
-    state = evaluate(steps)
-    value = state[3].square().sum(dim=1)
-    # Where one image is left there is nothing to search: its feature is a row of the gradient.
-    for _ in range(count if steps.numel() else 0):
-        shares, unit, length, outside = state
-        jacobian = shares[:, :, None] * (slopes - (shares @ slopes)[:, None, :])
-        jacobian = jacobian * (space.weights / length)[:, :, None]
-        jacobian = jacobian - unit[:, :, None] * (unit[:, None, :] @ jacobian)
-        jacobian = jacobian - space.left @ (space.left.T @ jacobian)
-        own = jacobian.gather(1, labels[:, None, None].expand(-1, 1, jacobian.shape[2])) * inverse
-        jacobian = jacobian - towards[:, :, None] * own
-        normal = jacobian.transpose(1, 2) @ jacobian
-        diagonal = normal.diagonal(dim1=1, dim2=2)
-        ridge = damping[:, None] * diagonal + 1e-14 * diagonal.amax(dim=1, keepdim=True)
-        slope = (outside[:, None, :] @ jacobian)[:, 0, :, None]
-        move = torch.linalg.solve_ex(normal + torch.diag_embed(ridge), slope).result[:, :, 0]
-        trial = steps - move.nan_to_num(0.0, 0.0, 0.0)
-        new_state = evaluate(trial)
-        new_value = new_state[3].square().sum(dim=1)
-        better = new_value < value
-        steps = torch.where(better[:, None], trial, steps)
-        keep = better[:, None]
-        state = (
-            torch.where(keep, new_state[0], state[0]),
-            torch.where(keep, new_state[1], state[1]),
-            torch.where(keep, new_state[2], state[2]),
-            torch.where(keep, new_state[3], state[3]),
-        )
-        value = torch.where(better, new_value, value)
-        damping = torch.where(better, damping / 5, damping * 4).clamp(1e-9, 1e6)
-    return steps, value
-
-
 def _accept(
-    space: _Space,
+    space: Space,
     shift: Tensor | None,
     points: Float[Tensor, "start rank"],
     labels: Int[Tensor, " start"],
@@ -328,7 +194,7 @@ def _accept(
     to 0 with every other."""
     points = torch.cat([found.features @ space.right, points])
     labels = torch.cat([found.labels, labels])
-    rows = _rows(space, shift, points, labels)
+    rows = label_rows(space, shift, points, labels)
     inside = rows @ space.left
     lever = (inside / space.sizes).norm(dim=1).clamp_min(1e-300)
     misfit = (rows - inside @ space.left.T).norm(dim=1) / lever

@@ -7,7 +7,8 @@ import time
 
 import pytest
 from gradinversion.audit.environment import page_environment
-from gradinversion.coordinator.events import EventKind, EventLog
+from gradinversion.coordinator.event_log import EventLog
+from gradinversion.coordinator.events import EventKind
 from gradinversion.foreign_text import LONGEST_LINE, safe, safe_lines, without_credentials
 from gradinversion.refusal import ConfigError, Refusal
 from markupsafe import Markup

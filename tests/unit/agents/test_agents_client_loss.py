@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.capture import IMAGENET, LocalTraining, Penalty, capture_gradient, capture_weight_delta, read, told
-from gradinversion.capture.losses import loss_facts
+from gradinversion.capture.loss_recognition import loss_facts
 from gradinversion.target import Target
 from gradinversion.target.adaptation import Adaptation
 from torch import Tensor, nn

@@ -24,7 +24,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr("gradinversion.cluster.view.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("gradinversion.cluster.clock.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gradinversion.coordinator.events import MEANINGS, Event, EventKind, EventLog, JsonFormatter, Level, log_as_json
+from gradinversion.coordinator.event_log import EventLog, JsonFormatter, log_as_json
+from gradinversion.coordinator.events import MEANINGS, Event, EventKind, Level
 
 ROOT = Path(__file__).resolve().parents[3]
 DIED = "{seed}: the process died; started again from round {round}"
