@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, PrivateBatch, client_mode
@@ -91,7 +91,7 @@ def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float 
     pairs = [(a, b) for a, b in zip(values, others, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if len(pairs) < 3:
         return None
-    ranks = [rankdata(side) for side in zip(*pairs, strict=True)]
+    ranks = [scipy.stats.rankdata(side) for side in zip(*pairs, strict=True)]
     if any(np.ptp(side) == 0 for side in ranks):
         return None
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

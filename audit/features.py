@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
@@ -56,7 +56,7 @@ def measure_feature_leak(
     found = known.activations.flatten(1).double().cpu()
     own = features[: len(private.images)]
     distances = torch.cdist(own, found) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    order = linear_sum_assignment(distances.numpy())[1].tolist()
+    order = scipy.optimize.linear_sum_assignment(distances.numpy())[1].tolist()
     rows = found[list(order)]
     others = torch.cdist(rows, features) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
     others[torch.arange(len(own)), torch.arange(len(own))] = torch.inf

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from ..capture import ClientConfig, ModelError, load_model
@@ -101,7 +101,7 @@ def _is_fresh(own: Mapping[str, Tensor], others: Sequence[Mapping[str, Tensor]],
         first, second = (one[name] for one in others)
         if name in random:
             sample = np.concatenate([_entries(first), _entries(second)])
-            if ks_2samp(_entries(given), sample, method="asymp").pvalue < _CHANCE:
+            if scipy.stats.ks_2samp(_entries(given), sample, method="asymp").pvalue < _CHANCE:
                 return False
         elif not torch.equal(given.detach().cpu().to(first.dtype), first.detach()):
             return False

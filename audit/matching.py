@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -63,4 +63,4 @@ def assign(
     """
     difference = true_images.double().flatten(1)[:, None] - images.double().flatten(1)[None]
     cost = torch.nan_to_num(difference.square().mean(2), nan=1.0, posinf=1.0)
-    return tuple(int(index) for index in linear_sum_assignment(cost.numpy())[1])
+    return tuple(int(index) for index in scipy.optimize.linear_sum_assignment(cost.numpy())[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import scipy
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,8 +20,6 @@ def match_images(
         candidates: Normalised images of all seeds.
         labels: The batch's labels, the same in every seed.
     """
-    from scipy.optimize import linear_sum_assignment  # where it is used: agents are processes without this need
-
     seeds, batch = candidates.shape[:2]
     permutations = torch.arange(batch).repeat(seeds, 1)
     for label in sorted(set(labels.tolist())):
@@ -30,7 +29,7 @@ def match_images(
         reference = candidates[0, places].flatten(1).double()
         for seed in range(1, seeds):
             distance = torch.cdist(reference, candidates[seed, places].flatten(1).double()).square()
-            _, columns = linear_sum_assignment(distance.numpy())
+            _, columns = scipy.optimize.linear_sum_assignment(distance.numpy())
             permutations[seed, places] = places[torch.as_tensor(columns)]
     return permutations
 

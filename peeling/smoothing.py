@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import scipy
 from jaxtyping import Int
 from torch import Tensor
 
@@ -35,8 +36,6 @@ def find_smoothing(
         scaled: Whether the gradient's scale is open.
         look: At the layer, where others ask it too.
     """
-    from scipy.optimize import minimize_scalar
-
     error = _error(layer, labels, scaled, look or OneLook())
     if error is None:
         return None
@@ -47,7 +46,7 @@ def find_smoothing(
     around = [place for place in _PLACES if place != best]
     low = max((place for place in around if place < best), default=0.0)
     high = min((place for place in around if place > best), default=0.9)
-    found = minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": _EXACT})
+    found = scipy.optimize.minimize_scalar(error, bounds=(low, high), method="bounded", options={"xatol": _EXACT})
     value, left = float(found.x), float(found.fun)
     near = round(value, 3)
     if abs(value - near) < _NEAR:

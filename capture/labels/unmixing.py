@@ -19,9 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linprog  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 MOST_IMAGES = 64
@@ -230,7 +230,7 @@ def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float, some: In
     total, length = points.sum(axis=1), np.linalg.norm(points, axis=0)
     allowed = (1e-6 + 2 * _DEVIATIONS * noise) / units
     while True:
-        found = linprog(
+        found = scipy.optimize.linprog(
             -points[:, unit],
             A_ub=-points[:, asked].T,
             b_ub=np.full(int(asked.sum()), allowed),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
-from scipy.optimize import least_squares  # type: ignore[import-untyped,unused-ignore]
-from scipy.special import softmax  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from ...capture.labels.final_layer import FinalLayer
@@ -99,11 +98,11 @@ class _Equations:
         mean = self._bias if self._total is None else np.log((self._total + self._one_hot.mean(axis=0)).clip(1e-6))
         evaluations = int(min(max(_DESCENT / _operations(batch, classes), _EVALUATIONS[0]), _EVALUATIONS[1]))
         for spread in _SPREADS:
-            probabilities = softmax(mean + spread * random.standard_normal((batch, classes)), axis=1)
+            probabilities = scipy.special.softmax(mean + spread * random.standard_normal((batch, classes)), axis=1)
             rows = (probabilities - self._one_hot) / batch
             start = np.linalg.lstsq(rows.T, self._columns, rcond=None)[0]
             try:
-                found = least_squares(
+                found = scipy.optimize.least_squares(
                     self.misfit,
                     start.ravel(),
                     self.jacobian,
@@ -134,7 +133,7 @@ class _Equations:
         batch = len(self._one_hot)
         mixing = flat.reshape(batch, batch)
         rows = self.residual_rows(mixing)
-        found = softmax(mixing @ self._logits + self._bias, axis=1) - self._one_hot - batch * rows
+        found = scipy.special.softmax(mixing @ self._logits + self._bias, axis=1) - self._one_hot - batch * rows
         parts = [found.ravel()]
         if self._total is not None:
             parts.append(batch * (rows.sum(axis=0) - self._total))
@@ -145,7 +144,7 @@ class _Equations:
         batch, classes = self._one_hot.shape
         mixing = flat.reshape(batch, batch)
         inverse, rows = np.linalg.inv(mixing).T, self.residual_rows(mixing)
-        probabilities = softmax(mixing @ self._logits + self._bias, axis=1)
+        probabilities = scipy.special.softmax(mixing @ self._logits + self._bias, axis=1)
         # Entry (j, k) of A moves D by -A^-T[:, k] D[j, :].
         moved = -np.einsum("ik,jc->icjk", inverse, rows)
         by_rows = -batch * moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import scipy
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -32,8 +33,6 @@ def find_scale(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> float | None
         layer: With a gradient within a factor of 4 of its true size.
         labels: The batch's labels.
     """
-    from scipy.optimize import minimize_scalar
-
     if len(set(labels.tolist())) < len(labels):
         return None
     # Rounding would be a floor under the error on which the scale is open.
@@ -48,5 +47,7 @@ def find_scale(layer: FinalLayer, labels: Int[Tensor, " batch"]) -> float | None
     if not math.isfinite(error(best)):
         return None
     width = places[1] - places[0]
-    found = minimize_scalar(error, bounds=(best - width, best + width), method="bounded", options={"xatol": _EXACT})
+    found = scipy.optimize.minimize_scalar(
+        error, bounds=(best - width, best + width), method="bounded", options={"xatol": _EXACT}
+    )
     return math.exp(found.x) if found.fun < math.log(_LARGEST_ERROR) else None

@@ -111,3 +111,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, gradinversion; print(sorted({heavy} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_the_process_of_an_agent_imports_no_library_that_it_does_not_use() -> None:
+    """Each costs half a second of a core, in every agent of every run."""
+    unused = (
+        "{'torchvision', 'kornia', 'torchmetrics', 'skimage', 'scipy.optimize', 'scipy.stats', 'jinja2', 'omegaconf'}"
+    )
+    code = f"import sys, gradinversion.cluster.agent_actor; print(sorted({unused} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
