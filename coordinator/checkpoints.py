@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from ..storage.folders import Storage, StorageError
+from ..storage.schema import misfit
 from ..storage.tensor_file import (
+    LARGEST_TENSORS,
     CheckpointError,
     StateFile,
     TornError,
@@ -271,24 +273,42 @@ def _read_json(storage: Storage, name: str) -> dict[str, Any]:
     return values
 
 
+class _File(TypedDict):
+    sha256: str
+    size: int
+    step: int
+
+
+class _SeedFile(_File, total=False):
+    seed: int
+    """Only of a seed's state."""
+
+
+class _Manifest(TypedDict):
+    format: int
+    round: int
+    identity: dict[str, Any]
+    files: dict[str, _SeedFile]
+    progress: dict[str, Any]
+
+
 def _parse_files(
     where: str, folder: str, index: int, manifest: Mapping[str, Any]
 ) -> tuple[dict[int, StateFile], StateFile | None]:
     """The states by seed, and the file of the other tensors."""
-    whole = all(isinstance(manifest.get(key), dict) for key in ("identity", "files", "progress"))
-    if not whole or (manifest.get("format"), manifest.get("round")) != (_FORMAT, index):
-        raise TornError(f"{where} is not the manifest of round {index} in format {_FORMAT}")
+    wrong = misfit(manifest, _Manifest)
+    if wrong or (manifest["format"], manifest["round"]) != (_FORMAT, index):
+        raise TornError(f"{where} is not the manifest of round {index} in format {_FORMAT} ({wrong or 'of another'})")
     states: dict[int, StateFile] = {}
     others: dict[str, StateFile] = {}
     for name, entry in manifest["files"].items():
-        if Path(name).name != name:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise TornError(f"{where} names a file outside its folder: {name!r}")
-        try:
-            file = StateFile(f"{folder}/{name}", str(entry["sha256"]), int(entry["size"]), int(entry["step"]))
-            if "seed" in entry:
-                states[int(entry["seed"])] = file
-            else:
-                others[name] = file
-        except (KeyError, TypeError, ValueError) as error:
-            raise TornError(f"{where} describes {name!r} badly: {error!r}") from None
+        file = StateFile(f"{folder}/{name}", entry["sha256"], entry["size"], entry["step"])
+        if not 0 <= file.size <= LARGEST_TENSORS or file.step < 0 or entry.get("seed") in states:
+            raise TornError(f"{where} describes {name!r} badly")
+        if "seed" in entry:
+            states[entry["seed"]] = file
+        else:
+            others[name] = file
     return states, others.get(_TENSORS)

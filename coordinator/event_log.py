@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from ..foreign_text import safe
+from ..storage.schema import misfit
 from .events import Event, EventKind, Level
 
 _LOGGER = logging.getLogger("gradinversion")
@@ -107,7 +108,7 @@ class EventLog:
             log._left_out = int(plain["left_out"])
             for row in plain["events"]:
                 log._add(_event(row))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"The saved events cannot be read ({error!r}).") from None
         return log
 
@@ -169,7 +170,10 @@ def left_out_line(left_out: int) -> str:
 
 def _event(row: Mapping[str, Any]) -> Event:
     facts = {"kind": EventKind(row["kind"]), "level": Level(row["level"]), "seeds": tuple(map(int, row["seeds"]))}
-    return Event(**{**row, **facts, "text": _told(row["text"])})
+    event = Event(**{**row, **facts, "text": _told(str(row["text"]))})
+    if wrong := misfit(event, Event, "an event"):
+        raise ValueError(wrong)
+    return event
 
 
 def _told(text: str) -> str:

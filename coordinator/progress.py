@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Int
@@ -12,9 +12,22 @@ from torch import Tensor
 
 from ..agents import Account
 from ..registration import Consensus
+from ..storage.schema import misfit
 from ..storage.tensor_file import CheckpointError
 from .event_log import EventLog
 from .events import EventKind, Level
+
+_Orders = Int[Tensor, "seed batch"]
+
+
+class _Facts(TypedDict):
+    """As ``Progress.facts`` writes them."""
+
+    history: list[dict[str, float]]
+    registration: list[dict[str, float]]
+    events: dict[str, Any]
+    deaths: dict[str, int]
+    seconds: float
 
 
 @dataclass
@@ -65,31 +78,41 @@ class Progress:
         """
         try:
             self._restore(round, facts, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"The checkpoint of round {round + 1} is whole but cannot be read ({error!r}); remove its folder to go "
                 "on from the one before, or begin anew with restart=true."
             ) from error
 
     def _restore(self, round: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if wrong := misfit(facts, _Facts, "its progress"):
+            raise ValueError(wrong)
         self.next_round = round + 1
         self.history = list(facts["history"])
         self.registration = list(facts["registration"])
         self.events.continue_from(EventLog.from_plain(facts["events"]))
-        self.deaths = {int(position): int(deaths) for position, deaths in facts["deaths"].items()}
+        self.deaths = {int(position): deaths for position, deaths in facts["deaths"].items()}
         self.seconds = float(facts["seconds"])
         if not tensors:
             return
-        self.permutations = tensors["orders"]
-        self.consensus = Consensus(
+        consensus = Consensus(
             images=tensors["images"],
             agreement=tensors["agreement"],
-            seeds=tuple(int(seed) for seed in tensors["seeds"]),
+            seeds=tuple(int(seed) for seed in tensors["seeds"].flatten()),
             round=int(tensors["round"]),
             displacement=None,
             rejected=tensors["rejected"],
             left_out=(),
         )
+        orders = tensors["orders"]
+        if wrong := misfit(consensus, Consensus, "its consensus") or misfit(orders, _Orders, "its orders"):
+            raise ValueError(wrong)
+        count, every = len(consensus.images), torch.arange(orders.shape[1])
+        if orders.shape[1] != count or not torch.equal(orders.sort(dim=1).values, every.expand_as(orders)):
+            raise ValueError(f"its orders are no permutations of {count} images")
+        if len(consensus.agreement) != count or consensus.rejected.shape[1] not in (0, count):
+            raise ValueError(f"its agreement is not that of {count} images")
+        self.permutations, self.consensus = orders, consensus
 
     def agree(self, consensus: Consensus, permutations: Int[Tensor, "seed batch"], step: int) -> None:
         """Take a consensus, and the permutation of every seed."""

@@ -17,7 +17,8 @@ from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
 from ..peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
 from ..storage.folders import AbsentError, Storage
-from ..storage.tensor_file import CheckpointError, StateFile, read_tensors, write_tensors
+from ..storage.schema import misfit
+from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, read_tensors, write_tensors
 from ..target.belief import Belief
 from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
@@ -63,6 +64,8 @@ def read_result(storage: Storage) -> Reconstruction | None:
         if content["format"] != _FORMAT:
             raise CheckpointError(f"{where} has format {content['format']!r}; this version reads {_FORMAT}")
         written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
+        if written.size > LARGEST_TENSORS:
+            raise ValueError(f"tensors of {written.size:,} bytes")
         tensors = read_tensors(storage, written)
         found = _decode(content["result"], tensors)
         if not {"facts", "limits", "known", "peeling", "belief"} <= found.keys():
@@ -72,11 +75,28 @@ def read_result(storage: Storage) -> Reconstruction | None:
                 "in another folder (out=)"
             )
         result = _assemble(found)
-        if result.images.ndim != 4 or result.images.shape[0] != len(result.labels.labels):
-            raise ValueError(f"images of shape {tuple(result.images.shape)} for {len(result.labels.labels)} labels")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        _require_whole(result)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{where} is no result of this version of gradinversion: {error!r}") from None
     return result
+
+
+def _require_whole(result: Reconstruction) -> None:
+    """Refuse what is of other types than a result's, or whose parts are not of the same images.
+
+    Raises:
+        ValueError: What does not fit.
+    """
+    if wrong := misfit(result, Reconstruction, "the result"):
+        raise ValueError(wrong)
+    shape, images = result.images.shape, len(result.images)
+    counts = {len(result.labels.labels), len(result.labels.confidence), len(result.agreement), len(result.sources)}
+    shapes = {result.consensus.shape, *(candidate.images.shape for candidate in result.candidates)}
+    if counts != {images} or shapes != {shape} or not result.candidates:
+        raise ValueError(f"images of shape {tuple(shape)}, with parts of {sorted(counts)} and {len(shapes)} shapes")
+    mean, std = result.normalisation.mean, result.normalisation.std
+    if not len(mean) == len(std) == shape[1] or int(result.labels.labels.min()) < 0:
+        raise ValueError("labels below 0, or a normalisation of other channels")
 
 
 def remove_result(storage: Storage) -> None:

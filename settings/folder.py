@@ -13,9 +13,9 @@ from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import CheckpointError
 from .own_code import remember_own_code, require_own_code
 from .run import RunConfig, config_yaml, differences, parse_config
+from .yaml_file import LARGEST_BYTES
 
 _FILE = "config.yaml"
-_LARGEST = 2**20
 
 
 def write_settings(storage: Storage, config: RunConfig) -> None:
@@ -36,7 +36,7 @@ def read_settings(storage: Storage) -> RunConfig | None:
     """
     if not storage.exists(_FILE):
         return None
-    return parse_config(storage.read(_FILE, _LARGEST), storage.locate(_FILE))
+    return parse_config(storage.read(_FILE, LARGEST_BYTES), storage.locate(_FILE))
 
 
 def remove_settings(storage: Storage) -> None:

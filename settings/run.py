@@ -25,6 +25,7 @@ from ..refusal import ConfigError
 from .keys import Key, convert, format_value, keys, unknown, wanted
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
+from .yaml_file import LARGEST_BYTES, parse_yaml
 
 DEFAULT_PRESET = "gradinversion"
 
@@ -39,6 +40,7 @@ WITHOUT_EFFECT = frozenset(
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+_MOST_UNKNOWN = 20
 _SHORT = {"private": "private.images"}
 """A group of keys that a word names alone, and the key that is meant."""
 
@@ -121,7 +123,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
     problems: list[str] = []
     given = dict(_split(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
-    preset = dict(flatten(_parse(preset_text(name)))) if name in preset_names() else {}
+    preset = dict(flatten(parse_yaml(preset_text(name)))) if name in preset_names() else {}
     return _resolve(preset | given, problems + untold(given))
 
 
@@ -132,7 +134,10 @@ def load_config_file(path: Path) -> RunConfig:
         ConfigError: The file cannot be read, or what it says is refused.
     """
     try:
-        return parse_config(path.read_bytes(), str(path))
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file")
+        with path.open("rb") as file:
+            return parse_config(file.read(LARGEST_BYTES + 1), str(path))
     except OSError as error:
         raise ConfigError([_unreadable(str(path), error)]) from error
 
@@ -143,10 +148,15 @@ def parse_config(content: bytes, where: str) -> RunConfig:
     Args:
         content: Of a yaml file.
         where: Its name, for errors.
+
+    Raises:
+        ConfigError: As in `load_config_file`.
     """
     try:
-        tree = _parse(content.decode())
-    except (ValueError, yaml.YAMLError) as error:
+        if len(content) > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
+        tree = parse_yaml(content.decode())
+    except ValueError as error:
         raise ConfigError([_unreadable(where, error)]) from error
     return _resolve(dict(flatten(tree)), [])
 
@@ -209,9 +219,13 @@ def _resolve(settings: Mapping[str, Any], problems: list[str]) -> RunConfig:
     tree = OmegaConf.structured(RunConfig)
     known = keys(RunConfig)
     _unlock(tree)
+    strange = [name for name in settings if name not in known]
+    # To look for what was meant takes its time.
+    problems += [unknown(name, known) for name in strange[:_MOST_UNKNOWN]]
+    if len(strange) > _MOST_UNKNOWN:
+        problems.append(f"{len(strange) - _MOST_UNKNOWN:,} more keys are not known.")
     for name, value in settings.items():
-        problem = _assign(tree, known[name], value) if name in known else unknown(name, known)
-        if problem:
+        if name in known and (problem := _assign(tree, known[name], value)):
             problems.append(problem)
     problems += _refused(tree)
     if problems:
@@ -282,13 +296,6 @@ def _unlock(tree: DictConfig) -> None:
     for name in tree:
         if isinstance(tree[name], DictConfig):
             _unlock(tree[name])
-
-
-def _parse(text: str) -> dict[str, Any]:
-    tree = yaml.safe_load(text)
-    if not isinstance(tree, dict | None):
-        raise ValueError("it does not hold keys with values")
-    return tree or {}
 
 
 def _plain(value: Any) -> Any:

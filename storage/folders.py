@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import re
-import shutil
 import time
 from collections.abc import Callable
 from io import BufferedReader
@@ -18,7 +17,8 @@ from typing import Any, TypeVar
 import fsspec
 
 from ..refusal import Refusal
-from .atomic import PARTIAL, place_files
+from .atomic import PARTIAL
+from .local_folder import LocalFolder
 
 _Result = TypeVar("_Result")
 
@@ -91,7 +91,7 @@ class Storage:
         """As ``write``, into a local storage, of what ``save`` writes to the path that it is given."""
 
         def place(files: _Files) -> None:
-            assert isinstance(files, _LocalFolder), f"{self.url} is not on a disk"
+            assert isinstance(files, LocalFolder), f"{self.url} is not on a disk"
             files.place(name, save)
 
         self._attempt("written", name, place)
@@ -168,44 +168,8 @@ class Storage:
 
     def _open(self) -> _Files:
         if self._files is None:
-            self._files = _LocalFolder(self.path) if self.is_local else _BucketFolder(self.url)
+            self._files = LocalFolder(self.path) if self.is_local else _BucketFolder(self.url)
         return self._files
-
-
-class _LocalFolder:
-    """Files on a disk."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def write(self, name: str, content: bytes) -> None:
-        self.place(name, lambda path: path.write_bytes(content))
-
-    def place(self, name: str, save: Callable[[Path], object]) -> None:
-        path = self._root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place_files({path: save})
-
-    def open(self, name: str) -> BufferedReader:
-        return (self._root / name).open("rb")
-
-    def read(self, name: str, size: int) -> bytes:
-        with self.open(name) as file:
-            return file.read(size)
-
-    def size(self, name: str) -> int | None:
-        path = self._root / name
-        return None if path.is_dir() else path.stat().st_size
-
-    def names(self, prefix: str) -> list[str]:
-        return os.listdir(self._root / prefix)
-
-    def remove(self, name: str) -> None:
-        path = self._root / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 class _BucketFolder:
@@ -242,7 +206,7 @@ class _BucketFolder:
         return f"{self._root}/{name}" if name else self._root
 
 
-_Files = _LocalFolder | _BucketFolder
+_Files = LocalFolder | _BucketFolder
 
 
 def _resolve(url: str) -> tuple[str, bool]:
