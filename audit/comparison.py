@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, TITLES, Control
-from .identification import Embedding, Gallery
+from .identification import Gallery
 from .matching import assign
 from .metrics import constant_images, psnr, ssim
-from .pool import Pool
 from .results import ControlResult, ControlScore, ImageResult, compared
 from .verdict import Lead, Verdict, judge_image, judge_with_controls
 
@@ -34,8 +32,7 @@ def hold_against_controls(
     seeds: Sequence[Float[Tensor, "batch channel height width"]],
     true: Float[Tensor, "batch channel height width"],
     controls: Sequence[Control],
-    pool: Pool | None,
-    embedding: Embedding | None,
+    gallery: Gallery | None,
 ) -> tuple[ImageResult, ...]:
     """The results with the scores of every control, the intervals, identification, RDLV and the verdict they lead to.
 
@@ -45,12 +42,8 @@ def hold_against_controls(
         seeds: each seed's own final candidate, in that order, in [0, 1].
         true: the private images, in [0, 1].
         controls: those that were run; the constant image is always there.
-        pool: other images among which to recognise the private ones; None leaves identification out.
-        embedding: the features to recognise by.
+        gallery: among which to recognise the private images; None leaves identification out.
     """
-    gallery = None
-    if pool is not None and embedding is not None:
-        gallery = Gallery(torch.cat([true, pool.images.to(true)]), embedding)
     found = score_controls(controls, true, gallery)
     flags = _flags(images, gallery)
     own_flags = [_flags(seed, gallery) for seed in seeds]
@@ -129,9 +122,9 @@ def score_controls(
     Each control, and each of its seeds, is matched in its own favour by the assignment with the least squared error:
     it owes nothing to the labels, and what it is granted makes the verdict stricter.
     """
-    floors = psnr(constant_images(true), true).tolist()
-    flags = _flags(constant_images(true), gallery)
-    rows = [{"constant_image": ControlScore(floor, identified=flag)} for floor, flag in zip(floors, flags, strict=True)]
+    flat = constant_images(true)
+    columns = zip(psnr(flat, true).tolist(), ssim(flat, true).tolist(), _flags(flat, gallery), strict=True)
+    rows = [{"constant_image": ControlScore(floor, ssim=like, identified=flag)} for floor, like, flag in columns]
     for control in controls:
         found = control.reconstruction
         if found is None or not _has_result(control):
@@ -139,10 +132,10 @@ def score_controls(
         order = assign(found.images.cpu(), true)
         images = found.images.detach().cpu()[list(order)]
         seeds = [_own_favour(candidate, true) for candidate in found.candidate_images.cpu()]
-        flags = _flags(images, gallery)
+        flags, similar = _flags(images, gallery), ssim(images, true).tolist()
         for row, value in enumerate(psnr(images, true).tolist()):
             scores = tuple(seed[row] for seed in seeds)
-            rows[row][control.name] = ControlScore(value, scores, order[row], identified=flags[row])
+            rows[row][control.name] = ControlScore(value, scores, order[row], similar[row], identified=flags[row])
     return rows
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import MEANINGS, NULL_CONTROLS, TITLES, Control
-from .figures import psnr_in_words
+from .figures import quality_in_words
 from .metrics import constant_images
 from .pictures import data_uri
 from .results import AuditReport, ControlScore, ImageResult
@@ -69,6 +69,7 @@ def _summary(report: AuditReport, name: str) -> dict[str, Any]:
         "title": TITLES[name],
         "meaning": MEANINGS[name],
         "psnr": report.control_psnr(name),
+        "ssim": report.control_ssim(name),
         "iip": report.control_iip(name),
         "effort": "" if run is None else f"{run.seeds} × {run.iterations:,}",
         "decides": name in NULL_CONTROLS,
@@ -85,7 +86,12 @@ def _row(
     original = private.images[image.index].detach().cpu()
     cells = [
         _cell("original", original, ""),
-        _cell("reconstruction", reconstruction.images[image.position], psnr_in_words(image.psnr), image.identified),
+        _cell(
+            "reconstruction",
+            reconstruction.images[image.position],
+            quality_in_words(image.psnr, image.ssim),
+            image.identified,
+        ),
     ]
     for name in names:
         score = image.controls.get(name)
@@ -94,7 +100,9 @@ def _row(
         picture = constant_images(original[None])[0] if name == "constant_image" else None
         if name in answers and score.position is not None:
             picture = answers[name].images[score.position]
-        cells.append(_cell(name, picture, psnr_in_words(score.psnr), score.identified, _lead(image, score)))
+        cells.append(
+            _cell(name, picture, quality_in_words(score.psnr, score.ssim), score.identified, _lead(image, score))
+        )
     return {"image": image, "cells": cells}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from ..capture.batch import require_unit_range
 from ..coordinator import Reconstruction
 from .assumptions import GIVEN_LABELS, state_assumptions, state_provenance
 from .averages import add_averages, candidate_images
+from .bits import add_bits, bit_note
 from .comparison import deciding_means, hold_against_controls, outcome
 from .controls import TITLES, Control
 from .doubt import find_doubts, in_sentences, withhold, withhold_from_images
 from .exposure import Exposure
 from .feature_leak import FeatureLeak
-from .features import FEATURE_RULE, with_feature_leaks, with_features
-from .identification import Embedding, make_embedding
+from .features import FEATURE_RULE, with_feature_leaks, with_features, with_record
+from .identification import Embedding, Gallery, make_embedding
 from .initialisation import WeightState
 from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
@@ -81,12 +83,17 @@ def evaluate(
     )
     results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
     results = add_averages(results, reconstruction, consensus_order, true)
+    results = add_bits(results, reconstruction, images[list(matching.order)], true)
     rows_compared = tuple(image.index for image in compared(results))
     agents = _agents(reconstruction, matching, true, rows_compared)
     embedding = None if pool is None else embedding or make_embedding("pixels")
+    gallery = None if pool is None or embedding is None else Gallery(torch.cat([true, pool.images.to(true)]), embedding)
     pairs = zip(candidate_images(reconstruction), agents, strict=True)
     seeds = [images[list(agent.order)] for images, agent in pairs]
-    results = hold_against_controls(results, images[list(matching.order)], seeds, true, controls, pool, embedding)
+    results = hold_against_controls(results, images[list(matching.order)], seeds, true, controls, gallery)
+    if gallery is not None:
+        own = zip(agents, seeds, strict=True)
+        agents = tuple(replace(agent, identified=gallery.identify(seed)) for agent, seed in own)
     results = _add_exposure(results, exposure)
     strict = deciding_means(results)
     doubts = find_doubts(reconstruction, truth_gap)
@@ -94,12 +101,17 @@ def evaluate(
     accuracy = label_accuracy(labels, true_labels)
     wrong, given = round((1 - accuracy) * len(true_labels)), reconstruction.labels.method == GIVEN_LABELS
     verdict = _tell_labels(verdict, wrong, len(true_labels), given=given)
+    verdict = _tell_likeness(verdict, results, None if gallery is None else len(true) + len(pool or ()))
+    if any(image.bits is not None and image.bits.exact for image in results):
+        verdict = replace(verdict, detail=f"{bit_note(results)} {verdict.detail}")
     pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)
     unshown = sum(image.verdict.leak is Leak.NONE for image in results)
     return AuditReport(
         images=withhold_from_images(with_feature_leaks(results, features), doubts),
         agents=agents,
-        verdict=with_features(withhold(verdict, unshown, doubts), features, pictures),
+        verdict=with_record(
+            with_features(withhold(verdict, unshown, doubts), features, pictures), reconstruction, features, True
+        ),
         matching=matching,
         consensus_order=consensus_order,
         label_accuracy=accuracy,
@@ -130,9 +142,9 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
     order = tuple(range(len(reconstruction.images)))
     rows = tuple(_row(reconstruction, i, i, f"image {i + 1}", None) for i in order)
     return AuditReport(
-        images=add_averages(rows, reconstruction, order, None),
+        images=add_bits(add_averages(rows, reconstruction, order, None), reconstruction, _answer(reconstruction), None),
         agents=_agents(reconstruction, None, None),
-        verdict=_with_doubts(_verdict(reconstruction, None), reconstruction),
+        verdict=with_record(_with_doubts(_verdict(reconstruction, None), reconstruction), reconstruction, None, False),
         matching=None,
         consensus_order=order,
         label_accuracy=None,
@@ -151,6 +163,19 @@ def _tell_labels(verdict: Verdict, wrong: int, total: int, *, given: bool) -> Ve
         "of other classes; a server that knows or guesses the labels may see more (labels=0,1,2 gives them)."
     )
     return replace(verdict, detail=verdict.detail + caution)
+
+
+def _tell_likeness(verdict: Verdict, results: Sequence[ImageResult], gallery: int | None) -> Verdict:
+    """SSIM and recognition beside the PSNR: an image can be plainly recognised whose PSNR is low."""
+    similar = [image.ssim for image in results if image.ssim is not None and math.isfinite(image.ssim)]
+    if verdict.leak is Leak.FAILED or not similar:
+        return verdict
+    words = f"{'Mean ' if len(results) > 1 else ''}SSIM {fmean(similar):.2f}"
+    if gallery is not None:
+        words += (
+            f"; recognised among {gallery:,} images: {sum(bool(one.identified) for one in results)} of {len(results)}"
+        )
+    return replace(verdict, detail=f"{verdict.detail} {words}.")
 
 
 def _with_doubts(verdict: Verdict, reconstruction: Reconstruction) -> Verdict:
@@ -185,7 +210,7 @@ def _score(
 ) -> tuple[ImageResult, ...]:
     floors, values = psnr(constant_images(true), true).tolist(), psnr(images, true).tolist()
     similar, spectral = ssim(images, true).tolist(), fft2d(images, true).tolist()
-    of_consensus = psnr(consensus, true).tolist()
+    of_consensus, consensus_like = psnr(consensus, true).tolist(), ssim(consensus, true).tolist()
     return tuple(
         replace(
             row,
@@ -195,6 +220,7 @@ def _score(
             fft2d=spectral[i],
             lpips=perceptual[i],
             consensus_psnr=of_consensus[i],
+            consensus_ssim=consensus_like[i],
         )
         for i, row in enumerate(rows)
     )
@@ -209,10 +235,11 @@ def _agents(
     results = []
     pairs = zip(reconstruction.candidates, candidate_images(reconstruction), strict=True)
     for candidate, images in pairs:
-        order, values = tuple(range(len(images))), None
+        order, values, similar = tuple(range(len(images))), None, None
         if matching is not None and true is not None:
             order = _order(matching, images, true)
             values = tuple(psnr(images[list(order)], true).tolist())
+            similar = tuple(ssim(images[list(order)], true).tolist())
         results.append(
             AgentResult(
                 seed=candidate.seed,
@@ -222,6 +249,7 @@ def _agents(
                 losses=dict(candidate.losses),
                 order=order,
                 psnr=values,
+                ssim=similar,
                 compared=rows,
             )
         )

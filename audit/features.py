@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
 from ..capture.labels.final_layer import natural_noise
+from ..coordinator import Reconstruction
 from ..peeling import KnownFeatures
+from ..peeling.wording import reached
 from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
 from .pool import Pool
@@ -121,3 +123,23 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
     whose = whose if known == total else f"{whose} images"
     picture = "Only a weak picture" if verdict.leak is Leak.WEAK else "No picture"
     return Verdict(Leak.LEAKED, f"{picture}, but the features of {whose} leaked", f"{detail} {verdict.detail}")
+
+
+def with_record(verdict: Verdict, reconstruction: Reconstruction, leak: FeatureLeak | None, truth: bool) -> Verdict:
+    """The verdict on the batch, which is not calm either where the gradient determines features or images that were not
+    held against the private ones.
+
+    Args:
+        verdict: by all else.
+        reconstruction: with the record of peeling.
+        leak: None where the features were not held against the private images.
+        truth: whether there are private images.
+    """
+    record = reconstruction.peeling
+    if record is None or record.nearest is None or leak is not None or verdict.leak not in (Leak.NONE, Leak.UNKNOWN):
+        return verdict
+    what = "the images" if record.whole else "features of every image"
+    start = "No picture" if truth else "No ground truth"
+    told = "Whoever holds an image can tell by these numbers whether it was in the batch."
+    headline = f"{start}, but the gradient determines {what}"
+    return Verdict(Leak.UNKNOWN, headline, f"{reached(record)} {told} {verdict.detail}")

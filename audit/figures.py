@@ -20,9 +20,21 @@ def psnr_in_words(value: float | None) -> str:
     return "–" if value is None else "not finite" if math.isnan(value) else decibels(value)
 
 
+def quality_in_words(psnr: float | None, ssim: float | None) -> str:
+    """A PSNR with its unit and the SSIM beside it, as far as there are such."""
+    parts = [psnr_in_words(psnr)] if psnr is not None else []
+    parts += [f"{ssim:.2f}"] if ssim is not None and math.isfinite(ssim) else []
+    return " · ".join(parts)
+
+
 def share_in_words(value: float | None) -> str:
     """A share of 1 in percent; a dash where there is none, or none that is finite."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.0%}"
+
+
+def share_not_rounded_up(value: float) -> str:
+    """A share of 1 in percent with one decimal, which says 100 only of all."""
+    return f"{math.floor(1000 * value) / 10:.1f} %" if value < 1 else "100 %"
 
 
 def duration(seconds: float, decimals: int = 1) -> str:

@@ -15,11 +15,12 @@ from ..capture import PrivateBatch, Provenance
 from ..coordinator import Reconstruction, flatten
 from .assumptions import GIVEN_LABELS, as_sentence, counted
 from .averages import candidate_images
+from .bits import bit_note
 from .charts import COLOURS, Chart, draw_chart, draw_ruler, group_history
 from .control_panel import control_panel, exposure_panel
 from .controls import Control
 from .environment import page_environment
-from .figures import duration, psnr_in_words, share_in_words
+from .figures import duration, psnr_in_words, quality_in_words, share_in_words, share_not_rounded_up
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
 from .peeling_panel import SHOWN_PLACES, peeling_panel
 from .pictures import picture_cell
@@ -64,6 +65,7 @@ def render_page(
         number=_number,
         share=share_in_words,
         share_fine=_share_fine,
+        exact_share=lambda value: "–" if value is None else share_not_rounded_up(value),
         plain=_plain,
         sentence=as_sentence,
         counted=counted,
@@ -83,6 +85,8 @@ def render_page(
         exposure=exposure_panel(report),
         peeling=peeling_panel(reconstruction.peeling),
         shown_places=SHOWN_PLACES,
+        bit_note=bit_note(report.images),
+        bits_seen=any(image.bits is not None and (image.bits.exact or image.bits.seen) for image in report.images),
         risk=risk_sentences(report),
         label_sentence=label_sentence(report, reconstruction),
         label_scores=label_scores(report),
@@ -138,9 +142,14 @@ def _tiles(report: AuditReport, run: Reconstruction, agents: int) -> list[tuple[
         ("Reconstruction", psnr_in_words(psnr), f"mean PSNR {over}".strip()),
         ("Constant image", bar, f"mean PSNR: the floor{'; a flat image has none' if left_out else ''}"),
         ("Above the floor", above, f"counts from {MARGIN_DB:+g} dB"),
-        label_tile(report, run),
-        *identified,
         ("SSIM", _number(report.ssim_mean), "mean; 1 is equal"),
+        *identified,
+        *(
+            [("Bit for bit", f"{report.bit_exact} of {len(report.images)}", "equal in all 8 bits")]
+            if report.bit_exact
+            else []
+        ),
+        label_tile(report, run),
         loss,
         effort,
     ]
@@ -187,11 +196,14 @@ def _picture_rows(
     for row, image in enumerate(report.images):
         cells = [] if private is None else [picture_cell("original", private.images[row], _floor(image), large)]
         for agent, batch in zip(shown, candidates, strict=True):
-            psnr = None if agent.psnr is None else agent.psnr[row]
-            cells.append(picture_cell("agent", batch[agent.order[row]], psnr, _SMALL, image.source.seed == agent.seed))
+            values = (None if one is None else one[row] for one in (agent.psnr, agent.ssim))
+            words, chosen = quality_in_words(*values), image.source.seed == agent.seed
+            cells.append(picture_cell("agent", batch[agent.order[row]], words, _SMALL, chosen))
         consensus = reconstruction.consensus[report.consensus_order[row]]
-        cells.append(picture_cell("consensus", consensus, image.consensus_psnr, _SMALL, not image.source.of_one_seed))
-        cells.append(picture_cell("reconstruction", reconstruction.images[image.position], image.psnr, large))
+        words = quality_in_words(image.consensus_psnr, image.consensus_ssim)
+        cells.append(picture_cell("consensus", consensus, words, _SMALL, not image.source.of_one_seed))
+        words = quality_in_words(image.psnr, image.ssim)
+        cells.append(picture_cell("reconstruction", reconstruction.images[image.position], words, large))
         rows.append({"image": image, "cells": cells})
     return rows
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ..coordinator import Reconstruction
 from ..peeling.record import PeelingRecord
-from ..peeling.wording import ended, reached
+from ..peeling.wording import summary
 
 
 def peeling_facts(record: PeelingRecord) -> dict[str, Any]:
@@ -21,5 +22,10 @@ def peeling_facts(record: PeelingRecord) -> dict[str, Any]:
         "places": places,
         "nearest": None if nearest is None else nearest.value,
         "whole": record.whole,
-        "summary": " ".join(filter(None, (reached(record), ended(record)))),
+        "summary": summary(record),
     }
+
+
+def peeling_summary(reconstruction: Reconstruction) -> str:
+    """The record in one or two sentences; empty where nothing was peeled."""
+    return "" if reconstruction.peeling is None else summary(reconstruction.peeling)

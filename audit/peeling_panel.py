@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..peeling.record import PeelingRecord, RecoveredPlace
-from ..peeling.wording import ended, reached, standing, would_do
+from ..peeling.wording import standing, summary, would_do
 from .network_diagram import Diagram, draw_network
 
 _MOST_ENDS = 4
@@ -41,7 +41,7 @@ def peeling_panel(record: PeelingRecord | None) -> PeelingPanel | None:
     order = {node.name: position for position, node in enumerate(record.nodes)}
     places = sorted(record.places, key=lambda place: order.get(place.value, -1))
     return PeelingPanel(
-        summary=" ".join(filter(None, (reached(record), ended(record)))),
+        summary=summary(record),
         standing=standing(record),
         places=tuple(map(_place, places)),
         ends=tuple(

@@ -14,14 +14,15 @@ from safetensors.torch import save
 
 from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
+from .bits import bit_note
 from .controls import NULL_CONTROLS, Control
 from .feature_leak import FeatureLeak
-from .figures import decibels, one_decimal
+from .figures import one_decimal, quality_in_words
 from .files import replace_files
 from .page import list_seeds, render_page
 from .peeling_facts import peeling_facts
 from .pictures import GridRow, draw_grid
-from .results import AuditReport, ControlResult, ImageResult
+from .results import AgentResult, AuditReport, ControlResult, ImageResult
 from .risk import risk_sentences
 
 
@@ -68,6 +69,8 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "gain_mean": report.gain_mean,
         "means_note": report.means_note,
         "ssim_mean": report.ssim_mean,
+        "bit_exact": report.bit_exact,
+        "bit_note": bit_note(report.images),
         "fft2d_mean": report.fft2d_mean,
         "lpips_mean": report.lpips_mean,
         "lpips_note": report.lpips_note,
@@ -94,7 +97,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "images": [_image(image) for image in report.images],
         "matching": None if report.matching is None else asdict(report.matching),
         "agents": len(list_seeds(report, reconstruction)),
-        "agent_results": [{**asdict(agent), "psnr_mean": agent.psnr_mean} for agent in report.agents],
+        "agent_results": [_agent(agent) for agent in report.agents],
         "iterations": reconstruction.iterations,
         "rounds": reconstruction.rounds,
         "seconds": reconstruction.seconds,
@@ -127,9 +130,14 @@ def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:
     return {
         **asdict(control),
         "psnr_mean": report.control_psnr(control.name),
+        "ssim_mean": report.control_ssim(control.name),
         "iip": report.control_iip(control.name),
         "decides": control.name in NULL_CONTROLS,
     }
+
+
+def _agent(agent: AgentResult) -> dict[str, Any]:
+    return {**asdict(agent), "psnr_mean": agent.psnr_mean, "ssim_mean": agent.ssim_mean, "iip": agent.iip}
 
 
 def _features(leak: FeatureLeak) -> dict[str, Any]:
@@ -151,6 +159,7 @@ def _image(image: ImageResult) -> dict[str, Any]:
         "source": str(image.source),
         "source_seed": image.source.seed,
         "gain": image.gain,
+        "bit_exact": None if image.bits is None or image.bits.exact_share is None else image.bits.exact,
         "flat": image.flat,
         "consensus_gain": image.consensus_gain,
         "rule_gain": image.rule_gain,
@@ -180,10 +189,7 @@ def _plain(value: object) -> Any:
 
 def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateBatch | None) -> bytes:
     positions = [image.position for image in report.images]
-    captions = [
-        f"label {image.label}" if image.psnr is None else _caption(image.psnr, image.constant_image_psnr)
-        for image in report.images
-    ]
+    captions = [f"label {image.label}" if image.psnr is None else _caption(image) for image in report.images]
     rows = [GridRow("reconstruction", reconstruction.images[positions], captions)]
     if private is not None:
         names = [f"label {image.true_label} {image.name}" for image in report.images]
@@ -191,7 +197,8 @@ def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateB
     return draw_grid(rows)
 
 
-def _caption(psnr: float, floor: float | None) -> str:
-    if math.isnan(psnr):
+def _caption(image: ImageResult) -> str:
+    if image.psnr is None or math.isnan(image.psnr):
         return "not finite"
-    return decibels(psnr) if floor is None else f"{decibels(psnr)} (floor {one_decimal(floor)})"
+    words, floor = quality_in_words(image.psnr, image.ssim), image.constant_image_psnr
+    return words if floor is None else f"{words} ({one_decimal(floor)})"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..coordinator import Source
+from .bit_match import BitMatch
 from .feature_leak import FeatureLeak
 from .label_scores import LabelScores
 from .matching import Matching
@@ -29,6 +30,7 @@ class ControlScore:
     """PSNR of each of its seeds' final candidates, in dB; empty for the constant image."""
     position: int | None = None
     """Of the image in the control's answer."""
+    ssim: float | None = None
     low: float | None = None
     """95 % interval of the reconstruction's PSNR above the control's, in dB; None with a single seed."""
     high: float | None = None
@@ -72,6 +74,9 @@ class ImageResult:
     fft2d: float | None = None
     lpips: float | None = None
     consensus_psnr: float | None = None
+    consensus_ssim: float | None = None
+    bits: BitMatch | None = None
+    """What was recovered to the last bit."""
     plain_mean_psnr: float | None = None
     """Of the mean of the agents' candidates as they stand, in dB."""
     unregistered_psnr: float | None = None
@@ -150,6 +155,10 @@ class AgentResult:
     """For each row of the report, the position of the partner in this agent's candidate."""
     psnr: tuple[float, ...] | None = None
     """Per row, in dB."""
+    ssim: tuple[float, ...] | None = None
+    """Per row."""
+    identified: tuple[bool, ...] | None = None
+    """Per row, whether it is recognised in the pool; None without one."""
     compared: tuple[int, ...] | None = None
     """The rows that its mean is over: those whose floor is finite; all where none is named."""
 
@@ -159,6 +168,16 @@ class AgentResult:
         if self.psnr is None or self.compared is None:
             return _mean(self.psnr)
         return _mean(self.psnr[row] for row in self.compared)
+
+    @property
+    def ssim_mean(self) -> float | None:
+        """Mean over all rows; None without ground truth."""
+        return _mean(self.ssim)
+
+    @property
+    def iip(self) -> float | None:
+        """Share of the private images that are recognised; None without a pool."""
+        return None if self.identified is None else _mean(map(float, self.identified))
 
 
 @dataclass(frozen=True)
@@ -218,6 +237,17 @@ class AuditReport:
         scores = [image.controls.get(name) for image in self.images]
         flags = [None if score is None else score.identified for score in scores]
         return _mean(None if flag is None else float(flag) for flag in flags)
+
+    def control_ssim(self, name: str) -> float | None:
+        """Mean SSIM of a control's answer; None when it was not run."""
+        scores = [image.controls.get(name) for image in self.images]
+        return _mean(None if score is None else score.ssim for score in scores)
+
+    @property
+    def bit_exact(self) -> int | None:
+        """How many private images came back bit for bit; None without ground truth."""
+        known = [image.bits for image in self.images if image.bits is not None and image.bits.exact_share is not None]
+        return sum(one.exact for one in known) if known else None
 
     @property
     def psnr_mean(self) -> float | None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .anchor import Anchor
+from .record import PeelingRecord
+from .rules import Derivation
 from .tap_cut import TapCut
+
+# Places known less well are taken only where no other is.
+_SURELY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,23 @@ def known_by_taps(cut: TapCut) -> KnownFeatures:
     """What the taps of a convolution gave."""
     way = f"the taps of {cut.convolution}"
     return KnownFeatures(cut.batch_norm, True, True, cut.activations, cut.error, way)
+
+
+def known_by_rules(record: PeelingRecord, derivation: Derivation, model: nn.Module) -> KnownFeatures | None:
+    """Of the places that follow from taps, the one nearest to the images that is surely known, at a module's input.
+
+    Args:
+        record: Of the derivation.
+        derivation: With the activations.
+        model: Whose modules are meant; None is handed back where no place is the input of one of them.
+    """
+    names = {name for name, _ in model.named_modules()}
+    order = {node.name: position for position, node in enumerate(record.nodes)}
+    places = [one for one in record.places if one.reader in names]
+    places = [one for one in places if one.error_max <= _SURELY] or places
+    if not places:
+        return None
+    nearest = min(places, key=lambda one: order.get(one.value, -1))
+    activations = derivation.knowledge.activations[nearest.value].values.float()
+    way = f"{record.footholds[0]}, and the equations behind them," if record.footholds else "the equations"
+    return KnownFeatures(nearest.reader, False, False, activations, nearest.error_max, way)

@@ -15,6 +15,7 @@ from .cut import Cut, Decoded, NoCut, decode, find_cut, images_from_cut, photo_c
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity, MaxPool
+from .known import KnownFeatures, known_by_rules
 from .layers import sizes
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
@@ -59,6 +60,8 @@ class Recovery:
     """Images that the cut's features look like: where a descent on them starts."""
     record: PeelingRecord | None = None
     """All of it for a reader; None where the network could not be read."""
+    known: KnownFeatures | None = None
+    """The features nearest to the images that are surely known."""
 
 
 def recover_images(
@@ -105,13 +108,15 @@ def recover_images(
     final = _final(graph, update, derivation)
     labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
     module = _first_module(graph, model)
+    known = known_by_rules(record, derivation, model)
     whole = derivation.knowledge.complete(graph.images)
     if whole is not None:
         record = replace(record, found=FoundImages(ImagesBy.EQUATIONS, tuple(whole.error.tolist())))
         found = Recovery(reached(record), derivation.steps, labels=labels, final=final, module=module, record=record)
-        return replace(found, images=whole.values, error=whole.error)
+        return replace(found, images=whole.values, error=whole.error, known=known)
     cut = find_cut(derivation)
     found = Recovery(f"{reached(record)} {ended(record)}", derivation.steps, labels=labels, final=final, record=record)
+    found = replace(found, known=known)
     if isinstance(cut, NoCut):
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     found = replace(found, module=module, cut=cut)

@@ -20,6 +20,11 @@ def reached(record: PeelingRecord) -> str:
     return f"By {begun} the gradient determines {gave} ({shape}, estimated error {nearest.error_max:.1g} at most)."
 
 
+def summary(record: PeelingRecord) -> str:
+    """How far it came, and why it went no further."""
+    return " ".join(filter(None, (reached(record), ended(record))))
+
+
 def went_wrong(record: PeelingRecord) -> str:
     """Why it ended, as the end of a sentence with a full stop."""
     if not record.ends:

@@ -11,6 +11,7 @@ from ..audit import Leak
 from ..audit.assumptions import GIVEN_LABELS
 from ..audit.case import Case
 from ..audit.controls import TITLES
+from ..audit.peeling_facts import peeling_summary
 from ..audit.pipeline import Assessment, Stage, attack_and_assess
 from ..audit.results import compared
 from ..capture import CapturedUpdate
@@ -144,6 +145,8 @@ def _summarise(assessment: Assessment, seconds: float) -> CellResult:
         floor=finite(report.constant_image_psnr),
         control=fmean(best) if best else None,
         ssim=finite(report.ssim_mean),
+        bit_exact=report.bit_exact,
+        peeling=peeling_summary(found),
         seconds=seconds,
         agents=len(found.candidates),
         iterations=found.iterations,

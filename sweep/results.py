@@ -38,6 +38,10 @@ class Worst:
     """What the strongest control made of it; None where that has no picture."""
     control_name: str
     control_psnr: float | None
+    ssim: float | None = None
+    control_ssim: float | None = None
+    identified: bool | None = None
+    """Whether it is recognised in the pool; None without one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class CellResult:
     control: float | None = None
     """Mean over the same images of the strongest control's PSNR, in dB."""
     ssim: float | None = None
+    bit_exact: int | None = None
+    """Images that came back bit for bit; None without ground truth."""
+    peeling: str = ""
+    """What the gradient determines exactly and where that ends, in one or two sentences; empty where nothing was
+    peeled."""
     seconds: float = 0.0
     agents: int = 0
     iterations: int = 0

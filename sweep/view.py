@@ -89,7 +89,7 @@ class GridView:
 
     def _table(self, names: Sequence[str]) -> Table:
         table = Table(box=None, pad_edge=False)
-        for heading in ("cell", "state", "step", "PSNR", "floor", "leaked", "labels", "time"):
+        for heading in ("cell", "state", "step", "PSNR", "floor", "SSIM", "IIP", "leaked", "labels", "time"):
             left = heading in ("cell", "state")
             table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
         for name in names:
@@ -101,21 +101,26 @@ class GridView:
         result, progress = self._results.get(name), self._running.get(name)
         if result is not None:
             share = "–" if result.share is None else f"{result.leaked}/{result.images}"
-            numbers = [psnr_in_words(result.psnr), psnr_in_words(result.floor), share, share_in_words(result.labels)]
+            similar = "–" if result.ssim is None else f"{result.ssim:.2f}"
+            quality = [psnr_in_words(result.psnr), psnr_in_words(result.floor), similar, share_in_words(result.iip)]
+            numbers = [*quality, share, share_in_words(result.labels)]
             return [state, str(result.iterations or "–"), *numbers, _seconds(result.seconds)]
         if progress is None:
-            return [state, "–", "–", "–", "–", "–", "–"]
+            return [state, *["–"] * 8]
         step = f"{progress.step}/{progress.steps}" if progress.steps else "–"
         elapsed = _seconds(time.time() - progress.began) if progress.began else "–"
-        return [progress.phase, step, "–", "–", "–", "–", elapsed]
+        return [progress.phase, step, *["–"] * 6, elapsed]
 
 
 def _line(result: CellResult) -> str:
     if result.state is not State.DONE:
         return f"{result.state}: {result.sentence}"
     share = f"{result.leaked} of {result.images} images leaked"
+    similar = "" if result.ssim is None else f", SSIM {result.ssim:.2f}"
+    similar += "" if result.iip is None else f", {share_in_words(result.iip)} recognised"
     return (
-        f"{share}, PSNR {psnr_in_words(result.psnr)} (floor {psnr_in_words(result.floor)}), {_seconds(result.seconds)}"
+        f"{share}, PSNR {psnr_in_words(result.psnr)} (floor {psnr_in_words(result.floor)}){similar}, "
+        f"{_seconds(result.seconds)}"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..audit import AuditReport, Control, ImageResult, constant_images
+from ..audit.comparison import HIGHEST_DB
 from ..audit.controls import NULL_CONTROLS, TITLES
 from ..audit.pictures import data_uri
 from ..capture import PrivateBatch
@@ -46,6 +47,9 @@ def find_worst(
         control=None if picture is None else data_uri(picture, _LARGEST_PICTURE),
         control_name=TITLES[name],
         control_psnr=value,
+        ssim=finite(image.ssim),
+        control_ssim=finite(image.controls[name].ssim) if name in image.controls else None,
+        identified=image.identified,
     )
 
 
@@ -69,8 +73,11 @@ def finite(value: float | None) -> float | None:
 def _margin(image: ImageResult) -> float:
     if image.flat:
         return -math.inf  # of one flat colour: nothing can be held against anything
-    value, (_, control) = finite(image.psnr), strongest(image)
-    return -math.inf if value is None else value - (control or 0.0)
+    value, (_, control) = image.psnr, strongest(image)
+    if value is None or math.isnan(value) or value == -math.inf:
+        return -math.inf
+    # An image that is equal in every bit is ahead of all.
+    return min(value, HIGHEST_DB) - (control or 0.0)
 
 
 def _control_picture(

@@ -87,11 +87,15 @@ def prepare(
     target = _finished(target, request)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     known = _known_features(solved, model, request)
-    if known is not None and known.output:
+    if known is not None and known is not solved.known and known.output:
         messages.append(
             f"By {known.way} the gradient determines {known.words}, estimated error {known.error:.1g}, whatever lies "
-            "behind. Whether or not pictures of them can be made: whoever holds an image can tell by them whether it "
-            "was in the batch."
+            "behind."
+        )
+    if known is not None and (known is solved.known or known.output):
+        messages.append(
+            "Whether or not pictures can be made of these activations: whoever holds an image can tell by them whether "
+            "it was in the batch."
         )
     messages += evidence.limits
     training = describe(update, found, given is not None)
@@ -128,6 +132,8 @@ def _finished(target: Target, request: Request) -> Target:
 def _known_features(solved: Solved, model: nn.Module, request: Request) -> KnownFeatures | None:
     """What the gradient determines of every image: where peeling came no further than the final layer, by taps."""
     update, anchor = solved.found.update, solved.anchor
+    if solved.known is not None:
+        return solved.known
     wanted = request.peeling.enabled and request.peeling.taps and request.gradient
     # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
     possible = update.local is None and update.batch_norm is BatchNormMode.EVAL

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
-from ..peeling import Anchor, peel
+from ..peeling import Anchor, KnownFeatures, peel
 from ..peeling.factors import describe
 from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
@@ -38,6 +38,8 @@ class Solved:
     """Whether the anchor is the images, as they follow from taps."""
     record: PeelingRecord | None = None
     """What peeling did; None where it was left out."""
+    known: KnownFeatures | None = None
+    """Features of every image that follow from taps."""
 
 
 def solve(
@@ -131,6 +133,7 @@ class _Solver:
             solved,
             messages=(*solved.messages, *filter(None, [found.message])),
             record=joined(found.record, solved.record),
+            known=found.known,
         )
         if found.anchor is None:
             # The images of an anchor are in the order of the labels that it was found with.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels, as_gradient, client_mode
 from ..capture.forward import gradient
-from ..peeling import Anchor
+from ..peeling import Anchor, KnownFeatures
 from ..peeling.config import PeelingConfig
 from ..peeling.factors import distinct_from_one
 from ..peeling.layers import relative, worst
@@ -35,6 +35,8 @@ class TapImages:
     """Empty where there is nothing to say."""
     record: PeelingRecord | None = None
     """What was recovered, and where it ended."""
+    known: KnownFeatures | None = None
+    """Features of every image."""
 
 
 def images_by_taps(
@@ -60,7 +62,7 @@ def images_by_taps(
     record = found.record
     if record is not None and record.found is not None:
         record = replace(record, found=replace(record.found, confirmed=images.anchor is not None))
-    return replace(images, record=record)
+    return replace(images, record=record, known=found.known)
 
 
 def _anchored(

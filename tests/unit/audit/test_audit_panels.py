@@ -55,7 +55,8 @@ def test_the_page_and_the_json_show_every_control(attack: Attack, tmp_path: Path
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<img ") == 4 * (6 + 4 + 5)
     first = values["images"][0]
     score = first["controls"]["no_gradient"]
-    assert f"{score['psnr']:.1f} dB{first['psnr'] - score['psnr']:+.1f} dB [{score['low']:+.1f}," in shown
+    caption = f"{score['psnr']:.1f} dB · {score['ssim']:.2f}"
+    assert f"{caption}{first['psnr'] - score['psnr']:+.1f} dB [{score['low']:+.1f}," in shown
     assert len(score["seeds"]) == 3
     assert first["no_gradient_psnr"] == score["psnr"]
     assert first["reason"].startswith("closest control")
