@@ -9,7 +9,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit distributed slow bench clean
+.PHONY: help demo example test lint types unit distributed slow coverage bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
 	@echo "make distributed  the tests that start Ray or the real command, but for the slow ones"
 	@echo "make slow    these: three hosts, random faults, a lost head, a lost node of a grid"
+	@echo "make coverage  the lines and branches that make test runs, file by file; twice as long"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -55,6 +56,13 @@ distributed: $(INSTALLED)
 slow: $(INSTALLED)
 	$(PYTEST) tests/distributed tests/end_to_end -m slow
 
+# Without the check of shapes: it changes no line that runs.
+coverage: $(INSTALLED)
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/unit -n $(WORKERS) --dist loadfile --cov --cov-report=
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/distributed tests/end_to_end -m "not slow" --cov --cov-append --cov-report=
+	$(RUN) -m coverage report
+
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -70,7 +78,7 @@ bench: $(INSTALLED)
 	$(RUN) -m benchmarks.peers
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
