@@ -7,6 +7,7 @@ from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .files import ReportError
 from .identification import Embedding, Gallery, make_embedding
+from .image_result import ControlScore, ImageResult
 from .initialisation import WeightState, judge_weights
 from .judging import judge
 from .label_scores import LabelScores
@@ -16,7 +17,7 @@ from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pipeline import Assessment, Runner, Stage, assess, attack_and_assess
 from .pool import Pool, load_pool
 from .report import write_report
-from .results import AgentResult, AuditReport, ControlResult, ControlScore, ImageResult
+from .results import AgentResult, AuditReport, ControlResult
 from .sending import Send, like_the_client, simulated
 from .truth import measure_truth_gap
 from .verdict import Leak, Verdict

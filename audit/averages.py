@@ -13,8 +13,8 @@ from ..registration import RegistrationError
 from ..registration.candidates import check
 from ..registration.config import CONSENSUS
 from ..registration.consensus import average
+from .image_result import ImageResult
 from .metrics import psnr
-from .results import ImageResult
 
 
 def candidate_images(reconstruction: Reconstruction) -> Float[Tensor, "seed batch channel height width"]:

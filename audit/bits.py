@@ -17,7 +17,7 @@ from ..coordinator import Reconstruction
 from ..peeling.cut import grid_evidence
 from .bit_match import BitMatch
 from .figures import share_not_rounded_up
-from .results import ImageResult
+from .image_result import ImageResult
 
 _LEVELS = 255
 # How far, in steps, a value of an 8-bit file may be off its level by float32 arithmetic on the way.

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..coordinator import Reconstruction
 from .controls import NULL_CONTROLS, TITLES, Control
 from .identification import Gallery
+from .image_result import ControlScore, ImageResult, compared
 from .matching import assign
 from .metrics import constant_images, psnr, ssim
-from .results import ControlResult, ControlScore, ImageResult, compared
+from .results import ControlResult
 from .verdict import Lead, Verdict, judge_image, judge_with_controls
 
 DRAWS = 2000

@@ -12,9 +12,10 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction
 from .controls import MEANINGS, NULL_CONTROLS, TITLES, Control
 from .figures import quality_in_words
+from .image_result import ControlScore, ImageResult
 from .metrics import constant_images
 from .pictures import data_uri
-from .results import AuditReport, ControlScore, ImageResult
+from .results import AuditReport
 from .risk import is_dominant
 
 _PICTURE = 112

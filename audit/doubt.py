@@ -9,7 +9,8 @@ from ..capture import Provenance
 from ..capture.stated import StatedFact
 from ..coordinator import Reconstruction
 from .assumptions import as_sentence
-from .results import CONFIRMED_GAP, ImageResult
+from .image_result import ImageResult
+from .results import CONFIRMED_GAP
 from .verdict import Leak, Verdict
 
 LARGEST_GAP = 0.02

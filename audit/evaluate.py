@@ -24,13 +24,14 @@ from .exposure import Exposure
 from .feature_leak import FeatureLeak
 from .features import FEATURE_RULE, with_feature_leaks, with_features, with_record
 from .identification import Embedding, Gallery, make_embedding
+from .image_result import ImageResult, compared, means_note
 from .initialisation import WeightState
 from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
 from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pool import Pool, describe
-from .results import AgentResult, AuditReport, ImageResult, compared, means_note
+from .results import AgentResult, AuditReport
 from .verdict import RULE, STRICT_RULE, Leak, Verdict, judge_batch, no_ground_truth, no_reconstruction
 
 

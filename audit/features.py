@@ -20,8 +20,8 @@ from ..peeling import KnownFeatures
 from ..peeling.wording import reached
 from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
+from .image_result import ImageResult
 from .pool import Pool
-from .results import ImageResult
 from .verdict import Leak, Verdict
 
 # Images of noise that stand in for other images where there is no pool.

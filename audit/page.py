@@ -21,11 +21,12 @@ from .control_panel import control_panel, exposure_panel
 from .controls import Control
 from .environment import page_environment
 from .figures import duration, psnr_in_words, quality_in_words, share_in_words, share_not_rounded_up
+from .image_result import ImageResult
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
 from .peeling_panel import SHOWN_PLACES, peeling_panel
 from .pictures import picture_cell
 from .registration_panel import registration_chart, registration_panel
-from .results import AuditReport, ImageResult
+from .results import AuditReport
 from .risk import risk_sentences
 from .verdict import MARGIN_DB, Leak
 

@@ -8,8 +8,9 @@ from ..capture import PrivateBatch
 from ..coordinator import Reconstruction, flatten
 from .averages import all_warps_refused, plain_mean
 from .charts import Chart, Series, draw_chart, group_history
+from .image_result import ImageResult
 from .pictures import difference, picture_cell
-from .results import AuditReport, ImageResult
+from .results import AuditReport
 
 _PICTURE = 112
 _TELLING_DB = 0.05

@@ -19,10 +19,11 @@ from .controls import NULL_CONTROLS, Control
 from .feature_leak import FeatureLeak
 from .figures import one_decimal, quality_in_words
 from .files import replace_files
+from .image_result import ImageResult
 from .page import list_seeds, render_page
 from .peeling_facts import peeling_facts
 from .pictures import GridRow, draw_grid
-from .results import AgentResult, AuditReport, ControlResult, ImageResult
+from .results import AgentResult, AuditReport, ControlResult
 from .risk import risk_sentences
 
 

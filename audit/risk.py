@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from .exposure import DOMINANT, rank_correlation
-from .results import AuditReport, ImageResult
+from .image_result import ImageResult
+from .results import AuditReport
 from .verdict import Leak
 
 FEWEST_FOR_A_CORRELATION = 4

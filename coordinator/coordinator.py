@@ -15,7 +15,7 @@ from ..capture import CapturedUpdate
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import StateFile
 from ..target.preparation import Preparation, prepare
-from .checkpoints import Checkpoint, CheckpointStore, FencedError, require_no_saved_run
+from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
 from .events import EventKind, Level
 from .finishing import conclude, finalists
@@ -27,6 +27,7 @@ from .policy import Go, decide_members, plan_rounds
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .result_file import read_result, remove_result, write_result
+from .resuming import find_checkpoint
 from .rounds import Rounds
 from .saving import Saving
 from .status import Status, seed_statuses
@@ -90,7 +91,7 @@ class Coordinator:
             AllSeedsFailedError: No seed is left.
         """
         # A checkpoint of another run is refused before any work is done.
-        checkpoint = self._find_checkpoint()
+        checkpoint = find_checkpoint(self._store, self._storage, self._resume, self._restart, self.note)
         if checkpoint is not None and self._storage is not None:
             result = read_result(self._storage)
             if result is not None and result.outcome is Outcome.FINISHED:
@@ -240,22 +241,6 @@ class Coordinator:
                 self.note(EventKind.SEED_JOINED, text, seeds=(seed,), round=self._progress.next_round)
 
     # Beginning and end.
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        if self._store is None or self._storage is None:
-            return None
-        if not self._resume:
-            if not self._restart:
-                require_no_saved_run(self._storage)
-            self._store.clear()
-            remove_result(self._storage)
-            return None
-        checkpoint, messages = self._store.latest()
-        for text in messages:
-            self.note(EventKind.CHECKPOINT_REFUSED, text, level=Level.WARNING)
-        if checkpoint is None:
-            self.note(EventKind.NOTE, "There was no checkpoint to continue from, so the run began anew.")
-        return checkpoint
 
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)

@@ -11,9 +11,9 @@ from ..audit import Leak
 from ..audit.assumptions import GIVEN_LABELS
 from ..audit.case import Case
 from ..audit.controls import TITLES
+from ..audit.image_result import compared
 from ..audit.peeling_facts import peeling_summary
 from ..audit.pipeline import Assessment, Stage, attack_and_assess
-from ..audit.results import compared
 from ..capture import CapturedUpdate
 from ..cluster import reconstruct
 from ..coordinator import AttackConfig, Reconstruction, Status, Storage
