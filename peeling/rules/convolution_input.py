@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph import Graph, Node
-from ..kinds import Concatenation, Convolution, MaxPool, Rectifier
+from ..graph import Node
+from ..kinds import Convolution
 from ..layers import relative
 from ..refusals import Refused, Why
 from .equations import (
@@ -27,6 +27,7 @@ from .equations import (
 from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
+from .segment import is_rectified
 
 RULE = "convolution input"
 
@@ -124,7 +125,7 @@ def _rows(node: Node) -> int:
 
 def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reader]) -> Derived | Refused:
     shape = (setting.image_count, *setting.graph.shape(value))
-    rectified = _is_rectified(setting.graph, value)
+    rectified = is_rectified(setting.graph, value)
     equations = [one.equations for one in readers if one.equations is not None]
     places, rows = _places(setting, value), sum(one.matrix.shape[1] for one in equations)
     outputs = [given for one in readers if (given := _outputs(setting, known, one)) is not None]
@@ -177,16 +178,6 @@ def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (
         rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2).expand(batch, channels, height, width).contiguous()
     )
-
-
-def _is_rectified(graph: Graph, value: str) -> bool:
-    """Whether a value is the output of a rectifier, or of such side by side or at their maximum."""
-    node = graph.by_name.get(value)
-    if node is None:
-        return False
-    if isinstance(node.kind, MaxPool | Concatenation):
-        return all(_is_rectified(graph, name) for name in node.inputs)
-    return isinstance(node.kind, Rectifier)
 
 
 def _outputs(setting: Setting, known: Knowledge, reader: _Reader) -> Outputs | None:

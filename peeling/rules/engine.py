@@ -20,6 +20,7 @@ from .output_derivative import RULE as DERIVATIVE
 from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .rule import Derived, Rule, Setting
+from .segment_input import segment_input
 from .tap_foothold import few_enough, has_taps, tap_foothold
 
 # Units are mended before anything rests on them; then the cheapest first: what follows by itself is not solved for.
@@ -33,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     output_derivative,
     convolution_input,
     tap_foothold,
+    segment_input,
 )
 
 

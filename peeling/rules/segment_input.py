@@ -1,0 +1,66 @@
+"""The rule that gives a value that its own convolution's gradient is too small for, with all that lies behind it.
+
+Where a block's inner value has more places than its gradient has equations, the block's input is looked for instead:
+the block's known output, the gradients of all its convolutions and the units in between determine it together (see
+`segment`), although it enters them through a rectifier of unknown units. First with soft rectifiers that grow hard
+(`annealed`), then with units that the gradients of shifts confirm (`settled`).
+
+Rank: as many known outputs and entries of gradients as the input has; that this is enough the solution must show, by
+what it leaves of the gradients, and of those that it was not found by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from ..graph.cost import operations
+from ..layers import worst
+from ..refusals import Refused, Why
+from . import annealed, settled
+from .knowledge import Knowledge, Known
+from .rule import Derived, Setting
+from .segment import Segment, find_segment
+
+RULE = "segment input"
+
+# How much longer than the list of unknowns the list of equations must be.
+_OVERDETERMINED = 1.1
+# Of one iteration, in runs of the segment: forth and back, each with the gradients of its parameters.
+_RUNS = 6
+
+
+def segment_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
+    """The input of the segment in front of what is known."""
+    segment = find_segment(setting, known)
+    if segment is None or not segment.rectifiers:
+        return
+    given = [known.arriving[end.before] for end in segment.ends]
+    yield setting.effort.once(RULE, segment.value, given, lambda: _attempt(setting, known, segment))
+
+
+def _attempt(setting: Setting, known: Knowledge, segment: Segment) -> Derived | Refused:
+    value, channels = segment.value, segment.shape[1]
+    places = prod(segment.shape) // channels
+    entries = sum(int(end.is_open.sum()) for end in segment.ends)
+    entries += sum(one.gradient.numel() for one in segment.given)
+    equations = int(entries / _OVERDETERMINED) // channels
+    if equations < places:
+        return Refused(RULE, value, Why.FEW_EQUATIONS, places, equations)
+    if not setting.effort.affords(_operations(segment)):
+        return Refused(RULE, value, Why.COST, places)
+    solution = settled.settled(setting, segment, annealed.annealed(segment))
+    found = known.solved(Known(solution.values, solution.values >= 0, solution.deviation, RULE))
+    checks = {"misfit": solution.misfit, "contradiction": solution.contradiction}
+    error = worst(float(found.error.max()), *checks.values())
+    if not error <= setting.tolerance:
+        return Refused(RULE, value, Why.INEXACT, places, equations, error=error)
+    checks |= {"places": places, "equations": equations}
+    return Derived(RULE, value, known.with_activations(value, found), checks, notable=True)
+
+
+def _operations(segment: Segment) -> float:
+    """Of all iterations."""
+    values = [end.before for end in segment.ends]
+    one = operations(segment.graph, values) - operations(segment.graph, [segment.value])
+    return one * segment.image_count * _RUNS * (annealed.ITERATIONS + settled.ITERATIONS)

@@ -1,0 +1,237 @@
+"""The input of a segment to the last digits, from one that is right to within a few units of its rectifiers.
+
+1. A unit near zero may be on the wrong side. The gradients of shifts sum up the derivative over the open units of each
+   channel (see `checksums`) and show which.
+2. With units that are given, all that is told is linear in the input. It comes out of a rectifier, so that no entry is
+   below zero: entries that would be are zero, and are let go where that leaves less (Lawson & Hanson 1974). A channel
+   whose gradient fits worse than the others has a unit that is still wrong, and counts for less.
+3. Both in turn, until all sums agree and nothing gets better.
+
+The gradients of batch norms' weights are not used, and show what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checksums import settle
+from ..layers import rounding
+from ..units import Units
+from .channel_sums import channel_sums
+from .linearised import Linearised, conjugate_gradients
+from .rule import Setting
+from .segment import Segment
+
+# Rounds of units and equations in turn, and of equations alone; conjugate gradients in each.
+_ROUNDS, _LAST, _ITERATIONS, _LAST_ITERATIONS = 5, 5, 80, 200
+# The error of a value, as a share of its size, against what is left of the gradients.
+_AMPLIFIED = 2.0
+# Units below so many deviations may be on the wrong side.
+_DOUBTFUL = 8.0
+# A channel that is off by so many times what channels usually are counts for half.
+_HALF = 3.0
+_DAMPING, _SETTLED = 1e-5, 1e-5
+# What a round of equations must leave of the misfit for another one.
+_FALLS = 0.8
+# A round that makes the misfit larger than that goes astray.
+_WORSE = 1.5
+# How far the second solution begins from the first, in misfits.
+_APART = 10.0
+
+ITERATIONS = 2 * _ROUNDS * _ITERATIONS + (_LAST + 1) * _LAST_ITERATIONS
+"""Of conjugate gradients at most, each with two evaluations."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The input and how far it can be trusted."""
+
+    values: Tensor
+    deviation: Tensor
+    misfit: float
+    """What it leaves of the gradients that it was found by, relative, where that is most."""
+    contradiction: float
+    """What it leaves of those that it was not found by."""
+
+
+def settled(setting: Setting, segment: Segment, start: Tensor) -> Settled:
+    """The input, from one that is nearly right.
+
+    Args:
+        setting: With the captured gradients.
+        segment: With the equations.
+        start: Up to a few hundredths.
+    """
+    system = _System(segment)
+    found, masks = start, _sides(segment, start)
+    misfit = system.misfits(found, masks)
+    for _ in range(_ROUNDS):
+        before, best = masks, (found, misfit)
+        masks, error = _mended(setting, segment, found, masks, _AMPLIFIED * misfit)
+        small = _AMPLIFIED * misfit * float(found.square().mean().sqrt())
+        found = system.solved(found, masks, found > small)
+        found = system.solved(found, masks, None)
+        last, misfit = misfit, system.misfits(found, masks)
+        if misfit > _WORSE * last:
+            (found, misfit), masks = best, before
+            break
+        same = all(torch.equal(masks[name], before[name]) for name in masks)
+        if error <= _SETTLED or (same and not misfit <= _FALLS * last):
+            break
+    for _ in range(_LAST):
+        trial = system.solved(found, masks, None, _LAST_ITERATIONS)
+        last, misfit = misfit, system.misfits(trial, masks)
+        if not misfit < last:
+            misfit = last
+            break
+        found = trial
+        if not misfit <= _FALLS * last:
+            break
+    return _judged(system, found, masks, misfit)
+
+
+def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit: float) -> Settled:
+    """With a second solution, from elsewhere and with every right side off by what was left of it."""
+    size = found.flatten(1).square().mean(dim=1).sqrt()[:, None, None, None]
+    random = torch.Generator().manual_seed(1)
+    moved = found + torch.randn(found.shape, generator=random) * _APART * misfit * size * (found > 0)
+    other = system.solved(moved, masks, found > 0, _LAST_ITERATIONS, noise=random)
+    local = (other - found).square().mean(dim=1, keepdim=True).sqrt()
+    usual = (other - found).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    deviation = local.maximum(usual).expand_as(found)
+    used, unused = system.left(found, masks)
+    return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0))
+
+
+def _sides(segment: Segment, entering: Tensor) -> dict[str, Tensor]:
+    """Open units, by the values in front."""
+    values = segment.run(entering, lambda _, value: value.clamp_min(0))
+    return {name: values[_before(segment, name)] > 0 for name in segment.rectifiers}
+
+
+def _before(segment: Segment, rectifier: str) -> str:
+    return segment.graph.by_name[rectifier].inputs[0]
+
+
+def _mended(
+    setting: Setting, segment: Segment, entering: Tensor, masks: Mapping[str, Tensor], error: float
+) -> tuple[dict[str, Tensor], float]:
+    """Units by the values in front and by the sums that they must explain, and the error that these show."""
+    found, worst = _sides(segment, entering), 0.0
+    values = segment.run(entering, lambda name, value: value * found[name])
+    for name in reversed(segment.rectifiers):
+        value = values[_before(segment, name)].double()
+        deviation = (error * value.square().mean().sqrt()).clamp_min(1e-300)
+        wrong = torch.special.ndtr(-value.abs() / deviation)
+        units = Units(value > 0, wrong, value.abs() < _DOUBTFUL * deviation)
+        arriving = segment.arriving(name, entering, lambda other, value: value * found[other]).double()
+        agreed = settle(channel_sums(setting, name, arriving), arriving, units)
+        found[name] = agreed.units.is_open
+        worst = max(worst, agreed.error)
+    return found, worst
+
+
+class _System:
+    """What is told of the input, linear where the units are given; scaled so that each right side has length 1."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.length = float(torch.stack([end.target.square().sum() for end in segment.ends]).sum().sqrt())
+        # Sums over units are for the units; batch norms' weights are kept to hold the result against.
+        self.used = [position for position, one in enumerate(segment.given) if one.gradient.dim() > 1]
+        self.kept = [
+            position for position, one in enumerate(segment.given) if one.role == "weight" and one.gradient.dim() == 1
+        ]
+
+    def told(self, entering: Tensor, masks: Mapping[str, Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return self.segment.told(entering, lambda name, value: value * masks[name])
+
+    def left(self, entering: Tensor, masks: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+        """Of each gradient that is used, and of each other one, relative."""
+        _, gradients = self.told(entering, masks)
+        given = self.segment.given
+        off = [
+            float((found.detach() - one.gradient).norm() / one.gradient.norm())
+            for found, one in zip(gradients, given, strict=True)
+        ]
+        return [off[position] for position in self.used], [off[position] for position in self.kept]
+
+    def channels(self, entering: Tensor, masks: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """What is left of each output channel of a gradient, as a share of what channels have."""
+        _, gradients = self.told(entering, masks)
+        found = {}
+        for position in self.used:
+            given = self.segment.given[position].gradient.flatten(1)
+            left = (gradients[position].detach().flatten(1) - given).norm(dim=1)
+            found[position] = left / given.norm(dim=1).maximum(0.1 * given.norm() / len(given) ** 0.5)
+        return found
+
+    def misfits(self, entering: Tensor, masks: Mapping[str, Tensor]) -> float:
+        """What is left of a usual channel."""
+        return max((float(one.median()) for one in self.channels(entering, masks).values()), default=0.0)
+
+    def solved(
+        self,
+        start: Tensor,
+        masks: Mapping[str, Tensor],
+        free: Tensor | None,
+        iterations: int = _ITERATIONS,
+        noise: torch.Generator | None = None,
+    ) -> Tensor:
+        """The input with these units.
+
+        Args:
+            start: From which conjugate gradients go.
+            masks: The units.
+            free: Entries that are not zero; None for those that are above zero, or would be.
+            iterations: Of conjugate gradients.
+            noise: With right sides off by their errors.
+        """
+        start = start.clamp_min(0) if free is None else start * free
+        weights = {}
+        for position, off in self.channels(start, masks).items():
+            usual = off.median().clamp_min(1e-7)
+            shape = (-1, *(1 for _ in self.segment.given[position].gradient.shape[1:]))
+            weights[position] = (1 / (1 + (off / (_HALF * usual)).square())).reshape(shape)
+        values, gradients = self.told(start, masks)
+        gradients = [one.detach() for one in gradients]
+        heard = [end.is_open | (value > 0) for end, value in zip(self.segment.ends, values, strict=True)]
+
+        def scaled(values: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+            parts = [mask * value / self.length for mask, value in zip(heard, values, strict=True)]
+            for position in self.used:
+                one = self.segment.given[position].gradient
+                parts.append(weights[position] * gradients[position] / one.norm())
+            return torch.cat([part.flatten() for part in parts])
+
+        near = Linearised(lambda entering: scaled(*self.told(entering, masks)), start)
+        slope = near.back(self._wanted(scaled, gradients, noise) - near.value)
+        if free is None:
+            free = (start > 0) | (slope > 0)
+        allowed, damping = free, _DAMPING / self.length**2
+        move = conjugate_gradients(
+            lambda move: allowed * (near.normal(move) + damping * move), allowed * slope, iterations, _SETTLED
+        )
+        return (start + move).clamp_min(0)
+
+    def _wanted(
+        self,
+        scaled: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+        gradients: Sequence[Tensor],
+        noise: torch.Generator | None,
+    ) -> Tensor:
+        """The right sides."""
+        targets, given = [], []
+        for end in self.segment.ends:
+            off = 0.0 if noise is None else torch.randn(end.target.shape, generator=noise) * end.deviation
+            targets.append(end.target + off * end.is_open)
+        for one, found in zip(self.segment.given, gradients, strict=True):
+            size = float(one.gradient.square().mean().sqrt())
+            spread = max(float((found - one.gradient).square().mean().sqrt()), rounding(one.gradient) * size)
+            off = 0.0 if noise is None else torch.randn(one.gradient.shape, generator=noise) * spread
+            given.append(one.gradient + off)
+        return scaled(targets, given)
