@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..coordinator import Reconstruction, flatten
+from ..peeling.record import ImagesBy
 from .initialisation import WeightState
 
 GIVEN_LABELS = "given"
@@ -37,6 +38,7 @@ def state_assumptions(reconstruction: Reconstruction, weights: WeightState) -> t
         f"Labels: {_LABELS.get(labels.method, f'inferred from the update by the rule “{labels.method}”')}. "
         f"{as_sentence(labels.assumption)}",
         f"Priors and weights of the objective: {_weights(reconstruction.config)}{_range(reconstruction.config)}.",
+        *_start(reconstruction),
         f"Effort: {_effort(reconstruction)}.",
         "Threat: an honest-but-curious server that knows the model and sees this one update; it changes nothing.",
     )
@@ -83,6 +85,17 @@ def _range(config: Mapping[str, Any]) -> str:
     return (
         f"; images within the range of the generator {generator}, plausible whatever was captured" if generator else ""
     )
+
+
+def _start(reconstruction: Reconstruction) -> list[str]:
+    """What pictures of a descent on features were begun with."""
+    record = reconstruction.peeling
+    if record is None or record.found is None or record.found.by is not ImagesBy.DESCENT:
+        return []
+    photos = "Start of the descent on features: a linear decoder fitted on the photos that come with scikit-image"
+    same = dict(flatten(reconstruction.config)).get("client.images") == "photos"
+    near = ". They are the simulated client's too: on other images it begins farther off" if same else ""
+    return [f"{photos}{near}."]
 
 
 def _effort(reconstruction: Reconstruction) -> str:

@@ -121,3 +121,21 @@ def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(atta
     start = "No picture" if truth else "No ground truth"
     assert verdict.headline == f"{start}, but the gradient determines features of every image"
     assert "Whoever holds an image can tell" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("by", "images", "words"),
+    [
+        (ImagesBy.DESCENT, "photos", "They are the simulated client's too"),
+        (ImagesBy.DESCENT, "folder", "fitted on the photos that come with scikit-image."),
+        (ImagesBy.EQUATIONS, "photos", ""),
+    ],
+)
+def test_what_a_descent_began_with_is_an_assumption(attack: Make, by: ImagesBy, images: str, words: str) -> None:
+    record = PeelingRecord(("the taps of conv",), (), (), (), found=FoundImages(by, (1e-6, 1e-6)))
+    private = batch((True, True))
+    reconstruction = off(attack, private, (0.5, 0.5), peeling=record, config={"client": {"images": images}})
+    text = " ".join(evaluate(reconstruction, private).assumptions)
+    assert ("linear decoder" in text) == bool(words)
+    assert words in text
+    assert ("simulated client's too" in text) == (images == "photos" and by is ImagesBy.DESCENT)
