@@ -45,6 +45,7 @@ from .losses import ClientLoss, is_known
 from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
 from .pseudo_gradient import as_gradient, as_mean, gradient_shares, is_one_step, mean_gradients
+from .rounding import sent_type
 from .update import CapturedUpdate
 from .update_kind import UpdateKind
 from .weight_delta import capture_weight_delta
@@ -106,6 +107,7 @@ __all__ = [
     "recover_batch_statistics",
     "recover_labels",
     "send_update",
+    "sent_type",
     "simulate_client",
     "step_shares",
     "told",

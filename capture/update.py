@@ -139,7 +139,11 @@ class CapturedUpdate:
         model = inside(model)
         if (fitted := self.fitted(model)) is not self:
             return fitted.mismatches(model)
+        actual = weight_hash(model)
         expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if actual == self.weight_hash:
+            # Surely this model's: what is missing the client kept to itself, or did not train.
+            expected = {name: p for name, p in expected.items() if name in self.gradients}
         found = _compare_tensors("gradient", self.gradients, expected)
         if self.buffers is not None:
             running = {
@@ -149,7 +153,6 @@ class CapturedUpdate:
             }
             sent = {name: buffer for name, buffer in self.buffers.items() if not is_counter(name)}
             found += _compare_tensors("batch-norm buffer", sent, running)
-        actual = weight_hash(model)
         if actual != self.weight_hash:
             found.append(f"the weight hash is {self.weight_hash[:12]}… in the update and {actual[:12]}… in the model")
         return found

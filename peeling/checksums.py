@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..capture import sent_type
 from .units import Units
 
 # What channels of the lower third differ by, in deviations of a normal distribution, is taken for noise.
@@ -85,8 +86,8 @@ class Settled:
 
 
 def stored(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """A captured vector in float64, and by how much each entry may be off from being stored in its type."""
-    kind, values = torch.finfo(gradient.dtype), gradient.detach().cpu().double()
+    """A captured vector in float64, and by how much each entry may be off from the type in which it was sent."""
+    kind, values = torch.finfo(sent_type(gradient)), gradient.detach().cpu().double()
     return values, kind.eps * (values.abs() + kind.smallest_normal)
 
 

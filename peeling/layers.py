@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..capture import sent_type
+
 # Up to this estimated error units that are shut show how large errors are; those of a defence spare some units.
 SHOWN_UP_TO = 1e-3
 LARGEST = 5.0
@@ -61,8 +63,11 @@ def worst(*errors: float) -> float:
 
 
 def rounding(gradient: Tensor) -> float:
-    """The relative error that a gradient has at least, from being stored in its type."""
-    return max(1e-9, torch.finfo(gradient.dtype).eps / 2)
+    """The relative error that a gradient has at least, from the type in which it was sent."""
+    kind = torch.finfo(sent_type(gradient))
+    # Numbers too small for all their digits are off by a fixed amount.
+    smallest = kind.eps * kind.smallest_normal / max(size(gradient.detach().double()), 1e-300)
+    return max(1e-9, kind.eps / 2, smallest / 2)
 
 
 def spread_error(activations: Tensor, error: float) -> Tensor:

@@ -17,6 +17,7 @@ from .graph.cost import operations
 from .kinds import Identity, MaxPool
 from .known import KnownFeatures, known_by_rules
 from .layers import sizes
+from .own_gradients import without_own_gradient
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
@@ -62,6 +63,8 @@ class Recovery:
     """All of it for a reader; None where the network could not be read."""
     known: KnownFeatures | None = None
     """The features nearest to the images that are surely known."""
+    blocked: bool = False
+    """Whether there was no foothold and convolutions that could be one have no gradient of their own."""
 
 
 def recover_images(
@@ -104,7 +107,9 @@ def recover_images(
     )
     record = record_derivation(derivation, update.image_count, config.tolerance)
     if not derivation.steps:
-        return Recovery(reached(record), record=record)
+        blocked = without_own_gradient(graph, update.gradients)
+        message = f"{reached(record)[:-1]}; {blocked}." if blocked else reached(record)
+        return Recovery(message, record=record, blocked=bool(blocked))
     final = _final(graph, update, derivation)
     labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
     module = _first_module(graph, model)

@@ -18,7 +18,9 @@ from .clients import check_clients
 from .defences import check_defences
 from .dropout import check_dropout
 from .finding import Finding
+from .image_count import check_image_count
 from .loss import check_loss
+from .missing import check_missing
 from .penalty import check_penalty
 from .reach import check_reach
 from .sampling import check_sampling
@@ -42,6 +44,8 @@ CHECKS: tuple[Check, ...] = (
     _plain(check_loss),
     check_penalty,
     check_sign,
+    check_image_count,
+    _plain(check_missing),
     lambda update, model, look: check_scale(update, model, look=look),
     check_defences,
     _plain(check_dropout),

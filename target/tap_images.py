@@ -77,7 +77,8 @@ def _anchored(
     known, order, said = _ordered(found, labels, given)
     message = " ".join(part for part in (found.message, said) if part)
     if found.images is None or found.error is None or not found.steps:
-        return TapImages(None, known, message if found.steps else "")
+        # That a network simply has no foothold, as most small ones, is said in the record alone.
+        return TapImages(None, known, message if found.steps or found.blocked or found.record is None else "")
     worst = float(found.error.max())
     if not worst <= config.tolerance:
         return TapImages(None, known, message)

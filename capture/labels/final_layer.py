@@ -136,7 +136,7 @@ class TracedLayer:
         if gradient is None or gradient.shape != self.weight.shape:
             raise LabelError(
                 f"the update lacks the gradient of the final layer {prefix}weight in shape {tuple(self.weight.shape)}; "
-                "labels are read off that tensor, so give an update of this model that holds it"
+                "labels are read off that tensor, so give the labels, or an update of this model that holds it"
             )
         bias_gradient = update.gradients.get(f"{prefix}bias") if self.bias is not None else None
         return FinalLayer(

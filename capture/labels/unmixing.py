@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..rounding import sent_type
+
 MOST_IMAGES = 64
 """Beyond this many images the linear programs take minutes."""
 # Units whose gradient is below this share of the largest one's say nothing: they are shut for all images.
@@ -137,7 +139,7 @@ def _take_apart(weight_gradient: Float[Tensor, "class feature"], image_count: in
     # Each entry was rounded relative to its size: rows of one length have one noise, and weak ones are not drowned.
     length = gradient.norm(dim=1)
     # Rows of numbers too small to be stored with all their digits say nothing.
-    stored = torch.finfo(weight_gradient.dtype)
+    stored = torch.finfo(sent_type(weight_gradient))
     weights = torch.where(length > stored.tiny / stored.eps, 1 / length.clamp_min(1e-300), 0.0)
     left, sizes, right = torch.linalg.svd(gradient[:, live] * weights[:, None], full_matrices=False)
     floor = max(float(sizes[image_count]), float(stored.eps / 4 * sizes[0]))

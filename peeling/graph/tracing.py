@@ -51,6 +51,8 @@ def trace(model: nn.Module, images: Tensor, mode: BatchNormMode) -> Traced | NoG
         with client_mode(model, mode), _quiet(), torch.no_grad():
             program = torch.export.export(model, (images,), strict=False)
     except Exception as error:  # the user's code may do anything, and the exporter refuses in many ways
+        if "DataDependent" in type(error).__name__:
+            return NoGraph("the model cannot be written as a graph, since it decides by the content of its images")
         reason = str(error).strip().partition("\n")[0][:_LONGEST_REASON]
         return NoGraph(f"the model cannot be written as a graph ({type(error).__name__}: {reason})")
     return _Reading(model, program, len(images)).traced()

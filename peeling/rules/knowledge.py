@@ -39,9 +39,9 @@ class Known:
         )
         return torch.where(size > 0, noise / size.clamp_min(1e-300), torch.where(noise > 0, torch.inf, 0.0))
 
-    def shaken(self) -> Tensor:
+    def shaken(self, seed: int = 0) -> Tensor:
         """The values as they might have been instead: off by their deviations."""
-        random = torch.Generator().manual_seed(0)
+        random = torch.Generator().manual_seed(seed)
         return self.values + self.deviation * torch.randn(self.values.shape, generator=random, dtype=torch.float64)
 
 

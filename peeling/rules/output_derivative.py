@@ -29,6 +29,8 @@ RULE = "output derivative"
 
 # How much longer than the list of unknowns the list of equations must be.
 _OVERDETERMINED = 1.02
+# Solutions with another input within its error: with few places one may be lucky.
+_AGAIN = 3
 # A normal matrix with such a ratio between its pivots determines nothing.
 _SINGULAR = 1e-6
 
@@ -63,16 +65,17 @@ def _attempt(setting: Setting, known: Knowledge, node: Node, entering: Known) ->
     gradient, patches = setting.gradient(node.name, "weight"), patches_of(node, entering.values)
     if gradient is None or patches is None:
         return None
-    if not setting.effort.affords(2 * operations_of(len(patches), patches.shape[1], node.shape[0])):
+    if not setting.effort.affords((1 + _AGAIN) * operations_of(len(patches), patches.shape[1], node.shape[0])):
         return Refused(RULE, node.name, Why.COST, places=len(patches))
     found = solve_derivative(patches, gradient)
     if found is None:
         return Refused(RULE, node.name, Why.PATCHES, places=len(patches))
     values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (found.values, found.deviation))
-    again = solve_derivative(_patches_of(node, entering.shaken()), gradient)
-    if again is not None:
-        moved = _maps(again.values, tuple(values.shape)) - values
-        spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
+    for seed in range(_AGAIN):
+        again = solve_derivative(_patches_of(node, entering.shaken(seed)), gradient)
+        if again is not None:
+            moved = _maps(again.values, tuple(values.shape)) - values
+            spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
     everywhere = torch.ones_like(values, dtype=torch.bool)
     derivative = known.solved(Known(values, everywhere, spread, RULE))
     worst = max(float(derivative.error.max()), found.misfit)

@@ -20,9 +20,10 @@ from ..kinds import Needs, Told
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 
-# A unit of a rectifier is surely open where its output is so many deviations above zero; of units that a checksum has
-# seen, where it is so many: the input of one that is taken for open and was shut may have been any negative number.
-_SURELY, _CLEARLY = 30.0, 10.0
+# A unit of a rectifier is surely open where its output is so many deviations above zero; also with a checksum that has
+# seen it. The input of one that is taken for open and was shut may have been any negative number, and deviations are
+# estimates, which may be off by some times.
+_SURELY = 50.0
 
 
 def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -69,7 +70,7 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
     values, deviation = output.values, output.deviation.expand_as(output.values)
     if node.kind.needs is Needs.OUTPUT:
         units = known.units.get(node.name)
-        sure = values > (_SURELY if units is None else _CLEARLY) * deviation
+        sure = values > _SURELY * deviation
         sure = sure if units is None else sure & units.is_open
         sure = sure & output.known & node.kind.is_open(values)
         return Known(values * sure, sure, deviation, "backwards")

@@ -147,3 +147,64 @@ def test_it_can_be_left_out(case: Case, left_out: dict[str, float]) -> None:
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ValueError, match=r"peeling\.operations=-1"):
         PeelingConfig(operations=-1)
+
+
+class _Decides(Residual):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if float(images.sum()) > -1e9 else -images)
+
+
+class _Twice(Residual):
+    def forward(self, images: Tensor) -> Tensor:
+        value = F.relu(self.quartered(F.relu(self.halved(F.relu(self.stem(images))))))
+        inner = F.relu(self.conv1(F.relu(self.conv1(value))))
+        return self.fc(inner.mean((2, 3)))
+
+
+class _Tied(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2.weight = self.conv1.weight
+
+
+class _Reflects(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1, padding_mode="reflect")
+
+
+class _Frozen(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        for module in (self.stem, self.halved, self.quartered, self.conv1, self.conv2):
+            module.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (_Decides, "it decides by the content of its images"),
+        (_Twice, "the gradient of conv1.weight is a sum over several uses of one weight"),
+        (_Tied, "the gradient of conv1.weight is a sum over several uses of one weight"),
+        (_Reflects, "No images follow: pad in front of it"),
+        (_Frozen, "the update holds no gradient of stem.weight, conv1.weight, conv2.weight"),
+    ],
+)
+def test_what_stands_in_the_way_is_one_sentence_and_the_attack_goes_on(
+    case: Case, make: type[Residual], sentence: str
+) -> None:
+    _, _, images, labels = case
+    model = make().eval()
+    prepared = prepare(capture_gradient(model, images, labels), model, AttackConfig().request)
+    assert prepared.labels.labels.tolist() == [1, 5, 8]
+    assert prepared.target.anchor is not None
+    assert prepared.target.anchor.module == "fc"
+    assert sum(sentence in message for message in prepared.messages) == 1
+
+
+def test_without_a_gradient_in_the_middle_the_descent_reaches_the_images(case: Case) -> None:
+    model, update, _, _ = case
+    sent = {name: gradient for name, gradient in update.gradients.items() if not name.startswith("halved")}
+    prepared = prepare(replace(update, gradients=sent), model, AttackConfig().request)
+    assert _is_of_the_images(prepared, case)
+    assert any("lacks the gradients of 2 of the 12 tensors" in message for message in prepared.messages)

@@ -48,4 +48,4 @@ def test_with_too_few_operations_a_derivation_says_what_it_left_out(residual_cas
     some = derive(case.graph, case.gradients, 2, 3e-2, operations=3e7)
     assert 0 < len(some.steps) < len(whole.steps)
     assert Why.COST in {one.why for one in some.refused}
-    assert [step.value for step in some.steps] == [step.value for step in whole.steps[: len(some.steps)]]
+    assert {step.value for step in some.steps} < {step.value for step in whole.steps}

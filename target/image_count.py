@@ -1,0 +1,70 @@
+"""The number of images, as the rank of the final layer's gradient shows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..capture import CapturedUpdate, OneLook, as_gradient, read
+from ..capture.labels.final_layer import FinalLayer
+from ..peeling.layers import rounding
+from .final_layer import softmax_layer
+from .finding import Finding
+
+# Singular values up to so many roundings of the largest one may be rounding, and how far they lie below the others.
+_ROUNDINGS, _GAP = 50.0, 30.0
+
+
+def shown_images(layer: FinalLayer) -> int | None:
+    """How many images a clean gradient shows; None where they are no fewer than what can be told apart.
+
+    The weight gradient is ``D^T F``, a row of each image in D and F, so that its rank is at most the number of images,
+    and less where images repeat or where the model is so sure of one that rounding covers it. The rows of D sum to
+    zero, which leaves ``min(classes - 1, features)`` to be told apart.
+
+    Args:
+        layer: The final layer.
+    """
+    sizes = torch.linalg.svdvals(layer.weight_gradient)
+    most = min(layer.weight.shape[0] - 1, layer.weight.shape[1])
+    if not float(sizes[0]) > 0:
+        return None
+    rounded = sizes <= _ROUNDINGS * rounding(layer.sent) * sizes[0]
+    count = int((~rounded).sum())
+    if count >= most or float(sizes[count - 1]) < _GAP * float(sizes[count]):
+        return None
+    return count
+
+
+def check_image_count(update: CapturedUpdate, model: nn.Module, look: OneLook) -> Finding:
+    """Whether the final layer's gradient is that of as many images as the facts state.
+
+    Args:
+        update: What the client sent.
+        model: The server's model.
+        look: At the final layer.
+    """
+    if update.facts.clients.value != 1:
+        return Finding()
+    local = update.local
+    if local is not None and (local.learning_rate is None or local.steps(update.image_count) != 1):
+        return Finding()
+    layer = softmax_layer(as_gradient(update, model), model, look)
+    shown = None if layer is None or not layer.clean else shown_images(layer)
+    stated = update.image_count
+    if shown is None or shown == stated:
+        return Finding()
+    some = f"{shown} image{'s' * (shown != 1)}"
+    if shown > stated:
+        sentence = f"the final layer's gradient is that of {some} or more, and the facts state {stated}"
+        if update.facts.image_count.assumed:
+            return Finding(
+                facts={"image_count": read(shown, "the rank of the final layer's gradient")},
+                messages=(f"{sentence[0].upper()}{sentence[1:]}; {shown} are attacked.",),
+            )
+        return Finding(contradictions={"image_count": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
+    message = (
+        f"The final layer's gradient shows {some} where the facts state {stated}: images repeat, the model is so sure "
+        "of some that they show nothing, or there are fewer."
+    )
+    return Finding(messages=(message,))
