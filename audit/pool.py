@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from ..capture.client.images import PHOTOS
 
 LARGEST_POOL = 1024
 """Further images of a folder are left out, and the report says so."""
+_MOST_NUMBERS = 2**27
+"""Pixels times channels of all images together: half a gigabyte."""
 _SAME = 1 / 255
 
 
@@ -48,9 +51,10 @@ def load_pool(source: str, private: PrivateBatch) -> Pool:
             f"audit.pool={source} holds {found} images and the batch {batch}: give a pool at least as large as the "
             "batch, or audit.pool=none"
         )
-    images, names = load_images(source, min(found, LARGEST_POOL), shape)
+    most = min(found, LARGEST_POOL, max(batch, _MOST_NUMBERS // math.prod(shape)))
+    images, names = load_images(source, most, shape)
     kept = [index for index, image in enumerate(images) if not _is_among(image, private.images)]
-    note = "" if found <= LARGEST_POOL else f"only the first {LARGEST_POOL:,} of the pool's {found:,} images were used"
+    note = "" if found <= most else f"only the first {most:,} of the pool's {found:,} images were used"
     return Pool(images[kept], tuple(names[index] for index in kept), source, note)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps
 
+from ...foreign_text import safe
 from ...refusal import Refusal
 
 PHOTOS = "photos"
@@ -19,7 +20,16 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 """File types that are read."""
-LARGEST_PIXEL_COUNT = 100_000_000
+LARGEST_PIXEL_COUNT = 200_000_000
+# What a small file may claim: an evenly coloured picture of any size packs into a few kilobytes.
+_FREE_PIXELS = {"WEBP": 12_000_000}
+_USUAL_FREE_PIXELS = 24_000_000
+# A photo has a byte for about 4 pixels as a JPEG, and for less in other formats.
+_PIXELS_PER_BYTE = {"JPEG": 16, "MPO": 16}
+# Above, an image is made smaller by whole steps before its numbers become floating-point ones.
+_LARGE = 4_000_000
+_MARGIN = 8
+"""Times that an image is still larger than wanted when it is made smaller roughly, for the exact resizing."""
 
 # Pillow tries every decoder that it has on a file, whatever its name; some of them start other programs (Ghostscript).
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
@@ -31,6 +41,7 @@ _UNREAD_SUFFIXES = frozenset(
 )
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"8BPS", b"\0\0\0\x0cjP  ")
 _LONGEST_SIGNATURE = 12
+_LONGEST_REASON = 300
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _OWN_CHANNELS = {2: ("LA",), 4: ("RGBA", "CMYK")}
 """Modes whose further channels are no colour: only a file that has them can give them."""
@@ -45,38 +56,50 @@ class ImageError(Refusal, ValueError):
     """Images that cannot be loaded."""
 
 
-def read_image(path: Path, channels: int = 3) -> Pixels:
+def read_image(path: Path, channels: int = 3, size: tuple[int, int] | None = None) -> Pixels:
     """The pixels of one file, upright, in [0, 1].
 
     Args:
         path: Of a PNG, JPEG, BMP, WebP, TIFF, GIF or PPM file.
         channels: 1 grey, 2 grey with alpha, 3 RGB, 4 RGB with alpha, or CMYK.
+        size: Height and width for which it is read: of a far larger image fewer pixels are then decoded, at least
+            eight times as many in each direction.
 
     Raises:
-        ImageError: The file cannot be read, holds several images, or numbers whose range nothing tells.
+        ImageError: The file cannot be read, claims more pixels than its bytes can tell, holds several images, or
+            numbers whose range nothing tells.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow's own limit knows nothing of the file's size; ours comes before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             # Damaged metadata is not worth a stop: the pixels decide.
             warnings.simplefilter("ignore", UserWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 _require_one(image, path)
-                return _to_pixels(image, path, channels)
+                if size is not None:
+                    # Either way up: the orientation is undone later.
+                    side = _MARGIN * max(size)
+                    image.draft(None, (side, side))  # type: ignore[arg-type]
+                return _to_pixels(image, path, channels, size)
     except ImageError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"the image {str(path)!r} is too large to be opened safely; make it smaller") from error
     # A hostile or damaged file makes Pillow's decoders raise nearly anything.
     except Exception as error:
-        raise ImageError(
-            f"the image {str(path)!r} cannot be read ({type(error).__name__}: {error}); repair or remove it"
-        ) from error
+        reason = safe(f"{type(error).__name__}: {error}", _LONGEST_REASON)
+        raise ImageError(f"the image {str(path)!r} cannot be read ({reason}); repair or remove it") from error
 
 
-def of_channels(image: Image.Image, channels: int, name: str) -> Pixels:
+def of_channels(image: Image.Image, channels: int, name: str, size: tuple[int, int] | None = None) -> Pixels:
     """An image of 8 bits with the wanted channels, in [0, 1].
+
+    Args:
+        image: Upright.
+        channels: As in `read_image`.
+        name: For errors.
+        size: Height and width that are wanted in the end; a large image is brought near them by averaging.
 
     Raises:
         ImageError: It does not have them.
@@ -89,8 +112,17 @@ def of_channels(image: Image.Image, channels: int, name: str) -> Pixels:
             f"the image {name!r} is of mode {image.mode}, and {channels} channels are wanted; give one of mode "
             f"{' or '.join(own)}"
         )
-    found = np.asarray(image if own is not None else image.convert(_MODES[channels]), dtype=np.float32) / _EIGHT_BITS
+    coloured = image if own is not None else image.convert(_MODES[channels])
+    found = np.asarray(_reduced(coloured, size), dtype=np.float32) / _EIGHT_BITS
     return found.reshape(*found.shape[:2], channels)
+
+
+def _reduced(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    if size is None or image.width * image.height <= _LARGE:
+        return image
+    height, width = size
+    factor = min(image.height // (_MARGIN * height), image.width // (_MARGIN * width))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def looks_like_an_image(path: Path) -> bool:
@@ -108,10 +140,13 @@ def looks_like_an_image(path: Path) -> bool:
 
 
 def _require_one(image: Image.Image, path: Path) -> None:
-    if image.width * image.height > LARGEST_PIXEL_COUNT:
+    kind = str(image.format)
+    free = _FREE_PIXELS.get(kind, _USUAL_FREE_PIXELS) // (1 if image.mode.partition(";")[0] not in _BY_RANGE else 2)
+    most = min(LARGEST_PIXEL_COUNT, free + _PIXELS_PER_BYTE.get(kind, 1) * path.stat().st_size)
+    if image.width * image.height > most:
         raise ImageError(
-            f"the image {str(path)!r} has {image.width}x{image.height} pixels; at most {LARGEST_PIXEL_COUNT:,} are "
-            "allowed"
+            f"the image {str(path)!r} has {image.width}x{image.height} pixels; at most {most:,} are read of a file of "
+            "its size; make it smaller"
         )
     frames = getattr(image, "n_frames", 1)
     # A phone's JPEG carries previews of the same photo (MPO).
@@ -119,12 +154,12 @@ def _require_one(image: Image.Image, path: Path) -> None:
         raise ImageError(f"the image {str(path)!r} holds {frames} images; give each one a file of its own")
 
 
-def _to_pixels(image: Image.Image, path: Path, channels: int) -> Pixels:
+def _to_pixels(image: Image.Image, path: Path, channels: int, size: tuple[int, int] | None) -> Pixels:
     upright = ImageOps.exif_transpose(image)
     read = _BY_RANGE.get(image.mode.partition(";")[0])
     if read is None:
         _require_bright_colours(image, upright, path)
-        return of_channels(upright, channels, str(path))
+        return of_channels(upright, channels, str(path), size)
     grey = read(np.asarray(upright), image, path).astype(np.float32)[..., None]
     if channels in _OWN_CHANNELS:
         raise ImageError(f"the image {str(path)!r} is grey, and {channels} channels are wanted; give one that has them")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +102,13 @@ def load_images(
         raise ImageError(
             f"asked for {count} images of {channels} channels and {height}x{width} pixels; all must be at least 1"
         )
-    pixels, names = _photos(count, channels) if source == PHOTOS else _folder(source, count, channels)
+    shape = channels, height, width
+    pixels, names = _photos(count, channels) if source == PHOTOS else _folder(source, count, shape)
+    # One at a time: the whole images of a folder together may not fit into memory.
     return torch.cat([_resized(image, height, width) for image in pixels]), names
 
 
-def _photos(count: int, channels: int) -> tuple[list[Pixels], tuple[str, ...]]:
+def _photos(count: int, channels: int) -> tuple[Iterable[Pixels], tuple[str, ...]]:
     if count > len(_PHOTOS):
         raise ImageError(
             f"the built-in photos are {len(_PHOTOS)} and the batch needs {count}; lower client.batch_size or give a "
@@ -139,7 +141,7 @@ def _files(source: str) -> list[ImageFile]:
     return list_images(Path(source).expanduser())
 
 
-def _folder(source: str, count: int, channels: int) -> tuple[list[Pixels], tuple[str, ...]]:
+def _folder(source: str, count: int, shape: tuple[int, int, int]) -> tuple[Iterable[Pixels], tuple[str, ...]]:
     files = _files(source)
     if len(files) < count:
         raise ImageError(
@@ -147,7 +149,8 @@ def _folder(source: str, count: int, channels: int) -> tuple[list[Pixels], tuple
             "add images or lower client.batch_size"
         )
     files = files[:count]
-    return [read_image(file.path, channels) for file in files], image_names(files)
+    channels, height, width = shape
+    return (read_image(file.path, channels, (height, width)) for file in files), image_names(files)
 
 
 def _resized(pixels: Pixels, height: int, width: int) -> Float[Tensor, "1 channel {height} {width}"]:
