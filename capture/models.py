@@ -85,6 +85,15 @@ def build_model(name: str, classes: int, image_size: int | Sequence[int], seed: 
     return model.eval()
 
 
+def build_skeleton(name: str, classes: int, image_size: int | Sequence[int]) -> nn.Module:
+    """As ``build_model``, for the names and shapes of its tensors alone: whatever size of images a stranger's file
+    claims, nothing is allocated. The user's own ``module:callable``, which is not told that size, is built whole."""
+    if ":" in name and not name.lower().startswith(TIMM_PREFIX):
+        return build_model(name, classes, image_size, 0)
+    with torch.device("meta"):
+        return build_model(name, classes, image_size, 0)
+
+
 def _bundled(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     try:
         return convnet(classes, shape)

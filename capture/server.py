@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .adapters.state_dicts import capture_state_dicts
 from .client.config import ClientConfig
 from .facts import Fact, LocalFacts, assumed, told
-from .models import build_model, load_model, output_shape
+from .models import build_skeleton, load_model, output_shape
 from .update import CapturedUpdate
 from .weights import ModelError, fit_names, read_weights
 
@@ -31,7 +31,9 @@ def load_server_model(update: CapturedUpdate, client: ClientConfig, seed: int) -
         ModelError: The model cannot be built or loaded, or has other classes than those that are told.
         UpdateError: The update was made with another model.
     """
-    classes = _read_classes(update.gradients, client, update.image_shape, seed)
+    classes = _read_classes(update.gradients, client, update.image_shape)
+    # What a model of the images that the update claims would need is known only to be wanted when its tensors fit.
+    update.require_shapes(build_skeleton(client.model, classes, update.image_shape))
     model = load_model(client.model, classes, update.image_shape, client.weights, seed)
     update.require_match(model)
     return model, classes
@@ -52,7 +54,7 @@ def load_checkpoints(before: str, after: str, client: ClientConfig, seed: int) -
         UpdateError: The client's weights do not fit, or nothing was trained.
     """
     shape = client.image_shape
-    classes = _read_classes(read_weights(before), client, shape, seed)
+    classes = _read_classes(read_weights(before), client, shape)
     model = load_model(client.model, classes, shape, before, seed)
     usual = ClientConfig()
     update = capture_state_dicts(
@@ -88,9 +90,7 @@ def _stated(client: ClientConfig) -> dict[str, Fact[Any]]:
     return {"defences": told(defences, _SETTINGS)} if defences else {}
 
 
-def _read_classes(
-    tensors: Mapping[str, Tensor], client: ClientConfig, image_shape: tuple[int, int, int], seed: int
-) -> int:
+def _read_classes(tensors: Mapping[str, Tensor], client: ClientConfig, image_shape: tuple[int, int, int]) -> int:
     """By the rows in which an update, or else the weights, differ from the model that is built for the told classes.
 
     Where no tensor differs, by the model's own output: it may not ask for a number of classes.
@@ -98,7 +98,7 @@ def _read_classes(
     Raises:
         ModelError: Other classes than the default were told, and not these.
     """
-    model = build_model(client.model, client.classes, image_shape, seed)
+    model = build_skeleton(client.model, client.classes, image_shape)
     ours = model.state_dict()
     theirs = dict(fit_names(tensors, ours))
     if client.weights is not None:
@@ -120,6 +120,8 @@ def _classes_of(
     image_shape: tuple[int, int, int],
 ) -> int:
     differing = [name for name in theirs if name in ours and theirs[name].shape != ours[name].shape]
+    if not theirs.keys() & ours.keys():
+        return client.classes  # of another model, which is told when the two are compared
     if not differing:
         found = output_shape(model, client.model, image_shape)
         return found[1] if isinstance(found, tuple) and len(found) == 2 else client.classes

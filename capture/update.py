@@ -22,6 +22,7 @@ from .update_file import read_update, write_update
 from .update_kind import UpdateKind
 from .weights import fit_names
 
+_MOST_LISTED = 20
 LARGEST_IMAGE_COUNT = 65_536
 LARGEST_CHANNEL_COUNT = 64
 LARGEST_IMAGE_SIDE = 8_192
@@ -161,15 +162,28 @@ class CapturedUpdate:
         """Return quietly when the update belongs to this model.
 
         Raises:
-            UpdateError: All mismatches at once.
+            UpdateError: The mismatches, twenty of them at most.
         """
-        found = self.mismatches(model)
-        if found:
-            listed = "".join(f"\n  - {line}" for line in found)
-            raise UpdateError(
-                f"the update was made with another model than the one given (it names {self.model_id!r}); "
-                f"give that model with the weights the client started from:{listed}"
-            )
+        self._require_none(self.mismatches(model))
+
+    def require_shapes(self, model: nn.Module) -> None:
+        """As ``require_match``, by the names and shapes of the parameters alone, whose values the model need not have.
+
+        Raises:
+            UpdateError: The mismatches, twenty of them at most.
+        """
+        expected = {name: p for name, p in inside(model).named_parameters() if p.requires_grad}
+        self._require_none(_compare_tensors("gradient", fit_names(self.gradients, expected), expected))
+
+    def _require_none(self, found: list[str]) -> None:
+        if not found:
+            return
+        listed = "".join(f"\n  - {line}" for line in found[:_MOST_LISTED])
+        more = f"\n  - and {len(found) - _MOST_LISTED:,} more" if len(found) > _MOST_LISTED else ""
+        raise UpdateError(
+            f"the update was made with another model than the one given (it names {self.model_id!r}); "
+            f"give that model with the weights the client started from:{listed}{more}"
+        )
 
 
 def _check_facts(update: CapturedUpdate) -> None:

@@ -17,6 +17,8 @@ from .image_files import PHOTOS
 from .label_words import AUTO, UNIQUE, parse_labels
 from .label_words import ClientError as ClientError
 
+LARGEST_CLASS_COUNT = 1_000_000
+
 
 @dataclass(frozen=True)
 class ClientConfig(Checked):
@@ -85,7 +87,8 @@ class ClientConfig(Checked):
         for key, lowest in (("classes", 2), ("batch_size", 1), ("image_size", 4), ("clients", 1), ("dp_steps", 1)):
             if getattr(self, key) < lowest:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at least {lowest}")
-        for key, largest in (("image_size", LARGEST_IMAGE_SIDE), ("image_width", LARGEST_IMAGE_SIDE)):
+        ceilings = {"image_size": LARGEST_IMAGE_SIDE, "image_width": LARGEST_IMAGE_SIDE, "classes": LARGEST_CLASS_COUNT}
+        for key, largest in ceilings.items():
             if getattr(self, key) > largest:
                 found.append(f"client.{key} is {getattr(self, key)}; it must be at most {largest}")
         if self.image_count > LARGEST_IMAGE_COUNT:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import (
     IMAGENET,
+    ClientConfig,
     LabelError,
     RecoveredLabels,
     apply_defence,
@@ -17,6 +18,7 @@ from gradinversion.capture import (
     load_images,
     load_model,
     recover_labels,
+    simulate_client,
     told,
 )
 from gradinversion.capture.labels.counts import estimate_counts, round_counts
@@ -266,6 +268,31 @@ def test_one_hot_binary_cross_entropy_shows_labels_that_differ(
     repeated = capture_gradient(model, photos[:3], torch.tensor([7, 0, 7]), loss=loss)
     with pytest.raises(LabelError, match="binary_cross_entropy_with_logits"):
         recover_labels(repeated, model)
+
+
+@pytest.mark.parametrize("total", [0, 3_000, 65_536])
+@pytest.mark.parametrize("offset", [-90_000.0, -3_000.0, 2_000.0, 90_000.0])
+def test_counts_far_from_their_total_are_rounded_at_once(total: int, offset: float) -> None:
+    generator = torch.Generator().manual_seed(int(total + offset))
+    estimate = (300 * torch.randn(40, generator=generator) + offset / 40).double()
+    doubt = (0.5 + torch.rand(40, generator=generator)).double()
+    lowest = torch.zeros(40, dtype=torch.float64)
+    found = round_counts(estimate, total, lowest, doubt)
+    assert float(found.sum()) == total
+    assert float(found.min()) >= 0
+    cost = ((found - estimate) / doubt).square().sum()
+    for take, give in itertools.permutations(range(40), 2):
+        if found[take] > 0:
+            other = found.clone()
+            other[take] -= 1
+            other[give] += 1
+            assert ((other - estimate) / doubt).square().sum() >= cost * (1 - 1e-12)
+
+
+def test_labels_by_counts_of_the_largest_claim_end() -> None:
+    model = load_model("convnet", 10)
+    update = simulate_client(ClientConfig(), 0)[0].stating(image_count=told(65_536))
+    assert len(recover_labels(update, model, "counts").labels) == 65_536
 
 
 def test_round_counts_is_the_nearest_allowed_point() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gradinversion.capture import (
     ClientError,
     LocalTraining,
     ModelError,
+    Normalisation,
     PrivateConfig,
     UpdateError,
     capture_gradient,
@@ -230,3 +233,45 @@ def test_what_the_update_does_not_tell_cannot_be_sent_again() -> None:
 def test_labels_of_no_images_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"private\.labels=0,1 are labels of no images; give private=FOLDER"):
         PrivateConfig(labels="0,1")
+
+
+LIMITED = """
+import resource, sys
+import torch
+from gradinversion.capture import ClientConfig, UpdateError
+from gradinversion.capture.server import load_server_model
+from gradinversion.capture import CapturedUpdate
+update = CapturedUpdate.load(sys.argv[1])
+for name in ("resnet18", "convnet"):
+    # What must be imported is.
+    load_server_model
+    from gradinversion.capture.models import build_skeleton
+    build_skeleton(name, 10, 32)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20,) * 2)
+for name in ("resnet18", "convnet"):
+    try:
+        load_server_model(update, ClientConfig(model=name), 0)
+    except UpdateError as error:
+        print("refused", "another model" in str(error))
+"""
+
+
+def test_an_update_that_claims_vast_images_is_compared_before_anything_is_built(tmp_path: Path) -> None:
+    update = grey_update(classes=10)
+    facts = update.facts.stating(normalisation=told(Normalisation((0.5,) * 3, (0.5,) * 3)))
+    vast = replace(update, gradients={"a": torch.ones(1)}, image_shape=(3, 8192, 8192), facts=facts)
+    vast.save(tmp_path / "vast.safetensors")
+    words = [sys.executable, "-c", LIMITED, str(tmp_path / "vast.safetensors")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "refused True\nrefused True\n", done.stderr
+
+
+def test_of_many_mismatches_the_first_are_listed() -> None:
+    update = replace(grey_update(classes=10), gradients={f"g{index}\x1b": torch.ones(1) for index in range(5_000)})
+    with pytest.raises(UpdateError) as refused:
+        load_server_model(update, ClientConfig(), 0)
+    assert "more" in str(refused.value)
+    assert len(str(refused.value)) < 5_000
+    assert "\x1b" not in str(refused.value)
