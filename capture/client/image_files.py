@@ -80,7 +80,7 @@ def read_image(path: Path, channels: int = 3, size: tuple[int, int] | None = Non
                 if size is not None:
                     # Either way up: the orientation is undone later.
                     side = _MARGIN * max(size)
-                    image.draft(None, (side, side))  # type: ignore[arg-type]
+                    image.draft(None, (side, side))
                 return _to_pixels(image, path, channels, size)
     except ImageError:
         raise
