@@ -66,7 +66,7 @@ class Agent:
     def messages(self) -> tuple[str, ...]:
         """What a person should know about the descent, such as terms that were skipped."""
         begins = self._inverter.finish_begins
-        if begins is None:
+        if not begins:  # none, or the images are known from the start
             return tuple(self._objective.messages)
         finish = (
             f"Peeled layers determine the images: from step {begins} of {self._config.iterations} on the steps are "

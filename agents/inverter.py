@@ -50,7 +50,8 @@ class Inverter:
         seed: Of this agent.
         incarnation: How often this seed was restarted; each has other random numbers and half the learning rate.
         step: Where in the schedule to begin; a restarted seed joins the others' step.
-        start: Normalised pixels to begin near (a consensus), or None to begin at random; see `parametrisation`.
+        start: Normalised pixels to begin near (a consensus); None to begin where the target says, or else at random;
+            see `parametrisation`.
     """
 
     def __init__(
@@ -70,8 +71,12 @@ class Inverter:
         if start is not None:
             require_shape("the start", start, shape)
         self._parametrisation = parametrisation_of(objective)
-        begin = self._parametrisation.begin(self._generator, start, config.learning_rate)
-        self._variables = begin.requires_grad_()
+        known = objective.start
+        if start is not None or known is None:
+            begin = self._parametrisation.begin(self._generator, start, config.learning_rate)
+        else:
+            begin = self._parametrisation.begin(self._generator, known.images, known.spread(seed, incarnation))
+        self._variables = begin.float().requires_grad_()
         kinds: dict[OptimiserName, Callable[[Tensor], Optimiser]] = {
             OptimiserName.ADAM: Adam,
             OptimiserName.LBFGS: Lbfgs,
@@ -81,6 +86,8 @@ class Inverter:
         self._peak = config.learning_rate * 0.5**incarnation
         finishes = objective.determined and config.optimiser is OptimiserName.ADAM
         until = descent_steps(config.iterations, config.finish) if finishes else config.iterations
+        if finishes and config.finish > 0 and known is not None and known.is_known:
+            until = 0  # a descent would only lead away from the images
         # The descent that is going on, or the last one: its first step and its end.
         self._descent = self._first_descent = (0, until)
         self._finish: GaussNewton | None = None

@@ -19,7 +19,7 @@ from ..target.adaptation import Adaptation
 from ..target.known_statistics import KnownStatistics
 from ..target.second_derivative import client_batch, needs_composing, twice_differentiable
 from .local_steps import LocalSteps
-from .matches import Anchored, Comparison, Match, Plain, Retraced
+from .matches import Anchored, BehindCut, Comparison, Inside, Match, Plain, Retraced
 from .objective_config import PRIORS, HeldAgainst, ObjectiveConfig
 
 # The share of the descent before total variation begins to fade.
@@ -31,10 +31,10 @@ class Objective:
     and 8), each term in the configured form.
 
     With an anchor (see ``peeling``) the gradient loss covers the layers before it, with the exact cotangent, and
-    ``L_activation`` is the relative distance to the recovered activations.
+    ``L_activation`` is the relative distance to the recovered activations. With a cut there is no gradient loss.
 
     Args:
-        target: The captured update, the model it was made with, labels, anchor. The model is copied.
+        target: The captured update, the model it was made with, labels, anchor or cut. The model is copied.
         config: Terms and weights.
         device: Where to compute.
     """
@@ -48,6 +48,7 @@ class Objective:
         self.labels: Int[Tensor, " batch"] = target.labels.to(self.device)
         """Of the batch, on the device."""
         self.joint_labels = target.joint_labels
+        self.start = target.start
         self.generator = copy_model(target.generator).to(self.device) if target.generator is not None else None
         allowed = target.adaptive_allowance if config.allows_for_defences else target.allowance
         known = target.statistics if config.batch_norm_weight else KnownStatistics({})
@@ -55,16 +56,19 @@ class Objective:
         self._statistics = {name: (m.to(self.device), v.to(self.device)) for name, (m, v) in known.targets.items()}
         self._observed = {name: layers[name] for name in known.targets}
         self.messages = [*allowed.messages, *known.messages]
-        self._anchored, self._match = self._matches(target, allowed)
+        self._inside, self._match = self._matches(target, allowed)
         self._require_a_term()
 
-    def _matches(self, target: Target, allowed: Adaptation) -> tuple[Anchored | None, Match]:
-        """The match behind the anchor, if there is one, and the match that is descended."""
+    def _matches(self, target: Target, allowed: Adaptation) -> tuple[Inside | None, Match]:
+        """The match by activations that are known, if there are any, and the match that is descended."""
         model, update, config = self._model, target.update, self.config
         gradients = Comparison.of(model, mean_gradients(update), config.gradient_loss, allowed, target.scale_known)
         if update.local is not None:
             return None, Retraced(LocalSteps(model, gradients.names, self.labels, update), gradients)
         plain = Plain(model, self.labels, ClientLoss.of(update.facts), gradients)
+        if target.cut is not None:
+            cut = BehindCut(target.cut, plain, bool(self._observed), self.device, self._dtype)
+            return cut, cut
         if target.anchor is None:
             return None, plain
         anchor = target.anchor.to(self.device, self._dtype)
@@ -86,18 +90,13 @@ class Objective:
     @property
     def peeled(self) -> bool:
         """Whether the gradient is matched from recovered activations on."""
-        return self._anchored is not None
+        return self._inside is not None
 
     @property
     def determined(self) -> bool:
         """Whether the `residual` has an equation for each pixel, or more: at its root no prior is needed."""
         weighed = self.config.gradient_weight > 0 and self.config.activation_weight > 0
-        return (
-            self._anchored is not None
-            and self.generator is None
-            and weighed
-            and self._anchored.determines(self._pixels)
-        )
+        return self._inside is not None and self.generator is None and weighed and self._inside.determines(self._pixels)
 
     @property
     def _pixels(self) -> int:
@@ -150,10 +149,10 @@ class Objective:
             return self._match.terms(images, labels, statistics), statistics.found
 
     def residual(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, " equations"]:
-        """What a batch leaves of the equations behind the anchor; see `Anchored.residual`. Only where one is."""
-        assert self._anchored is not None
+        """What a batch leaves of what is known inside the network; see `Inside.residual`. Only where `peeled`."""
+        assert self._inside is not None
         with torch.enable_grad(), self._as_the_client():
-            return self._anchored.residual(images.to(self._dtype))
+            return self._inside.residual(images.to(self._dtype))
 
     def _as_the_client(self) -> AbstractContextManager[None]:
         return twice_differentiable(self._model, self.update.batch_norm, self._composed)
@@ -168,7 +167,7 @@ class Objective:
 
     def _fade(self, progress: float) -> float:
         """The share of a fading prior's weight at this progress."""
-        spared = self._anchored is not None and self._anchored.outnumbers(self._pixels)
+        spared = self._inside is not None and self._inside.outnumbers(self._pixels)
         if not spared or progress <= _FADES_FROM:
             return 1.0
         share = (progress - _FADES_FROM) / (1 - _FADES_FROM)

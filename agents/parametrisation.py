@@ -24,13 +24,13 @@ class Parametrisation(Protocol):
     name: str
     """Of the variables, in a state."""
 
-    def begin(self, random: torch.Generator, start: Tensor | None, spread: float) -> Tensor:
+    def begin(self, random: torch.Generator, start: Tensor | None, spread: float | Tensor) -> Tensor:
         """Variables to begin with, on the device.
 
         Args:
             random: The seed's random numbers, drawn on the CPU.
             start: Normalised images to begin near, or None.
-            spread: How far from them, in normalised pixels.
+            spread: How far from them, in normalised pixels; of each image where it is a tensor.
         """
 
     def images(self, variables: Tensor) -> Float[Tensor, "batch channel height width"]:
@@ -54,7 +54,7 @@ class Pixels:
         low, high = update.normalisation.bounds()
         self._low, self._high = low.to(self._device), high.to(self._device)
 
-    def begin(self, random: torch.Generator, start: Tensor | None, spread: float) -> Tensor:
+    def begin(self, random: torch.Generator, start: Tensor | None, spread: float | Tensor) -> Tensor:
         images = torch.randn(self._shape, generator=random)
         if start is not None:
             images = start.cpu() + spread * images
@@ -83,7 +83,7 @@ class PixelsAndLabels:
         self._shape, self._classes = objective.update.image_shape, objective.classes
         self._size = math.prod(self._shape)
 
-    def begin(self, random: torch.Generator, start: Tensor | None, spread: float) -> Tensor:
+    def begin(self, random: torch.Generator, start: Tensor | None, spread: float | Tensor) -> Tensor:
         images = self._pixels.begin(random, start, spread)
         logits = torch.randn(len(images), self._classes, generator=random)
         return torch.cat([images.flatten(1), logits.to(images.device)], dim=1)
@@ -116,7 +116,7 @@ class Latents:
         self._normalisation, self._device = objective.update.normalisation, objective.device
         self._shape = (objective.update.image_count, *latent_shape(self._generator))
 
-    def begin(self, random: torch.Generator, start: Tensor | None, spread: float) -> Tensor:
+    def begin(self, random: torch.Generator, start: Tensor | None, spread: float | Tensor) -> Tensor:
         latents = torch.randn(self._shape, generator=random).to(self._device)
         return latents if start is None else self._project(latents, start.to(self._device))
 

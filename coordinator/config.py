@@ -106,6 +106,7 @@ class AttackConfig(Checked):
             gradient=objective.gradient_weight > 0,
             allows_for_defences=objective.allows_for_defences,
             statistics=objective.batch_norm_weight > 0,
+            seed=self.seed,
         )
 
 

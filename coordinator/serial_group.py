@@ -35,7 +35,7 @@ class SerialGroup:
 
     def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
-        self.peeled = target.anchor is not None
+        self.peeled = target.anchor is not None or target.cut is not None
         self._agents = [Agent(target, self._config.objective, self._config.agents, seed) for seed in self.seeds]
 
     def present(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ from .config import PeelingConfig
 from .cut import Cut, Decoded, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
-from .kinds import Identity, MaxPool
+from .kinds import Identity
 from .known import KnownFeatures, known_by_rules
 from .layers import sizes
 from .own_gradients import without_own_gradient
@@ -129,7 +129,7 @@ def recover_images(
         why = "the public photos that its start is decoded with are in colour"
         return replace(found, message=f"{reached(record)} No images follow: {why}.")
     found = replace(found, start=_decoded(update, cut, pictures, config, device))
-    if not through_max_pool and _is_pooled(cut):
+    if not through_max_pool and cut.is_pooled:
         why = "max-pooling in front of these features hides all pixels but those that won"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
@@ -137,11 +137,6 @@ def recover_images(
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     return _descended(update, found, cut, found.start.images, min(evaluations, _MOST_EVALUATIONS), device)
-
-
-def _is_pooled(cut: Cut) -> bool:
-    needed = frozenset[str]().union(*(cut.graph.before(place.before) for place in cut.places))
-    return any(node.name in needed and isinstance(node.kind, MaxPool) for node in cut.graph.nodes)
 
 
 def _operations_of_one(cut: Cut, image_count: int) -> float:

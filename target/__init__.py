@@ -5,11 +5,13 @@ from .finding import Finding
 from .pixels import check_pixels
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
+from .start import Start
 from .target import Target
 
 __all__ = [
     "Evidence",
     "Finding",
+    "Start",
     "Target",
     "check_pixels",
     "check_scale",

@@ -13,6 +13,7 @@ from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
 from ..peeling.record import PeelingRecord
+from .beginning import known_start
 from .belief import Belief
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
@@ -83,9 +84,11 @@ def prepare(
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
     _require_derivatives(request, model, found.update, solved.anchor)
-    target = Target(found.update, model, labels.labels, solved.anchor, found.scale_known, generator, look=look)
+    target = _target(solved, model, generator, look)
     target = _finished(target, request)
     messages = [*evidence.messages, *found.messages, *solved.messages]
+    if target.start is not None and target.start.is_known:
+        messages.append("These are the images: every seed begins at them.")
     known = _known_features(solved, model, request)
     if known is not None and known is not solved.known and known.output:
         messages.append(
@@ -123,6 +126,16 @@ def _with_unknown_labels(
     said = (*evidence.messages, *found.messages, *evidence.limits)
     training = describe(update, found, False)
     return Preparation(target, unknown, said, evidence.belief, training, evidence.stated(model), evidence.limits)
+
+
+def _target(solved: Solved, model: nn.Module, generator: nn.Module | None, look: OneLook) -> Target:
+    """With what was peeled, and where seeds begin by it."""
+    found, anchor, taps = solved.found, solved.anchor, solved.taps
+    start = None if anchor is None else known_start(anchor, found.update, model)
+    if start is None and taps is not None:
+        start = taps.start
+    labels, cut = solved.labels.labels, None if taps is None else taps.cut
+    return Target(found.update, model, labels, anchor, found.scale_known, generator, cut=cut, start=start, look=look)
 
 
 def _finished(target: Target, request: Request) -> Target:

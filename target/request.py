@@ -21,3 +21,5 @@ class Request:
     """Whether its match takes account of the defence that the update shows or the client states."""
     statistics: bool = True
     """Whether it has the prior on batch norm's statistics."""
+    seed: int = 0
+    """Of the agent that begins at a start itself; the others begin near it."""

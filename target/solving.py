@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
@@ -16,7 +17,7 @@ from .pixels import check_pixels
 from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
-from .tap_images import images_by_taps
+from .tap_images import TapImages, images_by_taps
 from .weight_deltas import Attackable, refine, settle
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
@@ -34,12 +35,17 @@ class Solved:
     labels: RecoveredLabels
     anchor: Anchor | None
     messages: tuple[str, ...]
-    by_taps: bool = False
-    """Whether the anchor is the images, as they follow from taps."""
     record: PeelingRecord | None = None
     """What peeling did; None where it was left out."""
     known: KnownFeatures | None = None
     """Features of every image that follow from taps."""
+    taps: TapImages | None = None
+    """What taps gave."""
+
+    @property
+    def by_taps(self) -> bool:
+        """Whether the anchor is the images, as they follow from taps."""
+        return self.taps is not None and self.taps.anchor is not None
 
 
 def solve(
@@ -126,7 +132,8 @@ class _Solver:
     def with_images(self, solved: Solved) -> Solved:
         """With the images as the anchor, where they follow from the taps."""
         given = self.given is not None
-        found = images_by_taps(solved.found.update, self.model, solved.labels, given, self.request.peeling)
+        request = self.request
+        found = images_by_taps(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed)
         if found is None:
             return solved
         solved = replace(
@@ -134,7 +141,11 @@ class _Solver:
             messages=(*solved.messages, *filter(None, [found.message])),
             record=joined(found.record, solved.record),
             known=found.known,
+            taps=found,
         )
+        if found.cut is not None:
+            same = torch.equal(found.labels.labels.cpu(), solved.labels.labels.cpu())
+            return replace(solved, labels=found.labels, anchor=solved.anchor if same else None)
         if found.anchor is None:
             # The images of an anchor are in the order of the labels that it was found with.
             return solved if solved.anchor is not None else replace(solved, labels=found.labels)
@@ -142,7 +153,7 @@ class _Solver:
             said = describe(found.anchor.scales, found.anchor.error)
             evidence = solved.evidence.and_also(found_scale(found.anchor.scales, solved.evidence.update))
             solved = replace(solved, evidence=evidence, messages=(*solved.messages, *filter(None, [said])))
-        return replace(solved, labels=found.labels, anchor=found.anchor, by_taps=True)
+        return replace(solved, labels=found.labels, anchor=found.anchor)
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:

@@ -1,4 +1,4 @@
-"""The private images as an anchor, where taps and what follows from them determine them."""
+"""The private images as an anchor, where taps and what follows from them determine them; else their features."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels, as_gradien
 from ..capture.forward import gradient
 from ..peeling import Anchor, KnownFeatures
 from ..peeling.config import PeelingConfig
+from ..peeling.cut import Cut
 from ..peeling.factors import distinct_from_one
 from ..peeling.layers import relative, worst
 from ..peeling.record import PeelingRecord
 from ..peeling.recovery import Recovery, recover_images
+from .start import Start
 
 # The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
 # near zero change sides with the least error of an image; images that are others are off by most of the gradient.
@@ -25,14 +27,18 @@ _AGREES = 0.05
 
 @dataclass(frozen=True)
 class TapImages:
-    """What came of it."""
+    """What came of it, in the order of the labels."""
 
-    anchor: Anchor | None
-    """The images, in the order of the labels, at the first module's input."""
     labels: RecoveredLabels
     """Those of the images, where they show them."""
     message: str
     """Empty where there is nothing to say."""
+    anchor: Anchor | None = None
+    """The images, at the first module's input."""
+    cut: Cut | None = None
+    """Where the images do not follow: features of every image."""
+    start: Start | None = None
+    """Images that look like these features."""
     record: PeelingRecord | None = None
     """What was recovered, and where it ended."""
     known: KnownFeatures | None = None
@@ -40,9 +46,10 @@ class TapImages:
 
 
 def images_by_taps(
-    update: CapturedUpdate, model: nn.Module, labels: RecoveredLabels, given: bool, config: PeelingConfig
+    update: CapturedUpdate, model: nn.Module, labels: RecoveredLabels, given: bool, config: PeelingConfig, seed: int = 0
 ) -> TapImages | None:
-    """The images, where the gradient determines them; None where that is not tried.
+    """The images, where the gradient determines them, or else what it says of their features; None where that is not
+    tried.
 
     Args:
         update: What is attacked.
@@ -50,6 +57,7 @@ def images_by_taps(
         labels: As they are known so far.
         given: Whether the user states them.
         config: Of peeling.
+        seed: That begins at the decoded start itself.
     """
     wanted = config.enabled and config.taps and config.operations > 0
     if not wanted or update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
@@ -57,47 +65,38 @@ def images_by_taps(
     try:
         found = recover_images(update, model, config)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return TapImages(None, labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
-    images = _anchored(found, update, model, labels, given, config)
+        return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
+    made = _made(found, update, model, labels, given, config.tolerance, seed)
     record = found.record
     if record is not None and record.found is not None:
-        record = replace(record, found=replace(record.found, confirmed=images.anchor is not None))
-    return replace(images, record=record, known=found.known)
+        record = replace(record, found=replace(record.found, confirmed=made.anchor is not None))
+    return replace(made, record=record, known=found.known)
 
 
-def _anchored(
+def _made(
     found: Recovery,
     update: CapturedUpdate,
     model: nn.Module,
     labels: RecoveredLabels,
     given: bool,
-    config: PeelingConfig,
+    tolerance: float,
+    seed: int,
 ) -> TapImages:
-    """The images that were found as an anchor, where nothing speaks against them."""
+    """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     known, order, said = _ordered(found, labels, given)
     message = " ".join(part for part in (found.message, said) if part)
-    if found.images is None or found.error is None or not found.steps:
+    if not found.steps or (found.images is None and found.cut is None):
         # That a network simply has no foothold, as most small ones, is said in the record alone.
-        return TapImages(None, known, message if found.steps or found.blocked or found.record is None else "")
-    worst = float(found.error.max())
-    if not worst <= config.tolerance:
-        return TapImages(None, known, message)
-    if found.module is None:
-        message = f"{message} No module of the model is given the images as they are, so that they are left out."
-        return TapImages(None, known, message)
+        return TapImages(known, message if found.steps or found.blocked or found.record is None else "")
     if order is None:
-        message = f"{message} Whose label is whose is not known, so that they are left out."
-        return TapImages(None, known, message)
-    images = found.images[order]
-    derivative = None if found.final is None else found.final.derivative[order]
-    off = _disagreement(update, model, found.module, images, known.labels, derivative)
-    if off is None or not off <= _AGREES:
-        why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
-        message = (
-            f"{message} They are left out, since others could have the same features: the first layer's "
-            f"gradient, which would tell these from others, {why}."
-        )
-        return TapImages(None, known, message)
+        return TapImages(known, f"{message} Whose label is whose is not known, so that they are left out.")
+    refused = _refused(update, model, found, known.labels, order, tolerance)
+    if refused is not None:
+        return _behind(found, known, order, " ".join((message, refused)).strip(), seed)
+    assert found.images is not None
+    assert found.error is not None
+    assert found.module is not None
+    images, worst = found.images[order], float(found.error.max())
     scales = () if found.final is None else distinct_from_one(found.final.scales[order].tolist(), worst)
     anchor = Anchor(
         module=found.module,
@@ -108,7 +107,43 @@ def _anchored(
         error=worst,
         scales=scales,
     )
-    return TapImages(anchor, known, message)
+    return TapImages(known, message, anchor)
+
+
+def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: str, seed: int) -> TapImages:
+    """What seeds have to go by where the images are not known."""
+    if found.cut is None:
+        return TapImages(labels, message)
+    cut = found.cut.in_order(order)
+    message += " Seeds descend on these features"
+    if found.start is None:
+        return TapImages(labels, f"{message}, from noise.", cut=cut)
+    images, where = found.start.images, "from images that a decoder fitted on public photos makes of them"
+    if found.images is not None:
+        images, where = found.images, "from the images that were found"
+    start = Start(images[order].float(), torch.full((len(order),), found.start.error), seed)
+    return TapImages(labels, f"{message}, {where}.", cut=cut, start=start)
+
+
+def _refused(
+    update: CapturedUpdate, model: nn.Module, found: Recovery, labels: Tensor, order: Tensor, tolerance: float
+) -> str | None:
+    """Why the images are not taken for known, in a sentence; None where they are."""
+    if found.images is None or found.error is None:
+        return ""
+    if not float(found.error.max()) <= tolerance:
+        return ""
+    if found.module is None:
+        return "No module of the model is given the images as they are, so that they are not taken for known."
+    derivative = None if found.final is None else found.final.derivative[order]
+    off = _disagreement(update, model, found.module, found.images[order], labels, derivative)
+    if off is not None and off <= _AGREES:
+        return None
+    why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
+    return (
+        "They are not taken for known, since others could have the same features: the first layer's gradient, which "
+        f"would tell these from others, {why}."
+    )
 
 
 def _disagreement(

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from ..capture import CapturedUpdate, OneLook, as_gradient
 from ..capture.fitting import fit
 from ..peeling import Anchor
+from ..peeling.cut import Cut
 from .adaptation import Adaptation
 from .allowance import find_allowance
 from .assumed_epoch import step_groups
 from .known_statistics import KnownStatistics, known_statistics
+from .start import Start
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Target:
     """Within whose range the images are looked for; see `load_generator`."""
     joint_labels: bool = False
     """Whether labels are not known but optimised with the images; ``labels`` then only tells how many there are."""
+    cut: Cut | None = None
+    """Features of every image, nearer to the images than the anchor, in the order of the labels."""
+    start: Start | None = None
+    """Images that seeds begin at or near; None: they begin at noise."""
     look: OneLook = field(default_factory=OneLook, repr=False, compare=False)
     """At the final layer, as far as the preparation has looked."""
 

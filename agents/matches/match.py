@@ -45,3 +45,28 @@ class Match(Protocol):
         Args:
             images: Normalised pixels.
         """
+
+
+class Inside(Match, Protocol):
+    """A match with activations that are known inside the network."""
+
+    def residual(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, " equations"]:
+        """What a batch leaves of the equations that are smooth in the images, relative; zero at the private images.
+
+        Args:
+            images: Normalised pixels.
+        """
+
+    def outnumbers(self, pixels: int) -> bool:
+        """Whether what is known exactly is at least as much as the pixels, so that little prior is needed.
+
+        Args:
+            pixels: Numbers of the batch.
+        """
+
+    def determines(self, pixels: int) -> bool:
+        """Whether the residual has an equation for each pixel, or more: at its root no prior is needed.
+
+        Args:
+            pixels: Numbers of the batch.
+        """

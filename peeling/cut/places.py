@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..graph import Graph
-from ..kinds import Opaque, Rectifier
+from ..graph import Graph, Node
+from ..kinds import MaxPool, Opaque, Rectifier
 from ..rules import Derivation
 
 
@@ -27,6 +27,16 @@ class Place:
     error: Float[Tensor, " image"]
     """Estimated, relative."""
 
+    def in_order(self, order: Int[Tensor, " image"]) -> Place:
+        """The same with the images in another order; see `Cut.in_order`."""
+        return replace(
+            self,
+            values=self.values[order],
+            is_open=self.is_open[order],
+            deviation=self.deviation[order],
+            error=self.error[order],
+        )
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -37,8 +47,7 @@ class Cut:
 
     def forward(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
         """A function from images, as the model is given them, to the values in front of the places' rectifiers."""
-        needed = frozenset[str]().union(*(self.graph.before(place.before) for place in self.places))
-        nodes = [node for node in self.graph.nodes if node.name in needed]
+        nodes = self._nodes
         like = torch.empty(0, dtype=dtype, device=device)
         tensors = {node.name: self.graph.tensors_of(node, like) for node in nodes}
 
@@ -49,6 +58,29 @@ class Cut:
             return [values[place.before] for place in self.places]
 
         return run
+
+    @property
+    def _nodes(self) -> list[Node]:
+        """Operations between the images and the places."""
+        needed = frozenset[str]().union(*(self.graph.before(place.before) for place in self.places))
+        return [node for node in self.graph.nodes if node.name in needed]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a maximum lies in front of a place: of what enters it the features tell the winners alone."""
+        return any(isinstance(node.kind, MaxPool) for node in self._nodes)
+
+    def in_order(self, order: Int[Tensor, " image"]) -> Cut:
+        """The same features with the images in another order, and without what lies behind.
+
+        Args:
+            order: For each place in the new order, the image of the old one.
+        """
+        nodes = tuple(self._nodes)
+        names = {name for node in nodes for name in node.tensors.values()}
+        tensors = {name: tensor for name, tensor in self.graph.tensors.items() if name in names}
+        graph = replace(self.graph, nodes=nodes, tensors=tensors, trained=self.graph.trained & names)
+        return Cut(graph, tuple(place.in_order(order) for place in self.places))
 
 
 @dataclass(frozen=True)

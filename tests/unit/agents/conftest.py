@@ -52,6 +52,7 @@ class FormulaObjective:
         self.messages: list[str] = []
         self.calls = 0
         self.generator = None
+        self.start = None
         self.joint_labels = False
         self.peeled = self.determined = False
         self._formula = formula

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Inverter, Objective, ObjectiveConfig, Outcome, learning_rate
+from gradinversion.target import Start
 from torch import Tensor
 
 _STEPS = AgentsConfig(iterations=12, warmup=3, learning_rate=0.1)
@@ -168,6 +169,28 @@ def test_without_the_box_pixels_may_leave_it(formula_objective: Callable[..., An
     config = AgentsConfig(iterations=6, warmup=0, learning_rate=10.0, box=False)
     images = _after(Inverter(formula_objective(lambda images, call: -images.square().sum()), config, 0), 6, None)
     assert float(images.abs().max()) > 5.0
+
+
+def test_the_first_seed_begins_at_the_start_and_others_near_it(formula_objective: Callable[..., Any]) -> None:
+    objective = formula_objective(lambda images, call: images.sum())
+    error = torch.tensor([0.1, 0.5])
+    objective.start = Start(torch.full((2, 1, 4, 4), 0.25), error, seed=3)
+    config = AgentsConfig(iterations=4, warmup=0)
+    assert torch.equal(Inverter(objective, config, 3).images, objective.start.images)
+    others = [Inverter(objective, config, 4).images, Inverter(objective, config, 3, incarnation=1).images]
+    for images in others:
+        off = (images - objective.start.images).flatten(1).square().mean(dim=1).sqrt()
+        assert bool((off > 0.4 * error).all())
+        assert bool((off < 2 * error).all())
+    assert not torch.equal(*others)
+
+
+def test_a_seed_that_joins_near_the_others_does_not_go_back_to_the_start(formula_objective: Callable[..., Any]) -> None:
+    objective = formula_objective(lambda images, call: images.sum())
+    consensus = torch.full((2, 1, 4, 4), 0.75)
+    before = Inverter(objective, AgentsConfig(iterations=4), 3, step=2, start=consensus).images
+    objective.start = Start(torch.zeros(2, 1, 4, 4), torch.zeros(2), seed=3)
+    assert torch.equal(Inverter(objective, AgentsConfig(iterations=4), 3, step=2, start=consensus).images, before)
 
 
 def test_it_begins_near_a_given_start(formula_objective: Callable[..., Any]) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gradinversion.agents import Agent, AgentsConfig, Objective, ObjectiveConfig
+from gradinversion.audit import psnr
 from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
@@ -124,6 +127,9 @@ def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
     assert any("others could have the same features" in message for message in prepared.messages)
     assert prepared.known is not None
     assert prepared.known.module != "stem"
+    assert prepared.target.cut is not None
+    assert prepared.target.start is not None
+    assert not prepared.target.start.is_known
 
 
 @pytest.mark.parametrize("zeroed", ["stem.", "halved.", "quartered.", "conv1.", "conv2."])
@@ -208,3 +214,73 @@ def test_without_a_gradient_in_the_middle_the_descent_reaches_the_images(case: C
     prepared = prepare(replace(update, gradients=sent), model, AttackConfig().request)
     assert _is_of_the_images(prepared, case)
     assert any("lacks the gradients of 2 of the 12 tensors" in message for message in prepared.messages)
+
+
+class Pooled(Residual):
+    """With max-pooling behind the stem."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = F.max_pool2d(F.relu(self.stem(images)), 3, 1, 1)
+        value = F.relu(self.quartered(F.relu(self.halved(stem))))
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(value))) + value).mean((2, 3)))
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Three photos behind max-pooling, in the order of their labels as the model is given them, and what was found."""
+
+    model: nn.Module
+    update: CapturedUpdate
+    images: Tensor
+    truth: Tensor
+    prepared: Preparation
+
+
+@pytest.fixture(scope="module")
+def pooled() -> Behind:
+    model, images, labels = Pooled().eval(), _photos(12), torch.tensor([8, 1, 5])
+    update = capture_gradient(model, images, labels)
+    images = images[labels.argsort()]
+    prepared = prepare(update, model, AttackConfig(seed=4).request)
+    return Behind(model, update, images, update.normalisation.apply(images), prepared)
+
+
+def test_features_behind_max_pooling_are_the_cut_in_the_order_of_the_labels(pooled: Behind) -> None:
+    prepared, target, truth = pooled.prepared, pooled.prepared.target, pooled.truth
+    assert prepared.labels.labels.tolist() == [1, 5, 8]
+    assert target.cut is not None
+    assert target.cut.is_pooled
+    for place, value in zip(target.cut.places, target.cut.forward(torch.float32, truth.device)(truth), strict=True):
+        torch.testing.assert_close(place.values.float(), value.clamp_min(0), atol=1e-3, rtol=1e-3)
+    assert target.start is not None
+    assert target.start.seed == 4
+    constant = truth.mean((2, 3), keepdim=True)
+    off, flat = (((one - truth).square().mean((1, 2, 3))) for one in (target.start.images, constant))
+    assert bool((off < 0.8 * flat).all())
+    assert prepared.known is not None
+    assert any("Seeds descend on these features" in message for message in prepared.messages)
+    assert any("was in the batch" in message for message in prepared.messages)
+
+
+def test_a_target_with_a_cut_travels_without_the_network_behind_it(pooled: Behind) -> None:
+    target = pooled.prepared.target
+    assert target.cut is not None
+    assert {name.partition(".")[0] for name in target.cut.graph.tensors} <= {"stem", "halved", "quartered"}
+    found = Objective(pickle.loads(pickle.dumps(target)), ObjectiveConfig())
+    assert float(found.terms(pooled.truth)["activation"]) < 1e-3
+    start = target.start
+    assert start is not None
+    expected = Objective(target, ObjectiveConfig()).terms(start.images)["activation"]
+    assert torch.equal(found.terms(start.images)["activation"], expected)
+
+
+def test_seeds_that_begin_at_the_decoded_start_end_nearer_to_the_images(pooled: Behind) -> None:
+    target, images = pooled.prepared.target, pooled.images
+    assert target.start is not None
+    begun = psnr(pooled.update.normalisation.invert(target.start.images).clamp(0, 1), images)
+    config = AgentsConfig(iterations=60)
+    for seed in (4, 5):
+        agent = Agent(target, ObjectiveConfig(), config, seed)
+        agent.run(60)
+        found = psnr(pooled.update.normalisation.invert(agent.images).clamp(0, 1), images)
+        assert float((found - begun).min()) > 1
