@@ -28,6 +28,8 @@ from .wording import ended, reached
 _CROPS = 400
 # With fewer there is no start.
 _FEWEST_CROPS = 100
+# Of the operations, what more crops than the fewest may take.
+_START = 0.1
 # Of the features and their derivative: fewer are no descent, and more were never of use.
 _FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 1000
 # Labels are read off where every image's is so clear.
@@ -152,7 +154,8 @@ def _decoded(
     device: torch.device | None,
 ) -> Decoded | None:
     """Where a descent starts; None where even that is more than is affordable."""
-    count = min(_CROPS, int(config.operations / operations(cut.graph, [place.before for place in cut.places])))
+    each = operations(cut.graph, [place.before for place in cut.places])
+    count = min(_CROPS, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
     if count < _FEWEST_CROPS:
         return None
     photos = list(public_photos().values()) if pictures is None else list(pictures)

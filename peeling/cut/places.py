@@ -10,17 +10,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..graph import Graph, Node
-from ..kinds import MaxPool, Opaque, Rectifier
+from ..graph.rectified import is_rectified
+from ..kinds import AveragePool, MaxPool, Opaque, Rectifier
 from ..rules import Derivation
 
 
 @dataclass(frozen=True)
 class Place:
-    """One rectifier whose output is known for every image."""
+    """One rectifier, or a pool of such, whose output is known for every image."""
 
     rectifier: str
     before: str
-    """The value that enters it: equal to the output where a unit was open, and not above zero elsewhere."""
+    """The value that enters it, of a pool the output itself: equal to the output where a unit was open, and not above
+    zero elsewhere."""
     values: Float[Tensor, "image channel height width"]
     is_open: Bool[Tensor, "image channel height width"]
     deviation: Float[Tensor, "image channel height width"]
@@ -50,11 +52,17 @@ class Cut:
         nodes = self._nodes
         like = torch.empty(0, dtype=dtype, device=device)
         tensors = {node.name: self.graph.tensors_of(node, like) for node in nodes}
+        # What no later operation reads is let go of.
+        last = {name: node.name for node in nodes for name in node.inputs}
+        wanted = {place.before for place in self.places}
 
         def run(images: Tensor) -> list[Tensor]:
             values = {self.graph.images: images}
             for node in nodes:
                 values[node.name] = node.kind.forward([values[name] for name in node.inputs], tensors[node.name])
+                for name in set(node.inputs):
+                    if last[name] == node.name and name not in wanted:
+                        del values[name]
             return [values[place.before] for place in self.places]
 
         return run
@@ -94,11 +102,8 @@ class NoCut:
 def find_cut(derivation: Derivation) -> Cut | NoCut:
     """The places that a path from the images reaches without passing another one."""
     graph, known = derivation.graph, derivation.knowledge
-    complete = [
-        node
-        for node in graph.nodes
-        if isinstance(node.kind, Rectifier) and node.name in known.units and known.complete(node.name) is not None
-    ]
+    complete = [node for node in graph.nodes if known.complete(node.name) is not None and _may_be_place(graph, node)]
+    complete = [node for node in complete if node.name in known.units or not isinstance(node.kind, Rectifier)]
     if not complete:
         return NoCut("the features of no place are known for every image")
     names = {node.name for node in complete}
@@ -111,13 +116,21 @@ def find_cut(derivation: Derivation) -> Cut | NoCut:
         found = known.complete(node.name)
         if node.name not in reached or found is None or len(node.shape) != 3:
             continue
-        units = known.units[node.name]
+        units = known.units.get(node.name)
+        is_open = found.values > 0 if units is None else units.is_open
+        before = node.inputs[0] if isinstance(node.kind, Rectifier) else node.name
         spread = found.deviation.expand_as(found.values)
-        places.append(Place(node.name, node.inputs[0], found.values, units.is_open, spread, found.error))
+        places.append(Place(node.name, before, found.values, is_open, spread, found.error))
     opaque = _opaque_before(graph, [place.before for place in places])
     if opaque:
         return NoCut(f"{opaque} in front of it cannot be computed in closed form")
     return Cut(graph, tuple(places))
+
+
+def _may_be_place(graph: Graph, node: Node) -> bool:
+    """Whether a value is a rectifier's, or pooled from such: it is its own part above zero then."""
+    pooled = isinstance(node.kind, MaxPool | AveragePool) and is_rectified(graph, node.name)
+    return pooled or isinstance(node.kind, Rectifier)
 
 
 def _opaque_before(graph: Graph, values: Sequence[str]) -> str | None:

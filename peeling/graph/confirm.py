@@ -20,6 +20,7 @@ from ...capture.forward import gradient, on_probes
 from ..kinds import Opaque
 from ..layers import agree
 from .nodes import Graph, Node, NoGraph
+from .thinning import thinned
 from .tracing import Traced, trace
 
 # Two images: batch norm in train mode refuses one value per feature, and one of a batch is easily built in.
@@ -29,7 +30,7 @@ _PROBE_IMAGES = 2
 def network_graph(
     model: nn.Module, image_shape: Sequence[int], mode: BatchNormMode, image_count: int
 ) -> Graph | NoGraph:
-    """The model's graph, every operation confirmed or opaque.
+    """The model's graph, every operation confirmed or opaque, without places that nothing reads.
 
     Args:
         model: On any device; it is not changed.
@@ -51,7 +52,10 @@ def network_graph(
 
     images = on_probes(run, image_shape, _PROBE_IMAGES, image_count)
     found = trace(model, images, mode)
-    return found if isinstance(found, NoGraph) else confirm(found, model, images, mode)
+    if isinstance(found, NoGraph):
+        return found
+    confirmed = confirm(found, model, images, mode)
+    return confirmed if isinstance(confirmed, NoGraph) else thinned(confirmed)
 
 
 def _probe(model: nn.Module, image_shape: Sequence[int], count: int) -> Tensor:

@@ -15,7 +15,7 @@ from .joining import Concatenation, Sum, read_concatenation, read_sum
 from .kind import Call, Kind, Layer, ModuleCall, Needs, Read, Told
 from .linear import Linear, read_linear
 from .opaque import Opaque
-from .passing import Identity, Reshape, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
+from .passing import Identity, Reshape, Subsample, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
 from .pooling import (
     AdaptiveAveragePool,
     AveragePool,
@@ -119,6 +119,7 @@ __all__ = [
     "Read",
     "Rectifier",
     "Reshape",
+    "Subsample",
     "Sum",
     "Told",
     "ZeroPadding",

@@ -56,6 +56,18 @@ class ZeroPadding(Kind):
         return F.pad(inputs[0], self.sides)
 
 
+@dataclass(frozen=True)
+class Subsample(Kind):
+    """The first of every so many places along both sides. No operation of a model is read as this: it stands for what
+    others leave unread."""
+
+    step: int
+
+    def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Kind.forward`."""
+        return inputs[0][:, :, :: self.step, :: self.step]
+
+
 def read_reshape(call: Call) -> Read | None:
     """``aten.flatten``, ``aten.view``, ``aten.reshape``, ``aten.squeeze`` and ``aten.unsqueeze``: the order of the
     numbers stays, so that only the shape of the result matters."""

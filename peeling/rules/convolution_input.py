@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph import Node
+from ..graph.rectified import is_rectified
 from ..kinds import Convolution
 from ..layers import relative
 from ..refusals import Refused, Why
@@ -27,7 +28,6 @@ from .equations import (
 from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
-from .segment import is_rectified
 
 RULE = "convolution input"
 

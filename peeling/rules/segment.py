@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph, Node
-from ..kinds import BatchNorm, Concatenation, Convolution, MaxPool, Needs, Rectifier
+from ..graph.rectified import is_rectified
+from ..kinds import BatchNorm, Convolution, Needs, Rectifier
 from .knowledge import Knowledge
 from .rule import Setting
 
@@ -200,13 +201,3 @@ def _is_workable(node: Node) -> bool:
     if isinstance(node.kind, Rectifier):
         return node.kind.ceiling == float("inf")
     return node.kind.needs is Needs.NOTHING and len(node.shape) == 3
-
-
-def is_rectified(graph: Graph, value: str) -> bool:
-    """Whether a value is the output of a rectifier, or of such side by side or at their maximum."""
-    node = graph.by_name.get(value)
-    if node is None:
-        return False
-    if isinstance(node.kind, MaxPool | Concatenation):
-        return all(is_rectified(graph, name) for name in node.inputs)
-    return isinstance(node.kind, Rectifier)
