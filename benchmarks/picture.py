@@ -20,12 +20,21 @@ from gradinversion.audit.pictures import GridRow, draw_grid
 from gradinversion.capture import ClientConfig, simulate_client
 from gradinversion.cluster import reconstruct
 from gradinversion.coordinator import AttackConfig
+from PIL import Image
 
 from .unseen_photos import write_unseen_photos
 
 UNSEEN = Path(__file__).resolve().parents[1] / "build" / "unseen"
 _MODEL = "gradinversion.benchmarks.networks:cifar_resnet18"
-_SET, _COUNT = 4, 4
+_SET, _COUNT, _SIZE = 4, 4, 32
+
+
+def _at_size(photos: Path, folder: Path) -> Path:
+    """The photos as 8-bit files at the network's size: what is recovered bit for bit is such a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(photos.glob("*.png"))[:_COUNT]:
+        Image.open(file).convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.LANCZOS).save(folder / file.name)
+    return folder
 
 
 def main() -> None:
@@ -36,8 +45,8 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, default=Path(__file__).parents[1] / "docs" / "picture.png")
     options = parser.parse_args()
-    folder = write_unseen_photos(UNSEEN / f"set-{_SET}", _SET, _COUNT)
-    plain = ClientConfig(model=_MODEL, images=str(folder), batch_size=_COUNT)
+    folder = _at_size(write_unseen_photos(UNSEEN / f"set-{_SET}", _SET, _COUNT), UNSEEN / f"set-{_SET}-{_SIZE}px")
+    plain = ClientConfig(model=_MODEL, images=str(folder), batch_size=_COUNT, image_size=_SIZE)
     # Where the gradient determines the images nothing is left to the agents; where noise hides them, one seed shows
     # what a descent makes of it.
     attack = AttackConfig(agents=AgentsConfig(count=1, iterations=200))

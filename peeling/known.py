@@ -13,7 +13,7 @@ from .rules import Derivation
 from .tap_cut import TapCut
 
 # Places known less well are taken only where no other is.
-_SURELY = 1e-3
+_SURELY = 3e-5
 
 
 @dataclass(frozen=True)

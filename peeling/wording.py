@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .record import WHOLE_IMAGES, End, ImagesBy, PeelingRecord
 
 
@@ -21,8 +23,24 @@ def reached(record: PeelingRecord) -> str:
 
 
 def summary(record: PeelingRecord) -> str:
-    """How far it came, and why it went no further."""
-    return " ".join(filter(None, (reached(record), ended(record))))
+    """How far it came, why it went no further, and what became of the images."""
+    return " ".join(filter(None, (reached(record), ended(record), _images(record))))
+
+
+def _images(record: PeelingRecord) -> str:
+    """What a descent on the features made of the images, in one sentence; empty where there was none."""
+    if record.found is None or record.found.by is not ImagesBy.DESCENT:
+        return ""
+    met = [error for error in record.found.errors if math.isfinite(error)]
+    if record.found.confirmed:
+        return (
+            "A descent on these features leads to the images: what it found makes the gradient that was sent "
+            f"(estimated error {max(met):.1g} at most)."
+        )
+    return (
+        f"A descent met the features of {len(met)} of {len(record.found.errors)} images; nothing confirms that these "
+        "are the private ones and not others with the same features."
+    )
 
 
 def went_wrong(record: PeelingRecord) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from gradinversion.audit.network_layout import rows_of
 from gradinversion.audit.page import render_page
 from gradinversion.audit.peeling_panel import SHOWN_PLACES, peeling_panel
 from gradinversion.peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
-from gradinversion.peeling.wording import standing, would_do
+from gradinversion.peeling.wording import standing, summary, would_do
 
 
 def node(name: str, kind: str, *inputs: str, known: float = 0.0) -> NetworkNode:
@@ -159,6 +160,19 @@ def test_exact_determined_and_guessed_are_told_apart(
     said = standing(record(found=found, nodes=nodes))
     assert [title for title, _ in said] == titles
     assert word in said[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("errors", "confirmed", "words"),
+    [
+        ((1e-6, 3e-6), True, "makes the gradient that was sent (estimated error 3e-06 at most)"),
+        ((1e-6, math.inf), False, "met the features of 1 of 2 images; nothing confirms"),
+    ],
+)
+def test_what_became_of_the_images_is_in_the_summary(errors: tuple[float, ...], confirmed: bool, words: str) -> None:
+    said = summary(record(found=FoundImages(ImagesBy.DESCENT, errors, confirmed)))
+    assert words in said
+    assert words not in summary(record())
 
 
 def test_where_one_image_is_too_many_that_is_said() -> None:
