@@ -19,6 +19,7 @@ _RULES = {
     "linear input": "weight gradient",
     "open units": "forwards",
     "output derivative": "weight gradient",
+    "segment input": "the block's gradients and output",
 }
 
 
