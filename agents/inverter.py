@@ -138,7 +138,7 @@ class Inverter:
             losses = self._step(target) if self.step < self._descent[1] else self._finish_step(target, due)
             if due:
                 row = {name: float(value) for name, value in losses.items()}
-                outcome = self._judge(row)
+                outcome = self._outcome(row)
                 if outcome is not Outcome.RUNNING:
                     break
                 trace.append({"step": float(self.step), **row})
@@ -211,7 +211,7 @@ class Inverter:
         begin, end = self._descent
         return learning_rate(self.step - begin, steps=end - begin, warmup=config.warmup, peak=self._peak)
 
-    def _judge(self, losses: dict[str, float]) -> Outcome:
+    def _outcome(self, losses: dict[str, float]) -> Outcome:
         if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(self._variables).all()):
             return Outcome.NOT_FINITE
         loss = losses.get("gradient", losses.get("activation"))

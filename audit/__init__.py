@@ -8,7 +8,7 @@ from .exposure import Exposure, measure_exposure
 from .files import ReportError
 from .identification import Embedding, Gallery, make_embedding
 from .image_result import ControlScore, ImageResult
-from .initialisation import WeightState, judge_weights
+from .initialisation import WeightState, weight_state
 from .judging import judge
 from .label_scores import LabelScores
 from .lpips import Lpips, LpipsError, load_lpips
@@ -56,7 +56,6 @@ __all__ = [
     "evaluate",
     "fft2d",
     "judge",
-    "judge_weights",
     "label_accuracy",
     "like_the_client",
     "load_lpips",
@@ -69,6 +68,7 @@ __all__ = [
     "run_controls",
     "simulated",
     "ssim",
+    "weight_state",
     "without_gradient",
     "write_report",
 ]

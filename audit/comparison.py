@@ -57,11 +57,11 @@ def hold_against_controls(
         if gallery is not None:
             result = replace(result, identified_seeds=sum(bool(own[index]) for own in own_flags))
         result = compare(result, [value[index] for value in values], controls)
-        held.append(replace(result, verdict=judge(result, len(seeds))))
+        held.append(replace(result, verdict=judge_beside_controls(result, len(seeds))))
     return tuple(held)
 
 
-def judge(image: ImageResult, seeds: int) -> Verdict:
+def judge_beside_controls(image: ImageResult, seeds: int) -> Verdict:
     """The verdict on one image: by the constant image alone where no other control decides, else by all of them.
 
     Args:

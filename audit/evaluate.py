@@ -55,7 +55,7 @@ def evaluate(
         reconstruction: the result of the attack.
         private: the true images in [0, 1] and their labels; None when there is no ground truth, and then no metric.
         model_trained: whether the attacked model had trained weights, as told; None when nobody said.
-        weights: what the weights themselves show (``judge_weights``); it goes before what was told.
+        weights: what the weights themselves show (``weight_state``); it goes before what was told.
         lpips_weights: an ImageNet backbone file for LPIPS (see ``load_lpips``). Nothing is downloaded.
         controls: what ``run_controls`` handed back; with one that saw nothing of the images the verdict is strict.
         pool: other images among which the private ones are to be recognised; without it there is no IIP.

@@ -51,7 +51,7 @@ class WeightState(StrEnum):
         return WeightState.TOLD if trained else WeightState.RANDOM
 
 
-def judge_weights(model: nn.Module, client: ClientConfig, image_size: int) -> WeightState:
+def weight_state(model: nn.Module, client: ClientConfig, image_size: int) -> WeightState:
     """What a client's model shows of its own weights, beside fresh models of the same kind.
 
     Args:

@@ -12,7 +12,7 @@ from .evaluate import evaluate
 from .exposure import Exposure, measure_exposure
 from .feature_leak import FeatureLeak
 from .features import measure_feature_leak
-from .initialisation import judge_weights
+from .initialisation import weight_state
 from .results import AuditReport
 from .truth import measure_truth_gap
 
@@ -31,7 +31,7 @@ def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control
     return evaluate(
         reconstruction,
         case.private,
-        weights=judge_weights(case.model, case.client, case.update.image_shape[-1]),
+        weights=weight_state(case.model, case.client, case.update.image_shape[-1]),
         lpips_weights=case.audit.lpips_weights,
         controls=tuple(controls),
         pool=case.pool,

@@ -10,7 +10,7 @@ from ..agents import Objective, ObjectiveConfig
 from ..capture import CapturedUpdate, PrivateBatch, Provenance
 from ..capture.defences import defence_words
 from ..target import Target, check_smoothing, weigh_evidence
-from ..target.weight_deltas import settle
+from ..target.weight_deltas import as_attackable
 from .doubt import LARGEST_GAP
 
 # What these leave of an update is meant to be far from what the images make of it.
@@ -41,7 +41,7 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
     if update.facts.dropout.value and not update.facts.dropout.assumed:
         return None
     # As the attack takes it: one step as its gradient, and as a mean over the images that came.
-    target = Target(settle(update, model).update, model, private.labels)
+    target = Target(as_attackable(update, model).update, model, private.labels)
     objective = Objective(target, replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0))
     return objective.gradient_loss(update.normalisation.apply(private.images))
 

@@ -19,7 +19,7 @@ from gradinversion.cluster.candidates import Parts
 from gradinversion.cluster.member import Member, Presence
 from gradinversion.cluster.ray_group import RayGroup
 from gradinversion.cluster.registering import register_part
-from gradinversion.cluster.resources import Share
+from gradinversion.cluster.resources import Allotment
 from gradinversion.coordinator import AttackConfig, Order, StateFile, Storage, parts_by_label, state_name
 from gradinversion.registration import Consensus, RegistrationConfig
 from gradinversion.target import Target
@@ -116,7 +116,7 @@ class SimulatedGroup(RayGroup):
     """
 
     def __init__(self, config: AttackConfig, storage: Storage, parts: int, shape: tuple[int, ...]) -> None:
-        super().__init__(config, Share(0.0, 0.0, 1), "simulated", False, storage)
+        super().__init__(config, Allotment(0.0, 0.0, 1), "simulated", False, storage)
         self._wished_parts = parts
         self._hosts = [_Host.remote(shape, config.agents.iterations) for _ in range(_HOSTS)]
         self.costs = Costs()

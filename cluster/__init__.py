@@ -3,22 +3,22 @@
 from .cells import Ended, Job, available_resources, run_side_by_side
 from .connection import ClusterError, connected
 from .launch import DetachedError, attend, reconstruct, require_no_run, stop
-from .resources import Share, share
+from .resources import Allotment, allot
 from .view import ProgressView
 
 __all__ = [
+    "Allotment",
     "ClusterError",
     "DetachedError",
     "Ended",
     "Job",
     "ProgressView",
-    "Share",
+    "allot",
     "attend",
     "available_resources",
     "connected",
     "reconstruct",
     "require_no_run",
     "run_side_by_side",
-    "share",
     "stop",
 ]

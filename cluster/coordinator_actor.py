@@ -17,7 +17,7 @@ from ..coordinator import AttackConfig, Coordinator, FencedError, Phase, Reconst
 from .inputs import load_inputs
 from .metrics import RunMetrics
 from .ray_group import RayGroup
-from .resources import Share
+from .resources import Allotment
 from .shipping import get_inputs
 
 _LOOK_SECONDS = 1.0
@@ -31,7 +31,7 @@ class RunSpec:
 
     name: str
     config: AttackConfig
-    share: Share
+    allotment: Allotment
     threads: int
     storage: Storage | None
     resume: bool
@@ -89,8 +89,8 @@ class CoordinatorProcess:
         update, model = self._load()
         # Made again by Ray after its process was lost: go on, whatever the run was told at first.
         again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self._group = RayGroup(spec.config, spec.share, spec.name, spec.detached, spec.storage, fresh=not again)
-        notes = (spec.share.message,) if spec.share.message else ()
+        self._group = RayGroup(spec.config, spec.allotment, spec.name, spec.detached, spec.storage, fresh=not again)
+        notes = (spec.allotment.message,) if spec.allotment.message else ()
         resume = spec.resume or again
         self._coordinator = Coordinator(
             update, model, spec.config, self._group, spec.storage, resume, notes, spec.restart

@@ -25,7 +25,7 @@ from .coordinator_actor import CoordinatorActor, RunSpec
 from .failures import cause_of
 from .inputs import store_inputs
 from .ray_group import NAMESPACE
-from .resources import share
+from .resources import allot
 from .shipping import put_inputs
 
 _LOOK_SECONDS = 0.5
@@ -172,7 +172,7 @@ def _begin(
     else:
         source = None
         inputs.append(put_inputs(update, model))
-    resources = share(config.agents, available, elastic=joined)
+    resources = allot(config.agents, available, elastic=joined)
     spec = RunSpec(name, config, resources, threads, storage, resume, detached, source, restart)
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}
     if detached:

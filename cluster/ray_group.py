@@ -24,7 +24,7 @@ from .failures import cause_of
 from .member import Member, State
 from .recovery import Recovery
 from .registering import count_parts
-from .resources import Share
+from .resources import Allotment
 from .roster import Roster, end_actors
 from .shipping import put
 
@@ -40,7 +40,7 @@ class RayGroup:
 
     Args:
         config: The attack.
-        share: Resources of each agent.
+        allotment: Resources of each agent.
         name: Of the run; agents are called after it.
         detached: Agents outlive whoever made them.
         storage: Where they save their states, or None.
@@ -48,10 +48,16 @@ class RayGroup:
     """
 
     def __init__(
-        self, config: AttackConfig, share: Share, name: str, detached: bool, storage: Storage | None, fresh: bool = True
+        self,
+        config: AttackConfig,
+        allotment: Allotment,
+        name: str,
+        detached: bool,
+        storage: Storage | None,
+        fresh: bool = True,
     ) -> None:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
-        self._config, self._share, self._storage = config, share, storage
+        self._config, self._allotment, self._storage = config, allotment, storage
         self._name, self._detached, self._fresh = name, detached, fresh
         self._members = [Member(position, seed) for position, seed in enumerate(self.seeds)]
         self._target: list[Any] = []
@@ -82,7 +88,7 @@ class RayGroup:
     def _make(self, member: Member) -> Any:
         config = self._config
         period = config.coordinator.period if config.coordinator.mode is Mode.ASYNC else None
-        spec = AgentSpec(member.seed, config.objective, config.agents, self._share.threads, self._storage, period)
+        spec = AgentSpec(member.seed, config.objective, config.agents, self._allotment.threads, self._storage, period)
         return AgentActor.options(
             name=self._name_of(member),
             namespace=NAMESPACE,
@@ -90,8 +96,8 @@ class RayGroup:
             lifetime="detached" if self._detached else None,
             max_restarts=-1,
             max_concurrency=_ACTOR_THREADS,
-            num_cpus=self._share.cpus,
-            num_gpus=self._share.gpus,
+            num_cpus=self._allotment.cpus,
+            num_gpus=self._allotment.gpus,
             scheduling_strategy="SPREAD",
         ).remote(spec)
 
@@ -109,7 +115,7 @@ class RayGroup:
 
     def room(self) -> int:
         """See `AgentGroup`."""
-        return self._share.room(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        return self._allotment.room(ray.cluster_resources())  # type: ignore[no-untyped-call]
 
     def put(self, images: Float[Tensor, "batch channel height width"]) -> Any:
         """See `AgentGroup`."""

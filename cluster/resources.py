@@ -10,7 +10,7 @@ from ..agents import AgentsConfig
 
 
 @dataclass(frozen=True)
-class Share:
+class Allotment:
     """Resources of one agent. ``message`` says where it differs from what was asked for."""
 
     cpus: float
@@ -29,7 +29,7 @@ class Share:
         return int(min(rooms, default=math.inf) + 1e-6) if rooms else 2**31
 
 
-def share(config: AgentsConfig, available: Mapping[str, float], elastic: bool = False) -> Share:
+def allot(config: AgentsConfig, available: Mapping[str, float], elastic: bool = False) -> Allotment:
     """Each agent's own GPU where there are GPUs; otherwise its even part of the CPUs.
 
     Args:
@@ -48,15 +48,15 @@ def share(config: AgentsConfig, available: Mapping[str, float], elastic: bool = 
     wished = config.gpus if config.gpus is not None else float(gpus > 0)
     if elastic and wished > 0:
         # Beside a GPU an agent needs one CPU; how many there will be is not known yet.
-        return Share(config.cpus or 1.0, wished, config.threads or 1)
+        return Allotment(config.cpus or 1.0, wished, config.threads or 1)
     if gpus == 0 and wished > 0:
         message = f"agents.gpus={wished:g}: this machine has no GPU that Ray knows of, so agents use CPUs."
-        return Share(reserved, 0.0, threads, message)
+        return Allotment(reserved, 0.0, threads, message)
     if wished * config.count <= gpus:
-        return Share(reserved, wished, threads)
+        return Allotment(reserved, wished, threads)
     part = math.floor(gpus / config.count * 100) / 100
     message = (
         f"agents.gpus={wished:g} for {config.count} agents is more than the machine's {gpus:g} GPUs; "
         f"each agent takes {part:g}."
     )
-    return Share(reserved, part, threads, message)
+    return Allotment(reserved, part, threads, message)

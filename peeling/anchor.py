@@ -117,8 +117,8 @@ def peel(
     if not chain:
         return Peeling(None, _NO_FINAL_LAYER)
     state = _start(chain, update, model, labels, config, scaled, look or OneLook())
-    if isinstance(state, str):
-        return Peeling(None, state)
+    if isinstance(state, Peeling):
+        return state
     if not state.error <= config.tolerance:
         message = _refusal(chain[-1], state.error, config.tolerance, len(labels))
         return Peeling(None, message, record_chain(chain, [], None, None, message, config.tolerance, shape))
@@ -169,17 +169,18 @@ def _start(
     config: PeelingConfig,
     scaled: bool,
     look: OneLook,
-) -> State | str:
-    """At the input of the final layer, or why not."""
+) -> State | Peeling:
+    """At the input of the final layer, or what there is to say where peeling does not begin."""
     name = chain[-1].name
     if f"{name}.weight" not in update.gradients:
-        return f"Layer peeling needs the gradient of {name}.weight, which the update lacks (a frozen layer)."
+        message = f"Layer peeling needs the gradient of {name}.weight, which the update lacks (a frozen layer)."
+        return Peeling(None, message)
     try:
         layer = look.final_layer(update, model)
     except LabelError:
-        return _NO_FINAL_LAYER
+        return Peeling(None, _NO_FINAL_LAYER)
     if layer.name != name:
-        return _NO_FINAL_LAYER
+        return Peeling(None, _NO_FINAL_LAYER)
     found = peel_final_layer(
         layer,
         labels,

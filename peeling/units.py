@@ -53,7 +53,7 @@ def no_units(like: Tensor) -> Units:
     return Units(torch.ones_like(like, dtype=torch.bool), torch.zeros_like(like), torch.zeros_like(like).bool())
 
 
-def judge(activations: Tensor, uncertainty: Tensor) -> Units:
+def estimate_units(activations: Tensor, uncertainty: Tensor) -> Units:
     """Open or shut, by the odds of two explanations of each value a.
 
     Either the unit was shut and a is nothing but error, or it was open with some value y > 0 and a is y with the same

@@ -22,7 +22,7 @@ from .request import Request
 from .second_derivative import require_second_derivative
 from .solving import Solved, passes_head, solve, with_rate_read
 from .target import Target
-from .weight_deltas import Attackable, describe, order_limits, settle
+from .weight_deltas import Attackable, as_attackable, describe, order_limits
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def prepare(
     look = OneLook()
     evidence = weigh_evidence(update, model, look)
     update = evidence.update
-    found = settle(update, model, look)
+    found = as_attackable(update, model, look)
     if request.labels == JOINT:
         return _with_unknown_labels(evidence, found, model, request, look)
     given = given_labels(request.labels, update)

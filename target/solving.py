@@ -18,7 +18,7 @@ from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
 from .tap_images import TapImages, images_by_taps
-from .weight_deltas import Attackable, refine, settle
+from .weight_deltas import Attackable, as_attackable, refine
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
 _NOT_HEADS = (nn.Conv2d, nn.ReLU)
@@ -60,7 +60,7 @@ def solve(
 
     Args:
         evidence: The update with what was read off it so far.
-        found: From ``settle``.
+        found: From ``as_attackable``.
         model: The server's model.
         request: What the attack asks for.
         given: Labels that the user states, or None.
@@ -94,14 +94,14 @@ class _Solver:
         if not smoothed.facts:
             return solved
         evidence = evidence.and_also(smoothed)
-        return self._once(evidence, settle(evidence.update, self.model, self.look))
+        return self._once(evidence, as_attackable(evidence.update, self.model, self.look))
 
     def _once(self, evidence: Evidence, found: Attackable) -> Solved:
         labels = self.given or recover_labels(found.update, self.model, self.request.labels, self.look)
         before = evidence.update
         evidence = evidence.and_also(check_scale(before, self.model, labels.labels, self.look))
         if evidence.update is not before:
-            found = settle(evidence.update, self.model, self.look)
+            found = as_attackable(evidence.update, self.model, self.look)
         found = refine(found, evidence.update, self.model, labels.labels, self.look)
         evidence = with_rate_read(evidence, found)
         solved = Solved(evidence, found, labels, None, tuple(labels.warnings))

@@ -26,7 +26,7 @@ class Attackable:
     """The learning rate, where it was estimated."""
 
 
-def settle(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Attackable:
+def as_attackable(update: CapturedUpdate, model: nn.Module, look: OneLook | None = None) -> Attackable:
     """The update with an estimate where the learning rate is not known, as a gradient where it is of one step, and as a
     mean over the images that came.
 
@@ -81,7 +81,7 @@ def refine(
     """The exact learning rate of a single step, where the final layer and the labels determine it (``find_scale``).
 
     Args:
-        found: From ``settle``.
+        found: From ``as_attackable``.
         update: As it was captured.
         model: The server's model.
         labels: The batch's labels.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..units import Units, judge
+from ..units import Units, estimate_units
 from .kind import Call, Kind, Layer, ModuleCall, Needs, Read
 
 
@@ -33,7 +33,7 @@ class Rectifier(Kind):
 
     def units(self, output: Tensor, uncertainty: Tensor) -> Units | None:
         """See `Kind.units`; what a ceiling holds back is not looked for."""
-        return judge(output, uncertainty) if self.ceiling == math.inf else None
+        return estimate_units(output, uncertainty) if self.ceiling == math.inf else None
 
     @classmethod
     def of_module(cls, call: ModuleCall) -> Layer | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.audit import WeightState, judge_weights
+from gradinversion.audit import WeightState, weight_state
 from gradinversion.audit.initialisation import compare_weights
 from gradinversion.capture import ClientConfig, load_model
 from torch import nn
@@ -82,7 +82,7 @@ def test_the_global_random_state_is_left_as_it_was() -> None:
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    judge_weights(load_model("convnet", seed=9), ClientConfig(weights=FILE), 32)
+    weight_state(load_model("convnet", seed=9), ClientConfig(weights=FILE), 32)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -91,18 +91,18 @@ def test_a_file_of_random_weights_is_not_called_trained(tmp_path: Path, seed: in
     path = tmp_path / FILE
     torch.save(load_model("convnet", seed=seed).state_dict(), path)
     model = load_model("convnet", weights=str(path))
-    state = judge_weights(model, ClientConfig(weights=str(path)), 32)
+    state = weight_state(model, ClientConfig(weights=str(path)), 32)
     assert state is WeightState.FRESH
     assert "trained weights" not in state
     assert "cannot be told from a fresh initialisation" in state
 
 
 def test_without_a_file_the_bundled_model_is_random() -> None:
-    assert judge_weights(load_model("convnet"), ClientConfig(), 32) is WeightState.RANDOM
+    assert weight_state(load_model("convnet"), ClientConfig(), 32) is WeightState.RANDOM
 
 
 def test_a_users_own_model_is_looked_at_too() -> None:
     client = ClientConfig(model="gradinversion.capture.models:convnet")
-    assert judge_weights(load_model(client.model, seed=4), client, 32) is WeightState.FRESH
+    assert weight_state(load_model(client.model, seed=4), client, 32) is WeightState.FRESH
     gone = ClientConfig(model="no.such.module:build")
-    assert judge_weights(plain(0), gone, 32) is WeightState.UNKNOWN
+    assert weight_state(plain(0), gone, 32) is WeightState.UNKNOWN

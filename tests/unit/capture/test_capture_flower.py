@@ -21,7 +21,7 @@ from gradinversion.capture import (
 )
 from gradinversion.capture.adapters.flower import FlowerRecorder
 from gradinversion.capture.told_config import ToldConfig
-from gradinversion.target.weight_deltas import describe, settle
+from gradinversion.target.weight_deltas import as_attackable, describe
 from torch import Tensor
 
 REASON = "flwr is not installed: pip install 'gradinversion[flower]'"
@@ -227,7 +227,7 @@ def test_without_the_settings_of_the_run_nothing_is_taken_for_a_fact(tmp_path: P
     (problem,) = recording.problems
     for name in ("epochs", "batch_size", "normalisation"):
         assert f"(told.{name})" in problem
-    sentence = describe(update, settle(update, load_model("convnet")), labels_given=False)
+    sentence = describe(update, as_attackable(update, load_model("convnet")), labels_given=False)
     assert "The client sent" not in sentence
     assert sentence.startswith("The update is taken for the weight delta of one step of SGD")
     assert "Nobody told the client's epochs, batch size and weight decay" in sentence

@@ -15,7 +15,7 @@ from gradinversion.capture import capture_gradient
 from gradinversion.cluster.agent_loop import Reply
 from gradinversion.cluster.member import Member, Presence, State
 from gradinversion.cluster.ray_group import RayGroup
-from gradinversion.cluster.resources import Share
+from gradinversion.cluster.resources import Allotment
 from gradinversion.coordinator import (
     AttackConfig,
     Coordinator,
@@ -133,7 +133,7 @@ class Group(RayGroup):
     """The real one over these actors."""
 
     def __init__(self, config: AttackConfig, actors: list[Actor], storage: Storage | None) -> None:
-        super().__init__(config, Share(1.0, 0.0, 1), "run", False, storage)
+        super().__init__(config, Allotment(1.0, 0.0, 1), "run", False, storage)
         self._actors = actors
 
     def _make(self, member: Member) -> Any:

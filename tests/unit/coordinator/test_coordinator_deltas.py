@@ -25,7 +25,7 @@ from gradinversion.coordinator import AttackConfig, Coordinator, Reconstruction,
 from gradinversion.coordinator.identity import identity
 from gradinversion.peeling import PeelingConfig
 from gradinversion.target.preparation import prepare
-from gradinversion.target.weight_deltas import describe, settle
+from gradinversion.target.weight_deltas import as_attackable, describe
 from torch import Tensor, nn
 
 LABELS = torch.tensor([0, 1, 3])
@@ -213,7 +213,7 @@ def test_an_estimated_rate_has_taken_up_the_divisor(model: nn.Module, images: Te
     mean = capture_gradient(model, images, LABELS, normalisation=NORMALISATION)
     update = as_delta(replace(mean, gradients={name: 0.75 * g for name, g in mean.gradients.items()}), 0.4)
     held = hidden(update).stating(sampling=told(Sampling(True, 4.0)))
-    found = settle(held, model)
+    found = as_attackable(held, model)
     assert not any("divided the sum" in line for line in found.messages)
     assert found.rate is not None
     for name, delta in held.gradients.items():
@@ -256,7 +256,7 @@ def test_what_was_assumed_of_the_local_steps_is_never_stated_as_a_fact(
     model: nn.Module, images: Tensor, guessed: dict[str, Any], said: str, unsaid: str
 ) -> None:
     update = sent(model, images, LocalTraining(0.2)).stating(**{n: assumed(v) for n, v in guessed.items()})
-    sentence = describe(update, settle(update, model), labels_given=False)
+    sentence = describe(update, as_attackable(update, model), labels_given=False)
     assert sentence.startswith(said)
     assert unsaid in sentence
     assert ("Nobody told" in sentence) is bool(unsaid)

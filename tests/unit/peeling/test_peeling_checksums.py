@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gradinversion.peeling.checksums import ChannelSum, error_shown, settle, stored
-from gradinversion.peeling.units import Units, judge
+from gradinversion.peeling.units import Units, estimate_units
 from torch import Tensor
 
 _UNCERTAINTY = 1e-6
@@ -43,7 +43,7 @@ class _Layer:
         recovered = self.values.clamp_min(0) + _UNCERTAINTY / 4 * self._normal(3, 8, 4, 4)
         for unit in wrong:
             recovered[unit] = -0.5 * _UNCERTAINTY if self.is_open[unit] else 10 * _UNCERTAINTY
-        units = judge(recovered, torch.full_like(recovered, _UNCERTAINTY))
+        units = estimate_units(recovered, torch.full_like(recovered, _UNCERTAINTY))
         assert int((units.is_open != self.is_open).sum()) == len(wrong)
         return units
 
@@ -104,7 +104,7 @@ def test_two_units_whose_terms_cancel_stay_in_doubt(first: bool, second: bool) -
 
 def test_units_that_seem_open_by_ten_uncertainties_may_be_switched_and_by_thirty_not() -> None:
     recovered = torch.tensor([[-0.5, 1.9, 10.0, 19.0, 30.0, 1e6]], dtype=torch.float64) * _UNCERTAINTY
-    units = judge(recovered, torch.full_like(recovered, _UNCERTAINTY))
+    units = estimate_units(recovered, torch.full_like(recovered, _UNCERTAINTY))
     assert units.is_open[0, 2:].all()
     assert units.doubtful.tolist() == [[True, True, True, True, False, False]]
 
@@ -180,7 +180,7 @@ def test_without_a_sum_the_error_is_that_of_units_near_the_line() -> None:
     errors = []
     for uncertainty in (1e-9, 1e-3, 1e-2):
         noise = torch.randn(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        units = judge(values + uncertainty / 4 * noise, torch.full_like(values, uncertainty))
+        units = estimate_units(values + uncertainty / 4 * noise, torch.full_like(values, uncertainty))
         error = settle([], cotangent, units).error
         true = float((units.is_open != (values > 0)).sum() / (values > 0).sum()) ** 0.5
         assert error >= true / 3
@@ -196,7 +196,7 @@ def test_a_cotangent_that_is_zero_is_no_knowledge() -> None:
 
 
 def test_activations_that_are_no_numbers_open_nothing() -> None:
-    units = judge(torch.full((1, 3), float("nan"), dtype=torch.float64), torch.ones(1, 3).double())
+    units = estimate_units(torch.full((1, 3), float("nan"), dtype=torch.float64), torch.ones(1, 3).double())
     assert not units.is_open.any()
     assert settle([], torch.ones(1, 3).double(), units).error == float("inf")
 
