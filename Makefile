@@ -38,8 +38,8 @@ example: $(INSTALLED)
 	  sweep.defences=none,noise:1,noise:10 sweep.train_images=$(EXAMPLE)/train
 
 # Two lanes side by side, each process with one thread. Ray's own limits for the start of a process are short: tests that
-# start it run one after another, and the unit tests fill the other cores.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) / 2)
+# start it run one after another, and the unit tests take what these leave of all cores (Ray's workers have niceness 15).
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The shapes that annotations state are checked; to import the package then takes some seconds more, so it is asked for.
 SHAPES = --jaxtyping-packages=gradinversion,array_shapes.check
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHAPES)
@@ -47,7 +47,7 @@ test: lint types
 	$(MAKE) --jobs=2 unit distributed
 
 unit: $(INSTALLED)
-	$(PYTEST) tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 nice -n 19 $(RUN) -m pytest $(SHAPES) tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 distributed: $(INSTALLED)
 	$(PYTEST) tests/distributed tests/end_to_end -m "not slow"

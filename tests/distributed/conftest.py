@@ -1,9 +1,10 @@
-"""A local Ray for each module, one small attack, and what can go wrong with it."""
+"""A local Ray for all modules that bring no nodes of their own, one small attack, and what can go wrong with it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,17 +26,24 @@ _LOOK_SECONDS = 0.02
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 * 2**20,
-    )
-    yield
-    ray.shutdown()
+def local_ray() -> None:
+    """That of the module before, where it is still there: to start Ray and its idle workers costs seconds of a core."""
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 * 2**20,
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ray ends with the last test of this folder: the others start their own."""
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -149,20 +157,23 @@ def processes() -> Processes:
 class CheckpointSwitch:
     """Takes the folder of a run's checkpoints away at once, and brings it back as it was.
 
-    The folder is a link, and a link to another place replaces it atomically. Permissions would not stop root.
+    The folder of the run is a link, and a link to another place replaces it atomically: there a file lies where the
+    checkpoints should be. Permissions would not stop root.
     """
 
     def __init__(self, out: Path) -> None:
-        out.mkdir()
-        self._link, self._whole, self._broken = out / "checkpoints", out / "whole", out / "broken"
+        self._link, self._whole, self._broken = out, out.with_name("whole"), out.with_name("broken")
         self._whole.mkdir()
-        self._broken.write_text("a file where the folder should be")
+        self._broken.mkdir()
+        (self._broken / "checkpoints").write_text("a file where the folder should be")
         self.on()
 
     def on(self) -> None:
         self._point_to(self._whole)
 
     def off(self) -> None:
+        # What lies beside the checkpoints is there all the same.
+        shutil.copy(self._whole / "metrics.jsonl", self._broken)
         self._point_to(self._broken)
 
     def _point_to(self, place: Path) -> None:

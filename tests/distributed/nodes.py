@@ -77,6 +77,7 @@ class Nodes:
     """A head without CPUs, as in ``gpu.yaml``, and workers that come and go; this process is connected to the head."""
 
     def __init__(self) -> None:
+        ray.shutdown()  # another module's
         # Of its own, and short: a socket's path has at most 107 letters.
         self._folder = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder.name}

@@ -20,6 +20,7 @@ import pytest
 import torch
 from gradinversion.agents import Outcome
 from gradinversion.coordinator import Reconstruction, Storage, read_result
+from ray import shutdown
 
 from .nodes import OBJECT_STORE_BYTES, descendants, tell, wait_until
 
@@ -39,6 +40,7 @@ SLOW_SECONDS = 600
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> None:
     """This process joins no Ray: it would end with the head."""
+    shutdown()
 
 
 def obstacle() -> str | None:

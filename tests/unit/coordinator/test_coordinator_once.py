@@ -1,47 +1,54 @@
-"""What one look at an update determines is found once, however many seeds there are."""
+"""What one look at an update determines is determined once in an attack, however many agents it has."""
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections import Counter
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from gradinversion.agents import AgentsConfig
-from gradinversion.capture import batch_norm, capture_gradient, load_images, load_model, update
-from gradinversion.capture.labels import final_layer, unmixing
-from gradinversion.coordinator import AttackConfig
-from gradinversion.coordinator.serial_group import attack
-from gradinversion.target import defence_evidence
+from gradinversion.capture import ClientConfig, simulate_client
+from gradinversion.coordinator import AttackConfig, Coordinator
+from gradinversion.coordinator.serial_group import SerialGroup
+
+# By the module in which each is called.
+LOOKS = (
+    ("capture.update", "weight_hash"),
+    ("capture.labels.one_look", "trace_final_layer"),
+    ("capture.labels.unmixing", "_take_apart"),
+    ("target.preparation", "weigh_evidence"),
+    ("target.solving", "peel"),
+    ("target.target", "find_allowance"),
+    ("target.target", "known_statistics"),
+)
 
 
-def _count(module: ModuleType, name: str, counts: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count the calls of a function under every name by which a module of the package knows it."""
-    real = getattr(module, name)
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of them is called."""
+    calls: Counter[str] = Counter()
 
-    def counted(*args: Any, **named: Any) -> Any:
-        counts[name] += 1
-        return real(*args, **named)
+    def count(name: str, look: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **more: Any) -> Any:
+            calls[name] += 1
+            return look(*arguments, **more)
 
-    for one in list(sys.modules.values()):
-        if getattr(one, "__name__", "").startswith("gradinversion") and getattr(one, name, None) is real:
-            monkeypatch.setattr(one, name, counted)
+        return counting
+
+    for path, name in LOOKS:
+        module = importlib.import_module(f"gradinversion.{path}")
+        monkeypatch.setattr(module, name, count(name, getattr(module, name)))
+    return calls
 
 
-def test_an_attack_of_four_seeds_looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model("convnet", 20)
-    sent = capture_gradient(model, load_images("photos", 6, 32)[0], torch.tensor([3, 1, 4, 1, 5, 9]))
-    counts = Counter[str]()
-    for module, name in (
-        (update, "weight_hash"),
-        (batch_norm, "batch_norm_targets"),
-        (defence_evidence, "allow_for_defence"),
-        (unmixing, "_take_apart"),
-        (final_layer, "trace_final_layer"),
-    ):
-        _count(module, name, counts, monkeypatch)
-    attack(sent, model, AttackConfig(agents=AgentsConfig(count=4, iterations=2)))
-    looks = ("weight_hash", "batch_norm_targets", "allow_for_defence", "_take_apart", "trace_final_layer")
-    assert counts == dict.fromkeys(looks, 1)
+@pytest.mark.parametrize("agents", [1, 4])
+def test_each_look_is_taken_once(counted: Counter[str], agents: int) -> None:
+    # A class that repeats: its labels are read by taking the batch apart.
+    settings = ClientConfig(batch_size=3, image_size=16, classes=10, labels="0,3,3", bn="train_shared")
+    update, model, _ = simulate_client(settings, 0)
+    config = AttackConfig(agents=AgentsConfig(count=agents, iterations=4))
+    counted.clear()
+    Coordinator(update, model, config, SerialGroup(config)).run()
+    assert dict(counted) == {name: 1 for _, name in LOOKS}
