@@ -90,9 +90,13 @@ def _range(config: Mapping[str, Any]) -> str:
 def _start(reconstruction: Reconstruction) -> list[str]:
     """What pictures of a descent on features were begun with."""
     record = reconstruction.peeling
-    if record is None or record.found is None or record.found.by is not ImagesBy.DESCENT:
+    descended = record is not None and record.found is not None and record.found.by is ImagesBy.DESCENT
+    if record is None or not (descended or record.decoded):
         return []
-    photos = "Start of the descent on features: a linear decoder fitted on the photos that come with scikit-image"
+    photos = (
+        "Start of the descent on features: what is made of them by a linear decoder fitted on the photos that come "
+        "with scikit-image"
+    )
     same = dict(flatten(reconstruction.config)).get("client.images") == "photos"
     near = ". They are the simulated client's too: on other images it begins farther off" if same else ""
     return [f"{photos}{near}."]

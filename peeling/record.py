@@ -137,6 +137,9 @@ class PeelingRecord:
     """Why it ended where nothing was refused, in one sentence; empty otherwise."""
     found: FoundImages | None = None
     """None where no images follow."""
+    decoded: bool = False
+    """Whether seeds begin at images that a decoder, fitted on public photos, made of the features: what these do not
+    see of an image is then as the photos have it."""
 
     @property
     def nearest(self) -> RecoveredPlace | None:

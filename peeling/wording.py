@@ -96,7 +96,9 @@ def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:
             "activations see them."
         )
         rest = "What only losers of the max-pooling see, and all else that those activations do not."
-    return exact, ("Determined", determined), ("From a prior", f"{rest} Where the pictures show more, it is guessed.")
+    guess = "Where the pictures show more, it is guessed"
+    guess += ", as a decoder has it that was fitted on public photos." if record.decoded else "."
+    return exact, ("Determined", determined), ("From a prior", f"{rest} {guess}")
 
 
 def _behind_max_pool(record: PeelingRecord) -> bool:

@@ -70,6 +70,8 @@ def images_by_taps(
     record = found.record
     if record is not None and record.found is not None:
         record = replace(record, found=replace(record.found, confirmed=made.anchor is not None))
+    if record is not None and made.start is not None:
+        record = replace(record, decoded=True)
     return replace(made, record=record, known=found.known)
 
 

@@ -139,3 +139,9 @@ def test_what_a_descent_began_with_is_an_assumption(attack: Make, by: ImagesBy, 
     assert ("linear decoder" in text) == bool(words)
     assert words in text
     assert ("simulated client's too" in text) == (images == "photos" and by is ImagesBy.DESCENT)
+
+
+def test_so_is_what_seeds_begin_with(attack: Make) -> None:
+    record = PeelingRecord(("the taps of conv",), (), (), (), decoded=True)
+    reconstruction, private = attack(peeling=record)
+    assert "linear decoder" in " ".join(evaluate(reconstruction, private).assumptions)

@@ -77,6 +77,7 @@ RECORD = PeelingRecord(
     tolerance=0.03,
     reason="Nothing more follows.",
     found=FoundImages(ImagesBy.DESCENT, (1e-5, math.inf), True),
+    decoded=True,
 )
 
 

@@ -64,6 +64,8 @@ def test_the_anchor_is_the_images_in_the_order_of_their_labels(case: Case, told:
     assert off < 1e-4
     assert anchor.error > float(off) / 10
     assert any("the images themselves" in message for message in prepared.messages)
+    assert prepared.peeling is not None
+    assert prepared.peeling.whole
 
 
 def _is_of_the_images(prepared: Preparation, case: Case) -> bool:
@@ -130,6 +132,8 @@ def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
     assert prepared.target.cut is not None
     assert prepared.target.start is not None
     assert not prepared.target.start.is_known
+    assert prepared.peeling is not None
+    assert (prepared.peeling.decoded, prepared.peeling.whole) == (True, False)
 
 
 @pytest.mark.parametrize("zeroed", ["stem.", "halved.", "quartered.", "conv1.", "conv2."])
