@@ -16,6 +16,7 @@ from .config import AgentsConfig, OptimiserName
 from .gauss_newton import GaussNewton
 from .gauss_newton_state import STATE_NAMES, GaussNewtonState
 from .lbfgs import Lbfgs
+from .loss_watch import LossWatch
 from .objective import Objective
 from .optimiser import Optimiser, require_shape
 from .outcome import Outcome
@@ -24,12 +25,16 @@ from .schedule import descent_steps, learning_rate
 
 # About so many points of each loss curve are kept over a run.
 _TRACE_POINTS = 200
-# A gradient loss so far above the best one seen, and above where it began, is not coming back.
-_DIVERGED = 20.0
 # Steps that a second descent must have before it, or it only stirs up what was found.
 _LEAST_AGAIN = 100
-# What a state holds beside the variables and what the optimiser knows; "generator" is that of the random numbers.
+# What a state holds beside the variables and what the optimiser knows; "generator" is the state of its random numbers.
 _STATE = {"generator", "counters", "losses"}
+
+
+_OPTIMISERS: dict[OptimiserName, Callable[[Tensor], Optimiser]] = {
+    OptimiserName.ADAM: Adam,
+    OptimiserName.LBFGS: Lbfgs,
+}
 
 
 def never() -> bool:
@@ -66,24 +71,18 @@ class Inverter:
         self.seed, self.incarnation, self.step = seed, incarnation, step
         self._objective, self._config = objective, config
         # Drawn on the CPU, so that a seed means the same batch on every device.
-        self._generator = torch.Generator().manual_seed((seed * 1_000_003 + incarnation) % 2**63)
+        self._random = torch.Generator().manual_seed((seed * 1_000_003 + incarnation) % 2**63)
         shape = (objective.update.image_count, *objective.update.image_shape)
         if start is not None:
             require_shape("the start", start, shape)
         self._parametrisation = parametrisation_of(objective)
         known = objective.start
         if start is not None or known is None:
-            begin = self._parametrisation.begin(self._generator, start, config.learning_rate)
+            begin = self._parametrisation.begin(self._random, start, config.learning_rate)
         else:
-            begin = self._parametrisation.begin(self._generator, known.images, known.spread(seed, incarnation))
+            begin = self._parametrisation.begin(self._random, known.images, known.spread(seed, incarnation))
         self._variables = begin.float().requires_grad_()
-        kinds: dict[OptimiserName, Callable[[Tensor], Optimiser]] = {
-            OptimiserName.ADAM: Adam,
-            OptimiserName.LBFGS: Lbfgs,
-        }
-        self._new_optimiser = kinds[config.optimiser]
-        self._optimiser = self._new_optimiser(self._variables.detach())
-        self._peak = config.learning_rate * 0.5**incarnation
+        self._optimiser = self._new_optimiser()
         finishes = objective.determined and config.optimiser is OptimiserName.ADAM
         until = descent_steps(config.iterations, config.finish) if finishes else config.iterations
         if finishes and config.finish > 0 and known is not None and known.is_known:
@@ -91,10 +90,7 @@ class Inverter:
         # The descent that is going on, or the last one: its first step and its end.
         self._descent = self._first_descent = (0, until)
         self._finish: GaussNewton | None = None
-        # What peeling leaves is smooth enough for steps of Adam's own size; plain gradient matching jumps.
-        plain = config.optimiser is OptimiserName.LBFGS or objective.peeled
-        self._sign = not plain if config.sign is None else config.sign
-        self._first_loss = self._best_loss = math.inf
+        self._watch = LossWatch()
 
     @property
     def images(self) -> Float[Tensor, "batch channel height width"]:
@@ -114,6 +110,19 @@ class Inverter:
         with torch.no_grad():
             labels = self._parametrisation.labels(self._variables)
         return None if labels is None else labels.cpu().clone()
+
+    @property
+    def _by_sign(self) -> bool:
+        """Whether only the sign of the derivative counts."""
+        if self._config.sign is not None:
+            return self._config.sign
+        # What peeling leaves is smooth enough for steps of Adam's own size; plain gradient matching jumps.
+        return self._config.optimiser is not OptimiserName.LBFGS and not self._objective.peeled
+
+    @property
+    def _peak(self) -> float:
+        """The largest learning rate."""
+        return self._config.learning_rate * 0.5**self.incarnation
 
     def run(
         self,
@@ -164,11 +173,11 @@ class Inverter:
         derivative = self._derivative(terms["total"])
         rate = self._rate()
         # The sign of what is not a number would be 0 and hide it; the sum keeps it.
-        step = derivative.sign() + 0 * derivative if self._sign else derivative
+        step = derivative.sign() + 0 * derivative if self._by_sign else derivative
         self._optimiser.step(self._variables, step, rate)
         with torch.no_grad():
             if config.noise > 0:
-                noise = torch.randn(self._variables.shape, generator=self._generator)
+                noise = torch.randn(self._variables.shape, generator=self._random)
                 self._variables += rate * config.noise * noise.to(self._variables.device)
             if config.box:
                 self._parametrisation.confine(self._variables)
@@ -190,7 +199,10 @@ class Inverter:
     def _descend_again(self, begin: int) -> None:
         """Spend the steps that are left on a descent with priors, from where the variables are."""
         self._descent = begin, self._config.iterations
-        self._finish, self._optimiser = None, self._new_optimiser(self._variables.detach())
+        self._finish, self._optimiser = None, self._new_optimiser()
+
+    def _new_optimiser(self) -> Optimiser:
+        return _OPTIMISERS[self._config.optimiser](self._variables.detach())
 
     def _new_finish(self, state: GaussNewtonState | None = None) -> GaussNewton:
         confine = self._parametrisation.confine if self._config.box else _anywhere
@@ -217,11 +229,7 @@ class Inverter:
         loss = losses.get("gradient", losses.get("activation"))
         if loss is None:
             return Outcome.RUNNING
-        self._first_loss = min(self._first_loss, math.inf) if math.isfinite(self._first_loss) else loss
-        self._best_loss = min(self._best_loss, loss)
-        if loss > _DIVERGED * self._best_loss and loss > _DIVERGED * self._first_loss:
-            return Outcome.DIVERGED
-        return Outcome.RUNNING
+        return Outcome.DIVERGED if self._watch.diverges(loss) else Outcome.RUNNING
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next step depends on, as tensors (the content of a checkpoint)."""
@@ -230,9 +238,9 @@ class Inverter:
             **self._optimiser.state(),
             **(self._finish.state() if self._finish is not None else {}),
             **({"again": torch.tensor([self._descent[0]])} if self._descent != self._first_descent else {}),
-            "generator": self._generator.get_state(),
+            "generator": self._random.get_state(),
             "counters": torch.tensor([self.seed, self.incarnation, self.step, self._optimiser.steps]),
-            "losses": torch.tensor([self._first_loss, self._best_loss], dtype=torch.float64),
+            "losses": self._watch.state(),
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -252,15 +260,14 @@ class Inverter:
         self._optimiser.require_fit(state)
         finish = self._new_finish(GaussNewtonState.read(state, self._variables.detach())) if finishing else None
         again = self._again(state)
-        require_shape("this state's generator", state["generator"], self._generator.get_state().shape)
+        require_shape("this state's generator", state["generator"], self._random.get_state().shape)
         seed, incarnation, step, steps = (int(value) for value in state["counters"])
         if seed != self.seed:
             raise ValueError(f"this state belongs to seed {seed}, not to seed {self.seed}.")
-        first_loss, best_loss = (float(value) for value in state["losses"])
-        self._generator.set_state(state["generator"])
-        self._first_loss, self._best_loss = first_loss, best_loss
+        require_shape("this state's losses", state["losses"], (2,))
+        self._random.set_state(state["generator"])
+        self._watch.restore(state["losses"])
         self.incarnation, self.step = incarnation, step
-        self._peak = self._config.learning_rate * 0.5**incarnation
         with torch.no_grad():
             self._variables.copy_(state[name])
         self._optimiser.restore(state, steps)
