@@ -29,6 +29,10 @@ class Why(Enum):
     """The equations are enough in number and leave something open all the same."""
     KIND = "kind"
     """The operation is of no kind that can be solved."""
+    GROUPS = "groups"
+    """A convolution whose channels are in groups has no taps that are taken apart."""
+    FLAT = "flat"
+    """The gradient of its weight is zero everywhere."""
     FROZEN = "frozen"
     """The update lacks the gradient of its weight."""
 
@@ -100,5 +104,7 @@ _WORDS = {
     Why.PATCHES: "its {places} places are not told apart by what they see",
     Why.OPEN: "its equations leave something open",
     Why.KIND: "the layer before it is not of a kind that can be solved",
+    Why.GROUPS: "the convolution that reads it has its channels in groups, and their taps are not taken apart",
+    Why.FLAT: "the gradient of the convolution that reads it is zero everywhere, as behind a batch norm begun at zero",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

@@ -15,7 +15,7 @@ import torch
 
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Node
-from ..kinds import Needs
+from ..kinds import Convolution, Needs
 from ..refusals import Refused, Why
 from ..tap_solution import NoTaps, solve_taps
 from ..taps import MOST_PLACES
@@ -43,6 +43,24 @@ def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
         best, rank = candidates[0], _rank(setting, candidates[0])
         why = Why.LARGE if rank == MOST_PLACES else Why.FEW_EQUATIONS
         yield Refused("taps", best.inputs[0], why, _places(setting, best), rank)
+    if not candidates:
+        yield from _barred(setting)
+
+
+def _barred(setting: Setting) -> Iterator[Refused]:
+    """Why no convolution can be taken apart, by the last one that would have had taps otherwise."""
+    graph = setting.graph
+    for node in reversed(graph.nodes):
+        kind = node.kind
+        if not isinstance(kind, Convolution):
+            continue
+        sent = setting.gradients.get(graph.gradient_of(node, "weight") or "")
+        if kind.has_taps and sent is not None and not bool(sent.any()):
+            yield Refused("taps", node.inputs[0], Why.FLAT)
+            return
+        if kind.groups > 1 and replace(kind, groups=1).has_taps:
+            yield Refused("taps", node.inputs[0], Why.GROUPS)
+            return
 
 
 def _places(setting: Setting, node: Node) -> int:
