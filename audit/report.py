@@ -17,7 +17,7 @@ from ..coordinator import Reconstruction
 from .bits import bit_note
 from .controls import NULL_CONTROLS, Control
 from .feature_leak import FeatureLeak
-from .figures import one_decimal, quality_in_words
+from .figures import decibels
 from .files import replace_files
 from .image_result import ImageResult
 from .page import list_seeds, render_page
@@ -201,5 +201,5 @@ def _draw(report: AuditReport, reconstruction: Reconstruction, private: PrivateB
 def _caption(image: ImageResult) -> str:
     if image.psnr is None or math.isnan(image.psnr):
         return "not finite"
-    words, floor = quality_in_words(image.psnr, image.ssim), image.constant_image_psnr
-    return words if floor is None else f"{words} ({one_decimal(floor)})"
+    similar = "" if image.ssim is None or not math.isfinite(image.ssim) else f" · SSIM {image.ssim:.2f}"
+    return f"{decibels(image.psnr)}{similar}"
