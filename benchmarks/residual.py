@@ -22,10 +22,13 @@ import torch
 from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import IMAGENET, capture_gradient, load_images
 from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling.cut import grid_evidence
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
 from .networks import cifar_resnet18
+from .trained import CLASSES as TRAINED_CLASSES
+from .trained import trained_cifar_resnet18
 from .unseen_photos import write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "residual.json"
@@ -43,6 +46,9 @@ class Row:
     """Given the number of classes."""
     size: int
     batch: int
+    classes: int = CLASSES
+    sure: bool = False
+    """Labels are the ones that the network gives the images, and not whichever come next."""
 
 
 def torchvision_network(name: str) -> Callable[[int], nn.Module]:
@@ -52,9 +58,18 @@ def torchvision_network(name: str) -> Callable[[int], nn.Module]:
     return lambda classes: getattr(torchvision.models, name)(weights=None, num_classes=classes)
 
 
+def trained(classes: int) -> nn.Module:
+    """The network of `trained`, whose classes are given."""
+    return trained_cifar_resnet18()
+
+
 ROWS = (
     Row("cifar-random-4", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 4),
     Row("cifar-random-8", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 8),
+    Row("cifar-trained-4", "the same, trained", trained, 32, 4, TRAINED_CLASSES),
+    Row("cifar-trained-8", "the same, trained", trained, 32, 8, TRAINED_CLASSES),
+    Row("cifar-sure-4", "the same, trained and sure of its labels", trained, 32, 4, TRAINED_CLASSES, sure=True),
+    Row("cifar-sure-8", "the same, trained and sure of its labels", trained, 32, 8, TRAINED_CLASSES, sure=True),
     Row("resnet18-64-4", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 4),
     Row("resnet50-64-4", "torchvision ResNet-50, random", torchvision_network("resnet50"), 64, 4),
 )
@@ -65,14 +80,19 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
     images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
     torch.manual_seed(number)
-    model = row.make(CLASSES).eval()
-    labels = (torch.arange(row.batch) * 7 + number) % CLASSES
+    model = row.make(row.classes).eval()
+    labels = (torch.arange(row.batch) * 7 + number) % row.classes
+    with torch.no_grad():
+        probabilities = model(IMAGENET.apply(images)).softmax(dim=1)
+    if row.sure:
+        labels = probabilities.argmax(dim=1)
     update = capture_gradient(model, images, labels, normalisation=IMAGENET)
     began = time.process_time()
     found = recover_images(update, model, PeelingConfig(), through_max_pool=True)
     seconds = time.process_time() - began
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}
+    line["probability"] = probabilities.gather(1, labels[:, None])[:, 0].tolist()
     line |= {"steps": [[s.rule, s.value, list(s.shape), max(s.error)] for s in found.steps], "message": found.message}
     if found.images is None or found.error is None:
         return line
@@ -81,6 +101,10 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     exact = (pixels[order] * 255).round() == (images.double() * 255).round()
     line |= {"psnr": psnr(pixels[order].to(images), images).tolist(), "stated_error": found.error[order].tolist()}
     line["true_error"] = errors(IMAGENET.apply(pixels[order]), IMAGENET.apply(images.double()))
+    # What is said without the private images: the errors are relative to each image as the model is given it.
+    size = found.images.flatten(1).square().mean(dim=1).sqrt() * (sum(IMAGENET.std) / 3)
+    grid = grid_evidence(pixels, found.error * size)
+    line |= {"said_exact": grid.exact[order].tolist(), "grid_cost": grid.cost[order].tolist()}
     line["exact_values"] = exact.flatten(1).double().mean(dim=1).tolist()
     if found.labels is not None:
         line["labels_right"] = int((found.labels[order] == labels).sum())
@@ -103,17 +127,19 @@ def errors(found: Tensor, images: Tensor) -> list[float]:
 
 def show(lines: Sequence[dict[str, Any]]) -> None:
     """One line for each set."""
-    print("| network | px | B | set | deepest place | its error | constant | images, dB | bit for bit | labels | s |")
+    head = ("network", "px", "B", "set", "deepest place", "its error", "constant", "images, dB")
+    print("| " + " | ".join((*head, "bit for bit, of them said", "labels", "s")) + " |")
     print("|---" * 11 + "|")
     for line in lines:
         _, place, shape, error = line["steps"][-1] if line["steps"] else ("", "none", [], float("nan"))
         found = " ".join(f"{value:.1f}" for value in line.get("psnr", []))
         flat = " ".join(f"{value:.1f}" for value in line["constant"])
-        exact = sum(share == 1 for share in line.get("exact_values", []))
+        exact = [share == 1 for share in line.get("exact_values", [])]
+        said = sum(right and told for right, told in zip(exact, line.get("said_exact", []), strict=True))
         labels = line.get("labels_right", "–")
         where = f"{place} ({' x '.join(map(str, shape))})"
         cells = [line["network"], line["size"], line["batch"], line["set"], where, f"{error:.1e}", flat, found or "–"]
-        cells += [f"{exact} of {line['batch']}", f"{labels} of {line['batch']}", f"{line['seconds']:.0f}"]
+        cells += [f"{sum(exact)} of {line['batch']}, {said}", f"{labels} of {line['batch']}", f"{line['seconds']:.0f}"]
         print("| " + " | ".join(map(str, cells)) + " |")
 
 

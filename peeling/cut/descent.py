@@ -1,9 +1,11 @@
 """Images whose features are those at a cut, by L-BFGS from a start that is near enough.
 
 At an open unit the value in front of the rectifier is known, at a shut one only that it is not above zero: what differs
-is summed in squares, each image's relative to its own features. Gradients of parameters are left out: added early, they
-trap the descent, and where the features are known well they add nothing. Each image has a descent of its own (`lbfgs`):
-they share the batches in which the model is run, and nothing else.
+is summed in squares, each image's relative to its own features. Where one place is known better than another, the
+descent goes on with each place by how well it is known: a block that is barely determined says little beside one that
+is exact, but helps to get near. Gradients of parameters are left out: added early, they trap the descent, and where the
+features are known well they add nothing. Each image has a descent of its own (`lbfgs`): they share the batches in which
+the model is run, and nothing else.
 
 How far the features determine the images is measured: the descent is made again, from where it ended, with the features
 off by as much as their stated errors. What the images move by is their own error. That is no proof that there are no
@@ -27,6 +29,8 @@ from .places import Cut
 _UNIT = 1e4
 # What single precision leaves of features, relative.
 _ROUNDING = 1e-6
+# Places that are known less well than the best by less than this are alike.
+_ALIKE = 0.3
 # Evaluations of an image in the second descent, which starts where the first one ended; and its share of all, at most.
 _AGAIN, _SHARE = 100, 0.25
 
@@ -38,7 +42,8 @@ class Recovered:
     images: Float[Tensor, "image channel height width"]
     """As the model is given them, within the range of pixels."""
     misfit: Float[Tensor, " image"]
-    """What is left of each image's features, relative."""
+    """What is left of each image's features, relative; of places that are known less well than the best, by so much
+    less."""
     error: Float[Tensor, " image"]
     """Estimated root mean square error, in the same units as the images."""
     evaluations: Int[Tensor, " image"]
@@ -71,14 +76,19 @@ def images_from_cut(
     again = min(_AGAIN, int(_SHARE * most_evaluations))
     begun = start.to(device, torch.float32).clamp(low, high)
     most = (most_evaluations - again) * len(start)
-    found = descend(features.loss(features.targets), begun, most, features.noise, on_evaluation)
+    found = descend(features.loss(features.targets), begun, most, features.noise(), on_evaluation)
+    evaluations = found.evaluations
+    if features.weigh():
+        most -= int(evaluations.sum())
+        found = descend(features.loss(features.targets), found.images, most, features.noise(), on_evaluation)
+        evaluations = evaluations + found.evaluations
     images = found.images.clamp(low, high)
     everyone = torch.arange(len(images))
     with torch.no_grad():
         misfit = features.misfits(images, everyone, features.targets).sqrt().cpu().double()
-    moved = descend(features.loss(features.moved(misfit)), images, again * len(start), features.noise)
+    moved = descend(features.loss(features.moved(misfit)), images, again * len(start), features.noise())
     apart = sizes(moved.images.clamp(low, high) - images).cpu().double()
-    return Recovered(images.cpu().double(), misfit, apart, found.evaluations + moved.evaluations)
+    return Recovered(images.cpu().double(), misfit, apart, evaluations + moved.evaluations)
 
 
 class _Features:
@@ -91,17 +101,28 @@ class _Features:
         self.targets = [place.values.to(device, torch.float32) for place in cut.places]
         lengths = [target.flatten(1).norm(dim=1).clamp_min(1e-30) for target in self.targets]
         self.scales = [(1 / length)[:, None, None, None] for length in lengths]
+        self.errors = torch.stack([place.error for place in cut.places]).clamp_min(_ROUNDING)
+        self.weights = torch.ones_like(self.errors)
 
-        errors = torch.stack([place.error for place in cut.places])
-        self.noise = _UNIT * errors.clamp_min(_ROUNDING).square().sum(dim=0)
+    def noise(self) -> Tensor:
+        """The loss that the features' errors alone make."""
+        return _UNIT * (self.errors * self.weights).square().sum(dim=0)
+
+    def weigh(self) -> bool:
+        """From now on each place counts by how well it is known; whether that changes anything."""
+        self.weights = self.errors.amin(dim=0) / self.errors
+        for index, weight in enumerate(self.weights):
+            self.scales[index] = self.scales[index] * weight[:, None, None, None].to(self.scales[index])
+        return bool((self.weights < _ALIKE).any())
 
     def moved(self, misfit: Tensor) -> list[Tensor]:
         """The features off by as much as their errors, and as what the descent left of them."""
         random = torch.Generator().manual_seed(0)
         found = []
-        for place, target in zip(self.cut.places, self.targets, strict=True):
+        for place, target, weight in zip(self.cut.places, self.targets, self.weights, strict=True):
+            left = misfit / weight
             size = sizes(place.values)
-            spread = place.deviation.maximum((misfit * size)[:, None, None, None])
+            spread = place.deviation.maximum((left * size)[:, None, None, None])
             off = torch.randn(place.values.shape, generator=random, dtype=torch.float64) * spread
             found.append(target + off.to(target))
         return found

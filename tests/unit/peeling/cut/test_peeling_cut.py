@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,3 +204,27 @@ def test_an_easy_image_does_not_wait_for_a_hard_one(graph: Graph) -> None:
     by_itself = images_from_cut(alone, start[:1], LOW, HIGH)
     # Equal but for what rounding of other batches makes of it.
     assert float((by_itself.images[0] - together.images[0]).abs().max()) < 1e-3
+
+
+def test_a_place_that_is_barely_known_does_not_spoil_one_that_is_exact(graph: Graph) -> None:
+    images = photos(2)
+    exact = find_cut(derivation(graph, images))
+    assert isinstance(exact, Cut)
+    random = torch.Generator().manual_seed(0)
+    inner, both = exact.places
+    size = inner.values.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    off = 0.02 * size * torch.randn(inner.values.shape, generator=random, dtype=torch.float64)
+    rough = Place(
+        inner.rectifier,
+        inner.before,
+        inner.values + off,
+        inner.is_open,
+        (0.02 * size).expand_as(inner.values),
+        torch.full((2,), 0.02).double(),
+    )
+    start = decode(exact, photos(60, seed=0)).images
+    mixed = images_from_cut(Cut(graph, (rough, both)), start, LOW, HIGH, 1000)
+    alike = Cut(graph, (replace(rough, error=both.error), both))
+    spoiled = images_from_cut(alike, start, LOW, HIGH, 1000)
+    left, more = ((one.images - images).square().mean().sqrt() for one in (mixed, spoiled))
+    assert float(left) < 0.3 * float(more)
