@@ -148,12 +148,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
     parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first set")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = []
     for row in ROWS:
-        for number in range(options.sets if row.name in options.rows else 0):
+        for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
             lines.append(run_row(row, number))
             print(
                 json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),
