@@ -78,11 +78,12 @@ def test_the_derivative_passes_a_skip_whose_input_is_not_known(residual_case: Ca
 
 
 @pytest.mark.parametrize("missing", ["2.conv1.weight", "2.conv2.weight"])
-def test_a_frozen_layer_ends_the_way_in_front_of_it(residual_case: Cases, missing: str) -> None:
+def test_a_frozen_layer_is_crossed_rightly_or_ends_the_way(residual_case: Cases, missing: str) -> None:
     case = residual_case(2)
     del case.gradients[missing]
     found = case.derived()
-    assert found.knowledge.complete("clone") is None
+    whole = found.knowledge.complete("clone")
+    assert whole is None or max(case.errors("clone", whole.values)) < 1e-4
     assert found.knowledge.complete(case.graph.by_name["3.conv1"].inputs[0]) is not None
 
 
