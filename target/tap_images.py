@@ -124,7 +124,8 @@ def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: st
     if found.images is not None:
         images, where = found.images, "from the images that were found"
     start = Start(images[order].float(), torch.full((len(order),), found.start.error), seed)
-    return TapImages(labels, f"{message}, {where}.", cut=cut, start=start)
+    guess = "what the features leave open of an image is a guess of these and of the priors"
+    return TapImages(labels, f"{message}, {where}; {guess}.", cut=cut, start=start)
 
 
 def _refused(
