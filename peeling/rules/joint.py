@@ -34,6 +34,8 @@ _LEAST_PIVOT = 1e-9
 _ROUNDS, _NEGATIVE = 3, 1e-5
 # The least deviation of a place, as a share of the usual one.
 _LEAST_LOCAL = 0.3
+# Noise as large as what is left moves a solution less than one unit on the wrong side that leaves as much.
+_STRUCTURED = 2.0
 # Two solutions that were not followed to their end are nearer to each other than to the truth, about so many times.
 _UNSETTLED = 4.0
 
@@ -182,10 +184,9 @@ def solve_jointly(
     moved = torch.randn(fixed.shape, generator=random, dtype=torch.float64) * values.std() * free
     # Which units are shut is found out anew too: where nothing holds an entry, the first start made it zero.
     other, _, again = _solution(system, system.target(noises), shaken, moved, free, rectified, factor)
-    if not (settled and again):
-        other = values + _UNSETTLED * (other - values)
-    local = (other - values).square().mean(dim=1, keepdim=True).sqrt()
-    usual = (other - values).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    apart = (_STRUCTURED if settled and again else _UNSETTLED) * (other - values)
+    local = apart.square().mean(dim=1, keepdim=True).sqrt()
+    usual = apart.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     deviation = local.maximum(_LEAST_LOCAL * usual).expand_as(values)
     left = torch.cat([one.given - one.matrix.T @ system.rows(values) for one in equations])
     given = torch.cat([one.given for one in equations])
