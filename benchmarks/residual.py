@@ -70,7 +70,9 @@ ROWS = (
     Row("cifar-trained-8", "the same, trained", trained, 32, 8, TRAINED_CLASSES),
     Row("cifar-sure-4", "the same, trained and sure of its labels", trained, 32, 4, TRAINED_CLASSES, sure=True),
     Row("cifar-sure-8", "the same, trained and sure of its labels", trained, 32, 8, TRAINED_CLASSES, sure=True),
+    Row("resnet18-64-2", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 2),
     Row("resnet18-64-4", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 4),
+    Row("resnet18-64-8", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 8),
     Row("resnet50-64-4", "torchvision ResNet-50, random", torchvision_network("resnet50"), 64, 4),
 )
 
@@ -88,12 +90,15 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
         labels = probabilities.argmax(dim=1)
     update = capture_gradient(model, images, labels, normalisation=IMAGENET)
     began = time.process_time()
-    found = recover_images(update, model, PeelingConfig(), through_max_pool=True)
+    found = recover_images(update, model, PeelingConfig())
     seconds = time.process_time() - began
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}
     line["probability"] = probabilities.gather(1, labels[:, None])[:, 0].tolist()
     line |= {"steps": [[s.rule, s.value, list(s.shape), max(s.error)] for s in found.steps], "message": found.message}
+    if found.start is not None:
+        start = IMAGENET.invert(found.start.images).clamp(0, 1)
+        line["start_psnr"] = psnr(start[match(start, images)].to(images), images).tolist()
     if found.images is None or found.error is None:
         return line
     pixels = IMAGENET.invert(found.images).clamp(0, 1)
@@ -132,7 +137,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
     print("|---" * 11 + "|")
     for line in lines:
         _, place, shape, error = line["steps"][-1] if line["steps"] else ("", "none", [], float("nan"))
-        found = " ".join(f"{value:.1f}" for value in line.get("psnr", []))
+        found = " ".join(f"{value:.1f}" for value in line.get("psnr", line.get("start_psnr", [])))
         flat = " ".join(f"{value:.1f}" for value in line["constant"])
         exact = [share == 1 for share in line.get("exact_values", [])]
         said = sum(right and told for right, told in zip(exact, line.get("said_exact", []), strict=True))
@@ -157,7 +162,9 @@ def main() -> None:
         for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
             lines.append(run_row(row, number))
             print(
-                json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),
+                json.dumps(
+                    {key: lines[-1].get(key) for key in ("row", "set", "psnr", "start_psnr", "seconds", "message")}
+                ),
                 flush=True,
             )
     options.out.write_text(json.dumps(lines, indent=1) + "\n")

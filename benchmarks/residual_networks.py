@@ -106,7 +106,7 @@ def run_row(row: Row, number: int, operations: float) -> dict[str, Any]:
     labels = (torch.arange(row.batch) * 7 + number) % CLASSES
     update = capture_gradient(model, images, labels, normalisation=row.normalisation)
     began = time.process_time()
-    found = recover_images(update, model, PeelingConfig(operations=operations), through_max_pool=True)
+    found = recover_images(update, model, PeelingConfig(operations=operations))
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": time.process_time() - began, "message": found.message}
     line |= {"constant": psnr(constant_images(images), images).tolist(), "operations": operations}

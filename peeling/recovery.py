@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate
 from .config import PeelingConfig
-from .cut import Cut, Decoded, NoCut, decode, find_cut, images_from_cut, photo_crops, public_photos
+from .cut import (
+    Cut,
+    Decoded,
+    NoCut,
+    Stem,
+    decode,
+    find_cut,
+    find_stem,
+    images_by_winners,
+    images_from_cut,
+    photo_crops,
+    public_photos,
+    winners_operations,
+)
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity
@@ -76,7 +89,6 @@ def recover_images(
     pictures: Sequence[Float[Tensor, "3 _ _"]] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[Step], None] | None = None,
-    through_max_pool: bool = False,
 ) -> Recovery:
     """Write the model as a graph, derive what the gradient determines on it, and go from there to the images.
 
@@ -87,8 +99,6 @@ def recover_images(
         pictures: Public photos in [0, 1] that the decoder is fitted on; by default those of scikit-image.
         device: For the descent; by default the CPU.
         on_step: Called after each value that a gradient gave.
-        through_max_pool: Look for images in front of max-pooling too. Of them the features tell the winners alone, so
-            that the rest is whatever the start makes of it.
 
     Raises:
         ModelError: The model takes no batch, or has no gradient.
@@ -131,7 +141,13 @@ def recover_images(
         why = "the public photos that its start is decoded with are in colour"
         return replace(found, message=f"{reached(record)} No images follow: {why}.")
     found = replace(found, start=_decoded(update, cut, pictures, config, device))
-    if not through_max_pool and cut.is_pooled:
+    if cut.is_pooled:
+        stem = find_stem(derivation, update.gradients)
+        if stem is not None and found.start is not None:
+            if winners_operations(stem) <= config.operations:
+                return _by_winners(update, found, stem, found.start)
+            why = f"images whose winners fit would take more than peeling.operations={config.operations:.1g}"
+            return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
         why = "max-pooling in front of these features hides all pixels but those that won"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
@@ -186,6 +202,20 @@ def _descended(
         "leave open of an image is what the start had there."
     )
     return replace(features, message=message, images=found.images, error=error, record=record)
+
+
+def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: Decoded) -> Recovery:
+    """A start whose winners have the values behind max-pooling; it is never taken for the private images."""
+    lowest, highest = update.normalisation.bounds(dtype=torch.float64)
+    images = images_by_winners(stem, start.images, lowest, highest)
+    assert features.record is not None
+    message = (
+        f"{reached(features.record)} No images are looked for: max-pooling in front of these features hides all pixels "
+        f"but those that won, which give at most {100 * stem.seen:.0f} per cent as many numbers as an image has pixel "
+        "values. The attack starts at images whose winners have the values that are known and which are as smooth as "
+        "that allows."
+    )
+    return replace(features, message=message, start=replace(start, images=images))
 
 
 def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> ImageLabels | None:

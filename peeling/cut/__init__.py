@@ -10,6 +10,7 @@ from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
 from .photos import photo_crops, public_photos
 from .places import Cut, NoCut, Place, find_cut
+from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
     "Cut",
@@ -18,10 +19,14 @@ __all__ = [
     "NoCut",
     "Place",
     "Recovered",
+    "Stem",
     "decode",
     "find_cut",
+    "find_stem",
     "grid_evidence",
+    "images_by_winners",
     "images_from_cut",
     "photo_crops",
     "public_photos",
+    "winners_operations",
 ]

@@ -8,13 +8,11 @@ conjugate gradients); no decoder is needed for the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linearised import Linearised, conjugate_gradients
+from .linearised import levenberg_marquardt
 from .segment import Segment
 
 # Softness as a share of what the ends' values are, root mean square, with steps and iterations of each.
@@ -30,11 +28,6 @@ _STAGES = (
 )
 # Of gradients that depend on units that are not known, against the others.
 _SOFTENED = 0.3
-# Damping, as a share of the mean curvature: at first, and how it is changed.
-_DAMPING, _LESS, _MORE, _MOST_DAMPING = 1e-3, 0.25, 3.0, 1e3
-# The parts of a step that are tried, and the falls with which the first part is taken and damping is lowered.
-_PARTS, _TAKEN, _GOOD = (1.0, 0.4, 0.15), 0.98, 0.7
-_SETTLED = 1e-2
 _LEAST = -30.0
 # Share of open units' values that the first input has.
 _START = 0.7
@@ -53,7 +46,7 @@ def annealed(segment: Segment) -> Tensor:
         def residual(entering: Tensor, softened: float = softened) -> Tensor:
             return _residual(segment, entering, softened)
 
-        found = _levenberg_marquardt(residual, found, steps, iterations)
+        found = levenberg_marquardt(residual, found, steps, iterations)
     return found
 
 
@@ -79,39 +72,3 @@ def _residual(segment: Segment, entering: Tensor, softness: float) -> Tensor:
         weight = (_SOFTENED if one.softened or one.gradient.dim() == 1 else 1.0) / one.gradient.norm()
         parts.append((gradient - one.gradient) * weight)
     return torch.cat([part.flatten() for part in parts])
-
-
-def _levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, iterations: int) -> Tensor:
-    found, damping = start, _DAMPING
-    random = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        near = Linearised(residual, found)
-        probe = torch.randn(found.shape, generator=random)
-        curvature = float(near.forth(probe).square().sum() / probe.square().sum())
-        square, slope = float(near.value.square().sum()), near.back(near.value)
-        part = 0.0
-        while part == 0 and damping <= _MOST_DAMPING:
-            move = _step(near, slope, damping * curvature, iterations)
-            best, part = _best_part(residual, found, move, square)
-            if part == 0:
-                damping *= 10
-        found = (found + part * move).detach()
-        if part == 1 and best < _GOOD * square:
-            damping *= _LESS
-        elif part < 1:
-            damping *= _MORE
-    return found
-
-
-def _step(near: Linearised, slope: Tensor, damping: float, iterations: int) -> Tensor:
-    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, _SETTLED)
-
-
-def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:
-    """The least sum of squares along a move, and the part of the move that has it."""
-    tried = [(square, 0.0)]
-    for part in _PARTS:
-        tried.append((float(residual(found + part * move).detach().square().sum()), part))
-        if tried[-1][0] < _TAKEN * square:
-            break
-    return min(tried)

@@ -7,6 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Damping, as a share of the mean curvature: at first, and how it is changed.
+_DAMPING, _LESS, _MORE, _MOST_DAMPING = 1e-3, 0.25, 3.0, 1e3
+# The parts of a step that are tried, and the falls with which the first part is taken and damping is lowered.
+_PARTS, _TAKEN, _GOOD = (1.0, 0.4, 0.15), 0.98, 0.7
+_SETTLED = 1e-2
+
 
 class Linearised:
     """Products with the derivative of a function of one tensor, without the matrix.
@@ -63,3 +69,47 @@ def conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, itera
         search = left + following / square * search
         square = following
     return found
+
+
+def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, iterations: int) -> Tensor:
+    """A smaller sum of squares than at the start.
+
+    Args:
+        residual: Differentiable twice.
+        start: Of the variables.
+        steps: How many are made.
+        iterations: Of conjugate gradients in each.
+    """
+    found, damping = start, _DAMPING
+    random = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        near = Linearised(residual, found)
+        probe = torch.randn(found.shape, generator=random)
+        curvature = float(near.forth(probe).square().sum() / probe.square().sum())
+        square, slope = float(near.value.square().sum()), near.back(near.value)
+        part = 0.0
+        while part == 0 and damping <= _MOST_DAMPING:
+            move = _step(near, slope, damping * curvature, iterations)
+            best, part = _best_part(residual, found, move, square)
+            if part == 0:
+                damping *= 10
+        found = (found + part * move).detach()
+        if part == 1 and best < _GOOD * square:
+            damping *= _LESS
+        elif part < 1:
+            damping *= _MORE
+    return found
+
+
+def _step(near: Linearised, slope: Tensor, damping: float, iterations: int) -> Tensor:
+    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, _SETTLED)
+
+
+def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:
+    """The least sum of squares along a move, and the part of the move that has it."""
+    tried = [(square, 0.0)]
+    for part in _PARTS:
+        tried.append((float(residual(found + part * move).detach().square().sum()), part))
+        if tried[-1][0] < _TAKEN * square:
+            break
+    return min(tried)

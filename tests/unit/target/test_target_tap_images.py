@@ -260,7 +260,8 @@ def test_features_behind_max_pooling_are_the_cut_in_the_order_of_the_labels(pool
     assert target.start.seed == 4
     constant = truth.mean((2, 3), keepdim=True)
     off, flat = (((one - truth).square().mean((1, 2, 3))) for one in (target.start.images, constant))
-    assert bool((off < 0.8 * flat).all())
+    # The decoder alone leaves a share of 0.8 at most; winners that have the pooled values leave much less.
+    assert bool((off < 0.1 * flat).all()), off / flat
     assert prepared.known is not None
     assert any("Seeds descend on these features" in message for message in prepared.messages)
     assert any("was in the batch" in message for message in prepared.messages)
@@ -278,8 +279,11 @@ def test_a_target_with_a_cut_travels_without_the_network_behind_it(pooled: Behin
     assert torch.equal(found.terms(start.images)["activation"], expected)
 
 
-def test_seeds_that_begin_at_the_decoded_start_end_nearer_to_the_images(pooled: Behind) -> None:
+def test_seeds_that_begin_off_by_the_decoders_error_end_nearer_to_the_images(pooled: Behind) -> None:
     target, images = pooled.prepared.target, pooled.images
+    assert target.start is not None
+    off = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    target = replace(target, start=replace(target.start, images=pooled.truth + target.start.error.mean() * off))
     assert target.start is not None
     begun = psnr(pooled.update.normalisation.invert(target.start.images).clamp(0, 1), images)
     config = AgentsConfig(iterations=60)
