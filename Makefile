@@ -26,8 +26,9 @@ help:
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
 
+# In a folder of its own: what a run left there is cleared.
 demo: $(INSTALLED)
-	$(RUN) run.py
+	$(RUN) run.py out=out/demo restart=true
 
 EXAMPLE := build/audit-example
 example: $(INSTALLED)

@@ -70,7 +70,7 @@ class Solution:
     """What it leaves of the right sides, relative."""
     deviation: Tensor
     """``(place, channel)``: of the error, for what is left."""
-    kept: tuple[Bool[Tensor, " output"], ...]
+    kept: tuple[Bool[Tensor, " _"], ...]
     """Of each convolution's output channels those whose equations it rests on."""
 
     @property

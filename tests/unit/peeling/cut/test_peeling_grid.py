@@ -155,6 +155,7 @@ def test_of_no_images_there_is_no_evidence() -> None:
     assert grid_evidence(torch.zeros(0, 3, 4, 4)).exact.shape == (0,)
 
 
+@pytest.mark.wrong_shapes
 def test_what_is_no_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="give a batch"):
         grid_evidence(torch.zeros(3, 4, 4))
