@@ -63,6 +63,11 @@ def test_unknown_names_get_the_nearest_ones(name: str, sentence: str) -> None:
         load_model(name)
 
 
+def test_a_model_that_the_memory_cannot_hold_is_a_sentence() -> None:
+    with pytest.raises(ModelError, match="give fewer classes or smaller images"):
+        load_model("convnet", 10**14, 32)
+
+
 def test_image_size_that_does_not_fit_is_a_sentence() -> None:
     with pytest.raises(ModelError, match="cannot take 32x32 RGB images"):
         load_model("alexnet", 10, 32)
