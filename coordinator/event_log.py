@@ -22,7 +22,7 @@ _LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR
 # Different events that are kept: enough for a person, and some tens of kilobytes in every checkpoint.
 _MOST_EVENTS = 200
 # An exception's text may hold a whole traceback.
-_LONGEST_TEXT = 500
+_LONGEST_TEXT = 1000
 
 
 class EventLog:
