@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from .conjugate_gradients import conjugate_gradients
 from .direct import OVERDETERMINED, solve_directly
 from .geometry import Geometry
 from .layers import LARGEST, SETTLED, UNSOLVED, Equations, Solved, relative, rounding, size, worst
@@ -71,7 +71,9 @@ def peel_convolution(geometry: Geometry, given: Equations) -> Solved:
     def normal(activations: Tensor) -> Tensor:
         return adjoint(*forward(activations))
 
-    first = _conjugate_gradients(normal, adjoint(gradient, outputs), torch.zeros(input_shape, dtype=gradient.dtype))
+    first = conjugate_gradients(
+        normal, adjoint(gradient, outputs), _CONJUGATE_GRADIENT_STEPS, _RELATIVE_RESIDUAL
+    ).solution
     by_weight, by_output = forward(first)
     misfits = relative(by_weight - gradient, gradient), relative(by_output - outputs, outputs)
     random = torch.Generator().manual_seed(0)
@@ -80,7 +82,7 @@ def peel_convolution(geometry: Geometry, given: Equations) -> Solved:
         _off(outputs, worst(given.error, misfits[1]), random),
     )
     start = torch.randn(input_shape, generator=random, dtype=gradient.dtype) * first.std()
-    apart = first - _conjugate_gradients(normal, moved, start)
+    apart = first - conjugate_gradients(normal, moved, _CONJUGATE_GRADIENT_STEPS, _RELATIVE_RESIDUAL, start).solution
     error = worst(*misfits, relative(apart, first))
     # How far the two are apart at one place, over its channels, is a sample of what is left open there.
     local = apart.square().mean(dim=1, keepdim=True).sqrt().clamp_min(_LEAST_LOCAL * size(apart))
@@ -90,22 +92,3 @@ def peel_convolution(geometry: Geometry, given: Equations) -> Solved:
 def _off(values: Tensor, relative_error: float, noise: torch.Generator) -> Tensor:
     """The values plus noise of this relative size."""
     return values + relative_error * size(values) * torch.randn(values.shape, generator=noise, dtype=values.dtype)
-
-
-def _conjugate_gradients(normal: Callable[[Tensor], Tensor], target: Tensor, start: Tensor) -> Tensor:
-    solution = start.clone()
-    residual = target - normal(solution)
-    direction = residual.clone()
-    square = residual.square().sum()
-    limit = _RELATIVE_RESIDUAL**2 * target.square().sum()
-    for _ in range(_CONJUGATE_GRADIENT_STEPS):
-        if not square > limit:  # settled, or not a number
-            break
-        image = normal(direction)
-        length = square / (direction * image).sum()
-        solution += length * direction
-        residual -= length * image
-        following = residual.square().sum()
-        direction = residual + following / square * direction
-        square = following
-    return solution

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
+from ..conjugate_gradients import conjugate_gradients
 from ..kinds import Convolution
 from .equations import GradientEquations, normal_equations
 from .knowledge import Known
@@ -204,7 +205,7 @@ def _solution(
     left, settled = free, False
     values = fixed
     for _ in range(_ROUNDS):
-        found, settled = _conjugate_gradients(system, target, fixed, start, left, factor)
+        found, settled = _free_entries(system, target, fixed, start, left, factor)
         values = fixed + found
         negative = values.clamp_max(0) * left
         if not rectified or float(negative.norm()) <= _NEGATIVE * float(values.norm()):
@@ -215,7 +216,7 @@ def _solution(
     return values, free & ~left, settled
 
 
-def _conjugate_gradients(
+def _free_entries(
     system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, factor: Tensor
 ) -> tuple[Tensor, bool]:
     """What the free entries are, the others being fixed, and whether that was followed to its end."""
@@ -223,21 +224,12 @@ def _conjugate_gradients(
     def preconditioned(values: Tensor) -> Tensor:
         return free * system.maps(torch.cholesky_solve(system.rows(values), factor))
 
-    wanted = free * (target - system.normal(fixed))
-    solution = start.clone()
-    residual = wanted - free * system.normal(solution)
-    limit = _SETTLED**2 * (wanted * preconditioned(wanted)).sum()
-    scaled = preconditioned(residual)
-    direction, square = scaled.clone(), (residual * scaled).sum()
-    for _ in range(system.steps()):
-        if not square > limit:  # settled, or not a number
-            break
-        image = free * system.normal(direction)
-        length = square / (direction * image).sum()
-        solution += length * direction
-        residual -= length * image
-        scaled = preconditioned(residual)
-        following = (residual * scaled).sum()
-        direction = scaled + following / square * direction
-        square = following
-    return solution, bool(square <= (_FOLLOWED / _SETTLED) ** 2 * limit)
+    found = conjugate_gradients(
+        lambda values: free * system.normal(values),
+        free * (target - system.normal(fixed)),
+        system.steps(),
+        _SETTLED,
+        start,
+        preconditioned,
+    )
+    return found.solution, bool(found.left <= _FOLLOWED**2 * found.wanted)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..conjugate_gradients import conjugate_gradients
+
 # Damping, as a share of the mean curvature: at first, and how it is changed.
 _DAMPING, _LESS, _MORE, _MOST_DAMPING = 1e-3, 0.25, 3.0, 1e3
 # The parts of a step that are tried, and the falls with which the first part is taken and damping is lowered.
@@ -46,31 +48,6 @@ class Linearised:
         return self.back(self.forth(move))
 
 
-def conjugate_gradients(normal: Callable[[Tensor], Tensor], right: Tensor, iterations: int, settled: float) -> Tensor:
-    """The solution of normal equations, from zero.
-
-    Args:
-        normal: What the matrix makes of a vector.
-        right: The right side.
-        iterations: At most.
-        settled: Share of the right side's length at which it ends.
-    """
-    found, left = torch.zeros_like(right), right.clone()
-    search, square = left.clone(), (left * left).sum()
-    limit = settled**2 * square
-    for _ in range(iterations):
-        if not square > limit:
-            break
-        image = normal(search)
-        length = square / (search * image).sum()
-        found = found + length * search
-        left = left - length * image
-        following = (left * left).sum()
-        search = left + following / square * search
-        square = following
-    return found
-
-
 def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, iterations: int) -> Tensor:
     """A smaller sum of squares than at the start.
 
@@ -102,7 +79,7 @@ def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, ste
 
 
 def _step(near: Linearised, slope: Tensor, damping: float, iterations: int) -> Tensor:
-    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, _SETTLED)
+    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, _SETTLED).solution
 
 
 def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..checksums import settle
+from ..conjugate_gradients import conjugate_gradients
 from ..layers import rounding
 from ..units import Units
 from .channel_sums import channel_sums
-from .linearised import Linearised, conjugate_gradients
+from .linearised import Linearised
 from .rule import Setting
 from .segment import Segment
 
@@ -215,7 +216,7 @@ class _System:
         allowed, damping = free, _DAMPING / self.length**2
         move = conjugate_gradients(
             lambda move: allowed * (near.normal(move) + damping * move), allowed * slope, iterations, _SETTLED
-        )
+        ).solution
         return (start + move).clamp_min(0)
 
     def _wanted(
