@@ -14,41 +14,23 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET, capture_gradient, load_images
+from gradinversion.capture import IMAGENET
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import grid_evidence
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
 from .networks import cifar_resnet18
+from .residual_case import Row, case_of
 from .trained import CLASSES as TRAINED_CLASSES
 from .trained import trained_cifar_resnet18
-from .unseen_photos import write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "residual.json"
-PHOTOS = Path(__file__).resolve().parents[1] / "build" / "unseen"
-CLASSES = 100
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    network: str
-    make: Callable[[int], nn.Module]
-    """Given the number of classes."""
-    size: int
-    batch: int
-    classes: int = CLASSES
-    sure: bool = False
-    """Labels are the ones that the network gives the images, and not whichever come next."""
 
 
 def torchvision_network(name: str) -> Callable[[int], nn.Module]:
@@ -79,22 +61,14 @@ ROWS = (
 
 def run_row(row: Row, number: int) -> dict[str, Any]:
     """One set of photos."""
-    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
-    images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
-    torch.manual_seed(number)
-    model = row.make(row.classes).eval()
-    labels = (torch.arange(row.batch) * 7 + number) % row.classes
-    with torch.no_grad():
-        probabilities = model(IMAGENET.apply(images)).softmax(dim=1)
-    if row.sure:
-        labels = probabilities.argmax(dim=1)
-    update = capture_gradient(model, images, labels, normalisation=IMAGENET)
+    case = case_of(row, number)
+    images = case.images
     began = time.process_time()
-    found = recover_images(update, model, PeelingConfig())
+    found = recover_images(case.update, case.model, PeelingConfig())
     seconds = time.process_time() - began
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}
-    line["probability"] = probabilities.gather(1, labels[:, None])[:, 0].tolist()
+    line["probability"] = case.probability.tolist()
     line |= {"steps": [[s.rule, s.value, list(s.shape), max(s.error)] for s in found.steps], "message": found.message}
     if found.start is not None:
         start = IMAGENET.invert(found.start.images).clamp(0, 1)
@@ -112,7 +86,7 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     line |= {"said_exact": grid.exact[order].tolist(), "grid_cost": grid.cost[order].tolist()}
     line["exact_values"] = exact.flatten(1).double().mean(dim=1).tolist()
     if found.labels is not None:
-        line["labels_right"] = int((found.labels[order] == labels).sum())
+        line["labels_right"] = int((found.labels[order] == case.labels).sum())
     return line
 
 

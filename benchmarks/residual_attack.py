@@ -24,34 +24,25 @@ from typing import Any
 import torch
 from gradinversion.agents import AgentsConfig
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET, CapturedUpdate, capture_gradient, load_images
+from gradinversion.capture import IMAGENET
 from gradinversion.coordinator import AttackConfig
 from gradinversion.coordinator.serial_group import attack
 from gradinversion.peeling import PeelingConfig
 from gradinversion.target.preparation import prepare
-from torch import Tensor, nn
+from torch import Tensor
 
-from .residual import CLASSES, PHOTOS, ROWS, Row
-from .unseen_photos import write_unseen_photos
+from .residual import ROWS
+from .residual_case import Row, case_of
 
 RESULTS = Path(__file__).parent / "results" / "residual_attack.json"
 NAMES = [row.name for row in ROWS]
 
 
-def case_of(row: Row, number: int) -> tuple[CapturedUpdate, nn.Module, Tensor]:
-    """The update, the model and the private images in the order of their labels."""
-    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
-    images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
-    torch.manual_seed(number)
-    model = row.make(CLASSES).eval()
-    labels = (torch.arange(row.batch) * 7 + number) % CLASSES
-    update = capture_gradient(model, images, labels, normalisation=IMAGENET)
-    return update, model, images[labels.argsort()]
-
-
 def run(row: Row, number: int, agents: int, steps: int, without: bool) -> dict[str, Any]:
     """One attack, with its parts."""
-    update, model, images = case_of(row, number)
+    case = case_of(row, number)
+    update, model = case.update, case.model
+    images = case.images[case.labels.argsort(stable=True)]
     config = AttackConfig(agents=AgentsConfig(count=agents, iterations=steps))
     began = time.process_time()
     found = attack(update, model, config).reconstruction

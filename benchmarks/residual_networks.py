@@ -16,40 +16,27 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
 from gradinversion.audit.identification import Gallery, make_embedding
-from gradinversion.capture import IMAGENET, Normalisation, capture_gradient, load_images
+from gradinversion.capture import load_images
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import Cut, photo_crops, public_photos
 from gradinversion.peeling.recovery import Recovery, recover_images
 from torch import Tensor, nn
 
 from .imagenet_resnet import PIXELS, HalfResNet50
-from .residual import CLASSES, PHOTOS, match, torchvision_network
+from .residual import match, torchvision_network
+from .residual_case import PHOTOS, Row, case_of
 from .unseen_photos import write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "residual_networks.json"
 GALLERY = 200
 # Sets of unseen photos that the gallery is filled up with; none of them is private.
 _OTHERS = range(20, 24)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    network: str
-    make: Callable[[int], nn.Module]
-    """Given the number of classes."""
-    size: int
-    batch: int
-    normalisation: Normalisation = IMAGENET
 
 
 def _vgg(classes: int) -> nn.Module:
@@ -83,8 +70,8 @@ ROWS = (
     Row("resnet18-224", "torchvision ResNet-18, random", torchvision_network("resnet18"), 224, 4),
     Row("resnet18-224-8", "torchvision ResNet-18, random", torchvision_network("resnet18"), 224, 8),
     Row("resnet50-224", "torchvision ResNet-50, random", torchvision_network("resnet50"), 224, 4),
-    Row("imagenet-224-1", "half ResNet-50, ImageNet", HalfResNet50, 224, 1, PIXELS),
-    Row("imagenet-224-4", "half ResNet-50, ImageNet", HalfResNet50, 224, 4, PIXELS),
+    Row("imagenet-224-1", "half ResNet-50, ImageNet", HalfResNet50, 224, 1, normalisation=PIXELS),
+    Row("imagenet-224-4", "half ResNet-50, ImageNet", HalfResNet50, 224, 4, normalisation=PIXELS),
     Row("wide-resnet50", "WideResNet-50-2, random", torchvision_network("wide_resnet50_2"), 64, 4),
     Row("resnext50", "ResNeXt-50 32x4d, random", torchvision_network("resnext50_32x4d"), 64, 4),
     Row("densenet121", "DenseNet-121, random", torchvision_network("densenet121"), 64, 4),
@@ -99,14 +86,10 @@ ROWS = (
 
 def run_row(row: Row, number: int, operations: float) -> dict[str, Any]:
     """One set of photos."""
-    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
-    images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
-    torch.manual_seed(number)
-    model = row.make(CLASSES).eval()
-    labels = (torch.arange(row.batch) * 7 + number) % CLASSES
-    update = capture_gradient(model, images, labels, normalisation=row.normalisation)
+    case = case_of(row, number)
+    images = case.images
     began = time.process_time()
-    found = recover_images(update, model, PeelingConfig(operations=operations))
+    found = recover_images(case.update, case.model, PeelingConfig(operations=operations))
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": time.process_time() - began, "message": found.message}
     line |= {"constant": psnr(constant_images(images), images).tolist(), "operations": operations}

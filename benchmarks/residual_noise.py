@@ -20,27 +20,23 @@ from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET, capture_gradient, load_images
+from gradinversion.capture import IMAGENET
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.recovery import recover_images
 
 from .networks import cifar_resnet18
-from .residual import CLASSES, PHOTOS, errors, match
+from .residual import errors, match
+from .residual_case import Row, case_of
 from .residual_cases import NOISES, OTHERS, disturbed
-from .unseen_photos import write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "residual_noise.json"
-_SIDE, _BATCH = 32, 4
+_ROW = Row("noise", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 4)
 
 
 def measure(noise: str, number: int) -> dict[str, Any]:
     """One noise on one set of photos."""
-    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, 8)
-    images = (load_images(str(folder), _BATCH, _SIDE)[0] * 255).round() / 255
-    torch.manual_seed(number)
-    model = cifar_resnet18(CLASSES).eval()
-    labels = (torch.arange(_BATCH) * 7 + number) % CLASSES
-    update = capture_gradient(model, images, labels, normalisation=IMAGENET)
+    case = case_of(_ROW, number)
+    update, model, images, labels = case.update, case.model, case.images, case.labels
     update = replace(update, gradients=disturbed(update.gradients, noise, number))
     began = time.process_time()
     found = recover_images(update, model, PeelingConfig())
