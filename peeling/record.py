@@ -154,10 +154,6 @@ class PeelingRecord:
             return True
         return self.found is not None and (self.found.by is ImagesBy.EQUATIONS or self.found.confirmed)
 
-    def share_known(self) -> float:
-        """Of the network's values, those whose every entry is known, in [0, 1]."""
-        return sum(node.activations == 1 for node in self.nodes) / max(len(self.nodes), 1)
-
 
 def end_of(refused: Refused, place: str, shape: tuple[int, ...], image_count: int, side: int) -> End:
     """A refusal with what would have let it go on.
