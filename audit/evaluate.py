@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -14,17 +12,18 @@ from torch import Tensor
 from ..capture import PrivateBatch
 from ..capture.batch import require_unit_range
 from ..coordinator import Reconstruction
-from .assumptions import GIVEN_LABELS, state_assumptions, state_provenance
+from .assumptions import state_assumptions, state_provenance
 from .averages import add_averages, candidate_images
-from .bits import add_bits, bit_note
+from .batch_verdict import judge_with_truth, judge_without_truth
+from .bits import add_bits
 from .comparison import deciding_means, hold_against_controls, outcome
-from .controls import TITLES, Control
-from .doubt import find_doubts, in_sentences, withhold, withhold_from_images
+from .controls import Control
+from .doubt import find_doubts, withhold_from_images
 from .exposure import Exposure
 from .feature_leak import FeatureLeak
-from .features import FEATURE_RULE, with_feature_leaks, with_features, with_record
+from .features import FEATURE_RULE, with_feature_leaks
 from .identification import Embedding, Gallery, make_embedding
-from .image_result import ImageResult, compared, means_note
+from .image_result import ImageResult, compared
 from .initialisation import WeightState
 from .label_scores import score_labels
 from .lpips import LpipsError, load_lpips
@@ -32,7 +31,7 @@ from .matching import Matching, assign, match
 from .metrics import constant_images, fft2d, label_accuracy, psnr, ssim
 from .pool import Pool, describe
 from .results import AgentResult, AuditReport
-from .verdict import RULE, STRICT_RULE, Leak, Verdict, judge_batch, no_ground_truth, no_reconstruction
+from .verdict import RULE, STRICT_RULE
 
 
 def evaluate(
@@ -72,62 +71,78 @@ def evaluate(
     if private is None:
         return _without_ground_truth(reconstruction, assumptions)
     _require_fit(reconstruction, private)
-    true, true_labels = private.images.detach().cpu(), private.labels.cpu()
-    images, labels = _answer(reconstruction), reconstruction.labels.labels.cpu()
-    consensus = reconstruction.consensus.detach().cpu()
-    matching = match(images, labels, true, true_labels)
-    consensus_order = _order(matching, consensus, true)
-    perceptual, lpips_note = _lpips(images[list(matching.order)], true, lpips_weights)
-    rows = tuple(
-        _row(reconstruction, position, index, private.names[index], int(true_labels[index]))
-        for index, position in enumerate(matching.order)
-    )
-    results = _score(rows, images[list(matching.order)], consensus[list(consensus_order)], true, perceptual)
-    results = add_averages(results, reconstruction, consensus_order, true)
-    results = add_bits(results, reconstruction, images[list(matching.order)], true)
-    rows_compared = tuple(image.index for image in compared(results))
-    agents = _agents(reconstruction, matching, true, rows_compared)
-    embedding = None if pool is None else embedding or make_embedding("pixels")
-    gallery = None if pool is None or embedding is None else Gallery(torch.cat([true, pool.images.to(true)]), embedding)
-    pairs = zip(candidate_images(reconstruction), agents, strict=True)
-    seeds = [images[list(agent.order)] for images, agent in pairs]
-    results = hold_against_controls(results, images[list(matching.order)], seeds, true, controls, gallery)
-    if gallery is not None:
-        own = zip(agents, seeds, strict=True)
-        agents = tuple(replace(agent, identified=gallery.identify(seed)) for agent, seed in own)
-    results = _add_exposure(results, exposure)
-    strict = deciding_means(results)
+    gallery = None if pool is None else _gallery(private, pool, embedding or make_embedding("pixels"))
+    scores = _score_batch(reconstruction, private, controls, gallery, lpips_weights)
+    results = _add_exposure(scores.results, exposure)
+    labels, true_labels = reconstruction.labels.labels.cpu(), private.labels.cpu()
     doubts = find_doubts(reconstruction, truth_gap)
-    verdict = _tell_controls(_verdict(reconstruction, results, strict), controls)
-    accuracy = label_accuracy(labels, true_labels)
-    wrong, given = round((1 - accuracy) * len(true_labels)), reconstruction.labels.method == GIVEN_LABELS
-    verdict = _tell_labels(verdict, wrong, len(true_labels), given=given)
-    verdict = _tell_likeness(verdict, results, None if gallery is None else len(true) + len(pool or ()))
-    if any(image.bits is not None and image.bits.exact for image in results):
-        verdict = replace(verdict, detail=f"{bit_note(results)} {verdict.detail}")
-    pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)
-    unshown = sum(image.verdict.leak is Leak.NONE for image in results)
+    strict, searched = deciding_means(results), None if gallery is None else len(gallery)
+    verdict = judge_with_truth(reconstruction, results, true_labels, strict, controls, doubts, features, searched)
     return AuditReport(
         images=withhold_from_images(with_feature_leaks(results, features), doubts),
-        agents=agents,
-        verdict=with_record(
-            with_features(withhold(verdict, unshown, doubts), features, pictures), reconstruction, features, True
-        ),
-        matching=matching,
-        consensus_order=consensus_order,
-        label_accuracy=accuracy,
+        agents=scores.agents,
+        verdict=verdict,
+        matching=scores.matching,
+        consensus_order=scores.consensus_order,
+        label_accuracy=label_accuracy(labels, true_labels),
         label_scores=score_labels(labels, true_labels),
-        lpips_note=lpips_note,
+        lpips_note=scores.lpips_note,
         assumptions=assumptions,
         provenance=state_provenance(),
         rule=(RULE if strict is None else STRICT_RULE) + (FEATURE_RULE if features is not None else ""),
         controls=tuple(outcome(control) for control in controls),
-        embedding="" if embedding is None else embedding.name,
-        gallery_size=None if pool is None else len(true) + len(pool),
+        embedding="" if gallery is None else gallery.embedding.name,
+        gallery_size=searched,
         pool_note="" if pool is None else describe(pool),
         truth_gap=truth_gap,
         features=features,
     )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What was measured of each image and each seed, before anything is judged."""
+
+    results: tuple[ImageResult, ...]
+    agents: tuple[AgentResult, ...]
+    matching: Matching
+    consensus_order: tuple[int, ...]
+    lpips_note: str
+
+
+def _score_batch(
+    reconstruction: Reconstruction,
+    private: PrivateBatch,
+    controls: Sequence[Control],
+    gallery: Gallery | None,
+    lpips_weights: str | Path | None,
+) -> _Scores:
+    true, true_labels = private.images.detach().cpu(), private.labels.cpu()
+    answer, consensus = _answer(reconstruction), reconstruction.consensus.detach().cpu()
+    matching = match(answer, reconstruction.labels.labels.cpu(), true, true_labels)
+    consensus_order = _order(matching, consensus, true)
+    images = answer[list(matching.order)]
+    perceptual, lpips_note = _lpips(images, true, lpips_weights)
+    rows = tuple(
+        _row(reconstruction, position, index, private.names[index], int(true_labels[index]))
+        for index, position in enumerate(matching.order)
+    )
+    results = _score(rows, images, consensus[list(consensus_order)], true, perceptual)
+    results = add_averages(results, reconstruction, consensus_order, true)
+    results = add_bits(results, reconstruction, images, true)
+    agents = _agents(reconstruction, matching, true, tuple(image.index for image in compared(results)))
+    pairs = zip(candidate_images(reconstruction), agents, strict=True)
+    seeds = [candidate[list(agent.order)] for candidate, agent in pairs]
+    results = hold_against_controls(results, images, seeds, true, controls, gallery)
+    if gallery is not None:
+        own = zip(agents, seeds, strict=True)
+        agents = tuple(replace(agent, identified=gallery.identify(seed)) for agent, seed in own)
+    return _Scores(results, agents, matching, consensus_order, lpips_note)
+
+
+def _gallery(private: PrivateBatch, pool: Pool, embedding: Embedding) -> Gallery:
+    true = private.images.detach().cpu()
+    return Gallery(torch.cat([true, pool.images.to(true)]), embedding)
 
 
 def _add_exposure(results: tuple[ImageResult, ...], exposure: Exposure | None) -> tuple[ImageResult, ...]:
@@ -145,7 +160,7 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
     return AuditReport(
         images=add_bits(add_averages(rows, reconstruction, order, None), reconstruction, _answer(reconstruction), None),
         agents=_agents(reconstruction, None, None),
-        verdict=with_record(_with_doubts(_verdict(reconstruction, None), reconstruction), reconstruction, None, False),
+        verdict=judge_without_truth(reconstruction),
         matching=None,
         consensus_order=order,
         label_accuracy=None,
@@ -153,38 +168,6 @@ def _without_ground_truth(reconstruction: Reconstruction, assumptions: tuple[str
         assumptions=assumptions,
         provenance=state_provenance(),
     )
-
-
-def _tell_labels(verdict: Verdict, wrong: int, total: int, *, given: bool) -> Verdict:
-    """An attack that looks for images of other classes finds nothing for that reason alone."""
-    if verdict.leak is not Leak.NONE or not wrong:
-        return verdict
-    caution = (
-        f" {wrong} of {total} labels were {'given' if given else 'recovered'} wrongly, so the attack looked for images "
-        "of other classes; a server that knows or guesses the labels may see more (labels=0,1,2 gives them)."
-    )
-    return replace(verdict, detail=verdict.detail + caution)
-
-
-def _tell_likeness(verdict: Verdict, results: Sequence[ImageResult], gallery: int | None) -> Verdict:
-    """SSIM and recognition beside the PSNR: an image can be plainly recognised whose PSNR is low."""
-    similar = [image.ssim for image in results if image.ssim is not None and math.isfinite(image.ssim)]
-    if verdict.leak is Leak.FAILED or not similar:
-        return verdict
-    words = f"{'Mean ' if len(results) > 1 else ''}SSIM {fmean(similar):.2f}"
-    if gallery is not None:
-        words += (
-            f"; recognised among {gallery:,} images: {sum(bool(one.identified) for one in results)} of {len(results)}"
-        )
-    return replace(verdict, detail=f"{verdict.detail} {words}.")
-
-
-def _with_doubts(verdict: Verdict, reconstruction: Reconstruction) -> Verdict:
-    """Without ground truth nothing is called safe; what may be wrong with the pictures is said all the same."""
-    doubts = find_doubts(reconstruction)
-    if not doubts or verdict.leak is Leak.FAILED:
-        return verdict
-    return replace(verdict, detail=f"{verdict.detail} {in_sentences(doubts)}")
 
 
 def _answer(reconstruction: Reconstruction) -> Tensor:
@@ -260,33 +243,6 @@ def _agents(
 def _order(matching: Matching, images: Tensor, true: Tensor) -> tuple[int, ...]:
     """The partners of other images than the answer: the same by label, their own by assignment."""
     return matching.order if matching.method == "labels" else assign(images, true)
-
-
-def _verdict(
-    reconstruction: Reconstruction,
-    results: tuple[ImageResult, ...] | None,
-    controls: Mapping[str, float] | None = None,
-) -> Verdict:
-    if not reconstruction.candidates:
-        return no_reconstruction(reconstruction.outcome.value)
-    if results is None:
-        first = {row["seed"]: row["gradient"] for row in reversed(reconstruction.history) if "gradient" in row}
-        return no_ground_truth(reconstruction.gradient_loss, fmean(first.values()) if first else None)
-    over = compared(results)
-    floors = [image.constant_image_psnr for image in over if image.constant_image_psnr is not None]
-    values = [image.psnr for image in over if image.psnr is not None]
-    verdicts, note = [image.verdict for image in results], means_note(results)
-    return judge_batch(verdicts, fmean(values), fmean(floors), controls, note)
-
-
-def _tell_controls(verdict: Verdict, controls: Sequence[Control]) -> Verdict:
-    """The verdict with the names of the controls behind it: without them it means little."""
-    run = [TITLES[control.name] for control in controls if not outcome(control).problem]
-    failed = [TITLES[control.name] for control in controls if outcome(control).problem]
-    detail = f"{verdict.detail} Controls run: {', '.join(['constant image', *run])}."
-    if failed:
-        detail += f" Could not be run: {', '.join(failed)}."
-    return replace(verdict, detail=detail)
 
 
 def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[list[float | None], str]:

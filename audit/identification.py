@@ -86,8 +86,11 @@ class Gallery:
     """
 
     def __init__(self, images: Float[Tensor, "gallery channel height width"], embedding: Embedding) -> None:
-        self._embedding = embedding
+        self.embedding = embedding
         self._features = _features(images, embedding)
+
+    def __len__(self) -> int:
+        return len(self._features)
 
     def identify(self, images: Float[Tensor, "batch channel height width"]) -> tuple[bool, ...]:
         """Which reconstructions are identified (the IIP of Yin et al., CVPR 2021).
@@ -99,7 +102,7 @@ class Gallery:
         Args:
             images: reconstructions in the order of the private images, in [0, 1].
         """
-        similarity = torch.nan_to_num(_features(images, self._embedding) @ self._features.T, nan=-1.0)
+        similarity = torch.nan_to_num(_features(images, self.embedding) @ self._features.T, nan=-1.0)
         best, nearest = similarity.max(1)
         found = []
         for index in range(len(images)):

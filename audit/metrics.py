@@ -112,8 +112,12 @@ def label_accuracy(labels: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -
     """
     if not len(true):
         raise ValueError("No private label was given; label accuracy needs a batch of at least one image.")
-    overlap = Counter(labels.tolist()) & Counter(true.tolist())
-    return overlap.total() / len(true)
+    return (len(true) - wrong_labels(labels, true)) / len(true)
+
+
+def wrong_labels(labels: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -> int:
+    """How many private labels were not recovered, as multisets."""
+    return len(true) - (Counter(labels.tolist()) & Counter(true.tolist())).total()
 
 
 def _require_same_shape(images: Tensor, true: Tensor) -> None:
