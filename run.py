@@ -1,190 +1,33 @@
-"""The command: one function for each verb, from settings to a report."""
+"""The command; what it does is in ``command``. Here is only what must be said where Python or a package is missing."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
-from gradinversion.audit import ReportError, without_gradient
-from gradinversion.audit.case import Case
-from gradinversion.audit.controls import MEANINGS
-from gradinversion.audit.pipeline import Assessment, Stage, assess, attack_and_assess
-from gradinversion.capture import (
-    CapturedUpdate,
-    ModelSource,
-    simulate_client,
-)
-from gradinversion.cluster import DetachedError, ProgressView, attend, reconstruct, require_no_run, stop
-from gradinversion.coordinator import (
-    AttackConfig,
-    Reconstruction,
-    Storage,
-    read_result,
-)
-from gradinversion.foreign_text import safe_lines
-from gradinversion.refusal import ConfigError, Refusal
-from gradinversion.settings.case import obtain
-from gradinversion.settings.folder import check_folder, open_folder, settings_of_the_run
-from gradinversion.settings.help import help_text
-from gradinversion.settings.run import RunConfig, load_config
-from gradinversion.storage.lock import holding
-from gradinversion.sweep.audit import run_audit
-from rich.console import Console
+# What is imported by the package itself: a user's model may lack packages of its own.
+_NEEDED = {"gradinversion", "fsspec", "jaxtyping", "jinja2", "kornia", "numpy", "omegaconf", "PIL", "ray", "rich"}
+_NEEDED |= {"safetensors", "scipy", "skimage", "torch", "torchmetrics", "torchvision", "yaml"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit status: 0 done, 2 refused with a sentence, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # A path may hold what rich would take for the name of an emoji.
-    console, errors = Console(emoji=False), Console(stderr=True, emoji=False)
-    if {"--help", "-h", "help"} & set(words):
-        console.print(help_text(), markup=False, highlight=False, soft_wrap=True)
-        return 0
-    verb = words.pop(0) if words and "=" not in words[0] else "attack"
     try:
-        if verb not in VERBS:
-            raise ConfigError([f"{verb!r} is not a verb; give {', '.join(VERBS)}, or --help."])
-        return VERBS[verb](load_config(words), console)
-    except Refusal as error:
-        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        from gradinversion.command.entry import run
+
+        return run(words)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        print(_not_installed(error.name or ""), file=sys.stderr)
         return 2
-    except DetachedError:
-        errors.print(_left_behind(words), markup=False, highlight=False, soft_wrap=True)
-        return 130
-    except KeyboardInterrupt:
-        errors.print(_interrupted(verb, words), markup=False, highlight=False, soft_wrap=True)
-        return 130
 
 
-def attack(config: RunConfig, console: Console) -> int:
-    """Reconstruct the batch behind an update and write the report."""
-    if not config.resume:
-        # Its settings are in the folder: they must still be there for whoever watches it.
-        require_no_run(config.out)
-    if "no_gradient" in config.audit.controls:
-        without_gradient(config)  # what is refused is refused before hours of work
-    storage = check_folder(config)
-    with holding(storage):
-        case = obtain(config)
-        case.require_comparisons()
-        # Now that all else is right: what a refused command overwrites could not be gone on with.
-        open_folder(config)
-        if case.evidence:
-            _say(console, case.evidence)
-        return _report(attack_and_assess(case, _Runner(case, config, console), config.out), config, console)
-
-
-def audit(config: RunConfig, console: Console) -> int:
-    """Attack a grid of settings side by side, and write the page that says which change stops the leak."""
-    verdict = run_audit(config, console)
-    _say(console, f"\n{verdict.headline}. {verdict.advice}")
-    _say(console, f"Report: {Storage(config.out).locate('audit.html')}")
-    return 0
-
-
-def watch(config: RunConfig, console: Console) -> int:
-    """Look on at a run that goes on without us, and write the report when it ends."""
-    config = settings_of_the_run(config)
-    with ProgressView(console) as view:
-        found = attend(config.out, watch=view)
-    return _assess(found, config, console)
-
-
-def report(config: RunConfig, console: Console) -> int:
-    """Write the report of a run that has ended, again."""
-    config = settings_of_the_run(config)
-    found = read_result(Storage(config.out))
-    if found is None:
-        raise ReportError(f"out={config.out} holds no result yet: `watch` waits for the end of a run.")
-    return _assess(found, config, console)
-
-
-def end(config: RunConfig, console: Console) -> int:
-    """Have a run end at its next round."""
-    stop(config.out)
-    console.print("The run ends with its current round; `report` or `watch` writes what it has found.")
-    return 0
-
-
-def capture(config: RunConfig, console: Console) -> int:
-    """Simulate the client and save what it sends, without attacking it."""
-    storage = check_folder(config)
-    if not storage.is_local:
-        raise ReportError(f"out={config.out}: an update is captured into a folder of this machine; give one.")
-    with holding(storage):
-        update, _, _ = simulate_client(config.client, config.seed)
-        open_folder(config)
-        path = storage.path / "update.safetensors"
-        update.save(path)
-    _say(console, f"Captured update: {path}")
-    return 0
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """Attacks on Ray, shown on the console; that of the case itself in the folder of the run."""
-
-    case: Case
-    config: RunConfig
-    console: Console
-
-    def attack(self, update: CapturedUpdate, config: AttackConfig, control: str | None) -> Reconstruction:
-        model = self.case.model
-        with ProgressView(self.console) as view:
-            if control is not None:
-                return reconstruct(update, model, config, watch=view)
-            out, resume = self.config.out, self.config.resume
-            client = self.case.client
-            source = ModelSource(client.model, client.classes, update.image_shape, self.config.seed)
-            restart = self.config.restart
-            return reconstruct(
-                update, model, config, out=out, resume=resume, restart=restart, watch=view, source=source
-            )
-
-    def begins(self, stage: Stage, control: str | None = None) -> None:
-        if control is not None:
-            self.console.print(f"Control: {MEANINGS[control]}", markup=False, highlight=False)
-
-
-def _assess(found: Reconstruction, config: RunConfig, console: Console) -> int:
-    case = obtain(config)
-    case.require_comparisons()
-    return _report(assess(case, found, _Runner(case, config, console), config.out), config, console)
-
-
-def _report(found: Assessment, config: RunConfig, console: Console) -> int:
-    verdict = found.report.verdict
-    _say(console, f"\n{verdict.headline}. {verdict.detail}")
-    _say(console, f"Report: {Storage(config.out).locate('report.html')}")
-    return 0
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def _left_behind(words: list[str]) -> str:
-    out = next((word for word in reversed(words) if word.startswith("out=")), "out=out")
+def _not_installed(name: str) -> str:
     return (
-        "The run goes on without this view.\n"
-        f"  look on again:  python run.py watch {out}\n"
-        f"  end it:         python run.py stop {out}"
+        f"This Python ({sys.executable}) lacks the package {name}: in the checkout run `make demo`, which sets up "
+        ".venv, and then `.venv/bin/python run.py`; or `pip install -e .` with Python 3.11 or newer."
     )
-
-
-def _interrupted(verb: str, words: list[str]) -> str:
-    again = " ".join(
-        [
-            "python run.py",
-            verb,
-            *(word for word in words if not word.startswith(("resume=", "restart="))),
-            "resume=true",
-        ]
-    )
-    return f"Interrupted. The rounds finished so far are saved; this continues after the last one:\n  {again}"
-
-
-VERBS = {"attack": attack, "audit": audit, "capture": capture, "watch": watch, "stop": end, "report": report}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from rich.text import Text
 from ..agents import Outcome
 from ..coordinator import EventKind, SeedStatus, Status
 from ..coordinator.event_log import left_out_line
+from ..coordinator.phase import Phase
 from ..foreign_text import safe_lines
 from .clock import Clock
 
@@ -40,6 +42,8 @@ _STATES = {
 _SHOWN_AGENTS = 16
 # Lines of the past that someone who comes to a running attack gets to read.
 _SHOWN_PAST = 10
+# Until the first round begins nobody has been placed yet: an agent without a process is starting, not lost.
+_BEGINNING = frozenset({Phase.STARTING, Phase.PREPARING, Phase.WAITING})
 # Of an event, as `Event.key`; None for those that are no longer listed.
 _Key = tuple[EventKind, str] | None
 
@@ -92,18 +96,19 @@ class ProgressView:
         facts = [f"round {status.round}/{status.rounds}", f"time left {self._clock.left()}"]
         if status.saved_round >= 0:
             facts.append(f"saved up to round {status.saved_round + 1}")
-        absent = sum(_state(seed, False) == "absent" for seed in status.seeds)
+        absent = _absent(status)
         if absent:
             facts.append(f"{absent} of {len(status.seeds)} absent")
         parts: list[RenderableType] = [Text(status.doing, style="bold"), Text(" · ".join(facts)), self._table(status)]
-        shown = _shown(status.seeds)
+        shown = _shown(status)
         if len(shown) < len(status.seeds):
-            parts.append(Text(self._rest([seed for seed in status.seeds if seed not in shown]), style="italic"))
+            rest = replace(status, seeds=tuple(seed for seed in status.seeds if seed not in shown))
+            parts.append(Text(self._rest(rest), style="italic"))
         return Group(*parts)
 
     def _table(self, status: Status) -> Table:
         """The widest of the tables that fits the terminal."""
-        shown = _shown(status.seeds)
+        shown = _shown(status)
         names = [name for name in _HEADINGS if any(name in seed.losses for seed in shown)]
         variants = [(names, 20, True), (names, 10, True), (names, 10, False)]
         for count in range(1, len(_GIVE_WAY) + 1):
@@ -133,12 +138,13 @@ class ProgressView:
                 *(_number(seed.losses.get(name)) for name in names),
                 str(seed.incarnation + seed.deaths) if seed.incarnation + seed.deaths else "–",
                 *([f"{seed.behind:.1f}" if round(seed.behind, 1) else "–"] if behind else []),
-                _state(seed, long_states),
+                _state(seed, long_states, status.phase),
                 style="dim" if not seed.present or seed.outcome is Outcome.DROPPED else None,
             )
         return table
 
-    def _rest(self, seeds: list[SeedStatus]) -> str:
+    def _rest(self, status: Status) -> str:
+        seeds = status.seeds
         facts = [
             f"and {len(seeds)} more agents at step {_span([str(step) for step in sorted(seed.step for seed in seeds)])}"
         ]
@@ -147,7 +153,7 @@ class ProgressView:
         facts.append(f"{sum(self._clock.rate(seed) for seed in seeds if seed.present):.1f} steps/s")
         for name, number in (
             ("restarts", sum(seed.incarnation + seed.deaths for seed in seeds)),
-            ("absent", sum(_state(seed, False) == "absent" for seed in seeds)),
+            ("absent", _absent(status)),
             ("dropped", sum(seed.outcome is Outcome.DROPPED for seed in seeds)),
         ):
             if number:
@@ -157,7 +163,7 @@ class ProgressView:
     def _lines(self, status: Status) -> None:
         seeds = status.seeds
         restarts = sum(seed.incarnation + seed.deaths for seed in seeds)
-        missing = sum(_state(seed, False) == "absent" for seed in seeds)
+        missing = _absent(status)
         absent = f"{missing} of {len(seeds)} agents absent" if missing else ""
         if status.doing != self._printed_phase:
             self._printed_phase = status.doing
@@ -221,14 +227,24 @@ class _Messages:
         return lines
 
 
-def _shown(seeds: tuple[SeedStatus, ...]) -> list[SeedStatus]:
+def _shown(status: Status) -> list[SeedStatus]:
     """The seeds with a row of their own, in their order: those that need attention are among them."""
-    chosen = sorted(seeds, key=lambda seed: not _state(seed, False) or seed.outcome is Outcome.FINISHED)[:_SHOWN_AGENTS]
-    return [seed for seed in seeds if seed in chosen]
+
+    def is_well(seed: SeedStatus) -> bool:
+        return not _state(seed, False, status.phase) or seed.outcome is Outcome.FINISHED
+
+    chosen = sorted(status.seeds, key=is_well)[:_SHOWN_AGENTS]
+    return [seed for seed in status.seeds if seed in chosen]
 
 
-def _state(seed: SeedStatus, long: bool) -> str:
+def _absent(status: Status) -> int:
+    return sum(_state(seed, False, status.phase) == "absent" for seed in status.seeds)
+
+
+def _state(seed: SeedStatus, long: bool, phase: Phase) -> str:
     if not seed.present and seed.outcome is not Outcome.DROPPED:
+        if phase in _BEGINNING:
+            return "starting"
         return "absent, waiting for a node" if long else "absent"
     return _STATES[seed.outcome]
 

@@ -1,56 +1,63 @@
-"""The text behind ``--help``: verbs, presets, and every key with its default and meaning."""
+"""The text behind ``--help all`` and ``--help KEY``: every key with its default and meaning."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import textwrap
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
-from .keys import Key, format_value, keys
-from .run import RunConfig, preset_names, preset_text
-
-VERBS = {
-    "attack": "reconstruct the images behind one update and write the report (the default)",
-    "audit": "attack a grid of batch sizes, defences, BN modes and model states, and say what stops the leak",
-    "capture": "save what the simulated client would send, without attacking it",
-    "watch": "look on again at the run in out, on a cluster where it goes on by itself, and write its report",
-    "stop": "end the run in out at its next round, with what it has found",
-    "report": "write the report of the ended run in out again",
-}
-
-EXAMPLES = (
-    ("python run.py", "four agents on a simulated client with the bundled network and photos"),
-    ("python run.py client.batch_size=8 client.defence=prune client.defence_strength=0.9", "does pruning stop it?"),
-    ("python run.py audit budget=10m out=runs/audit", "which change of settings stops it? In at most ten minutes"),
-    ("python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt", "your own update"),
-    (
-        "python run.py update=captured.safetensors client.model=resnet18 client.weights=model.pt private=FOLDER",
-        "with the images behind it, one folder per class: what of them leaked?",
-    ),
-    ("python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer", "another published attack"),
-    ("python run.py preset=latent_projection agents.generator=my.module:build", "within the range of your generator"),
-    (
-        "python run.py preset=inverting_gradients agents.iterations=1000 out=runs/peer resume=true",
-        "the same again, to go on after an interruption",
-    ),
-    ("python run.py watch out=s3://bucket/run", "look on again at a long run on a cluster"),
-)
-
-_WIDTH = 110
-_COLUMN = 42
+from .keys import Key, format_value, keys, unknown, wanted
+from .run import RunConfig
+from .usage import COLUMN, columns, preset_names, preset_text, whole_usage
 
 
-def help_text() -> str:
-    """All that a user may write on the command line, as plain text."""
-    sections = [_usage(), _presets()]
+def help_text(program: str = "python run.py") -> str:
+    """All that a user may write on the command line, as plain text.
+
+    Args:
+        program: How the command is called.
+    """
     known = list(keys(RunConfig).values())
-    for group in dict.fromkeys(_group(key) for key in known):
-        members = [key for key in known if _group(key) == group]
-        heading = f"{group}: {_summary(members[0].owner)}" if group else _summary(RunConfig)
-        sections.append("\n".join([heading, *(_entry(key) for key in members)]))
-    return "\n\n".join(sections) + "\n"
+    groups = dict.fromkeys(map(_group, known))
+    return "\n\n".join([whole_usage(program), *(_section(group, known) for group in groups)]) + "\n"
+
+
+def help_on(topic: str) -> str | None:
+    """What there is to say of one key, one group of keys, or one preset; None where it is none of them.
+
+    Args:
+        topic: Its name, as ``agents.count``, ``agents`` or ``gradinversion_paper``; what stands behind an equals sign
+            does not count, but for ``preset=NAME``.
+    """
+    name, _, value = topic.partition("=")
+    if name == "preset" and value:
+        name = value
+    if name in preset_names():
+        return preset_text(name)
+    known = keys(RunConfig)
+    if name in known:
+        return _whole_entry(known[name])
+    if any(_group(key) == name for key in known.values()):
+        return _section(name, list(known.values())) + "\n"
+    return None
+
+
+def strange_topic(topic: str) -> str:
+    """What to say of a topic that there is no help on, with what was probably meant."""
+    return unknown(topic.partition("=")[0], keys(RunConfig))
+
+
+def _section(group: str, known: Sequence[Key]) -> str:
+    members = [key for key in known if _group(key) == group]
+    heading = f"{group}: {_summary(members[0].owner)}" if group else _summary(RunConfig)
+    return "\n".join([heading, *(_entry(key) for key in members)])
+
+
+def _whole_entry(key: Key) -> str:
+    return f"{_entry(key)}\n{columns('', f'Give {wanted(key.kind)}.', COLUMN)}\n"
 
 
 def meaning(key: Key) -> str:
@@ -74,35 +81,8 @@ def _field_docs(owner: type) -> dict[str, str]:
     return found
 
 
-def _usage() -> str:
-    verbs = "\n".join(_columns(verb, text, 11) for verb, text in VERBS.items())
-    examples = "\n".join(f"  {command}\n      {purpose}" for command, purpose in EXAMPLES)
-    return f"""What does an averaged gradient reveal of the private images behind it?
-
-Usage: python run.py [{"|".join(VERBS)}] [preset=NAME] [key=value ...]
-(once the package is installed, `gradinversion` stands for `python run.py`)
-
-{verbs}
-
-Values are plain words, without quotes or spaces; several are separated by commas:
-audit.controls=constant_image,no_gradient.
-
-Examples:
-{examples}"""
-
-
-def _presets() -> str:
-    lines = [_columns(f"preset={name}", _preset_summary(name), _COLUMN) for name in preset_names()]
-    return "\n".join(["Presets (each sets some of the keys below; words override them):", *lines])
-
-
-def _preset_summary(name: str) -> str:
-    """The second line of the file; the first is the command that runs it."""
-    return preset_text(name).splitlines()[1].removeprefix("#").strip()
-
-
 def _entry(key: Key) -> str:
-    return _columns(f"{key.name}={format_value(key.default)}", meaning(key), _COLUMN)
+    return columns(f"{key.name}={format_value(key.default)}", meaning(key), COLUMN)
 
 
 def _group(key: Key) -> str:
@@ -115,12 +95,3 @@ def _summary(owner: type) -> str:
 
 def _plain_words(text: str) -> str:
     return " ".join(text.replace("`", "").split())
-
-
-def _columns(left: str, right: str, column: int) -> str:
-    gap = " " * column
-    wrapped = textwrap.wrap(right, _WIDTH, initial_indent=gap, subsequent_indent=gap, break_on_hyphens=False) or [gap]
-    if len(left) + 3 > column:
-        return "\n".join([f"  {left}", *wrapped])
-    wrapped[0] = f"  {left}".ljust(column) + wrapped[0][column:]
-    return "\n".join(wrapped)

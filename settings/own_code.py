@@ -12,14 +12,14 @@ import json
 import os
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..capture.models import TIMM_PREFIX
 from ..foreign_text import safe
 from ..refusal import ConfigError
 from ..storage.folders import Storage
-from .run import RunConfig
+from .run import RunConfig, is_preset_file
 
 
 def own_code(config: RunConfig) -> dict[str, str]:
@@ -65,6 +65,26 @@ def require_own_code(storage: Storage, stored: RunConfig, given: RunConfig) -> N
             f"begun with it from {os.getcwd()}: if you trust it, name it in the command too, {words}."
         ]
     )
+
+
+def require_code_of_preset(config: RunConfig, words: Sequence[str]) -> None:
+    """Refuse the code of a preset file that the command does not name too: the file may be a stranger's.
+
+    Args:
+        config: What the words and the preset ask for.
+        words: Of the command.
+
+    Raises:
+        ConfigError: With what to type, in one sentence.
+    """
+    unnamed = [f"{key}={safe(value)}" for key, value in own_code(config).items() if f"{key}={value}" not in words]
+    if unnamed and is_preset_file(config.preset):
+        raise ConfigError(
+            [
+                f"preset={safe(config.preset)} names code that would run here: if you trust it, name it in the command "
+                f"too, {' '.join(map(shlex.quote, unnamed))}."
+            ]
+        )
 
 
 def _mark(storage: Storage, code: Mapping[str, str]) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import presets
 from ..audit.config import AuditConfig
 from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
@@ -25,9 +23,8 @@ from ..refusal import ConfigError
 from .keys import Key, convert, format_value, keys, unknown, wanted
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
-from .yaml_file import LARGEST_BYTES, parse_yaml
-
-DEFAULT_PRESET = "gradinversion"
+from .usage import DEFAULT_PRESET, preset_names, preset_text
+from .yaml_file import parse_tree, parse_yaml, read_tree
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
 WITHOUT_EFFECT = frozenset(
@@ -41,6 +38,8 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 _MOST_UNKNOWN = 20
+# What a preset file does not set: where a run goes, and whether it is gone on with.
+_OF_ONE_RUN = frozenset({"out", "resume", "restart", "preset"})
 _SHORT = {"private": "private.images"}
 """A group of keys that a word names alone, and the key that is meant."""
 
@@ -63,7 +62,8 @@ class RunConfig(AttackConfig):
     after: str | None = None
     """File of the weights that the client sent back; see before."""
     preset: str = DEFAULT_PRESET
-    """The published attack that the other keys start from; see the list of presets."""
+    """What the other keys start from: a published attack by its name, or a .yaml file of yours, such as the config.yaml
+    of an earlier run, which is then made again; its out, resume and restart do not count."""
     client: ClientConfig = field(default_factory=ClientConfig)
     """The simulated client; with update=FILE only client.model and client.weights are used, and client.classes where it
     is not what the update says."""
@@ -81,8 +81,9 @@ class RunConfig(AttackConfig):
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, and what does not go together, one sentence each."""
         found = super().problems()
-        if self.preset not in preset_names():
-            found.append(f"preset={self.preset} is not known: choose one of {', '.join(preset_names())}.")
+        if self.preset not in preset_names() and not is_preset_file(self.preset):
+            listed = ", ".join(preset_names())
+            found.append(f"preset={self.preset} is not known: choose one of {listed}, or give a .yaml file.")
         if not self.out:
             found.append("out= is empty: give a folder.")
         if self.resume and self.restart:
@@ -98,18 +99,6 @@ class RunConfig(AttackConfig):
         return float(found[1]) * _SECONDS[found[2]] if found else None
 
 
-def preset_names() -> list[str]:
-    """The presets that ship with the package, the default one first."""
-    files = resources.files(presets).iterdir()
-    names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    return sorted(names, key=lambda name: name != DEFAULT_PRESET)
-
-
-def preset_text(name: str) -> str:
-    """The yaml file of a preset."""
-    return resources.files(presets).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-
-
 def load_config(words: Sequence[str]) -> RunConfig:
     """The configuration that the words of a command line ask for.
 
@@ -123,8 +112,26 @@ def load_config(words: Sequence[str]) -> RunConfig:
     problems: list[str] = []
     given = dict(_split(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
-    preset = dict(flatten(parse_yaml(preset_text(name)))) if name in preset_names() else {}
-    return _resolve(preset | given, problems + untold(given))
+    return _resolve(_settings_in_preset(name, problems) | given, problems + untold(given))
+
+
+def is_preset_file(name: str) -> bool:
+    """Whether a preset is a file and not one of those that ship with the package."""
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def _settings_in_preset(name: str, problems: list[str]) -> dict[str, Any]:
+    """The keys that a preset sets; what is wrong with its file is added to the problems."""
+    if name in preset_names():
+        return dict(flatten(parse_yaml(preset_text(name))))
+    if not is_preset_file(name):
+        return {}
+    try:
+        tree = read_tree(Path(name))
+    except ConfigError as error:
+        problems += error.problems
+        return {}
+    return {key: value for key, value in flatten(tree) if key not in _OF_ONE_RUN}
 
 
 def load_config_file(path: Path) -> RunConfig:
@@ -133,13 +140,7 @@ def load_config_file(path: Path) -> RunConfig:
     Raises:
         ConfigError: The file cannot be read, or what it says is refused.
     """
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file")
-        with path.open("rb") as file:
-            return parse_config(file.read(LARGEST_BYTES + 1), str(path))
-    except OSError as error:
-        raise ConfigError([_unreadable(str(path), error)]) from error
+    return _resolve(dict(flatten(read_tree(path))), [])
 
 
 def parse_config(content: bytes, where: str) -> RunConfig:
@@ -152,18 +153,7 @@ def parse_config(content: bytes, where: str) -> RunConfig:
     Raises:
         ConfigError: As in `load_config_file`.
     """
-    try:
-        if len(content) > LARGEST_BYTES:
-            raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
-        tree = parse_yaml(content.decode())
-    except ValueError as error:
-        raise ConfigError([_unreadable(where, error)]) from error
-    return _resolve(dict(flatten(tree)), [])
-
-
-def _unreadable(where: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"{where} cannot be read as a configuration ({reason}): give one that a run wrote."
+    return _resolve(dict(flatten(parse_tree(content, where))), [])
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -192,9 +182,11 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def command_words(config: RunConfig) -> list[str]:
     """The words that `load_config` needs to give this configuration again: the keys that its preset sets otherwise."""
-    usual = _settings_of_preset(config.preset)
+    # What a file says may be another thing tomorrow: every key that it sets is written out.
+    preset = config.preset if config.preset in preset_names() else DEFAULT_PRESET
+    usual = _settings_of_preset(preset) | {"preset": config.preset}
     changed = [f"{name}={format_value(value)}" for name, value in settings(config).items() if value != usual[name]]
-    return [*([f"preset={config.preset}"] if config.preset != DEFAULT_PRESET else []), *changed]
+    return [*([f"preset={preset}"] if preset != DEFAULT_PRESET else []), *changed]
 
 
 @cache

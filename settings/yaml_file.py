@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..refusal import ConfigError
 
 LARGEST_BYTES = 256 * 2**10
 _MOST_NODES = 2_000
@@ -29,6 +32,39 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings in a file; see `parse_yaml`.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file")
+        with path.open("rb") as file:
+            return parse_tree(file.read(LARGEST_BYTES + 1), str(path))
+    except OSError as error:
+        raise ConfigError([_unreadable(str(path), error)]) from error
+
+
+def parse_tree(content: bytes, where: str) -> dict[str, Any]:
+    """The settings in the content of a file; see `parse_yaml`.
+
+    Args:
+        content: Of a yaml file.
+        where: Its name, for errors.
+
+    Raises:
+        ConfigError: It holds something else.
+    """
+    try:
+        if len(content) > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes")
+        return parse_yaml(content.decode())
+    except ValueError as error:
+        raise ConfigError([_unreadable(where, error)]) from error
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
@@ -61,3 +97,8 @@ def _require_plain(value: Any) -> None:
         isinstance(value, int) and abs(value) < _LARGEST_NUMBER
     ):
         raise ValueError(f"it holds a {type(value).__name__} that no setting is")
+
+
+def _unreadable(where: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{where} cannot be read as a configuration ({reason}): give one that a run wrote."

@@ -27,6 +27,7 @@ ALLOWED = {
     "settings": {"agents", "audit", "capture", "coordinator", "presets", "storage"},
     "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "settings", "storage"},
     "presets": set(),
+    "command": {"audit", "capture", "cluster", "coordinator", "settings", "storage", "sweep"},
 }
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "target", "agents", "coordinator", "cluster"}

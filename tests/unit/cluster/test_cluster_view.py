@@ -75,6 +75,19 @@ def test_plain_lines_tell_each_round_once() -> None:
     assert "2 restarts" in next(line for line in lines if line.startswith("round 2/4"))
 
 
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.PREPARING, Phase.WAITING])
+def test_before_the_first_round_nobody_is_absent(phase: Phase) -> None:
+    console, text = screen(terminal=False)
+    seeds = (SeedStatus(0, present=False), SeedStatus(1, present=False))
+    starting = replace(STATUS, phase=phase, round=0, seeds=seeds)
+    with ProgressView(console) as view:
+        view(starting)
+    assert text.getvalue().splitlines()[0] == f"{phase.value} (2 agents)"
+    lines = shown(starting)
+    assert [line.split()[-1] for line in lines[-2:]] == ["starting", "starting"]
+    assert "absent" not in "".join(lines)
+
+
 def test_plain_lines_say_who_is_missing_and_why_it_waits() -> None:
     console, text = screen(terminal=False)
     lost = replace(STATUS, seeds=(SEEDS[0], replace(SEEDS[1], present=False)))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.folder import open_folder, settings_of_the_run
-from gradinversion.settings.own_code import own_code
+from gradinversion.settings.own_code import own_code, require_code_of_preset
 from gradinversion.settings.run import config_yaml, load_config
 
 FOREIGN = "client.model=http.server:test"
@@ -103,3 +103,13 @@ def test_the_sentence_shows_nothing_that_acts(tmp_path: Path) -> None:
         settings_of_the_run(load_config([out]))
     assert str(refused.value).isprintable()
     assert "\\x1b[2J" in str(refused.value)
+
+
+def test_code_of_a_preset_file_is_refused_unless_the_command_names_it_too(tmp_path: Path) -> None:
+    preset = tmp_path / "theirs.yaml"
+    preset.write_text("client:\n  model: http.server:test\n")
+    words = [f"preset={preset}"]
+    with pytest.raises(ConfigError, match=r"names code that would run here.* too, client\.model=http\.server:test"):
+        require_code_of_preset(load_config(words), words)
+    require_code_of_preset(load_config([*words, FOREIGN]), [*words, FOREIGN])
+    require_code_of_preset(load_config([FOREIGN]), [FOREIGN])

@@ -11,13 +11,13 @@ from gradinversion.agents import Form, GradientLoss, TotalVariation
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.help import help_text
 from gradinversion.settings.run import (
+    command_words,
     config_yaml,
     differences,
     load_config,
     load_config_file,
-    preset_names,
-    preset_text,
 )
+from gradinversion.settings.usage import preset_names, preset_text
 
 PRESETS = (
     *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),
@@ -154,3 +154,37 @@ def test_a_configuration_comes_back_from_its_file(name: str, tmp_path: Path) -> 
 def test_the_help_shows_each_preset() -> None:
     text = help_text()
     assert all(re.search(rf"^  preset={name} +\w", text, re.MULTILINE) for name in PRESETS)
+
+
+def test_a_preset_of_ones_own_is_a_file_of_differences(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("# mine\nagents:\n  count: 2\n  iterations: 70\nclient:\n  batch_size: 3\n")
+    config = load_config([f"preset={mine}", "agents.iterations=80"])
+    assert (config.agents.count, config.agents.iterations, config.client.batch_size) == (2, 80, 3)
+    assert config.preset == str(mine)
+    again = load_config(command_words(config))
+    assert differences(config, again) == []
+
+
+def test_the_settings_of_an_earlier_run_are_a_preset_but_for_its_folder(tmp_path: Path) -> None:
+    earlier = load_config(["preset=dlg", "client.batch_size=2", "out=first", "restart=true", "seed=7"])
+    (tmp_path / "config.yaml").write_text(config_yaml(earlier), encoding="utf-8")
+    again = load_config([f"preset={tmp_path / 'config.yaml'}", "out=second"])
+    assert differences(earlier, again) == []
+    assert (again.out, again.restart, again.seed) == ("second", False, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "is no file"),
+        ("agents: [1", "cannot be read as a configuration"),
+        ("agents:\n  cuont: 3\n", "agents.cuont is not a key: did you mean agents.count?"),
+        ("agents:\n  count: many\n", "agents.count=many: give a whole number"),
+    ],
+)
+def test_what_is_wrong_with_a_preset_file_is_told(tmp_path: Path, content: str | None, sentence: str) -> None:
+    mine = tmp_path / "mine.yaml"
+    if content is not None:
+        mine.write_text(content)
+    assert any(sentence in problem for problem in problems(f"preset={mine}"))

@@ -11,6 +11,7 @@ from gradinversion.agents import GradientLoss
 from gradinversion.coordinator import AttackConfig, Mode, flatten
 from gradinversion.refusal import ConfigError
 from gradinversion.settings import help as config_help
+from gradinversion.settings import usage
 from gradinversion.settings.keys import convert, keys, wanted
 from gradinversion.settings.run import (
     WITHOUT_EFFECT,
@@ -239,7 +240,7 @@ def test_the_help_shows_every_key_with_its_default_and_meaning() -> None:
 
 def test_the_help_shows_verbs_and_no_markup() -> None:
     text = config_help.help_text()
-    assert all(re.search(rf"^  {verb} +\w", text, re.MULTILINE) for verb in config_help.VERBS)
+    assert all(re.search(rf"^  {verb} +\w", text, re.MULTILINE) for verb in usage.VERBS)
     assert max(map(len, text.splitlines())) <= 120
     assert "``" not in text
 
@@ -255,18 +256,12 @@ def test_the_default_that_the_help_shows_can_be_given_as_a_word(key: Any) -> Non
 
 
 def test_the_examples_of_the_help_load() -> None:
-    for command, _ in config_help.EXAMPLES:
+    for command, _ in usage.EXAMPLES:
         words = command.removeprefix("python run.py").split()
         verbs, settings = words[:1], words[1:]
-        if not verbs or verbs[0] not in config_help.VERBS:
+        if not verbs or verbs[0] not in usage.VERBS:
             settings = words
         assert load_config(settings) is not None
-
-
-def test_the_help_lists_the_verbs_that_there_are() -> None:
-    from gradinversion import run
-
-    assert tuple(config_help.VERBS) == tuple(run.VERBS)
 
 
 @pytest.mark.parametrize("word", ["private=folder", "private.images=folder"])
