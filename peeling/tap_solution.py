@@ -22,6 +22,7 @@ from .layers import sizes
 from .refusals import Why
 from .taps import factor_taps
 from .taps_again import apart_again
+from .taps_corner import factor_balanced_taps
 
 # Units of length-1 inputs below this share of their root mean square are shut.
 _SHUT = 1e-4
@@ -71,6 +72,7 @@ def solve_taps(
     size: tuple[int, int],
     kind: Kind,
     tensors: Mapping[str, Tensor],
+    balanced: bool = False,
 ) -> TapSolution | NoTaps:
     """The solution, or why there is none.
 
@@ -81,8 +83,9 @@ def solve_taps(
         size: Height and width of the convolution's input.
         kind: The convolution's.
         tensors: Its own, by role, in float64 on the CPU.
+        balanced: Whether the derivatives by its output add up to zero, as in front of batch norm by the batch's mean.
     """
-    factors = factor_taps(weight_gradient, image_count, size)
+    factors = (factor_balanced_taps if balanced else factor_taps)(weight_gradient, image_count, size)
     if factors is None:
         return NoTaps(Why.RANK)
     apart = tell_apart(factors)

@@ -66,9 +66,9 @@ def factor_taps(
     places = image_count * size[0] * size[1]
     if places > min(outputs, inputs, MOST_PLACES) or not bool(torch.isfinite(gradient).all()):
         return None
-    taps = _by_tap(gradient)
-    left, left_leak = _range(torch.cat(list(taps.values()), dim=1), places)
-    right, right_leak = _range(torch.cat([tap.T for tap in taps.values()], dim=1), places)
+    taps = by_tap(gradient)
+    left, left_leak = leading_range(torch.cat(list(taps.values()), dim=1), places)
+    right, right_leak = leading_range(torch.cat([tap.T for tap in taps.values()], dim=1), places)
     leak = max(left_leak, right_leak)
     if not leak < _LARGEST_LEAK:
         return None
@@ -86,7 +86,7 @@ def factor_taps(
     return Factors(own.reshape(*grid, inputs), theirs.reshape(*grid, outputs), misfit, leak)
 
 
-def _by_tap(gradient: Tensor) -> dict[tuple[int, int], Tensor]:
+def by_tap(gradient: Tensor) -> dict[tuple[int, int], Tensor]:
     """One matrix for each place of the kernel, by its shift from the middle."""
     height, width = gradient.shape[2:]
     return {
@@ -96,7 +96,7 @@ def _by_tap(gradient: Tensor) -> dict[tuple[int, int], Tensor]:
     }
 
 
-def _range(matrix: Tensor, rank: int) -> tuple[Tensor, float]:
+def leading_range(matrix: Tensor, rank: int) -> tuple[Tensor, float]:
     """An orthonormal basis of the leading directions, and what lies beyond them, relative to the weakest."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     sizes = values.clamp_min(0).sqrt().flip(0)
@@ -254,7 +254,7 @@ def without(
 ) -> Float[Tensor, "output input height width"]:
     """What inputs ``(N, input)`` and cotangents ``(N, output)`` leave of a weight gradient."""
     left = gradient.clone()
-    for row, column in _by_tap(gradient):
+    for row, column in by_tap(gradient):
         shifted = _over_images(inputs, (row, column), image_count, size)
         left[:, :, row + gradient.shape[2] // 2, column + gradient.shape[3] // 2] -= cotangents.T @ shifted
     return left
@@ -266,7 +266,7 @@ def _solve(
     """The inputs by the cotangents, or (``transposed``) the cotangents by the inputs."""
     normal = known.new_zeros(len(known), len(known))
     right = known.new_zeros(len(known), gradient.shape[0] if transposed else gradient.shape[1])
-    for (row, column), tap in _by_tap(gradient).items():
+    for (row, column), tap in by_tap(gradient).items():
         by = (row, column) if transposed else (-row, -column)
         shifted = _over_images(known, by, image_count, size)
         normal.addmm_(shifted, shifted.T)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import Graph, Node
 from ..refusals import Refused
+from .batch_statistics import derivatives_behind_statistics
 from .convolution_input import convolution_input
 from .effort import Effort
 from .knowledge import Knowledge
@@ -21,6 +22,7 @@ from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
+from .statistics_input import statistics_input
 from .tap_foothold import few_enough, has_taps, tap_foothold
 
 # Units are mended before anything rests on them; then the cheapest first: what follows by itself is not solved for.
@@ -28,11 +30,13 @@ RULES: tuple[Rule, ...] = (
     mended_units,
     derivatives,
     derivatives_forwards,
+    derivatives_behind_statistics,
     open_units,
     backwards,
     forwards,
     output_derivative,
     convolution_input,
+    statistics_input,
     tap_foothold,
     segment_input,
 )

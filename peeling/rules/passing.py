@@ -102,14 +102,14 @@ def derivatives(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         readers = graph.readers(value)
         if value in known.arriving or value == graph.output or not readers:
             continue
-        parts = [_through(setting, known, reader, value) for reader in readers]
+        parts = [through(setting, known, reader, value) for reader in readers]
         if any(part is None for part in parts):
             continue
         found = _total([part for part in parts if part is not None])
         yield Derived("derivatives", value, known.with_arriving(value, found))
 
 
-def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Known | None:
+def through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Known | None:
     """What of the derivative by a value comes through one operation."""
     arriving = known.arriving.get(reader.name)
     if arriving is None or not arriving.complete or reader.kind.needs is Needs.UNKNOWN:
@@ -126,20 +126,21 @@ def _through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kn
         unexplained = known.unexplained[reader.name] / size
         return evenly(passed, (error.square() + wrong.square() + unexplained.square()).sqrt(), "derivatives")
     shapes = [(setting.image_count, *setting.graph.shape(name)) for name in reader.inputs]
-    inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    inputs = shaken_inputs = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
     if reader.kind.needs is Needs.INPUTS:
         entering = [known.complete(name) for name in reader.inputs]
         if not all(entering):
             return None
         inputs = [one.values for one in entering if one is not None]
-    through, shaken = (
+        shaken_inputs = [one.shaken(1) for one in entering if one is not None]
+    passed, shaken = (
         torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value]).sum(dim=0)
         for parts in (
-            reader.kind.cotangents(given, inputs, setting.graph.tensors_of(reader))
-            for given in (arriving.values, arriving.shaken())
+            reader.kind.cotangents(given, at, setting.graph.tensors_of(reader))
+            for given, at in ((arriving.values, inputs), (arriving.shaken(), shaken_inputs))
         )
     )
-    return evenly(through, error.maximum(_moved(through, shaken)), "derivatives")
+    return evenly(passed, error.maximum(_moved(passed, shaken)), "derivatives")
 
 
 def _total(parts: Sequence[Known]) -> Known:

@@ -19,6 +19,7 @@ from ..kinds import Convolution, Needs
 from ..refusals import Refused, Why
 from ..tap_solution import NoTaps, solve_taps
 from ..taps import MOST_PLACES
+from .batch_statistics import behind_batch_statistics
 from .channel_sums import shift_gradients
 from .knowledge import Knowledge, evenly
 from .rule import Derived, Setting
@@ -106,7 +107,8 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     places = _places(setting, node)
     if not setting.effort.affords(_operations(places, size, node.shape[0])):
         return Refused("taps", value, Why.COST, places)
-    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, setting.graph.tensors_of(node))
+    tensors, balanced = setting.graph.tensors_of(node), behind_batch_statistics(setting.graph, node) is not None
+    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, tensors, balanced)
     if isinstance(taps, NoTaps):
         return Refused("taps", value, taps.why, places, error=taps.misfit)
     error = taps.error.clamp_min(_LEAST_ERROR)

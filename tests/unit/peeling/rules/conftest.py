@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import BatchNormMode
+from gradinversion.capture import BatchNormMode, client_mode
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.rules import Derivation, derive
 from torch import Tensor, nn
@@ -19,27 +19,29 @@ PIXELS = 8
 class Block(nn.Module):
     """Two convolutions and a skip."""
 
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+    def __init__(self, entering: int, leaving: int, stride: int, normed_skip: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(leaving)
         self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(leaving)
         self.down = nn.Sequential() if stride == 1 else nn.Conv2d(entering, leaving, 1, stride)
+        if normed_skip and stride > 1:
+            self.down = nn.Sequential(nn.Conv2d(entering, leaving, 1, stride, bias=False), nn.BatchNorm2d(leaving))
 
     def forward(self, value: Tensor) -> Tensor:
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(value)))))
         return F.relu(inner + self.down(value))
 
 
-def _residual_network(seed: int = 0, stem: int = 16, wide: int = 64) -> nn.Sequential:
+def _residual_network(seed: int = 0, stem: int = 16, wide: int = 64, normed_skips: bool = False) -> nn.Sequential:
     """Places 8 x 8, 4 x 4, 2 x 2; batch norms with statistics and weights away from 0 and 1."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(3, stem, 3, 1, 1),
         nn.ReLU(),
-        Block(stem, 32, 2),
-        Block(32, wide, 2),
+        Block(stem, 32, 2, normed_skips),
+        Block(32, wide, 2, normed_skips),
         Block(wide, wide, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -84,14 +86,21 @@ def _images(count: int, seed: int) -> Tensor:
     return F.interpolate(blotches, PIXELS, mode="bilinear", align_corners=True) + grain
 
 
-def _residual_case(count: int = 2, seed: int = 0, model: nn.Module | None = None) -> Case:
-    """A float32 gradient of cross-entropy, batch norm on running statistics."""
+def _residual_case(
+    count: int = 2,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    mode: BatchNormMode = BatchNormMode.EVAL,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """A gradient of cross-entropy, in float32 and with batch norm on running statistics unless said otherwise."""
     model = _residual_network(seed) if model is None else model
-    images = _images(count, seed + 1)
-    loss = F.cross_entropy(model(images), torch.arange(count) * 3)
+    model, images = model.to(dtype), _images(count, seed + 1).to(dtype)
+    with client_mode(model, mode):
+        loss = F.cross_entropy(model(images), torch.arange(count) * 3)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
-    graph = network_graph(model, (3, PIXELS, PIXELS), BatchNormMode.EVAL, count)
+    graph = network_graph(model, (3, PIXELS, PIXELS), mode, count)
     assert isinstance(graph, Graph)
     truth = {graph.images: images.double()}
     with torch.no_grad():
@@ -103,11 +112,11 @@ def _residual_case(count: int = 2, seed: int = 0, model: nn.Module | None = None
 
 @pytest.fixture(scope="session")
 def residual_case() -> Callable[..., Case]:
-    """Makes a case: ``residual_case(count=2, seed=0, model=None)``."""
+    """Makes a case: ``residual_case(count=2, seed=0, model=None, mode=eval, dtype=float32)``."""
     return _residual_case
 
 
 @pytest.fixture(scope="session")
 def residual_network() -> Callable[..., nn.Sequential]:
-    """Makes a network: ``residual_network(seed=0, stem=16, wide=64)``."""
+    """Makes a network: ``residual_network(seed=0, stem=16, wide=64, normed_skips=False)``."""
     return _residual_network
