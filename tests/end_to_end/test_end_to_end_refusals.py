@@ -171,7 +171,7 @@ def test_labels_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    assert main(["--help", "all"]) == 0
     text = capsys.readouterr().out
     for key in ("agents.count", "coordinator.mode", "client.bn", "objective.group_weight", "audit.controls"):
         assert key in text
