@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import __version__
+from ..capture.client.images import PHOTOS
 from ..coordinator import Reconstruction, flatten
-from ..peeling.record import ImagesBy
+from ..peeling.record import DecoderPhotos, ImagesBy
 from .initialisation import WeightState
 
 GIVEN_LABELS = "given"
 """The method of labels that somebody stated: they were not read off the update (`target.labels`)."""
+_MOST_NAMED = 8
 _LABELS = {
     GIVEN_LABELS: "given to the attack, not read off the update",
     "joint": "optimised together with the images",
@@ -93,13 +95,23 @@ def _start(reconstruction: Reconstruction) -> list[str]:
     descended = record is not None and record.found is not None and record.found.by is ImagesBy.DESCENT
     if record is None or not (descended or record.decoded):
         return []
-    photos = (
-        "Start of the descent on features: what is made of them by a linear decoder fitted on the photos that come "
-        "with scikit-image"
-    )
-    same = dict(flatten(reconstruction.config)).get("client.images") == "photos"
-    near = ". They are the simulated client's too: on other images it begins farther off" if same else ""
-    return [f"{photos}{near}."]
+    return [f"Start of the descent on features: what a linear decoder makes of them{_fitted(record.photos)}."]
+
+
+def _fitted(photos: DecoderPhotos | None) -> str:
+    """On which photos, and which were left out."""
+    if photos is None:
+        return ""
+    source = "scikit-image" if photos.source == PHOTOS else photos.source
+    names = _listed(photos.names)
+    out = f"; left out, as the client's own or as told: {_listed(photos.left_out)}" if photos.left_out else ""
+    own = "Of a photo among them that is the client's too, in another crop say, it shows what it was told"
+    return f", fitted on photos of {source} ({names}){out}. {own}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _effort(reconstruction: Reconstruction) -> str:

@@ -15,7 +15,15 @@ from ..capture import ClientFacts, Normalisation, Provenance, RecoveredLabels
 from ..capture.facts_file import read_facts, write_facts
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
-from ..peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
+from ..peeling.record import (
+    DecoderPhotos,
+    End,
+    FoundImages,
+    ImagesBy,
+    NetworkNode,
+    PeelingRecord,
+    RecoveredPlace,
+)
 from ..storage.folders import AbsentError, Storage
 from ..storage.schema import misfit
 from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, read_tensors, write_tensors
@@ -173,7 +181,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
 
 
 def _record(facts: dict[str, Any]) -> PeelingRecord:
-    found = facts["found"]
+    found, photos = facts["found"], facts["photos"]
     return PeelingRecord(
         **facts
         | {
@@ -181,5 +189,6 @@ def _record(facts: dict[str, Any]) -> PeelingRecord:
             "ends": tuple(End(**row) for row in facts["ends"]),
             "nodes": tuple(NetworkNode(**row) for row in facts["nodes"]),
             "found": None if found is None else FoundImages(**found | {"by": ImagesBy(found["by"])}),
+            "photos": None if photos is None else DecoderPhotos(**photos),
         }
     )

@@ -19,6 +19,12 @@ class PeelingConfig(Checked):
     operations: float = 1e13
     """Floating-point operations, at most, of what follows from taps, and again of the descent from there to the images;
     each about four minutes of one core. 0 leaves both out."""
+    photos: str = "photos"
+    """Public photos that the decoder is fitted on at whose images that descent starts: a folder, or "photos" for those
+    that come with scikit-image. Private images among them are left out."""
+    photos_without: tuple[str, ...] = ()
+    """Names of photos that are left out, such as astronaut; those of the client that are known are added by
+    themselves."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 
@@ -29,4 +35,6 @@ class PeelingConfig(Checked):
             found.append(f"peeling.tolerance={self.tolerance}: give a number above 0 and below 1.")
         if not self.operations >= 0:
             found.append(f"peeling.operations={self.operations}: give 0, or a number above it.")
+        if not self.photos:
+            found.append("peeling.photos= is empty: give a folder of public photos, or the word photos.")
         return found

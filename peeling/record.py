@@ -117,6 +117,17 @@ class FoundImages:
 
 
 @dataclass(frozen=True)
+class DecoderPhotos:
+    """Public photos that a decoder was fitted on."""
+
+    source: str
+    """A folder, or ``photos`` for those that come with scikit-image."""
+    names: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Names of those that are the client's, or that the user left out."""
+
+
+@dataclass(frozen=True)
 class PeelingRecord:
     """All of it."""
 
@@ -140,6 +151,8 @@ class PeelingRecord:
     decoded: bool = False
     """Whether seeds begin at images that a decoder, fitted on public photos, made of the features: what these do not
     see of an image is then as the photos have it."""
+    photos: DecoderPhotos | None = None
+    """That a decoder was fitted on; None where none was."""
 
     @property
     def nearest(self) -> RecoveredPlace | None:

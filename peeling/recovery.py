@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate
+from ..capture.image_files import ImageError
 from .config import PeelingConfig
 from .cut import (
     Cut,
@@ -17,12 +18,12 @@ from .cut import (
     NoCut,
     Stem,
     decode,
+    decoder_photos,
     find_cut,
     find_stem,
     images_by_winners,
     images_from_cut,
     photo_crops,
-    public_photos,
     winners_operations,
 )
 from .graph import Graph, NoGraph, network_graph
@@ -31,7 +32,7 @@ from .kinds import Identity
 from .known import KnownFeatures, known_by_rules
 from .layers import sizes
 from .own_gradients import without_own_gradient
-from .record import FoundImages, ImagesBy, PeelingRecord
+from .record import DecoderPhotos, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
 from .rules.image_labels import ImageLabels, image_labels
@@ -86,7 +87,7 @@ def recover_images(
     update: CapturedUpdate,
     model: nn.Module,
     config: PeelingConfig | None = None,
-    pictures: Sequence[Float[Tensor, "3 _ _"]] | None = None,
+    pictures: Sequence[Float[Tensor, "channel _ _"]] | None = None,
     device: torch.device | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Recovery:
@@ -95,8 +96,8 @@ def recover_images(
     Args:
         update: A gradient, with batch norm on running statistics.
         model: The server's model; it is not changed.
-        config: Tolerance.
-        pictures: Public photos in [0, 1] that the decoder is fitted on; by default those of scikit-image.
+        config: Tolerance, effort, and where the public photos are that the decoder is fitted on.
+        pictures: Public photos in [0, 1] in place of those.
         device: For the descent; by default the CPU.
         on_step: Called after each value that a gradient gave.
 
@@ -137,10 +138,10 @@ def recover_images(
     if isinstance(cut, NoCut):
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     found = replace(found, module=module, cut=cut)
-    if pictures is None and update.image_shape[0] != 3:
-        why = "the public photos that its start is decoded with are in colour"
-        return replace(found, message=f"{reached(record)} No images follow: {why}.")
-    found = replace(found, start=_decoded(update, cut, pictures, config, device))
+    try:
+        found = _with_start(found, update, cut, pictures, config, device)
+    except ImageError as error:
+        return replace(found, message=f"{reached(record)} No images follow: {error}.")
     if cut.is_pooled:
         stem = find_stem(derivation, update.gradients)
         if stem is not None and found.start is not None:
@@ -162,22 +163,31 @@ def _operations_of_one(cut: Cut, image_count: int) -> float:
     return 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
 
 
-def _decoded(
+def _with_start(
+    found: Recovery,
     update: CapturedUpdate,
     cut: Cut,
     pictures: Sequence[Tensor] | None,
     config: PeelingConfig,
     device: torch.device | None,
-) -> Decoded | None:
-    """Where a descent starts; None where even that is more than is affordable."""
+) -> Recovery:
+    """With images at which a descent starts; without where even that is more than is affordable.
+
+    Raises:
+        ImageError: The photos cannot be had.
+    """
     each = operations(cut.graph, [place.before for place in cut.places])
     count = min(_CROPS, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
     if count < _FEWEST_CROPS:
-        return None
-    photos = list(public_photos().values()) if pictures is None else list(pictures)
+        return found
+    if pictures is None:
+        named = decoder_photos(config.photos, config.photos_without, update.image_shape)
+        assert found.record is not None
+        photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
+        found, pictures = replace(found, record=replace(found.record, photos=photos)), list(named.values())
     _, height, width = update.image_shape
-    crops = update.normalisation.apply(photo_crops(photos, (height, width), count))
-    return decode(cut, crops, device=device)
+    crops = update.normalisation.apply(photo_crops(pictures, (height, width), count))
+    return replace(found, start=decode(cut, crops, device=device))
 
 
 def _descended(

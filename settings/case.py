@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..audit.case import Case
+from ..audit.decoder_photos import without_private
 from ..audit.sending import like_the_client, simulated
 from ..capture import CapturedUpdate, simulate_client
 from ..capture.client.private_images import load_private
@@ -37,11 +38,13 @@ def obtain(config: RunConfig) -> Case:
     config = replace(config, client=replace(config.client, classes=classes))
     private = load_private(config.private, update, classes)
     send = like_the_client(update, model, config.seed)
-    return Case(update, model, config, private, send, config.client, config.audit, to_plain(config), captured=True)
+    attack = replace(config, peeling=without_private(config.peeling, private, None))
+    return Case(update, model, attack, private, send, config.client, config.audit, to_plain(config), captured=True)
 
 
 def _simulated(config: RunConfig) -> Case:
     update, model, private = simulate_client(config.client, config.seed)
     update, model = fit(update, model)
     send = simulated(config.client, config.seed)
-    return Case(update, model, config, private, send, config.client, config.audit, to_plain(config))
+    attack = replace(config, peeling=without_private(config.peeling, private, config.client.images))
+    return Case(update, model, attack, private, send, config.client, config.audit, to_plain(config))

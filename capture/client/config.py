@@ -9,11 +9,11 @@ from ...refusal import Checked
 from ..defences import FROM_IMAGES, Defence, DefenceError, parse_defences
 from ..errors import UpdateError
 from ..facts import BatchNormMode
+from ..image_files import PHOTOS
 from ..local_training import LocalTraining
 from ..models import TIMM_PREFIX
 from ..normalisation import Normalisation, usual_normalisation
 from ..update import LARGEST_CHANNEL_COUNT, LARGEST_IMAGE_COUNT, LARGEST_IMAGE_SIDE
-from .image_files import PHOTOS
 from .label_words import AUTO, UNIQUE, parse_labels
 from .label_words import ClientError as ClientError
 

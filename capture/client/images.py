@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .image_files import PHOTOS as PHOTOS
-from .image_files import ImageError as ImageError
-from .image_files import Pixels, of_channels, read_image
-from .image_folder import ImageFile, image_names, list_images
+from ..image_files import PHOTOS as PHOTOS
+from ..image_files import ImageError as ImageError
+from ..image_files import Pixels, of_channels, read_image
+from ..image_folder import ImageFile, image_names, list_images
+from ..shipped_photos import read_shipped_photo
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _photos(count: int, channels: int) -> tuple[Iterable[Pixels], tuple[str, ...
             "folder with client.images"
         )
     chosen = _PHOTOS[:count]
-    whole = {photo.source: _read_photo(photo.source) for photo in chosen}
+    whole = {photo.source: read_shipped_photo(photo.source) for photo in chosen}
     parts = []
     for photo in chosen:
         image = whole[photo.source]
@@ -124,17 +125,6 @@ def _photos(count: int, channels: int) -> tuple[Iterable[Pixels], tuple[str, ...
             image = image[top:bottom, left:right]
         parts.append(of_channels(Image.fromarray(image), channels, photo.name))
     return parts, tuple(photo.name for photo in chosen)
-
-
-def _read_photo(source: str) -> UInt8[np.ndarray, "height width 3"]:
-    from skimage import data
-
-    if source == "motorcycle":
-        read_pair: Callable[[], tuple[np.ndarray, ...]] = data.stereo_motorcycle
-        left = read_pair()[0]
-        return np.ascontiguousarray(left[..., :3])
-    read: Callable[[], np.ndarray] = getattr(data, source)
-    return np.ascontiguousarray(read()[..., :3])
 
 
 def _files(source: str) -> list[ImageFile]:
@@ -153,16 +143,24 @@ def _folder(source: str, count: int, shape: tuple[int, int, int]) -> tuple[Itera
     return (read_image(file.path, channels, (height, width)) for file in files), image_names(files)
 
 
-def _resized(pixels: Pixels, height: int, width: int) -> Float[Tensor, "1 channel {height} {width}"]:
+def shipped_sources(names: Sequence[str]) -> tuple[str, ...]:
+    """The photos of scikit-image, by its names, that photos of these names are, or are parts of."""
+    return tuple(dict.fromkeys(photo.source for photo in _PHOTOS if photo.name in names))
+
+
+def centred(image: Float[Tensor, "channel _ _"], height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     """The largest centred part of the wanted proportions, at the wanted size."""
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
     whole_height, whole_width = image.shape[-2:]
     # Whole numbers, so that a square is cut as exactly as any other part.
     rows = min(whole_height, max(1, whole_width * height // width))
     columns = min(whole_width, max(1, whole_height * width // height))
     top, left = (whole_height - rows) // 2, (whole_width - columns) // 2
-    part = image[..., top : top + rows, left : left + columns]
+    part = image[None, :, top : top + rows, left : left + columns]
     if (rows, columns) == (height, width):
-        return part.contiguous()
-    resized = F.interpolate(part, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        return part[0].contiguous()
+    resized = F.interpolate(part, size=(height, width), mode="bilinear", antialias=True, align_corners=False)[0]
     return resized.clamp(0, 1)  # weights that sum to one do so up to rounding
+
+
+def _resized(pixels: Pixels, height: int, width: int) -> Float[Tensor, "1 channel {height} {width}"]:
+    return centred(torch.from_numpy(np.array(pixels)).permute(2, 0, 1), height, width)[None]

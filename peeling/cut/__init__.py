@@ -8,7 +8,7 @@ that are run through the server's own model, starts near enough for the descent 
 from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
-from .photos import photo_crops, public_photos
+from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, find_cut
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
@@ -17,10 +17,12 @@ __all__ = [
     "Decoded",
     "GridEvidence",
     "NoCut",
+    "Photos",
     "Place",
     "Recovered",
     "Stem",
     "decode",
+    "decoder_photos",
     "find_cut",
     "find_stem",
     "grid_evidence",

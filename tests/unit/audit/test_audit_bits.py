@@ -14,7 +14,7 @@ from gradinversion.audit.figures import share_not_rounded_up
 from gradinversion.audit.page import render_page
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
-from gradinversion.peeling.record import FoundImages, ImagesBy, PeelingRecord, RecoveredPlace
+from gradinversion.peeling.record import DecoderPhotos, FoundImages, ImagesBy, PeelingRecord, RecoveredPlace
 
 Make = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
@@ -124,21 +124,24 @@ def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(atta
 
 
 @pytest.mark.parametrize(
-    ("by", "images", "words"),
+    ("by", "source", "left_out", "words"),
     [
-        (ImagesBy.DESCENT, "photos", "They are the simulated client's too"),
-        (ImagesBy.DESCENT, "folder", "fitted on the photos that come with scikit-image."),
-        (ImagesBy.EQUATIONS, "photos", ""),
+        (ImagesBy.DESCENT, "photos", ("coffee",), "fitted on photos of scikit-image (camera, brick); left out"),
+        (ImagesBy.DESCENT, "/data/public", (), "fitted on photos of /data/public (camera, brick)."),
+        (ImagesBy.EQUATIONS, "photos", (), ""),
     ],
 )
-def test_what_a_descent_began_with_is_an_assumption(attack: Make, by: ImagesBy, images: str, words: str) -> None:
-    record = PeelingRecord(("the taps of conv",), (), (), (), found=FoundImages(by, (1e-6, 1e-6)))
+def test_what_a_descent_began_with_is_an_assumption(
+    attack: Make, by: ImagesBy, source: str, left_out: tuple[str, ...], words: str
+) -> None:
+    photos = DecoderPhotos(source, ("camera", "brick"), left_out)
+    record = PeelingRecord(("the taps of conv",), (), (), (), found=FoundImages(by, (1e-6, 1e-6)), photos=photos)
     private = batch((True, True))
-    reconstruction = off(attack, private, (0.5, 0.5), peeling=record, config={"client": {"images": images}})
+    reconstruction = off(attack, private, (0.5, 0.5), peeling=record)
     text = " ".join(evaluate(reconstruction, private).assumptions)
     assert ("linear decoder" in text) == bool(words)
     assert words in text
-    assert ("simulated client's too" in text) == (images == "photos" and by is ImagesBy.DESCENT)
+    assert ("coffee" in text) == bool(left_out)
 
 
 def test_so_is_what_seeds_begin_with(attack: Make) -> None:

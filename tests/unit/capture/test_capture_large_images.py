@@ -14,7 +14,7 @@ import torch
 from gradinversion.audit import pool as pools
 from gradinversion.capture import ImageError, PrivateBatch, load_images
 from gradinversion.capture.client import images as module
-from gradinversion.capture.client.image_files import read_image
+from gradinversion.capture.image_files import read_image
 from PIL import Image
 
 
@@ -48,7 +48,7 @@ LIMITED = """
 import resource, sys
 import torch
 from gradinversion.capture import ImageError, load_images
-from gradinversion.capture.client import image_files
+from gradinversion.capture import image_files
 from PIL import Image
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()

@@ -27,7 +27,15 @@ from gradinversion.capture.stated import StatedFact
 from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.peeling import KnownFeatures
-from gradinversion.peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
+from gradinversion.peeling.record import (
+    DecoderPhotos,
+    End,
+    FoundImages,
+    ImagesBy,
+    NetworkNode,
+    PeelingRecord,
+    RecoveredPlace,
+)
 from gradinversion.storage.folders import Storage
 from gradinversion.storage.tensor_file import CheckpointError
 from gradinversion.target.belief import Belief
@@ -78,6 +86,7 @@ RECORD = PeelingRecord(
     reason="Nothing more follows.",
     found=FoundImages(ImagesBy.DESCENT, (1e-5, math.inf), True),
     decoded=True,
+    photos=DecoderPhotos("photos", ("camera", "brick"), ("coffee",)),
 )
 
 

@@ -63,6 +63,20 @@ def test_images_and_their_labels_are_recovered_to_the_bit() -> None:
     assert len(found.record.found.errors) == 4
 
 
+def test_the_record_names_the_photos_that_were_decoded_with() -> None:
+    model = Residual().eval()
+    update, _, _ = update_of(model)
+    found = recover_images(update, model, PeelingConfig(photos_without=("astronaut", "rocket")))
+    assert found.record is not None
+    assert found.record.photos is not None
+    assert found.record.photos.names == ("chelsea", "coffee", "motorcycle", "camera")
+    assert found.record.photos.left_out == ("astronaut", "rocket")
+    nowhere = recover_images(update, model, PeelingConfig(photos="nowhere"))
+    assert (nowhere.images, nowhere.start) == (None, None)
+    assert nowhere.cut is not None
+    assert "does not exist" in nowhere.message
+
+
 def test_batch_statistics_are_not_attempted() -> None:
     model = Residual()
     update, _, _ = update_of(model, batch_norm="train_shared")

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gradinversion.capture import ClientConfig, ClientError, ModelError, UpdateError, load_model, simulate_client
+from gradinversion.capture import (
+    ClientConfig,
+    ClientError,
+    ImageError,
+    ModelError,
+    UpdateError,
+    load_model,
+    simulate_client,
+)
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.case import obtain
 from gradinversion.settings.run import load_config
@@ -44,6 +52,16 @@ def test_an_update_alone_has_no_truth(captured: Path) -> None:
     assert case.evidence == ""
     assert case.client.classes == 30
     assert case.update.mismatches(case.model) == []
+
+
+def test_an_attack_does_not_decode_with_the_private_photos(captured: Path) -> None:
+    simulated = obtain(load_config(["client.batch_size=2", "client.image_size=8", "peeling.photos_without=rocket"]))
+    assert simulated.attack.peeling.photos_without == ("rocket", "astronaut", "chelsea")
+    # What was asked for is told as it was asked for.
+    assert simulated.settings["peeling"]["photos_without"] == ["rocket"]
+    given = [*words(captured), f"private={captured}/private", "private.labels=7,29", "peeling.photos={captured}/none"]
+    with pytest.raises(ImageError, match="does not exist"):
+        obtain(load_config(given))
 
 
 def test_an_update_with_its_images_has_the_truth_of_a_simulated_client(captured: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps
 
-from ...foreign_text import safe
-from ...refusal import Refusal
+from ..foreign_text import safe
+from ..refusal import Refusal
 
 PHOTOS = "photos"
 """The source of images that is no folder: the photos that scikit-image ships."""
