@@ -183,7 +183,8 @@ def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _outputs(setting: Setting, known: Knowledge, reader: _Reader) -> Outputs | None:
     """What is known of a convolution's output, without its bias."""
     found = known.activations.get(reader.node.name)
-    if found is None or reader.kind.groups != 1 or not bool(found.known.any()):
+    # Of a weight delta each visit's output was made with weights of its own.
+    if found is None or reader.kind.groups != 1 or not bool(found.known.any()) or setting.steps is not None:
         return None
     tensors = setting.graph.tensors_of(reader.node)
     if "bias" in tensors:

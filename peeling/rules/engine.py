@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ..graph import Graph, Node
+from ..local_steps import LocalSteps
 from ..refusals import Refused
 from .batch_statistics import derivatives_behind_statistics
 from .convolution_input import convolution_input
@@ -23,21 +24,26 @@ from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
 from .statistics_input import statistics_input
+from .step_weights import step_scales, step_weights
 from .tap_foothold import few_enough, has_taps, tap_foothold
+from .visit_foothold import visit_foothold
 
 # Units are mended before anything rests on them; then the cheapest first: what follows by itself is not solved for.
 RULES: tuple[Rule, ...] = (
     mended_units,
+    step_weights,
     derivatives,
     derivatives_forwards,
     derivatives_behind_statistics,
     open_units,
     backwards,
     forwards,
+    step_scales,
     output_derivative,
     convolution_input,
     statistics_input,
     tap_foothold,
+    visit_foothold,
     segment_input,
 )
 
@@ -74,6 +80,7 @@ def derive(
     tolerance: float,
     on_step: Callable[[Step, Knowledge], None] | None = None,
     operations: float = math.inf,
+    steps: LocalSteps | None = None,
 ) -> Derivation:
     """Everything that the rules find from one foothold: where they end at pooling, from another one in front of it.
 
@@ -86,8 +93,9 @@ def derive(
         tolerance: The largest estimated relative error of what is believed.
         on_step: Called after each thing that was recovered.
         operations: Floating-point operations that it may cost; what is more is left out.
+        steps: Of a weight delta; then images are visits (see `Setting`).
     """
-    setting = Setting(graph, gradients, image_count, tolerance, Effort(operations))
+    setting = Setting(graph, gradients, image_count, tolerance, Effort(operations), steps)
     found = _derive(setting, on_step)
     for node in graph.nodes:
         if not _is_nearer(setting, found, node):

@@ -84,6 +84,8 @@ class Knowledge:
     """Relative error of each image's length: a derivative that is too long by some factor makes activations too short
     by it, and no misfit shows that."""
 
+    weights: Mapping[str, Float[Tensor, "step ..."]] = field(default_factory=dict)
+    """Of a weight delta: the values of a parameter before each step, by its name."""
     examined: frozenset[str] = frozenset()
     """Convolutions whose gradient was asked which units behind them are on the wrong side."""
 
@@ -107,6 +109,10 @@ class Knowledge:
     def with_arriving(self, value: str, found: Known) -> Knowledge:
         """With this derivative."""
         return replace(self, arriving={**self.arriving, value: found})
+
+    def with_weights(self, parameter: str, found: Float[Tensor, "step ..."]) -> Knowledge:
+        """With the values of a parameter before each step."""
+        return replace(self, weights={**self.weights, parameter: found})
 
     def with_units(self, rectifier: str, units: Units, unexplained: float = 0.0) -> Knowledge:
         """With these units, and the length of what they leave open of the derivative in front of them."""

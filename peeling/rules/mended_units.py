@@ -23,6 +23,7 @@ from ..checksums import error_shown
 from ..graph import Node
 from ..kinds import Convolution, Needs
 from ..units import Units
+from . import by_step
 from .channel_sums import channel_sums
 from .equations import deviant
 from .knowledge import Knowledge, Known
@@ -86,7 +87,10 @@ def _behind(setting: Setting, known: Knowledge, node: Node) -> _Behind | None:
     unmasked = arriving.values
     for step, entering in reversed(path):
         nothing = [torch.zeros(len(unmasked), *graph.shape(name), dtype=unmasked.dtype) for name in step.inputs]
-        unmasked = step.kind.cotangents(unmasked, nothing, graph.tensors_of(step))[step.inputs.index(entering)]
+        through = by_step.cotangents(setting, known, step, unmasked, nothing)
+        if through is None:
+            return None
+        unmasked = through[step.inputs.index(entering)]
     return _Behind(reader.name, unmasked, units.is_open)
 
 
@@ -134,7 +138,14 @@ def _mended(setting: Setting, known: Knowledge, behind: _Behind, switched: Tenso
     return replace(
         known.with_activations(name, fresh).with_units(name, units, shown * size if size > 0 else 0.0),
         arriving=_without(known.arriving, stale),
+        weights=_but_of(setting, known, stale),
     )
+
+
+def _but_of(setting: Setting, known: Knowledge, stale: frozenset[str]) -> Mapping[str, Tensor]:
+    """Steps' weights that do not rest on these derivatives."""
+    gone = {name for node in setting.graph.nodes if node.name in stale for name in node.tensors.values()}
+    return {name: one for name, one in known.weights.items() if name not in gone}
 
 
 def _without(arriving: Mapping[str, Known], stale: frozenset[str]) -> Mapping[str, Known]:

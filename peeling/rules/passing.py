@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..graph import Node
 from ..kinds import Needs, Told
+from . import by_step
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 
@@ -33,8 +34,10 @@ def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         if node.kind.needs is Needs.UNKNOWN or known.complete(node.name) is not None or not all(entering):
             continue
         given = [one for one in entering if one is not None]
-        values = node.kind.forward([one.values for one in given], setting.graph.tensors_of(node))
-        shaken = node.kind.forward([one.shaken() for one in given], setting.graph.tensors_of(node))
+        values = by_step.forward(setting, known, node, [one.values for one in given])
+        shaken = by_step.forward(setting, known, node, [one.shaken() for one in given])
+        if values is None or shaken is None:
+            continue
         error = _moved(values, shaken).maximum(torch.stack([one.error for one in given]).amax(dim=0))
         found = evenly(values, error, "forwards")
         yield Derived("forwards", node.name, known.with_activations(node.name, found))
@@ -84,7 +87,7 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
     others = [Told(one.values, one.known, one.deviation.expand_as(one.values)) for one in beside if one is not None]
     if node.inputs.count(name) > 1 or len(others) < len(beside):
         return None
-    told = node.kind.inverse(values, deviation, setting.graph.tensors_of(node), others)
+    told = by_step.inverse(setting, known, node, values, deviation, others)
     return None if told is None else _known(told, output.known, (len(values), *setting.graph.shape(name)), "backwards")
 
 
@@ -133,14 +136,19 @@ def through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kno
             return None
         inputs = [one.values for one in entering if one is not None]
         shaken_inputs = [one.shaken(1) for one in entering if one is not None]
-    passed, shaken = (
-        torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value]).sum(dim=0)
-        for parts in (
-            reader.kind.cotangents(given, at, setting.graph.tensors_of(reader))
-            for given, at in ((arriving.values, inputs), (arriving.shaken(), shaken_inputs))
-        )
+    parts, moved = (
+        by_step.cotangents(setting, known, reader, given, at)
+        for given, at in ((arriving.values, inputs), (arriving.shaken(), shaken_inputs))
     )
+    if parts is None or moved is None:
+        return None
+    passed, shaken = (_by_value(one, reader, value) for one in (parts, moved))
     return evenly(passed, error.maximum(_moved(passed, shaken)), "derivatives")
+
+
+def _by_value(parts: Sequence[Tensor], reader: Node, value: str) -> Tensor:
+    """The derivative by a value that enters an operation once or more."""
+    return torch.stack([part for part, name in zip(parts, reader.inputs, strict=True) if name == value]).sum(dim=0)
 
 
 def _total(parts: Sequence[Known]) -> Known:
@@ -159,15 +167,15 @@ def derivatives_forwards(setting: Setting, known: Knowledge) -> Iterator[Derived
             arriving = known.arriving.get(name)
             if arriving is None or graph.readers(name) != (node,) or node.inputs.count(name) > 1:
                 continue
-            found = _carried(setting, node, arriving)
+            found = _carried(setting, known, node, arriving)
             if found is not None:
                 yield Derived("derivatives forwards", node.name, known.with_arriving(node.name, found))
                 break
 
 
-def _carried(setting: Setting, node: Node, arriving: Known) -> Known | None:
+def _carried(setting: Setting, known: Knowledge, node: Node, arriving: Known) -> Known | None:
     spread = arriving.deviation.expand_as(arriving.values)
-    told = node.kind.carried(arriving.values, spread, setting.graph.tensors_of(node))
+    told = by_step.carried(setting, known, node, arriving.values, spread)
     if told is None or not bool(told.heard.all()):
         return None
     return _known(told, arriving.known, (setting.image_count, *node.shape), "derivatives forwards")

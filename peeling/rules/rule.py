@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..graph import Graph
+from ..local_steps import LocalSteps
 from ..refusals import Refused
 from .effort import Effort
 from .knowledge import Knowledge
@@ -26,6 +27,9 @@ class Setting:
     """The largest estimated relative error of what may be believed."""
     effort: Effort = field(default_factory=Effort, compare=False)
     """What it may still cost."""
+    steps: LocalSteps | None = None
+    """Of a client that trained: then images are visits, in the order of the steps, and gradients are the sums of all
+    steps' gradients (`LocalSteps.summed`). None for a gradient."""
     foothold: str | None = None
     """The convolution whose taps are taken apart; None for whichever has the fewest places."""
 

@@ -30,20 +30,19 @@ _LEAST_ERROR = 5e-7
 
 def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
     """Input and derivative of one convolution, where nothing is known yet; the one with the fewest places first."""
-    if known.arriving:
+    if known.arriving or setting.steps is not None:
         return
     candidates = [node for node in setting.graph.nodes if has_taps(setting, node)]
     if setting.foothold is not None:
         candidates = [node for node in candidates if node.name == setting.foothold]
-    crowding = {node.name: _places(setting, node) / _rank(setting, node) for node in candidates}
-    candidates.sort(key=lambda node: (crowding[node.name], setting.graph.nodes.index(node)))
+    candidates.sort(key=lambda node: (crowding(setting, node), setting.graph.nodes.index(node)))
     for node in candidates:
-        if crowding[node.name] <= 1:
+        if few_enough(setting, node):
             yield _taken(setting, known, node)
-    if candidates and crowding[candidates[0].name] > 1:
-        best, rank = candidates[0], _rank(setting, candidates[0])
+    if candidates and not few_enough(setting, candidates[0]):
+        best, rank = candidates[0], rank_of(setting, candidates[0])
         why = Why.LARGE if rank == MOST_PLACES else Why.FEW_EQUATIONS
-        yield Refused("taps", best.inputs[0], why, _places(setting, best), rank)
+        yield Refused("taps", best.inputs[0], why, places_of(setting, best), rank)
     if not candidates:
         yield from _barred(setting)
 
@@ -64,14 +63,20 @@ def _barred(setting: Setting) -> Iterator[Refused]:
             return
 
 
-def _places(setting: Setting, node: Node) -> int:
+def places_of(setting: Setting, node: Node) -> int:
+    """Of all images together."""
     _, height, width = setting.graph.shape(node.inputs[0])
     return setting.image_count * height * width
 
 
-def _rank(setting: Setting, node: Node) -> int:
+def rank_of(setting: Setting, node: Node) -> int:
     """The places that the taps tell apart at most."""
     return min(setting.graph.shape(node.inputs[0])[0], node.shape[0], MOST_PLACES)
+
+
+def crowding(setting: Setting, node: Node) -> float:
+    """Places for each of those that its taps tell apart: they are taken apart up to 1."""
+    return places_of(setting, node) / rank_of(setting, node)
 
 
 def has_taps(setting: Setting, node: Node) -> bool:
@@ -91,12 +96,13 @@ def has_taps(setting: Setting, node: Node) -> bool:
 
 def few_enough(setting: Setting, node: Node) -> bool:
     """Whether there are no more places than its taps tell apart."""
-    return _places(setting, node) <= _rank(setting, node)
+    return crowding(setting, node) <= 1
 
 
-def _operations(places: int, size: tuple[int, int], channels: int) -> float:
+def taps_operations(setting: Setting, node: Node) -> float:
     """To within a small factor: one factorisation for each place of an image, and the ranges of the gradient."""
-    return (size[0] * size[1] + 30.0) * places**3 + 40.0 * channels**3
+    channels, height, width = node.shape
+    return (height * width + 30.0) * places_of(setting, node) ** 3 + 40.0 * channels**3
 
 
 def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
@@ -104,8 +110,8 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     assert gradient is not None
     value = node.inputs[0]
     shift, size = shift_gradients(setting, value)[0], (node.shape[1], node.shape[2])
-    places = _places(setting, node)
-    if not setting.effort.affords(_operations(places, size, node.shape[0])):
+    places = places_of(setting, node)
+    if not setting.effort.affords(taps_operations(setting, node)):
         return Refused("taps", value, Why.COST, places)
     tensors, balanced = setting.graph.tensors_of(node), behind_batch_statistics(setting.graph, node) is not None
     taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, tensors, balanced)
@@ -120,7 +126,7 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     found = found.with_arriving(node.name, evenly(taps.cotangents, own_error, "taps"))
     checks = {
         "places": places,
-        "equations": _rank(setting, node),
+        "equations": rank_of(setting, node),
         "leak": taps.leak,
         "misfit": taps.misfit,
         "lengths": taps.length_misfit,

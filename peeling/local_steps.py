@@ -1,0 +1,101 @@
+"""The local steps of a client as linear algebra: what each step's gradient adds to the weights that follow it.
+
+SGD with momentum and weight decay is linear: the weights before step t are ``w_t = a_t w_0 - sum_{s<t} k_ts g_s`` with
+numbers that depend on the settings alone. A weight delta is therefore a sum of the steps' gradients with known numbers,
+and ``(a_T w_0 - w_T) / rate = sum_t c_t g_t`` is a gradient of all visits together, one visit being one image in one
+step, in which every step's derivatives count c_t times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capture.local_training import LocalTraining
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """How many visits each step has, and how its gradient moves the weights."""
+
+    visits: tuple[int, ...]
+    """Of each step, in the order of the steps."""
+    rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    @classmethod
+    def of(cls, local: LocalTraining, image_count: int) -> LocalSteps:
+        """The steps that a client says that it made; its learning rate must be known."""
+        assert local.learning_rate is not None
+        sizes = tuple(len(batch) for batch in local.batches(image_count)) * local.epochs
+        return cls(sizes, local.learning_rate, local.momentum, local.weight_decay)
+
+    @property
+    def count(self) -> int:
+        """Of steps."""
+        return len(self.visits)
+
+    @property
+    def visit_count(self) -> int:
+        """Of all steps together."""
+        return sum(self.visits)
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The visits of each step, where all stand in the order of the steps."""
+        ends = [sum(self.visits[: step + 1]) for step in range(self.count)]
+        return tuple(slice(end - size, end) for end, size in zip(ends, self.visits, strict=True))
+
+    @cached_property
+    def _table(self) -> Float[Tensor, "time term"]:
+        """Weights before each step, and after the last: as sums of the first weights and of each step's gradient."""
+        rows = torch.eye(1 + self.count, dtype=torch.float64)
+        weights, velocity, found = rows[0], torch.zeros_like(rows[0]), []
+        for step in range(self.count):
+            found.append(weights)
+            velocity = self.momentum * velocity + rows[1 + step] + self.weight_decay * weights
+            weights = weights - self.rate * velocity
+        return torch.stack([*found, weights])
+
+    @property
+    def counts(self) -> Float[Tensor, " step"]:
+        """How often each step's gradient counts in the sum (``c_t``)."""
+        return -self._table[-1, 1:] / self.rate
+
+    def summed(self, before: Tensor, delta: Tensor) -> Tensor:
+        """``sum_t c_t g_t`` of one parameter, in the type of the delta.
+
+        Args:
+            before: The parameter before the first step.
+            delta: What it moved by in all steps.
+        """
+        decayed = (float(self._table[-1, 0]) - 1) * before.double().to(delta.device)
+        return ((decayed - delta.double()) / self.rate).to(delta.dtype)
+
+    def weights(self, before: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """The parameter before the step that follows so many gradients.
+
+        Args:
+            before: The parameter before the first step.
+            gradients: Of the steps so far, each of the mean loss of its own batch.
+        """
+        kept, *shares = self._table[len(gradients), : 1 + len(gradients)].tolist()
+        found = kept * before.double()
+        for share, gradient in zip(shares, gradients, strict=True):
+            found = found + share * gradient
+        return found
+
+    def every(self, before: Tensor, gradients: Sequence[Tensor]) -> Float[Tensor, "step ..."]:
+        """The parameter before each of the steps.
+
+        Args:
+            before: The parameter before the first step.
+            gradients: Of all steps; the last one's is not used.
+        """
+        return torch.stack([self.weights(before, gradients[:step]) for step in range(self.count)])

@@ -1,0 +1,147 @@
+"""The rule that begins on a weight delta: a convolution's input and derivative in every visit, each under the weights
+of its own step.
+
+Two convolutions in a row, a batch norm and a ReLU between them, both with few enough places: their taps give the visits
+twice, and the visits that obey the layers between them under known weights are those of one step (see `visits`).
+
+Rank: ``N = visits H W <= min(C_in, C_out)`` for both; the zeros of the visits must differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..graph import Node
+from ..graph.rectified import is_rectified
+from ..images_apart import tell_apart
+from ..kinds import BatchNorm, Convolution, Needs
+from ..local_steps import LocalSteps
+from ..refusals import Refused, Why
+from ..taps import factor_taps
+from ..taps_again import apart_again
+from ..visits import Layer, Norm, VisitList, VisitsOrdering
+from .knowledge import Knowledge, evenly
+from .rule import Derived, Setting
+from .tap_foothold import crowding, has_taps, places_of, rank_of, taps_operations
+
+RULE = "taps"
+
+# Float32 keeps about this of the sums that tell the lengths; nothing is called more exact.
+_LEAST_ERROR = 5e-7
+# What the lengths may leave of the gradient that they are taken from.
+_LARGEST_MISFIT = 0.01
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two convolutions, and the batch norm between them."""
+
+    first: Node
+    norm: Node
+    rectifier: Node
+    second: Node
+
+
+def visit_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
+    """Input and derivative of one convolution in every visit, where nothing is known yet."""
+    if setting.steps is None or known.arriving:
+        return
+    pairs = [pair for node in setting.graph.nodes if (pair := _pair(setting, node)) is not None]
+    if setting.foothold is not None:
+        pairs = [pair for pair in pairs if pair.second.name == setting.foothold]
+    pairs.sort(key=lambda pair: (crowding(setting, pair.second), setting.graph.nodes.index(pair.second)))
+    for pair in pairs:
+        worst = max(crowding(setting, one) for one in (pair.first, pair.second))
+        places, rank = places_of(setting, pair.second), rank_of(setting, pair.second)
+        if worst > 1:
+            yield Refused(RULE, pair.second.inputs[0], Why.FEW_EQUATIONS, places, rank)
+        else:
+            yield _taken(setting, setting.steps, known, pair)
+
+
+def _pair(setting: Setting, second: Node) -> _Pair | None:
+    """A convolution with the one in front of it, where both have taps and nothing else lies between."""
+    graph = setting.graph
+    rectifier = graph.by_name.get(second.inputs[0]) if second.inputs else None
+    if rectifier is None or rectifier.kind.needs is not Needs.OUTPUT or not has_taps(setting, second):
+        return None
+    norm = graph.by_name.get(rectifier.inputs[0])
+    first = None if norm is None or not norm.inputs else graph.by_name.get(norm.inputs[0])
+    if norm is None or first is None or not isinstance(norm.kind, BatchNorm) or not isinstance(first.kind, Convolution):
+        return None
+    alone = graph.readers(norm.name) == (rectifier,) and graph.readers(first.name) == (norm,)
+    plain = first.kind.has_taps and "bias" not in first.tensors and setting.gradient(first.name, "weight") is not None
+    if not (
+        alone and plain and is_rectified(graph, first.inputs[0]) and setting.gradient(norm.name, "bias") is not None
+    ):
+        return None
+    return _Pair(first, norm, rectifier, second)
+
+
+def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: _Pair) -> Derived | Refused:
+    value, places = pair.second.inputs[0], places_of(setting, pair.second)
+    cost = sum(taps_operations(setting, one) for one in (pair.first, pair.second))
+    if not setting.effort.affords(cost):
+        return Refused(RULE, value, Why.COST, places)
+    lists = []
+    for node in (pair.first, pair.second):
+        found = _visits(setting, node)
+        if isinstance(found, Why):
+            return Refused(RULE, value, found, places)
+        lists.append(found)
+    ordering = _ordering(setting, steps, pair)
+    ordered = ordering.ordered(*lists)
+    if not ordered.is_clear:
+        return Refused(RULE, value, Why.STEPS, places, error=max(ordered.left))
+    inverse, misfit, uncertain = ordering.lengths(ordered.back)
+    if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
+        return Refused(RULE, value, Why.LENGTHS, places, error=misfit)
+    length_error = max(misfit, uncertain, _LEAST_ERROR)
+    error = ordered.back.error.clamp_min(length_error)
+    if not float(error.max()) <= setting.tolerance:
+        return Refused(RULE, value, Why.INEXACT, places, error=float(error.max()))
+    scaled = ordering.scaled(ordered.back, inverse)
+    found_all = replace(known, lengths=torch.full_like(error, length_error))
+    found_all = found_all.with_activations(value, evenly(scaled.inputs, error, RULE))
+    found_all = found_all.with_arriving(pair.second.name, evenly(scaled.cotangents, error, RULE))
+    checks = {"places": places, "equations": rank_of(setting, pair.second), "lengths": misfit}
+    checks |= {"visits": steps.visit_count, "steps": steps.count, "own step": max(ordered.left)}
+    if steps.count > 1:
+        checks["other steps"] = min(ordered.next_left)
+    return Derived(RULE, value, found_all, checks, notable=True)
+
+
+def _ordering(setting: Setting, steps: LocalSteps, pair: _Pair) -> VisitsOrdering:
+    def layer(node: Node) -> Layer:
+        assert isinstance(node.kind, Convolution)
+        return Layer(node.kind, setting.graph.tensors_of(node)["weight"])
+
+    shift = setting.gradient(pair.norm.name, "bias")
+    assert shift is not None
+    assert isinstance(pair.norm.kind, BatchNorm)
+    norm = Norm(pair.norm.kind, setting.graph.tensors_of(pair.norm))
+    return VisitsOrdering(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
+
+
+def _visits(setting: Setting, node: Node) -> VisitList | Why:
+    """By the taps of one convolution."""
+    gradient = setting.gradient(node.name, "weight")
+    assert gradient is not None
+    size = (node.shape[1], node.shape[2])
+    factors = factor_taps(gradient, setting.image_count, size)
+    if factors is None:
+        return Why.RANK
+    apart = tell_apart(factors)
+    if apart is None:
+        return Why.ALIKE
+    moved, across = apart_again(gradient, apart, setting.image_count, size)
+    error = apart.error.maximum(moved).maximum(across).clamp_min(3 * factors.misfit)
+    return VisitList(_maps(apart.inputs, size), _maps(apart.cotangents, size), error)
+
+
+def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()

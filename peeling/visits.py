@@ -1,0 +1,221 @@
+"""The visits of a weight delta told apart: which of the client's steps each was in, and how long its features are.
+
+The taps of a convolution give every visit's input and derivative up to a length (`images_apart`), those of the
+convolution in front of it another list of the same visits. A visit of the first step obeys ``h = relu(norm(W x))``
+under the weights that the server sent: of all pairs of both lists the visits of that step are those that leave nothing.
+The product of input and derivative does not depend on their lengths, so that these visits' gradients, and with them the
+weights before the second step, are known; its visits obey those; and so on. The lengths come from the gradient of the
+batch norm's shift, which sums up every visit's derivative, as for one gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import scipy
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .kinds import BatchNorm, Convolution
+from .layers import relative, sizes
+from .local_steps import LocalSteps
+from .tap_solution import fit_lengths
+
+# Units of length-1 inputs below this share of their root mean square are shut.
+_SHUT = 1e-4
+# A visit belongs to a step where its pair leaves at most this share, and a third of what visits of later steps leave.
+_OBEYS, _APART = 0.02, 1 / 3
+# Shifts below this share of the deviation are no column of their own.
+_FLAT = 1e-12
+
+
+@dataclass(frozen=True)
+class VisitList:
+    """What one convolution's taps give: a visit's two factors are known up to a length that they share."""
+
+    inputs: Float[Tensor, "visit channel height width"]
+    """Of length 1."""
+    cotangents: Float[Tensor, "visit output height width"]
+    error: Float[Tensor, " visit"]
+
+    def chosen(self, visits: Sequence[int]) -> VisitList:
+        """Some visits, in this order."""
+        some = list(visits)
+        return VisitList(self.inputs[some], self.cotangents[some], self.error[some])
+
+
+class Layer(NamedTuple):
+    """A convolution with its weight before the first step."""
+
+    kind: Convolution
+    weight: Tensor
+
+
+class Norm(NamedTuple):
+    """The batch norm between both convolutions, with its numbers before the first step."""
+
+    kind: BatchNorm
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Both lists in the order of the steps."""
+
+    front: VisitList
+    back: VisitList
+    left: tuple[float, ...]
+    """What the worst pair of each step leaves of its features, relative."""
+    next_left: tuple[float, ...]
+    """What the best pair of the later steps leaves under the same weights; infinite for the last step."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether every step's visits stand out from those of later ones."""
+        return all(
+            one <= _OBEYS and one <= _APART * other for one, other in zip(self.left, self.next_left, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class VisitsOrdering:
+    """Two convolutions with a batch norm and a ReLU between them, where one alone reads the other."""
+
+    steps: LocalSteps
+    first: Layer
+    norm: Norm
+    second: Layer
+    shift_gradient: Float[Tensor, " channel"]
+    """Of all steps together."""
+
+    def ordered(self, front: VisitList, back: VisitList) -> Ordered:
+        """The visits in the order of the steps.
+
+        Args:
+            front: By the taps of the first convolution.
+            back: By those of the second one.
+        """
+        at_front: list[int] = []
+        at_back: list[int] = []
+        left, others = [], []
+        for step, size in enumerate(self.steps.visits):
+            pairs = self._pairs(front, back, at_front, at_back, step)
+            pairs.sort()
+            left.append(pairs[size - 1][0])
+            others.append(pairs[size][0] if len(pairs) > size else float("inf"))
+            at_front += [one for _, one, _ in pairs[:size]]
+            at_back += [one for _, _, one in pairs[:size]]
+        return Ordered(front.chosen(at_front), back.chosen(at_back), tuple(left), tuple(others))
+
+    def lengths(self, back: VisitList) -> tuple[Tensor, float, float]:
+        """One over each visit's length, all in the order of the steps; see `fit_lengths`."""
+        return fit_lengths(self._columns(back, self.weights(self.second, back)), self.shift_gradient)
+
+    def weights(self, layer: Layer, visits: VisitList) -> Tensor:
+        """Of a convolution before each step."""
+        steps = self.steps
+        gradients = [
+            self._gradient(layer, visits, range(len(visits.inputs))[part], count)
+            for part, count in zip(steps.slices, steps.counts.tolist(), strict=True)
+        ]
+        return steps.every(layer.weight, gradients)
+
+    def _gradient(self, layer: Layer, visits: VisitList, which: Sequence[int], count: float) -> Tensor:
+        """One step's."""
+        some = visits.chosen(which)
+        return layer.kind.gradients(some.cotangents / count, [some.inputs], {"weight": layer.weight}, ["weight"])[0]
+
+    def _so_far(self, layer: Layer, visits: VisitList, order: Sequence[int], steps: int) -> list[Tensor]:
+        """Weights before each of the first steps, and before the next."""
+        gradients: list[Tensor] = []
+        found = []
+        for step in range(steps + 1):
+            found.append(self.steps.weights(layer.weight, gradients))
+            if step < steps:
+                which = order[self.steps.slices[step]]
+                gradients.append(self._gradient(layer, visits, which, float(self.steps.counts[step])))
+        return found
+
+    def _columns(self, back: VisitList, weights: Tensor) -> Float[Tensor, "channel visit"]:
+        """Each visit's derivative in front of the ReLU, summed over places, with the weights before each step."""
+        parts = [
+            self.second.kind.cotangents(back.cotangents[part], [back.inputs[part]], {"weight": weight})[0]
+            for part, weight in zip(self.steps.slices, weights, strict=True)
+        ]
+        return (torch.cat(parts) * is_open(back.inputs)).sum(dim=(2, 3)).T
+
+    def _pairs(
+        self, front: VisitList, back: VisitList, at_front: Sequence[int], at_back: Sequence[int], step: int
+    ) -> list[tuple[float, int, int]]:
+        """What each visit that is left leaves of its features under the weights before a step, matched one to one."""
+        convolution = self._so_far(self.first, front, at_front, step)[-1]
+        norm = self._norm(back, at_back, step)
+        rows = [visit for visit in range(len(front.inputs)) if visit not in at_front]
+        columns = [visit for visit in range(len(back.inputs)) if visit not in at_back]
+        entering = self.first.kind.forward([front.inputs[rows]], {"weight": convolution})
+        scale, shift = self.norm.kind.affine(norm)
+        scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back.inputs)
+        costs = torch.tensor(
+            [[_left(one, shift, back.inputs[visit], open_units[visit]) for visit in columns] for one in scaled]
+        )
+        chosen_rows, chosen_columns = scipy.optimize.linear_sum_assignment(costs.numpy())
+        return [
+            (float(costs[row, column]), rows[row], columns[column])
+            for row, column in zip(chosen_rows.tolist(), chosen_columns.tolist(), strict=True)
+        ]
+
+    def _norm(self, back: VisitList, order: Sequence[int], step: int) -> dict[str, Tensor]:
+        """The batch norm's numbers before a step, by the visits of the steps before it."""
+        trained = {role: self.norm.tensors[role] for role in ("weight", "bias") if role in self.norm.tensors}
+        if step == 0 or "bias" not in trained:
+            return self.norm.tensors
+        everyone = [*order, *(visit for visit in range(len(back.inputs)) if visit not in order)]
+        ordered = back.chosen(everyone)
+        weights = self._so_far(self.second, back, order, step)
+        # Visits whose step is not known yet are taken to have the weights of this one.
+        inverse = self._columns_of(ordered, weights, step)
+        now, gradients = dict(self.norm.tensors), {role: list[Tensor]() for role in trained}
+        for done in range(step):
+            part = self.steps.slices[done]
+            derivative = self.second.kind.cotangents(
+                ordered.cotangents[part], [ordered.inputs[part]], {"weight": weights[done]}
+            )[0]
+            factor = inverse[part].reshape(-1, 1, 1, 1)
+            derivative = derivative * is_open(ordered.inputs[part]) * factor / self.steps.counts[done]
+            output = ordered.inputs[part] / factor
+            centred = output - now["bias"].reshape(-1, 1, 1)
+            gradients["bias"].append(derivative.sum(dim=(0, 2, 3)))
+            if "weight" in trained:
+                gradients["weight"].append((derivative * centred).sum(dim=(0, 2, 3)) / now["weight"])
+            now = now | {role: self.steps.weights(trained[role], gradients[role]) for role in trained}
+        return now
+
+    def _columns_of(self, ordered: VisitList, weights: Sequence[Tensor], step: int) -> Tensor:
+        """One over each visit's length, with the weights that are known so far."""
+        by_step = torch.stack([weights[min(one, step)] for one in range(self.steps.count)])
+        return fit_lengths(self._columns(ordered, by_step), self.shift_gradient)[0]
+
+    def scaled(self, back: VisitList, inverse: Tensor) -> VisitList:
+        """Each visit with its length."""
+        factor = inverse.reshape(-1, 1, 1, 1)
+        return replace(back, inputs=back.inputs / factor, cotangents=back.cotangents * factor)
+
+
+def is_open(inputs: Float[Tensor, "visit channel height width"]) -> Bool[Tensor, "visit channel height width"]:
+    """Units of the ReLU in front."""
+    return inputs > _SHUT * sizes(inputs)[:, None, None, None]
+
+
+def _left(scaled: Tensor, shift: Tensor, features: Tensor, open_units: Tensor) -> float:
+    """What is left of a visit's features when those of another are run there, up to the length of either."""
+    columns = [scaled[open_units]]
+    if float(shift.abs().max()) > _FLAT * float(scaled.abs().max()):
+        columns.append(shift.reshape(-1, 1, 1).expand_as(scaled)[open_units])
+    fitted = torch.linalg.lstsq(torch.stack(columns, dim=1), features[open_units][:, None]).solution[:, 0]
+    found = fitted[0] * scaled
+    if len(fitted) > 1:
+        found = found + fitted[1] * shift.reshape(-1, 1, 1)
+    return relative(found.clamp_min(0) - features, features)
