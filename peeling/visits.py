@@ -24,10 +24,14 @@ from .layers import relative, sizes
 from .local_steps import LocalSteps
 from .tap_solution import fit_lengths
 
-# Units of length-1 inputs below this share of their root mean square are shut.
-_SHUT = 1e-4
+# Units up to this share of a visit's root mean square, or so many of its errors, are shut.
+_SHUT, _ERRORS = 1e-5, 5.0
+# Units that far above that line tell how a visit's features were made.
+_SURELY = 10.0
 # A visit belongs to a step where its pair leaves at most this share, and a third of what visits of later steps leave.
 _OBEYS, _APART = 0.02, 1 / 3
+# Passes over all steps, each with the lengths that the one before gave; what a pair may leave without another one.
+_PASSES, _EXACT = 4, 1e-5
 # Shifts below this share of the deviation are no column of their own.
 _FLAT = 1e-12
 
@@ -73,6 +77,11 @@ class Ordered:
     """What the best pair of the later steps leaves under the same weights; infinite for the last step."""
 
     @property
+    def is_exact(self) -> bool:
+        """Whether every step's visits leave nothing worth another pass."""
+        return max(self.left) <= _EXACT
+
+    @property
     def is_clear(self) -> bool:
         """Whether every step's visits stand out from those of later ones."""
         return all(
@@ -98,17 +107,29 @@ class VisitsOrdering:
             front: By the taps of the first convolution.
             back: By those of the second one.
         """
+        inverse: Tensor | None = None
+        for _ in range(_PASSES):
+            found, order = self._once(front, back, inverse)
+            inverse = torch.empty(len(order), dtype=torch.float64)
+            # With every visit's own weights its length is known better than while most steps were not.
+            inverse[order] = self.lengths(found.back)[0]
+            if not bool((inverse > 0).all()) or found.is_exact:
+                break
+        return found
+
+    def _once(self, front: VisitList, back: VisitList, inverse: Tensor | None) -> tuple[Ordered, list[int]]:
+        """One pass over the steps, and the order that it came to of the visits at the back."""
         at_front: list[int] = []
         at_back: list[int] = []
         left, others = [], []
         for step, size in enumerate(self.steps.visits):
-            pairs = self._pairs(front, back, at_front, at_back, step)
+            pairs = self._pairs(front, back, at_front, at_back, step, inverse)
             pairs.sort()
             left.append(pairs[size - 1][0])
             others.append(pairs[size][0] if len(pairs) > size else float("inf"))
             at_front += [one for _, one, _ in pairs[:size]]
             at_back += [one for _, _, one in pairs[:size]]
-        return Ordered(front.chosen(at_front), back.chosen(at_back), tuple(left), tuple(others))
+        return Ordered(front.chosen(at_front), back.chosen(at_back), tuple(left), tuple(others)), at_back
 
     def lengths(self, back: VisitList) -> tuple[Tensor, float, float]:
         """One over each visit's length, all in the order of the steps; see `fit_lengths`."""
@@ -145,19 +166,25 @@ class VisitsOrdering:
             self.second.kind.cotangents(back.cotangents[part], [back.inputs[part]], {"weight": weight})[0]
             for part, weight in zip(self.steps.slices, weights, strict=True)
         ]
-        return (torch.cat(parts) * is_open(back.inputs)).sum(dim=(2, 3)).T
+        return (torch.cat(parts) * is_open(back)).sum(dim=(2, 3)).T
 
     def _pairs(
-        self, front: VisitList, back: VisitList, at_front: Sequence[int], at_back: Sequence[int], step: int
+        self,
+        front: VisitList,
+        back: VisitList,
+        at_front: Sequence[int],
+        at_back: Sequence[int],
+        step: int,
+        inverse: Tensor | None,
     ) -> list[tuple[float, int, int]]:
         """What each visit that is left leaves of its features under the weights before a step, matched one to one."""
         convolution = self._so_far(self.first, front, at_front, step)[-1]
-        norm = self._norm(back, at_back, step)
+        norm = self._norm(back, at_back, step, inverse)
         rows = [visit for visit in range(len(front.inputs)) if visit not in at_front]
         columns = [visit for visit in range(len(back.inputs)) if visit not in at_back]
         entering = self.first.kind.forward([front.inputs[rows]], {"weight": convolution})
         scale, shift = self.norm.kind.affine(norm)
-        scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back.inputs)
+        scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back, _SURELY)
         costs = torch.tensor(
             [[_left(one, shift, back.inputs[visit], open_units[visit]) for visit in columns] for one in scaled]
         )
@@ -167,7 +194,7 @@ class VisitsOrdering:
             for row, column in zip(chosen_rows.tolist(), chosen_columns.tolist(), strict=True)
         ]
 
-    def _norm(self, back: VisitList, order: Sequence[int], step: int) -> dict[str, Tensor]:
+    def _norm(self, back: VisitList, order: Sequence[int], step: int, inverse: Tensor | None) -> dict[str, Tensor]:
         """The batch norm's numbers before a step, by the visits of the steps before it."""
         trained = {role: self.norm.tensors[role] for role in ("weight", "bias") if role in self.norm.tensors}
         if step == 0 or "bias" not in trained:
@@ -176,7 +203,8 @@ class VisitsOrdering:
         ordered = back.chosen(everyone)
         weights = self._so_far(self.second, back, order, step)
         # Visits whose step is not known yet are taken to have the weights of this one.
-        inverse = self._columns_of(ordered, weights, step)
+        inverse = self._lengths_so_far(ordered, weights, step) if inverse is None else inverse[everyone]
+        open_units = is_open(ordered)
         now, gradients = dict(self.norm.tensors), {role: list[Tensor]() for role in trained}
         for done in range(step):
             part = self.steps.slices[done]
@@ -184,7 +212,7 @@ class VisitsOrdering:
                 ordered.cotangents[part], [ordered.inputs[part]], {"weight": weights[done]}
             )[0]
             factor = inverse[part].reshape(-1, 1, 1, 1)
-            derivative = derivative * is_open(ordered.inputs[part]) * factor / self.steps.counts[done]
+            derivative = derivative * open_units[part] * factor / self.steps.counts[done]
             output = ordered.inputs[part] / factor
             centred = output - now["bias"].reshape(-1, 1, 1)
             gradients["bias"].append(derivative.sum(dim=(0, 2, 3)))
@@ -193,7 +221,7 @@ class VisitsOrdering:
             now = now | {role: self.steps.weights(trained[role], gradients[role]) for role in trained}
         return now
 
-    def _columns_of(self, ordered: VisitList, weights: Sequence[Tensor], step: int) -> Tensor:
+    def _lengths_so_far(self, ordered: VisitList, weights: Sequence[Tensor], step: int) -> Tensor:
         """One over each visit's length, with the weights that are known so far."""
         by_step = torch.stack([weights[min(one, step)] for one in range(self.steps.count)])
         return fit_lengths(self._columns(ordered, by_step), self.shift_gradient)[0]
@@ -204,9 +232,10 @@ class VisitsOrdering:
         return replace(back, inputs=back.inputs / factor, cotangents=back.cotangents * factor)
 
 
-def is_open(inputs: Float[Tensor, "visit channel height width"]) -> Bool[Tensor, "visit channel height width"]:
-    """Units of the ReLU in front."""
-    return inputs > _SHUT * sizes(inputs)[:, None, None, None]
+def is_open(visits: VisitList, times: float = 1.0) -> Bool[Tensor, "visit channel height width"]:
+    """Units of the ReLU in front; with a larger factor the surest of them."""
+    line = times * (_ERRORS * visits.error).clamp_min(_SHUT) * sizes(visits.inputs)
+    return visits.inputs > line[:, None, None, None]
 
 
 def _left(scaled: Tensor, shift: Tensor, features: Tensor, open_units: Tensor) -> float:

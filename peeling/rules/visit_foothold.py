@@ -74,10 +74,9 @@ def _pair(setting: Setting, second: Node) -> _Pair | None:
     if norm is None or first is None or not isinstance(norm.kind, BatchNorm) or not isinstance(first.kind, Convolution):
         return None
     alone = graph.readers(norm.name) == (rectifier,) and graph.readers(first.name) == (norm,)
-    plain = first.kind.has_taps and "bias" not in first.tensors and setting.gradient(first.name, "weight") is not None
-    if not (
-        alone and plain and is_rectified(graph, first.inputs[0]) and setting.gradient(norm.name, "bias") is not None
-    ):
+    plain = first.kind.has_taps and "bias" not in first.tensors and is_rectified(graph, first.inputs[0])
+    sent = all(setting.gradient(*one) is not None for one in ((first.name, "weight"), (norm.name, "bias")))
+    if not (alone and plain and sent):
         return None
     return _Pair(first, norm, rectifier, second)
 

@@ -1,0 +1,113 @@
+"""Every visit of a weight delta, each under the weights of its own step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import BatchNormMode
+from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.local_steps import LocalSteps
+from gradinversion.peeling.refusals import Why
+from gradinversion.peeling.rules import Derivation, derive
+from torch import Tensor, nn
+
+LABELS = torch.tensor([3, 7, 1, 8])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client sent after its steps, and the truth in every visit."""
+
+    graph: Graph
+    steps: LocalSteps
+    gradients: dict[str, Tensor]
+    truth: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    """Of each parameter before each step."""
+
+    def derived(self, steps: LocalSteps | None = None) -> Derivation:
+        steps = steps or self.steps
+        return derive(self.graph, self.gradients, steps.visit_count, 3e-2, steps=steps)
+
+
+def _values(model: nn.Module, images: Tensor, count: int) -> tuple[Graph, dict[str, Tensor]]:
+    graph = network_graph(model, tuple(images.shape[1:]), BatchNormMode.EVAL, count)
+    assert isinstance(graph, Graph)
+    values = {graph.images: images.double()}
+    with torch.no_grad():
+        for node in graph.nodes:
+            values[node.name] = node.kind.forward([values[name] for name in node.inputs], graph.tensors_of(node))
+    return graph, values
+
+
+def _train(model: nn.Module, images: Tensor, batches: list[list[int]], steps: LocalSteps) -> Trained:
+    after = copy.deepcopy(model)
+    optimiser = torch.optim.SGD(
+        after.parameters(), lr=steps.rate, momentum=steps.momentum, weight_decay=steps.weight_decay
+    )
+    seen, weights = [], []
+    for batch in batches:
+        seen.append(_values(copy.deepcopy(after), images[batch], steps.visit_count)[1])
+        weights.append({name: one.detach().double().clone() for name, one in after.named_parameters()})
+        optimiser.zero_grad()
+        F.cross_entropy(after(images[batch]), LABELS[batch]).backward()
+        optimiser.step()
+    graph, _ = _values(model, images, steps.visit_count)
+    moved = dict(after.named_parameters())
+    gradients = {
+        name: steps.summed(one.detach(), (moved[name] - one).detach()) for name, one in model.named_parameters()
+    }
+    truth = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+    return Trained(
+        graph, steps, gradients, truth, {name: torch.stack([one[name] for one in weights]) for name in moved}
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(residual_case: Callable[..., object], residual_network: Callable[..., nn.Module]) -> Trained:
+    """Two steps of two images, with momentum and weight decay."""
+    case = residual_case(count=4, seed=0, model=residual_network(0, wide=96))
+    steps = LocalSteps((2, 2), rate=0.02, momentum=0.9, weight_decay=0.01)
+    return _train(case.model, case.images, [[0, 1], [2, 3]], steps)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def found(trained: Trained) -> Derivation:
+    return trained.derived()
+
+
+def test_every_visit_is_found_in_its_own_step(trained: Trained, found: Derivation) -> None:
+    assert len(found.steps) > 4
+    first = found.steps[0]
+    assert first.rule == "taps"
+    assert 3 * first.checks["own step"] < first.checks["other steps"]
+    for step in found.steps:
+        own = found.knowledge.activations[step.value]
+        true = trained.truth[step.value].flatten(1)
+        apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
+        off, which = (apart / true.norm(dim=1)).min(dim=1)
+        assert sorted(which[:2].tolist()) == [0, 1], step.value
+        assert sorted(which[2:].tolist()) == [2, 3], step.value
+        assert bool((off <= 10 * own.error.clamp_min(1e-5)).all()), (step.value, off, own.error)
+
+
+def test_the_weights_of_each_step_are_found(trained: Trained, found: Derivation) -> None:
+    known = found.knowledge
+    assert len(known.weights) > 6
+    for name, own in known.weights.items():
+        true = trained.weights[name]
+        moved = (true[1] - true[0]).norm()
+        assert float((own[0] - true[0]).norm()) == pytest.approx(0.0, abs=1e-12)
+        assert float((own[1] - true[1]).norm() / moved) < 0.02, name
+
+
+def test_visits_that_obey_no_weights_are_refused(trained: Trained) -> None:
+    """Told three times the momentum's share, the second step's weights are others than the client's."""
+    wrong = trained.derived(LocalSteps((2, 2), rate=0.2, momentum=0.0))
+    assert not wrong.steps
+    assert {one.why for one in wrong.refused if one.rule == "taps"} & {Why.STEPS, Why.LENGTHS, Why.INEXACT}

@@ -1,0 +1,42 @@
+"""Local steps as linear algebra, against the optimiser itself."""
+
+import pytest
+import torch
+from gradinversion.capture.local_training import LocalTraining
+from gradinversion.peeling.local_steps import LocalSteps
+
+_SETTINGS = [(0.1, 0.0, 0.0), (0.05, 0.9, 0.0), (0.05, 0.0, 0.3), (0.02, 0.8, 0.1)]
+
+
+def _trained(rate: float, momentum: float, decay: float, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The weights before each step, and after the last, by torch's own optimiser."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 2, 5, dtype=torch.float64))
+    optimiser = torch.optim.SGD([weight], lr=rate, momentum=momentum, weight_decay=decay)
+    found = [weight.detach().clone()]
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimiser.step()
+        found.append(weight.detach().clone())
+    return found
+
+
+@pytest.mark.parametrize(("rate", "momentum", "decay"), _SETTINGS)
+def test_weights_before_each_step_are_the_optimisers(rate: float, momentum: float, decay: float) -> None:
+    gradients = list(torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    trained = _trained(rate, momentum, decay, gradients)
+    steps = LocalSteps((2, 2, 2, 1), rate, momentum, decay)
+    torch.testing.assert_close(steps.every(trained[0], gradients), torch.stack(trained[:-1]), rtol=1e-12, atol=1e-12)
+    summed = sum(count * gradient for count, gradient in zip(steps.counts, gradients, strict=True))
+    torch.testing.assert_close(steps.summed(trained[0], trained[-1] - trained[0]), summed, rtol=1e-9, atol=1e-9)
+
+
+def test_visits_stand_in_the_order_of_the_steps() -> None:
+    steps = LocalSteps.of(LocalTraining(0.1, epochs=2, batch_size=2), image_count=5)
+    assert steps.visits == (2, 2, 1, 2, 2, 1)
+    assert (steps.count, steps.visit_count) == (6, 10)
+    assert steps.slices[2] == slice(4, 5)
+    assert steps.slices[-1] == slice(9, 10)
+
+
+def test_one_step_counts_once() -> None:
+    assert LocalSteps((3,), 0.1, momentum=0.9).counts.tolist() == pytest.approx([1.0])
