@@ -38,3 +38,16 @@ def test_equal_neighbours_leave_the_units_that_they_share() -> None:
     assert bool((values == 1).all())
     # All four windows have one value, and share one unit.
     assert torch.equal(may.sum(dim=0), torch.ones(1, 1, 2, 2, dtype=torch.long))
+
+
+def test_values_that_are_the_same_by_chance_leave_each_unit_as_a_candidate() -> None:
+    """Three windows in a row with one value: no unit lies in the first and the last, so that two winners were equal."""
+    pool = MaxPool((3, 3), (2, 2), (1, 1), (1, 1), False)
+    front = torch.zeros(1, 1, 8, 8)
+    front[0, 0, 1, 0] = front[0, 0, 1, 2] = front[0, 0, 1, 4] = 1.0
+    front += 0.01 * torch.rand(front.shape, generator=torch.Generator().manual_seed(0))
+    values = pool.forward([front], {})
+    values[0, 0, 0, :3] = 1.0
+    may, most = candidates(pool, values, (8, 8), 1e-6)
+    assert bool(may.any(dim=0).all())
+    assert bool((front <= most + 0.02).all())
