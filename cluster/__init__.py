@@ -1,7 +1,8 @@
 """The attack on Ray: actors, resources, launch. The only folder that imports ray."""
 
 from .cells import Ended, Job, available_resources, run_side_by_side
-from .connection import ClusterError, connected
+from .connection import connected
+from .failures import ClusterError, LostError
 from .launch import DetachedError, attend, reconstruct, require_no_run, stop
 from .resources import Allotment, allot
 from .view import ProgressView
@@ -12,6 +13,7 @@ __all__ = [
     "DetachedError",
     "Ended",
     "Job",
+    "LostError",
     "ProgressView",
     "allot",
     "attend",

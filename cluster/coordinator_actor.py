@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
 from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
@@ -47,10 +48,11 @@ class CoordinatorProcess:
 
     Args:
         spec: The run.
-        inputs: A list of the reference to the update and the model, for a run without a source.
+        inputs: The reference to the update and the model, pickled, for a run without a source: of one that stands among
+            its arguments Ray warns the user, who can do nothing about it.
     """
 
-    def __init__(self, spec: RunSpec, inputs: list[Any]) -> None:
+    def __init__(self, spec: RunSpec, inputs: bytes | None) -> None:
         log_as_json()
         self._spec, self._inputs = spec, inputs
         self._group: RayGroup | None = None
@@ -102,7 +104,8 @@ class CoordinatorProcess:
     def _load(self) -> tuple[CapturedUpdate, nn.Module]:
         if self._spec.source is not None and self._spec.storage is not None:
             return load_inputs(self._spec.storage, self._spec.source)
-        return get_inputs(self._inputs[0])
+        assert self._inputs is not None
+        return get_inputs(cloudpickle.loads(self._inputs))
 
     def _export(self) -> None:
         """What Prometheus sees."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
@@ -20,10 +21,11 @@ from ..capture.fitting import fit
 from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
 from ..coordinator.checkpoints import require_no_saved_run
 from ..storage.lock import holding
-from .connection import ClusterError, connected
+from .connection import connected
 from .coordinator_actor import CoordinatorActor, RunSpec
-from .failures import cause_of
+from .failures import ClusterError, lost
 from .inputs import store_inputs
+from .memory import told_what_to_lower
 from .ray_group import NAMESPACE
 from .resources import allot
 from .shipping import put_inputs
@@ -76,13 +78,14 @@ def reconstruct(
 
     Raises:
         UpdateError, ModelError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
-        ClusterError: A process of the run died for good, or the run is under way already.
+        ClusterError: Ray cannot run it here, or the run is under way already.
+        LostError: A process of the run died for good, or the machine gave out; with ``out`` the run can go on.
         InUseError: Another process on this machine runs in ``out``.
         DetachedError: Interrupted, and the run goes on without this process.
     """
     config = config or AttackConfig()
     storage = Storage(out, patience=_STORAGE_PATIENCE_SECONDS) if out is not None else None
-    with connected(_store_bytes(update, config)) as joined:
+    with told_what_to_lower(update, model, config), connected(_store_bytes(update, config)) as joined:
         detached = joined and detach and storage is not None
         name = run_name(storage) if storage is not None and detached else f"run-{uuid.uuid4().hex[:12]}"
         coordinator = _find(name) if detached else None
@@ -174,14 +177,13 @@ def _begin(
         inputs.append(put_inputs(update, model))
     resources = allot(config.agents, available, elastic=joined)
     spec = RunSpec(name, config, resources, threads, storage, resume, detached, source, restart)
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8}
+    # Its process may be ended for want of memory, or with its machine: it goes on after what is saved, or anew.
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 8, "max_restarts": _MOST_RESTARTS}
     if detached:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
         options["resources"] = _beside_the_head()
-    elif joined and storage is not None:
-        # Its node may be one that goes; what it has saved lets it go on elsewhere.
-        options["max_restarts"] = _MOST_RESTARTS
-    return CoordinatorActor.options(**options).remote(spec, inputs)
+    sent = cloudpickle.dumps(inputs[0]) if inputs else None  # type: ignore[no-untyped-call]
+    return CoordinatorActor.options(**options).remote(spec, sent)
 
 
 def _beside_the_head() -> dict[str, float]:
@@ -200,14 +202,11 @@ def _find(name: str) -> Any:
         if not ray.get(actor.ended.remote()):
             return actor
         ray.kill(actor)
-    except RayActorError as error:
-        if _is_coming_back(error):
-            return actor
+    except ActorUnavailableError:
+        return actor  # it is being made again
+    except RayActorError:
+        pass
     return None
-
-
-def _is_coming_back(error: RayActorError) -> bool:
-    return isinstance(error, ActorUnavailableError)
 
 
 def _attend(coordinator: Any, name: str | None, storage: Storage | None, watch: Watch | None) -> Reconstruction:
@@ -217,17 +216,15 @@ def _attend(coordinator: Any, name: str | None, storage: Storage | None, watch: 
         while True:
             try:
                 return _look_on(found, watch)
-            except RayActorError as error:
-                what = str(error).splitlines()[0]
+            except (RayActorError, OutOfMemoryError) as error:
+                if isinstance(error, RayTaskError):
+                    raise  # the coordinator is there: this is what it ended with
+                failure = lost(error)
             found = _wait_for(coordinator if name is None else name)
             if found is None and name is not None and storage is not None:
                 return _from_storage(storage)
             if found is None:
-                raise ClusterError(
-                    f"The coordinator of the run died ({what}); begin again, with resume=true where it has a folder."
-                )
-    except RayTaskError as error:
-        raise cause_of(error) from None
+                raise failure
     except KeyboardInterrupt:
         if name is not None:
             raise DetachedError from None
@@ -259,10 +256,10 @@ def _wait_for(coordinator: Any) -> Any:
             return actor
         except ValueError:
             return None
-        except RayActorError as error:
-            if not _is_coming_back(error):
-                return None
+        except ActorUnavailableError:
             time.sleep(_LOOK_SECONDS)
+        except (RayActorError, OutOfMemoryError):
+            return None
 
 
 def _from_storage(storage: Storage) -> Reconstruction:

@@ -12,7 +12,7 @@ from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import EventKind, FencedError, Level, Listener, Phase, Wait
 from ..refusal import ConfigError
 from .agent_loop import Reply, StaleOrderError
-from .failures import cause_of
+from .failures import cause_of, first_line
 from .member import Member, State
 from .roster import Roster
 
@@ -51,7 +51,7 @@ class Recovery:
         # An error inside the agent, such as a device that failed: only a new process is sure to be rid of it.
         inside = not isinstance(error, RayActorError)
         self.forget(member, member.lose(time.monotonic(), on_purpose=inside))
-        text = f"{{seed}} failed: {_first_line(cause)}" if inside else "The process of {seed} was lost."
+        text = f"{{seed}} failed: {first_line(cause)}" if inside else "The process of {seed} was lost."
         self._listener.note(EventKind.AGENT_LOST, text, seeds=(member.seed,), level=Level.WARNING)
         (self._roster.restart if inside else self._roster.ping)(member)
         member.failures += 1
@@ -64,7 +64,7 @@ class Recovery:
         left = sum(one.state is not State.RETIRED for one in self._members)
         if left < self._config.minimum:
             raise cause
-        text = f"{{seed}} failed {_MOST_FAILURES + 1} times in one round and is left out ({_first_line(cause)})."
+        text = f"{{seed}} failed {_MOST_FAILURES + 1} times in one round and is left out ({first_line(cause)})."
         self._listener.note(EventKind.SEED_DROPPED, text, seeds=(member.seed,), level=Level.ERROR)
 
     def move_away(self, member: Member, reply: Reply) -> None:
@@ -110,8 +110,3 @@ class Recovery:
         if not self._paused:
             self._paused = True
             self._listener.waits(Wait(Phase.PAUSED, others, self._config.minimum))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
-from .draining import draining_nodes
 from .member import PING_SECONDS, Member, Presence, State
+from .ray_internals import draining_nodes
 
 _DRAIN_LOOK_SECONDS = 1.0
 # An actor that was ended keeps its name for a moment.

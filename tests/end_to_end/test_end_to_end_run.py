@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradinversion.benchmarks import cluster_ports
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +32,12 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
-def begin(*words: str, cwd: Path) -> subprocess.Popen[str]:
+def begin(*words: str, cwd: Path, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*words),
         cwd=cwd,
         env=environment(),
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -81,6 +82,7 @@ def test_out_holds_every_promised_file(undisturbed: Path) -> None:
 
 
 def test_killed_and_resumed_gives_equal_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    """The command and all with it, and when it goes on, its coordinator alone."""
     out = tmp_path / "out"
     process = begin(f"out={out}", *FEW_STEPS, cwd=tmp_path)
     wait_for_a_checkpoint(out, process)
@@ -89,40 +91,57 @@ def test_killed_and_resumed_gives_equal_bytes(undisturbed: Path, tmp_path: Path)
     assert process.stderr is not None
     process.stderr.close()
     assert not (out / "report.json").exists()
-    resumed = run(f"out={out}", *FEW_STEPS, "resume=true", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert "Continued after round" in resumed.stdout
+    resumed = begin(f"out={out}", *FEW_STEPS, "resume=true", cwd=tmp_path, stdout=subprocess.PIPE)
+    killed = kill_the_coordinator(resumed)
+    printed, errors = resumed.communicate()
+    assert resumed.returncode == 0, printed + errors
+    assert "Continued after round" in printed
+    assert errors == ""
+    assert killed
     for name in ("reconstruction.safetensors", "reconstruction.png"):
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_interrupt_saves_says_how_to_go_on_and_leaves_nothing_running(tmp_path: Path) -> None:
+def kill_the_coordinator(process: subprocess.Popen[str]) -> bool:
+    """As soon as it is there; False where the run ended before."""
+    while process.poll() is None:
+        for one in cluster_ports.session(process.pid):
+            if one.command.startswith("ray::CoordinatorProcess"):
+                os.kill(one.number, signal.SIGKILL)
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_run_is_closed_to_others_and_ends_in_order_when_it_is_told_to(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = begin(f"out={out}", "agents.count=2", "agents.iterations=100000", "coordinator.period=20", cwd=tmp_path)
     wait_for_a_checkpoint(out, process)
-    os.kill(process.pid, signal.SIGINT)
+    require_closed(process.pid)
+    os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert "resume=true" in errors
-    assert "Traceback" not in errors
+    assert len(errors.splitlines()) == 2
     assert list((out / "checkpoints").glob("round-*/manifest.json"))
     deadline = time.monotonic() + 60
-    while (left := running_in_session(process.pid)) and time.monotonic() < deadline:
+    while (left := cluster_ports.session(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
 
 
-def running_in_session(session: int) -> list[str]:
-    """Command lines of the processes of a session that are still alive."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            state, _, _, its_session = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-            if entry.name.isdigit() and int(its_session) == session and state != "Z":
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except (OSError, ValueError, IndexError):
-            continue
-    return found
+def require_closed(leader: int) -> None:
+    """No process of a session can be reached from another machine, and on this one only by who has the token."""
+    processes = {one.number: one.command for one in cluster_ports.session(leader)}
+    listening = cluster_ports.listeners(processes)
+    assert [one for one in listening if not one.is_loopback] == []
+    # Ray names its programs by their paths.
+    gcs = next(one for one in listening if "gcs_server" in processes[one.process].split()[0])
+    address = cluster_ports.address_beyond_loopback()
+    assert address is None or not any(cluster_ports.answers(address, one.port) for one in listening)
+    assert cluster_ports.answers("127.0.0.1", gcs.port)
+    assert not cluster_ports.lets_in(f"127.0.0.1:{gcs.port}", token=None)
+    assert not cluster_ports.lets_in(f"127.0.0.1:{gcs.port}", token="0" * 64)
 
 
 def test_a_captured_update_is_audited_without_any_private_image(tmp_path: Path) -> None:

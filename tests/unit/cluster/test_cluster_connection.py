@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from types import FrameType
 from typing import Any
 
 import pytest
 import ray
-from gradinversion.cluster import ClusterError, connection
+from gradinversion.cluster import ClusterError, LostError, connection
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_what_a_cluster_that_is_gone_left_behind_is_not_meant(
     inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, nobody: str
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(connection, "find_bootstrap_address", lambda _: nobody)
+    monkeypatch.setattr(connection, "address_of_this_machine", lambda: nobody)
     with connection.connected() as joined:
         assert not joined
     assert [options["address"] for options in inits] == ["local"]
@@ -77,3 +80,73 @@ def test_a_small_run_takes_a_small_object_store(
     with connection.connected(needed):
         pass
     assert ("object_store_memory" in inits[0]) is given
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_of_another_kind_is_refused_with_the_right_one(
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match="HOST:PORT"), connection.connected():
+        pass
+    assert inits == []
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "1.2.3.4.5"])
+def test_an_address_that_ray_cannot_read_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"at {address}"), connection.connected():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "part"),
+    [
+        (OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), ClusterError, "RAY_TMPDIR=/tmp"),
+        (Exception("The current node timed out during startup."), LostError, "timed out during startup"),
+        (RuntimeError("Failed to start GCS.\nLast 1 lines of error files:"), LostError, "Failed to start GCS"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told_in_a_sentence(
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[ClusterError], part: str
+) -> None:
+    def fails(**options: Any) -> None:
+        raise raised
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(ClusterError, match=part) as found, connection.connected():
+        pass
+    assert type(found.value) is kind
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_local_run_is_for_its_user_on_this_machine_alone(
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with connection.connected():
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert inits[0]["_node_ip_address"] == "127.0.0.1"
+    assert not inits[0]["include_dashboard"]
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_whoever_handles_sigterm_does_so_after_ray_has_come(
+    inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(number: int, frame: FrameType | None) -> None: ...
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with connection.connected():
+            assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,64 @@
+"""The parts of Ray that it promises to nobody: this test says when one has moved. Ray itself is not started."""
+
+from __future__ import annotations
+
+import ast
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import ray
+from gradinversion.cluster import ray_internals
+from ray._private import services, state
+
+PACKAGE = Path(ray_internals.__file__).parents[1]
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def test_ray_still_has_what_is_used() -> None:
+    assert callable(state.state.get_draining_nodes)
+    assert callable(services.find_bootstrap_address)
+    for part in ("has_token", "get_raw_token", "reset_cache"):
+        assert hasattr(ray._raylet.AuthenticationTokenLoader, part)  # type: ignore[attr-defined]
+
+
+def test_meanwhile_this_machine_has_its_loopback_address_alone() -> None:
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray, whose address it is")
+    with ray_internals.loopback_alone():
+        assert services.get_node_ip_address() == ray_internals.LOOPBACK
+        assert services.resolve_ip_for_localhost(ray_internals.LOOPBACK) == ray_internals.LOOPBACK
+
+
+def test_a_ray_has_a_token_of_its_own_that_only_its_user_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of somebody's cluster")
+    before = {name: os.environ.get(name) for name in TOKEN}
+    loader = ray._raylet.AuthenticationTokenLoader.instance()  # type: ignore[attr-defined]
+    tokens = []
+    for _ in range(2):
+        with ray_internals.token_of_its_own():
+            path = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            mode = ray._raylet.get_authentication_mode()  # type: ignore[attr-defined]
+            assert mode == ray._raylet.AuthenticationMode.TOKEN  # type: ignore[attr-defined]
+            assert loader.get_raw_token() == path.read_text()
+            tokens.append(path.read_text())
+        assert not path.exists()
+        assert {name: os.environ.get(name) for name in TOKEN} == before
+    assert len(tokens[0]) == 64
+    assert tokens[0] != tokens[1]
+
+
+def test_no_other_module_of_the_package_reaches_into_ray() -> None:
+    found = []
+    for folder in ("agents", "audit", "capture", "cluster", "coordinator", "peeling", "settings", "sweep", "target"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                named = isinstance(node, ast.ImportFrom) and str(node.module).startswith("ray._")
+                reached = isinstance(node, ast.Attribute) and ast.unparse(node).startswith("ray._")
+                if named or reached:
+                    found.append(path.name)
+    assert set(found) == {"ray_internals.py"}
