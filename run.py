@@ -10,7 +10,7 @@ _NEEDED |= {"safetensors", "scipy", "skimage", "torch", "torchmetrics", "torchvi
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; the exit status: 0 done, 2 refused with a sentence, 130 interrupted."""
+    """Run one verb; the exit status is that of `gradinversion.command.entry.run`."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         from gradinversion.command.entry import run

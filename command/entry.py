@@ -7,14 +7,20 @@ import sys
 from .. import __version__
 from ..refusal import ConfigError, Refusal
 from ..settings.usage import first_screen
-from .program import interrupted, left_behind, program
+from .program import given_out, interrupted, left_behind, program
+from .signals import Signalled, ending_in_order
 from .words import split_verb
 
+REFUSED, LOST = 2, 3
 _HELP = {"--help", "-h", "help"}
 
 
 def run(words: list[str]) -> int:
-    """Carry out one command; the exit status: 0 done, 2 refused with a sentence, 130 interrupted."""
+    """Carry out one command; the exit status.
+
+    0 done; 2 refused with a sentence; 3 the machine or the cluster gave out, and the printed command goes on; 130, 143
+    and 129 interrupted, by Ctrl-C, SIGTERM and SIGHUP.
+    """
     try:
         if "--version" in words:
             print(f"gradinversion {__version__}")
@@ -28,7 +34,8 @@ def run(words: list[str]) -> int:
         verb, settings = split_verb(words)
     except Refusal as error:
         return _refused(error)
-    return _carry_out(verb, settings)
+    with ending_in_order() as signalled:
+        return _carry_out(verb, settings, signalled)
 
 
 def _help(topics: list[str]) -> str:
@@ -52,41 +59,44 @@ def _completion(shells: list[str]) -> str:
     return completion(shells[0] if shells else "")
 
 
-def _carry_out(verb: str, words: list[str]) -> int:
+def _carry_out(verb: str, words: list[str], signalled: Signalled) -> int:
     """A verb with its settings; from here on the whole package is loaded."""
     try:
-        from rich.console import Console
-
-        from ..cluster import DetachedError
+        from ..cluster import DetachedError, LostError
         from ..settings.own_code import require_code_of_preset
         from ..settings.run import load_config
+        from .lasting_console import LastingConsole
         from .verbs import VERBS
     except KeyboardInterrupt:
         print("Interrupted before anything was begun.", file=sys.stderr)
-        return 130
+        return signalled.status
     # A path may hold what rich would take for the name of an emoji.
-    console = Console(emoji=False)
+    console = LastingConsole(emoji=False)
     try:
         config = load_config(words)
         require_code_of_preset(config, words)
         return VERBS[verb](config, console)
+    except LostError as error:
+        _tell(str(error), style="red")
+        _tell(given_out(verb, words))
+        return LOST
     except Refusal as error:
         return _refused(error)
     except DetachedError:
         _tell(left_behind(words))
-        return 130
+        return signalled.status
     except KeyboardInterrupt:
         _tell(interrupted(verb, words))
-        return 130
+        return signalled.status
 
 
 def _refused(error: Refusal) -> int:
     _tell(str(error), style="red")
-    return 2
+    return REFUSED
 
 
 def _tell(text: str, style: str | None = None) -> None:
-    from rich.console import Console
+    from .lasting_console import LastingConsole
 
-    errors = Console(stderr=True, emoji=False)
+    errors = LastingConsole(stderr=True, emoji=False)
     errors.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -31,6 +31,17 @@ def left_behind(words: Sequence[str]) -> str:
 
 def interrupted(verb: str, words: Sequence[str]) -> str:
     """What to say to whoever interrupted a run."""
+    return (
+        "Interrupted. The rounds finished so far are saved; this continues after the last one:\n"
+        f"  {_again(verb, words)}"
+    )
+
+
+def given_out(verb: str, words: Sequence[str]) -> str:
+    """What to say, after the reason, to whoever lost the machine of a run or a part of it."""
+    return f"The rounds saved so far are not lost; this continues after the last one:\n  {_again(verb, words)}"
+
+
+def _again(verb: str, words: Sequence[str]) -> str:
     kept = [word for word in words if not word.startswith(("resume=", "restart="))]
-    again = line(verb, *kept, "resume=true")
-    return f"Interrupted. The rounds finished so far are saved; this continues after the last one:\n  {again}"
+    return line(verb, *kept, "resume=true")

@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from gradinversion import run
 from gradinversion.cluster import LostError
-from gradinversion.settings import endings
+from gradinversion.command import entry, verbs
+from gradinversion.command.lasting_console import LastingConsole
+from gradinversion.command.signals import ending_in_order
 from rich.console import Console
 
 
@@ -24,8 +25,9 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException | int) -> in
             raise AssertionError("the signal was not heard")
         raise error
 
-    monkeypatch.setitem(run.VERBS, "attack", verb)
-    return run.main(["attack", "out=here", "seed=3", "restart=true"])
+    monkeypatch.setitem(verbs.VERBS, "attack", verb)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    return entry.run(["attack", "out=here", "seed=3", "restart=true"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -46,7 +48,7 @@ def test_a_signal_ends_the_command_with_the_words_that_go_on(
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with endings.ending_in_order() as signalled:
+        with ending_in_order() as signalled:
             signal.raise_signal(signal.SIGHUP)
         assert signalled.number == signal.SIGINT
     finally:
@@ -56,7 +58,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def test_a_machine_that_gave_out_has_a_status_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ends_with(monkeypatch, LostError("The machine ran out of memory.")) == endings.LOST == 3
+    assert ends_with(monkeypatch, LostError("The machine ran out of memory.")) == entry.LOST == 3
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first == "The machine ran out of memory."
     assert last == "  python run.py attack out=here seed=3 resume=true"
@@ -65,8 +67,7 @@ def test_a_machine_that_gave_out_has_a_status_of_its_own(
 def test_where_nobody_reads_the_output_the_command_goes_on() -> None:
     """As behind ``| head``: the reader is gone before the second line."""
     code = (
-        "from gradinversion.settings.endings import LastingConsole\n"
-        "import time\n"
+        "from gradinversion.command.lasting_console import LastingConsole\n"
         "console = LastingConsole()\n"
         "for number in range(1000): console.print('x' * 1000)\n"
         "print('of print itself')\n"
@@ -85,6 +86,6 @@ def test_a_console_without_a_file_below_goes_on_too() -> None:
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    console: Console = endings.LastingConsole(file=Gone(), stderr=True)
+    console: Console = LastingConsole(file=Gone(), stderr=True)
     console.print("one")
     console.print("two")
