@@ -24,6 +24,8 @@ from .shipping import get_inputs
 _LOOK_SECONDS = 1.0
 # After the end, somebody who watches has this long to take the result; later it is found in the storage.
 _LINGER_SECONDS = 30.0
+# Between two attempts to save a result for which there was no room.
+_KEEP_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,19 @@ class CoordinatorProcess:
         if self._group is not None and not fenced:
             self._group.close()
         self._ended.set()
+        self._keep()
         # A coordinator that was replaced shares its name with its successor: ending the actor would end that one.
         if self._spec.detached and not fenced:
             self._taken.wait(_LINGER_SECONDS)
             time.sleep(_LOOK_SECONDS)  # the result is on its way
             ray.kill(ray.get_runtime_context().current_actor)
+
+    def _keep(self) -> None:
+        """Hold a result that the storage had no room for, until it has, or whoever began the run ends this process."""
+        result, coordinator = self._end, self._coordinator
+        if isinstance(result, Reconstruction) and coordinator is not None and not coordinator.kept:
+            while not coordinator.keep(result):
+                time.sleep(_KEEP_SECONDS)
 
     def _tell_failure(self, error: BaseException) -> None:
         """For who looks later, in the log of this process."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from ..audit import ReportError, without_gradient
 from ..audit.case import Case
 from ..audit.controls import MEANINGS
-from ..audit.pipeline import Assessment, Stage, assess, attack_and_assess
+from ..audit.pipeline import Assessment, Stage, assess
 from ..capture import CapturedUpdate, ModelSource, simulate_client
 from ..cluster import ProgressView, attend, reconstruct, require_no_run, stop
 from ..coordinator import AttackConfig, Reconstruction, Storage, read_result
@@ -19,6 +19,7 @@ from ..settings.folder import check_folder, open_folder, settings_of_the_run
 from ..settings.run import RunConfig
 from ..storage.lock import holding
 from ..sweep.audit import run_audit
+from .rescue import kept_whatever_comes
 
 
 def attack(config: RunConfig, console: Console) -> int:
@@ -36,7 +37,10 @@ def attack(config: RunConfig, console: Console) -> int:
         open_folder(config)
         if case.evidence:
             _say(console, case.evidence)
-        return _report(attack_and_assess(case, _Runner(case, config, console), config.out), config, console)
+        runner = _Runner(case, config, console)
+        found = runner.attack(case.update, case.attack, None)
+        with kept_whatever_comes(found, config, console):
+            return _report(assess(case, found, runner, config.out), config, console)
 
 
 def audit(config: RunConfig, console: Console) -> int:
@@ -52,7 +56,8 @@ def watch(config: RunConfig, console: Console) -> int:
     config = settings_of_the_run(config)
     with ProgressView(console) as view:
         found = attend(config.out, watch=view)
-    return _assess(found, config, console)
+    with kept_whatever_comes(found, config, console):
+        return _assess(found, config, console)
 
 
 def report(config: RunConfig, console: Console) -> int:

@@ -26,7 +26,7 @@ from .phase import Phase, Wait
 from .policy import Go, decide_members, plan_rounds
 from .progress import Progress
 from .reconstruction import Reconstruction
-from .result_file import read_result, remove_result, write_result
+from .result_file import read_result, write_result
 from .resuming import find_checkpoint
 from .rounds import Rounds
 from .saving import Saving
@@ -78,6 +78,7 @@ class Coordinator:
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
         self._told = 0.0
+        self.kept = True  # the result, where there is a storage
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
         self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
@@ -94,9 +95,9 @@ class Coordinator:
         checkpoint = find_checkpoint(self._store, self._storage, self._resume, self._restart, self.note)
         if checkpoint is not None and self._storage is not None:
             result = read_result(self._storage)
+            # That of a run that was stopped, and now goes on, stays until there is a newer one.
             if result is not None and result.outcome is Outcome.FINISHED:
                 return result
-            remove_result(self._storage)  # of a run that was stopped, and now goes on
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
         self._enter(Phase.PREPARING)
@@ -119,7 +120,7 @@ class Coordinator:
             self._make_rounds(rounds, checkpoint)
             self._enter(Phase.CHOOSING)
             result = self._conclude(rounds, prepared)
-            self._keep(result)
+            self.kept = self.keep(result)
         except FencedError:
             raise
         except Exception as error:
@@ -130,13 +131,16 @@ class Coordinator:
             self._saving.close()
         return result
 
-    def _keep(self, result: Reconstruction) -> None:
-        if self._storage is None:
-            return
+    def keep(self, result: Reconstruction) -> bool:
+        """Put the result into the storage; False, and it is told, where that cannot be done now."""
         try:
-            write_result(self._storage, result)
+            if self._storage is not None:
+                write_result(self._storage, result)
         except StorageError as error:
-            self.note(EventKind.CHECKPOINT_FAILED, f"The result was not saved: {error}", level=Level.ERROR)
+            self.note(EventKind.CHECKPOINT_FAILED, f"The result is not saved yet: {error}", level=Level.ERROR)
+            self._tell()
+            return False
+        return True
 
     def stop(self) -> None:
         """End at the next round boundary with what there is."""

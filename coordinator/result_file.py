@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,34 +25,53 @@ from ..peeling.record import (
     PeelingRecord,
     RecoveredPlace,
 )
-from ..storage.folders import AbsentError, Storage
+from ..storage.folders import AbsentError, Storage, StorageError
 from ..storage.schema import misfit
 from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, read_tensors, write_tensors
 from ..target.belief import Belief
 from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
 
-_FORMAT = 2
+_FORMAT = 3
 _FACTS = f"checkpoints/{RESULT_FILE}"
-_TENSORS = "checkpoints/result.safetensors"
+# Two places, of which the facts name the one that counts: the other takes what replaces it.
+_TENSORS = ("checkpoints/result.safetensors", "checkpoints/result.2.safetensors")
 _LARGEST_FACTS = 256 * 2**20
 # What JSON cannot say is an object with one of these keys; a key that begins with "$" itself gets one more.
 _TENSOR, _FLOAT, _TUPLE = "$tensor", "$float", "$tuple"
 
 
 def write_result(storage: Storage, result: Reconstruction) -> None:
-    """Put the result into ``checkpoints/result.json`` and ``.safetensors``. The JSON is written last.
+    """Put the result into ``checkpoints/result.json`` and a file of tensors. The JSON is written last.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: It cannot be written; the one that was there before is still whole.
     """
     tensors: dict[str, Tensor] = {}
     facts = _encode(result, "result", tensors)
-    # The old facts do not belong to the new tensors; a run that stops here has no result yet.
-    storage.remove(_FACTS)
-    file = write_tensors(storage, _TENSORS, tensors)
-    content = {"format": _FORMAT, "tensors": {"sha256": file.sha256, "size": file.size}, "result": facts}
-    storage.write(_FACTS, json.dumps(content, allow_nan=False).encode())
+    used = _tensors_in_use(storage)
+    free = next(name for name in _TENSORS if name != used)
+    try:
+        file = write_tensors(storage, free, tensors)
+        named = {"name": file.name, "sha256": file.sha256, "size": file.size}
+        content = {"format": _FORMAT, "tensors": named, "result": facts}
+        storage.write(_FACTS, json.dumps(content, allow_nan=False).encode())
+    except StorageError:
+        # Half of it helps nobody, and takes the room of what is tried next.
+        with contextlib.suppress(StorageError):
+            storage.remove(free)
+        raise
+    if used is not None:
+        storage.remove(used)
+
+
+def _tensors_in_use(storage: Storage) -> str | None:
+    """The file of tensors of the result that is there; None where there is none that could be read."""
+    try:
+        name = json.loads(storage.read(_FACTS, _LARGEST_FACTS))["tensors"]["name"]
+    except (StorageError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return name if name in _TENSORS else None
 
 
 def read_result(storage: Storage) -> Reconstruction | None:
@@ -71,7 +91,10 @@ def read_result(storage: Storage) -> Reconstruction | None:
     try:
         if content["format"] != _FORMAT:
             raise CheckpointError(f"{where} has format {content['format']!r}; this version reads {_FORMAT}")
-        written = StateFile(_TENSORS, str(content["tensors"]["sha256"]), int(content["tensors"]["size"]))
+        named = content["tensors"]
+        if named["name"] not in _TENSORS:
+            raise ValueError(f"tensors in {named['name']!r}")
+        written = StateFile(named["name"], str(named["sha256"]), int(named["size"]))
         if written.size > LARGEST_TENSORS:
             raise ValueError(f"tensors of {written.size:,} bytes")
         tensors = read_tensors(storage, written)
@@ -113,8 +136,8 @@ def remove_result(storage: Storage) -> None:
     Raises:
         StorageError: It cannot be removed.
     """
-    storage.remove(_FACTS)
-    storage.remove(_TENSORS)
+    for name in (_FACTS, *_TENSORS):
+        storage.remove(name)
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

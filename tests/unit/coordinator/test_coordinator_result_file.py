@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import json
 import math
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from gradinversion.peeling.record import (
     PeelingRecord,
     RecoveredPlace,
 )
-from gradinversion.storage.folders import Storage
+from gradinversion.storage.folders import Storage, StorageError
 from gradinversion.storage.tensor_file import CheckpointError
 from gradinversion.target.belief import Belief
 
@@ -190,7 +194,7 @@ def test_a_new_result_replaces_the_old_one(result: Reconstruction, tmp_path: Pat
     assert same(read_result(storage), newer)
 
 
-def test_a_write_that_ends_between_the_files_is_no_result(
+def test_a_write_that_ends_between_the_files_leaves_the_result_that_was_there(
     result: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(tmp_path)
@@ -202,7 +206,37 @@ def test_a_write_that_ends_between_the_files_is_no_result(
     monkeypatch.setattr(storage, "write", die)
     with pytest.raises(KeyboardInterrupt):
         write_result(storage, dataclasses.replace(result, images=torch.zeros(2, 3, 4, 4)))
-    assert read_result(storage) is None
+    assert same(read_result(storage), result)
+
+
+def test_a_disk_that_is_full_at_any_write_leaves_the_result_that_was_there(
+    result: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, flush, flushed = Storage(tmp_path), os.fsync, 0
+    newer = dataclasses.replace(result, images=torch.zeros(2, 3, 4, 4))
+    write_result(storage, result)
+    # A folder is flushed after the file in it has its place.
+    for full in itertools.count():
+
+        def fsync(descriptor: int, full: int = full) -> None:
+            nonlocal flushed
+            flushed += 1
+            if flushed > full and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flush(descriptor)
+
+        flushed = 0
+        monkeypatch.setattr(os, "fsync", fsync)
+        try:
+            write_result(storage, newer)
+            break
+        except StorageError:
+            pass
+        assert same(read_result(storage), result)
+        assert storage.names("checkpoints") == ["result.json", "result.safetensors"]
+    assert full > 1
+    assert same(read_result(storage), newer)
+    assert storage.names("checkpoints") == ["result.2.safetensors", "result.json"]
 
 
 def test_what_a_file_cannot_hold_is_a_mistake_of_the_program(result: Reconstruction, tmp_path: Path) -> None:
@@ -246,6 +280,7 @@ def _cut(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "result.json").write_text("[" * 100_000), r"result\.json"),
         (_change(("format",), 1), r"result\.json has format 1"),
         (_change(("tensors",), "none"), r"result\.json"),
+        (_change(("tensors", "name"), "../else.safetensors"), r"result\.json"),
         (_change(("tensors", "sha256"), "0" * 64), r"result\.safetensors differs from its checksum"),
         (_change(("result", "images"), {"$tensor": "other"}), r"result\.json"),
         (_change(("result", "images"), {"$tensor": "result.agreement"}), r"result\.json"),

@@ -69,7 +69,7 @@ def test_resume_without_a_seed_that_is_in_the_checkpoint(run: Callable[..., Any]
     assert [candidate.seed for candidate in result.candidates] == [0, 2]
 
 
-@pytest.mark.parametrize("killed_in", ["_conclude", "_keep"])
+@pytest.mark.parametrize("killed_in", ["_conclude", "keep"])
 def test_resume_after_the_last_round_gives_the_same_images(
     run: Callable[..., Any], tmp_path: Path, killed_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
