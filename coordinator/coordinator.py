@@ -77,8 +77,7 @@ class Coordinator:
         self._saving = Saving(self._store, storage, group.seeds, self.note)
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
-        self._told = 0.0
-        self.kept = True  # the result, where there is a storage
+        self._told, self.kept = 0.0, True  # the latter of the result, where there is a storage
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
         self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
