@@ -70,8 +70,14 @@ def conclude(
     own = permute(torch.stack([c.images for c in candidates]), permutations)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     objective = Objective(prepared.target, config.objective)
-    choice = choose(own, progress.consensus.images, objective.evidence)
-    batches = [*(Source(candidate.seed) for candidate in candidates), Source()]
+    batches, evidence = [Source(candidate.seed) for candidate in candidates], objective.evidence
+    start = prepared.target.start
+    if start is not None and start.fitted:
+        # Seeds descend on features alone: whether that was for the better, the gradients in front of them tell.
+        own = torch.cat([own, start.images[None].to(own)])
+        batches, evidence = [*batches, Source(start=True)], objective.gradient_loss
+    choice = choose(own, progress.consensus.images, evidence)
+    batches.append(Source())
     facts: dict[str, Any] = identity(config, update, prepared.target.generator)
     return Reconstruction(
         images=update.normalisation.invert(choice.images).clamp(0, 1),

@@ -21,14 +21,18 @@ class Source:
     """Where one image of the answer was taken from."""
 
     seed: int | None = None
-    """The seed whose own candidate it is; None: the consensus, in which all seeds have a part."""
+    """The seed whose own candidate it is; None: the consensus, in which all seeds have a part, or the start."""
+    start: bool = False
+    """Whether it is as the first seed began at it, since what the seeds made of it fits the gradient less."""
 
     @property
     def of_one_seed(self) -> bool:
-        """Whether one seed alone made it."""
-        return self.seed is not None
+        """Whether seeds had no part in it but one."""
+        return self.start or self.seed is not None
 
     def __str__(self) -> str:
+        if self.start:
+            return "start"
         return "consensus" if self.seed is None else f"seed {self.seed}"
 
 

@@ -225,7 +225,7 @@ def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: D
         "values. The attack starts at images whose winners have the values that are known and which are as smooth as "
         "that allows."
     )
-    return replace(features, message=message, start=replace(start, images=images))
+    return replace(features, message=message, start=replace(start, images=images, fitted=True))
 
 
 def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> ImageLabels | None:

@@ -20,6 +20,9 @@ class Start:
     is said of them elsewhere."""
     seed: int = 0
     """That begins at the images themselves. The others begin with noise of their own, as large as the error."""
+    fitted: bool = False
+    """Whether the images fit more than the features that seeds descend on. What seeds make of them may then be worse,
+    so that they stand for the answer beside the seeds' own."""
 
     @property
     def is_known(self) -> bool:

@@ -123,7 +123,7 @@ def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: st
     images, where = found.start.images, "from images that a decoder fitted on public photos makes of them"
     if found.images is not None:
         images, where = found.images, "from the images that were found"
-    start = Start(images[order].float(), torch.full((len(order),), found.start.error), seed)
+    start = Start(images[order].float(), torch.full((len(order),), found.start.error), seed, found.start.fitted)
     guess = "what the features leave open of an image is a guess of these and of the priors"
     return TapImages(labels, f"{message}, {where}; {guess}.", cut=cut, start=start)
 
