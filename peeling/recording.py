@@ -30,10 +30,12 @@ def record_derivation(derivation: Derivation, image_count: int, tolerance: float
     if whole is not None and all(one.value != graph.images for one in places):
         errors = tuple(float(one) for one in whole.error)
         places.append(RecoveredPlace(graph.images, WHOLE_IMAGES, "", graph.image_shape, whole.rule, errors))
-    footholds = tuple(dict.fromkeys(f"the taps of {_reader(graph, one.value)}" for one in _footholds(derivation)))
+    footholds = tuple(
+        dict.fromkeys(f"{_BEGUN[one.rule]} {_reader(graph, one.value)}" for one in _footholds(derivation))
+    )
     order = {node.name: position for position, node in enumerate(graph.nodes)}
-    # What is deepest stands in the way of all in front of it. Taps that were refused matter only where none were found.
-    refused = [one for one in derivation.refused if not derivation.steps or one.rule != "taps"]
+    # What is deepest stands in the way of all in front of it. Refused footholds matter only where none was found.
+    refused = [one for one in derivation.refused if not derivation.steps or one.rule not in _BEGUN]
     if derivation.steps:
         refused.sort(key=lambda one: -order.get(one.value, -1))
     side = max(graph.image_shape[1:])
@@ -51,6 +53,8 @@ def record_derivation(derivation: Derivation, image_count: int, tolerance: float
     )
 
 
+# What is taken apart, by the rule that begins.
+_BEGUN = {"taps": "the taps of", "rows": "the rows of"}
 _NO_TAPS = "No convolution has few enough places for its channels, with a ReLU in front and gradients of its own."
 
 
@@ -78,7 +82,7 @@ def _reader(graph: Graph, value: str) -> str:
 
 
 def _footholds(derivation: Derivation) -> list[Step]:
-    return [step for step in derivation.steps if step.rule == "taps"]
+    return [step for step in derivation.steps if step.rule in _BEGUN]
 
 
 def _by_value(steps: Sequence[Step]) -> list[list[Step]]:

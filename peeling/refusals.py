@@ -31,6 +31,10 @@ class Why(Enum):
     """The equations are enough in number and leave something open all the same."""
     KIND = "kind"
     """The operation is of no kind that can be solved."""
+    ALIKE_UNITS = "alike units"
+    """No choice of open units is within the bounds that the gradient sets."""
+    NEIGHBOURS = "neighbours"
+    """The places that were found do not make up whole images."""
     GROUPS = "groups"
     """A convolution whose channels are in groups has no taps that are taken apart."""
     FLAT = "flat"
@@ -108,6 +112,8 @@ _WORDS = {
     Why.PATCHES: "its {places} places are not told apart by what they see",
     Why.OPEN: "its equations leave something open",
     Why.KIND: "the layer before it is not of a kind that can be solved",
+    Why.ALIKE_UNITS: "no choice of open units agrees with the weight gradient",
+    Why.NEIGHBOURS: "the {places} places that were found do not make up whole images",
     Why.GROUPS: "the convolution that reads it has its channels in groups, and their taps are not taken apart",
     Why.FLAT: "the gradient of the convolution that reads it is zero everywhere, as behind a batch norm begun at zero",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",

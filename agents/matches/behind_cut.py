@@ -34,6 +34,7 @@ class BehindCut:
         self._cut, self._whole, self._observed = cut, whole, observed
         self._forward = cut.forward(dtype, device)
         self._is_open = [place.is_open.to(device) for place in cut.places]
+        self._is_held = [place.is_held.to(device) for place in cut.places]
         self._targets = [place.values.to(device, dtype) for place in cut.places]
         lengths = [target.flatten(1).norm(dim=1).clamp_min(1e-30) for target in self._targets]
         self._lengths = [length[:, None, None, None] for length in lengths]
@@ -85,9 +86,9 @@ class BehindCut:
 
     def _off(self, images: Tensor) -> Float[Tensor, "batch feature"]:
         parts = []
-        for value, target, is_open, length in zip(
-            self._forward(images), self._targets, self._is_open, self._lengths, strict=True
-        ):
-            off = torch.where(is_open, value - target, value.clamp_min(0)) / length
-            parts.append(off.flatten(1))
+        told = zip(self._forward(images), self._targets, self._is_open, self._is_held, self._lengths, strict=True)
+        for value, target, is_open, is_held, length in told:
+            off = value - target
+            shut = torch.where(is_held, off.clamp_max(0), value.clamp_min(0))
+            parts.append((torch.where(is_open, off, shut) / length).flatten(1))
         return torch.cat(parts, dim=1)

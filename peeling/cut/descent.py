@@ -98,6 +98,7 @@ class _Features:
         self.cut = cut
         self.forward = cut.forward(torch.float32, device)
         self.is_open = [place.is_open.to(device) for place in cut.places]
+        self.is_held = [place.is_held.to(device) for place in cut.places]
         self.targets = [place.values.to(device, torch.float32) for place in cut.places]
         lengths = [target.flatten(1).norm(dim=1).clamp_min(1e-30) for target in self.targets]
         self.scales = [(1 / length)[:, None, None, None] for length in lengths]
@@ -130,8 +131,11 @@ class _Features:
     def misfits(self, images: Tensor, which: Tensor, targets: list[Tensor]) -> Tensor:
         """The sum of squares of each candidate; ``which`` says for which images they are ones."""
         parts = []
-        for value, target, mask, scale in zip(self.forward(images), targets, self.is_open, self.scales, strict=True):
-            off = torch.where(mask[which], value - target[which], value.clamp_min(0)) * scale[which]
+        told = zip(self.forward(images), targets, self.is_open, self.is_held, self.scales, strict=True)
+        for value, target, is_open, is_held, scale in told:
+            off = value - target[which]
+            shut = torch.where(is_held[which], off.clamp_max(0), value.clamp_min(0))
+            off = torch.where(is_open[which], off, shut) * scale[which]
             parts.append(off.flatten(1).square().sum(dim=1))
         return torch.stack(parts).sum(dim=0)
 

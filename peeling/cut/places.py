@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,13 +22,20 @@ class Place:
 
     rectifier: str
     before: str
-    """The value that enters it, of a pool the output itself: equal to the output where a unit was open, and not above
-    zero elsewhere."""
+    """The value that enters it, of a pool the output itself: equal to the output where a unit was open, not below it
+    where a ceiling held it back, and not above zero elsewhere."""
     values: Float[Tensor, "image channel height width"]
     is_open: Bool[Tensor, "image channel height width"]
     deviation: Float[Tensor, "image channel height width"]
     error: Float[Tensor, " image"]
     """Estimated, relative."""
+    ceiling: float = math.inf
+    """Of the rectifier."""
+
+    @property
+    def is_held(self) -> Bool[Tensor, "image channel height width"]:
+        """Units that a ceiling held back: what enters them is not below their value."""
+        return ~self.is_open & (self.values >= self.ceiling)
 
     def in_order(self, order: Int[Tensor, " image"]) -> Place:
         """The same with the images in another order; see `Cut.in_order`."""
@@ -120,7 +128,8 @@ def find_cut(derivation: Derivation) -> Cut | NoCut:
         is_open = found.values > 0 if units is None else units.is_open
         before = node.inputs[0] if isinstance(node.kind, Rectifier) else node.name
         spread = found.deviation.expand_as(found.values)
-        places.append(Place(node.name, before, found.values, is_open, spread, found.error))
+        ceiling = node.kind.ceiling if isinstance(node.kind, Rectifier) else math.inf
+        places.append(Place(node.name, before, found.values, is_open, spread, found.error, ceiling))
     opaque = _opaque_before(graph, [place.before for place in places])
     if opaque:
         return NoCut(f"{opaque} in front of it cannot be computed in closed form")

@@ -133,6 +133,11 @@ class Kind:
         """Where the operation passes its input on: everywhere, but where the derivative needs the output."""
         return torch.ones_like(output, dtype=torch.bool)
 
+    def held(self, output: Tensor) -> Tensor:
+        """What the output is wherever the operation does not pass its input on, of the values that it may be there the
+        nearest one."""
+        return torch.zeros_like(output)
+
     def units(self, output: Tensor, uncertainty: Tensor) -> Units | None:
         """Where the operation passed its input on, by an output that is known up to an error; None where the output
         does not tell.

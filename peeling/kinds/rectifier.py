@@ -6,10 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..units import Units, estimate_units
 from .kind import Call, Kind, Layer, ModuleCall, Needs, Read
+
+# Uncertainties from a ceiling below which an output is not asked whether it was held back.
+_NEAR = 20.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,16 @@ class Rectifier(Kind):
         return [arriving * self.is_open(self.forward(inputs, tensors))]
 
     def units(self, output: Tensor, uncertainty: Tensor) -> Units | None:
-        """See `Kind.units`; what a ceiling holds back is not looked for."""
-        return estimate_units(output, uncertainty) if self.ceiling == math.inf else None
+        """See `Kind.units`; at a ceiling what is missing to it is the output of a ReLU too."""
+        units = estimate_units(output, uncertainty)
+        if self.ceiling == math.inf or not bool((output > self.ceiling - _NEAR * uncertainty).any()):
+            return units
+        return units.both(estimate_units(self.ceiling - output, uncertainty))
+
+    def held(self, output: Tensor) -> Tensor:
+        """See `Kind.held`."""
+        ends = torch.zeros_like(output)
+        return ends if self.ceiling == math.inf else ends.masked_fill(output > self.ceiling / 2, self.ceiling)
 
     @classmethod
     def of_module(cls, call: ModuleCall) -> Layer | None:

@@ -13,6 +13,7 @@ from ..graph import Graph, Node
 from ..local_steps import LocalSteps
 from ..refusals import Refused
 from .batch_statistics import derivatives_behind_statistics
+from .column_input import column_input
 from .convolution_input import convolution_input
 from .effort import Effort
 from .knowledge import Knowledge
@@ -21,6 +22,7 @@ from .open_units import open_units
 from .output_derivative import RULE as DERIVATIVE
 from .output_derivative import output_derivative
 from .passing import backwards, derivatives, derivatives_forwards, forwards
+from .row_foothold import row_foothold
 from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
 from .statistics_input import statistics_input
@@ -42,8 +44,10 @@ RULES: tuple[Rule, ...] = (
     output_derivative,
     convolution_input,
     statistics_input,
+    column_input,
     tap_foothold,
     visit_foothold,
+    row_foothold,
     segment_input,
 )
 

@@ -128,7 +128,8 @@ def _mended(setting: Setting, known: Knowledge, behind: _Behind, switched: Tenso
     doubt = output.deviation.expand_as(output.values)
     least = torch.finfo(torch.float32).eps * output.values.square().mean().sqrt()
     barely = _BARELY_OPEN * doubt.maximum(least)
-    values = torch.where(is_open, output.values.maximum(barely), 0.0)
+    held = setting.graph.by_name[name].kind.held(output.values)
+    values = torch.where(is_open, output.values.maximum(barely), held)
     fresh = replace(output, values=values, deviation=torch.where(is_open, doubt.maximum(barely), 0.0))
     units = Units(is_open, torch.where(switched, 0.0, units.wrong), units.doubtful)
     unmasked = known.arriving[name].values

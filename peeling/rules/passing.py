@@ -21,9 +21,9 @@ from . import by_step
 from .knowledge import Knowledge, Known, evenly, merged
 from .rule import Derived, Setting
 
-# A unit of a rectifier is surely open where its output is so many deviations above zero; also with a checksum that has
-# seen it. The input of one that is taken for open and was shut may have been any negative number, and deviations are
-# estimates, which may be off by some times.
+# A unit of a rectifier is surely open where its output is so many deviations above zero, and below a ceiling; also with
+# a checksum that has seen it. The input of one that is taken for open and was shut may have been any negative number,
+# and deviations are estimates, which may be off by some times.
 _SURELY = 50.0
 
 
@@ -73,9 +73,9 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
     values, deviation = output.values, output.deviation.expand_as(output.values)
     if node.kind.needs is Needs.OUTPUT:
         units = known.units.get(node.name)
-        sure = values > _SURELY * deviation
-        sure = sure if units is None else sure & units.is_open
-        sure = sure & output.known & node.kind.is_open(values)
+        margin = _SURELY * deviation
+        sure = node.kind.is_open(values - margin) & node.kind.is_open(values + margin)
+        sure = sure & output.known if units is None else sure & output.known & units.is_open
         return Known(values * sure, sure, deviation, "backwards")
     name = node.inputs[position]
     channels = [setting.graph.shape(one)[0] for one in node.inputs]

@@ -157,14 +157,21 @@ def test_what_noise_does_is_stated(residual_case: Cases, noise: float) -> None:
     assert stated_too_small == []
 
 
-def test_rectifiers_with_a_ceiling_are_not_undone(residual_case: Cases, residual_network: Cases) -> None:
+def test_a_rectifier_with_a_ceiling_is_undone_where_it_was_open(residual_case: Cases, residual_network: Cases) -> None:
     model = residual_network()
     model[1] = nn.ReLU6()
+    with torch.no_grad():
+        model[0].bias += 3  # so that the ceiling holds some units back
     case = residual_case(2, model=model)
     found = case.derived()
     (stem,) = [node for node in case.graph.nodes if node.kind == Rectifier(6.0)]
-    assert stem.name not in found.knowledge.units
-    assert found.knowledge.complete("clone") is None
+    true = case.truth[stem.name]
+    assert bool((true == 6).any())
+    assert int((found.knowledge.units[stem.name].is_open).sum()) == int(((true > 0) & (true < 6)).sum())
+    before = found.knowledge.activations[stem.inputs[0]]
+    nearest = torch.cdist(before.values.flatten(1), (case.truth[stem.inputs[0]]).flatten(1)).argmin(dim=1)
+    off = (before.values - case.truth[stem.inputs[0]][nearest])[before.known]
+    assert float(off.abs().max()) < 1e-3
 
 
 class Bottleneck(nn.Module):

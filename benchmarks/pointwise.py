@@ -1,0 +1,145 @@
+"""Networks of pointwise and depthwise convolutions peeled: how deep, how exactly, and what images follow.
+
+    python -m benchmarks.pointwise                          # every row; json in benchmarks/results/, table printed
+    python -m benchmarks.pointwise --rows lite0-64-4 --sets 1 --features    # features alone, without images
+
+One core; seconds are those of the processor. Photos are 8-bit files at the network's size that nothing was tuned on
+(`unseen_photos`), gradients are in float32, labels are not given, batch norm runs on its running statistics. An error
+is relative, of the image whose activations are known least; `constant` is the best flat image of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradinversion.audit import constant_images, psnr
+from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.recovery import Recovery, recover_images
+from gradinversion.peeling.rules import Derivation, derive
+from torch import Tensor, nn
+
+from .imagenet_lite0 import CLASSES, PIXELS, imagenet_lite0
+from .residual_case import Case, Row, case_of
+
+RESULTS = Path(__file__).parent / "results" / "pointwise.json"
+_SURE = 1e-5
+
+
+def lite0(classes: int) -> nn.Module:
+    """The network of `imagenet_lite0`, whose classes are given."""
+    return imagenet_lite0()
+
+
+def _row(size: int, batch: int) -> Row:
+    name, network = f"lite0-{size}-{batch}", "EfficientNet-Lite0, ImageNet weights"
+    return Row(name, network, lite0, size, batch, CLASSES, normalisation=PIXELS)
+
+
+ROWS = tuple(_row(*one) for one in ((64, 4), (64, 2), (64, 8), (96, 4), (128, 1), (224, 1)))
+
+
+def run_row(row: Row, number: int, features: bool) -> dict[str, Any]:
+    """One set of photos.
+
+    Args:
+        row: Which network, how large and how many images.
+        number: Of the set of photos.
+        features: Whether to leave out the images.
+    """
+    case = case_of(row, number)
+    graph = network_graph(case.model, case.update.image_shape, case.update.batch_norm, row.batch)
+    assert isinstance(graph, Graph)
+    line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
+    line |= {"set": number, "constant": psnr(constant_images(case.images), case.images).tolist()}
+    began = time.process_time()
+    config = PeelingConfig()
+    found = derive(graph, case.update.gradients, row.batch, config.tolerance, operations=config.operations)
+    line["seconds"] = time.process_time() - began
+    line["places"] = list(_places(found, case))
+    line["refused"] = [[one.rule, one.value, one.words] for one in found.refused]
+    return line if features else line | _images(recover_images(case.update, case.model, config), case)
+
+
+def _places(found: Derivation, case: Case) -> list[dict[str, Any]]:
+    """Every value that a gradient gave, with its true error and whether its images and places are in their order."""
+    graph, places = found.graph, []
+    truth = {graph.images: case.update.normalisation.apply(case.images.double())}
+    for node in graph.nodes:
+        truth[node.name] = node.kind.forward([truth[name] for name in node.inputs], graph.tensors_of(node))
+    for value in dict.fromkeys(step.value for step in found.steps):
+        known = found.knowledge.activations[value]
+        flat, true = known.values.flatten(1), truth[value].flatten(1)
+        nearest = torch.cdist(flat, true, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        error = (flat - true[nearest]).norm(dim=1) / true[nearest].norm(dim=1)
+        reader = next((node.name for node in graph.readers(value) if "weight" in node.tensors), value)
+        whole = sorted(nearest.tolist()) == list(range(len(true)))
+        line = {
+            "input of": reader,
+            "rule": known.rule,
+            "shape": list(known.values.shape[1:]),
+            "every image once": whole,
+        }
+        places.append(line | {"error": error.tolist(), "stated": known.error.tolist()})
+    return places
+
+
+def _images(found: Recovery, case: Case) -> dict[str, Any]:
+    """What became of the images."""
+    line: dict[str, Any] = {"message": found.message}
+    for name, images in (("start", found.start.images if found.start else None), ("images", found.images)):
+        if images is None:
+            continue
+        pixels = PIXELS.invert(images).clamp(0, 1)
+        order = _match(pixels, case.images)
+        line[name] = psnr(pixels[order].to(case.images), case.images).tolist()
+    return line
+
+
+def _match(found: Tensor, true: Tensor) -> list[int]:
+    """For each private image the one found that is nearest to it, each taken once."""
+    from scipy.optimize import linear_sum_assignment
+
+    apart = (found.flatten(1).double()[None] - true.flatten(1).double()[:, None]).square().mean(dim=2)
+    return [int(one) for one in linear_sum_assignment(apart.numpy())[1]]
+
+
+def printed(line: dict[str, Any]) -> str:
+    """One row of the table: the deepest place, and the deepest of those that are exact."""
+    exact = [one for one in line["places"] if max(one["error"]) <= _SURE]
+    deepest, last = (one[-1] if one else None for one in (line["places"], exact))
+    words = [
+        "none" if one is None else f"{one['input of']} {max(one['error']):.1e} (stated {max(one['stated']):.1e})"
+        for one in (deepest, last)
+    ]
+    cells = [line["row"], str(line["set"]), *words, f"{line['seconds']:.0f} s"]
+    cells += [" ".join(f"{value:.1f}" for value in line.get(name, ())) for name in ("constant", "start", "images")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS])
+    parser.add_argument("--sets", type=int, nargs="*", default=[0, 1, 2], help="numbers of the sets of photos")
+    parser.add_argument("--features", action="store_true", help="leave out the images")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    lines = json.loads(options.out.read_text()) if options.out.exists() else []
+    for row in (one for one in ROWS if one.name in options.rows):
+        for number in options.sets:
+            line = run_row(row, number, options.features)
+            print(printed(line), flush=True)
+            lines = [one for one in lines if (one["row"], one["set"]) != (row.name, number)] + [line]
+            options.out.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

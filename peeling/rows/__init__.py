@@ -1,0 +1,28 @@
+"""The input of a pointwise convolution at every place, from its weight gradient alone, and the order of the places.
+
+The weight gradient of a 1x1 convolution is ``D^T A`` with one row for each of the ``N = B H W`` places of the batch, so
+that its row space is the span of the inputs of all places while N is at most both numbers of channels. Behind a ReLU or
+ReLU6 these are never negative and mostly zero, the more so the better the network is trained, and nearly no mixture of
+them is: `unmixed` finds them. `lengths` gives each its length, `ends` what enters the block and what leaves it, and
+`neighbours` which places lie side by side in one image.
+"""
+
+from .block import Block, find_block
+from .ends import BlockEnds, block_ends
+from .lengths import Lengths, place_lengths
+from .neighbours import place_order
+from .unmixed import MOST_PLACES, NoRows, Rows, find_rows
+
+__all__ = [
+    "MOST_PLACES",
+    "Block",
+    "BlockEnds",
+    "Lengths",
+    "NoRows",
+    "Rows",
+    "block_ends",
+    "find_block",
+    "find_rows",
+    "place_lengths",
+    "place_order",
+]
