@@ -63,16 +63,16 @@ class Objective:
         """The match by activations that are known, if there are any, and the match that is descended."""
         model, update, config = self._model, target.update, self.config
         gradients = Comparison.of(model, mean_gradients(update), config.gradient_loss, allowed, target.scale_known)
+        whole: Match = Plain(model, self.labels, ClientLoss.of(update.facts), gradients)
         if update.local is not None:
-            return None, Retraced(LocalSteps(model, gradients.names, self.labels, update), gradients)
-        plain = Plain(model, self.labels, ClientLoss.of(update.facts), gradients)
+            whole = Retraced(LocalSteps(model, gradients.names, self.labels, update), gradients)
         if target.cut is not None:
-            cut = BehindCut(target.cut, plain, bool(self._observed), self.device, self._dtype)
+            cut = BehindCut(target.cut, whole, bool(self._observed), self.device, self._dtype)
             return cut, cut
         if target.anchor is None:
-            return None, plain
+            return None, whole
         anchor = target.anchor.to(self.device, self._dtype)
-        anchored = Anchored(model, anchor, plain, gradients, config.jump_weight)
+        anchored = Anchored(model, anchor, whole, gradients, config.jump_weight)
         return anchored, anchored
 
     def _require_a_term(self) -> None:

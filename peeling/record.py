@@ -144,6 +144,9 @@ class PeelingRecord:
     image_count: int = 0
     tolerance: float = 0.0
     """The largest error that was believed."""
+    local_steps: int = 0
+    """Of a weight delta: how many the client made. Then `image_count` counts visits, one for each image in each of its
+    steps; 0 for a gradient."""
     reason: str = ""
     """Why it ended where nothing was refused, in one sentence; empty otherwise."""
     found: FoundImages | None = None

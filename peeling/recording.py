@@ -16,13 +16,16 @@ from .rules import Derivation, Knowledge, Step
 _IMAGES = "images"
 
 
-def record_derivation(derivation: Derivation, image_count: int, tolerance: float) -> PeelingRecord:
+def record_derivation(
+    derivation: Derivation, image_count: int, tolerance: float, local_steps: int = 0
+) -> PeelingRecord:
     """What the rules found on the graph.
 
     Args:
         derivation: All of it.
         image_count: Of the batch.
         tolerance: The largest error that was believed.
+        local_steps: Of a weight delta; then images are visits.
     """
     graph, known = derivation.graph, derivation.knowledge
     places = [_place(graph, known, steps) for steps in _by_value(derivation.steps)]
@@ -49,6 +52,7 @@ def record_derivation(derivation: Derivation, image_count: int, tolerance: float
         images=graph.images,
         image_count=image_count,
         tolerance=tolerance,
+        local_steps=local_steps,
         reason="" if refused or derivation.steps else _NO_TAPS,
     )
 

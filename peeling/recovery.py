@@ -44,12 +44,14 @@ _CROPS = 400
 _FEWEST_CROPS = 100
 # Of the operations, what more crops than the fewest may take.
 _START = 0.1
-# Of the features and their derivative: fewer are no descent, and more were never of use.
-_FEWEST_EVALUATIONS, _MOST_EVALUATIONS = 60, 1000
+# Of the features and their derivative: fewer are no descent.
+_FEWEST_EVALUATIONS = 60
+DESCENT_EVALUATIONS = 1000
+"""More were never of use."""
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
-# What a descent may leave of the features' length, where they are known better than that.
-_MET = 1e-3
+MET = 1e-3
+"""What a descent may leave of the features' length, where they are known better than that."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def recover_images(
         return Recovery(message, record=record, blocked=bool(blocked))
     final = _final(graph, update, derivation)
     labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
-    module = _first_module(graph, model)
+    module = first_module(graph, model)
     known = known_by_rules(record, derivation, model)
     whole = derivation.knowledge.complete(graph.images)
     if whole is not None:
@@ -151,16 +153,17 @@ def recover_images(
             return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
         why = "max-pooling in front of these features hides all pixels but those that won"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-    evaluations = int(config.operations / _operations_of_one(cut, update.image_count))
+    evaluations = evaluations_of(cut, update.image_count, config)
     if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-    return _descended(update, found, cut, found.start.images, min(evaluations, _MOST_EVALUATIONS), device)
+    return _descended(update, found, cut, found.start.images, min(evaluations, DESCENT_EVALUATIONS), device)
 
 
-def _operations_of_one(cut: Cut, image_count: int) -> float:
-    """Of one evaluation of a batch's features and their derivative, which costs twice as much."""
-    return 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
+def evaluations_of(cut: Cut, image_count: int, config: PeelingConfig) -> int:
+    """How often a batch's features and their derivative, which costs twice as much, may be evaluated."""
+    one = 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
+    return int(config.operations / one)
 
 
 def _with_start(
@@ -176,18 +179,39 @@ def _with_start(
     Raises:
         ImageError: The photos cannot be had.
     """
+    start, photos = decoded_start(update, cut, pictures, config, device)
+    if start is None:
+        return found
+    assert found.record is not None
+    record = found.record if photos is None else replace(found.record, photos=photos)
+    return replace(found, start=start, record=record)
+
+
+def decoded_start(
+    update: CapturedUpdate,
+    cut: Cut,
+    pictures: Sequence[Tensor] | None,
+    config: PeelingConfig,
+    device: torch.device | None,
+) -> tuple[Decoded | None, DecoderPhotos | None]:
+    """Images that a cut's features look like, None where that is more than is affordable; and the configured photos
+    that it was learnt from.
+
+    Raises:
+        ImageError: The photos cannot be had.
+    """
     each = operations(cut.graph, [place.before for place in cut.places])
     count = min(_CROPS, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
     if count < _FEWEST_CROPS:
-        return found
+        return None, None
+    photos = None
     if pictures is None:
         named = decoder_photos(config.photos, config.photos_without, update.image_shape)
-        assert found.record is not None
         photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
-        found, pictures = replace(found, record=replace(found.record, photos=photos)), list(named.values())
+        pictures = list(named.values())
     _, height, width = update.image_shape
     crops = update.normalisation.apply(photo_crops(pictures, (height, width), count))
-    return replace(found, start=decode(cut, crops, device=device))
+    return decode(cut, crops, device=device), photos
 
 
 def _descended(
@@ -201,7 +225,7 @@ def _descended(
     lowest, highest = update.normalisation.bounds(dtype=torch.float64)
     found = images_from_cut(cut, start, lowest, highest, evaluations, device=device)
     size = sizes(found.images).clamp_min(1e-300)
-    met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(_MET)
+    met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
     error = torch.where(met, found.error / size, torch.inf)
     count = int(met.sum())
     assert features.record is not None
@@ -233,7 +257,7 @@ def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> Imag
     return image_labels(setting, derivation.knowledge, float(update.facts.label_smoothing.value))
 
 
-def _first_module(graph: Graph, model: nn.Module) -> str | None:
+def first_module(graph: Graph, model: nn.Module) -> str | None:
     """A module that is given the images as they are."""
     names = {name for name, _ in model.named_modules()}
     same = {graph.images}

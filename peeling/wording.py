@@ -15,11 +15,13 @@ def reached(record: PeelingRecord) -> str:
     begun = " and ".join(record.footholds)
     many = f"{len(record.places)} places" if len(record.places) > 1 else "one place"
     shape = " x ".join(map(str, nearest.shape))
-    which = "of the network for every image, nearest to the images" if len(record.places) > 1 else "of the network:"
+    every = f"every visit of its {record.local_steps} local steps" if record.local_steps else "every image"
+    which = f"of the network for {every}, nearest to the images" if len(record.places) > 1 else "of the network:"
     whole = nearest.place == WHOLE_IMAGES
     where = "the images themselves" if whole else f"{which} {nearest.place}"
     gave = where if whole else f"{many} {where}"
-    return f"By {begun} the gradient determines {gave} ({shape}, estimated error {nearest.error_max:.1g} at most)."
+    sent = "weight delta" if record.local_steps else "gradient"
+    return f"By {begun} the {sent} determines {gave} ({shape}, estimated error {nearest.error_max:.1g} at most)."
 
 
 def summary(record: PeelingRecord) -> str:
@@ -48,7 +50,7 @@ def went_wrong(record: PeelingRecord) -> str:
     if not record.ends:
         return (record.reason[:1].lower() + record.reason[1:]) or "nothing more follows."
     end = record.ends[0]
-    would = would_do(end)
+    would = "" if record.local_steps else would_do(end)
     return f"{end.place}: {end.words}{f'; {would}' if would else ''}."
 
 

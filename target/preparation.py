@@ -82,7 +82,8 @@ def prepare(
         require_classes(given, update, model)
     solved = solve(evidence, found, model, request, given, look)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
-    evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
+    if not solved.by_taps:
+        evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
     _require_derivatives(request, model, found.update, solved.anchor)
     target = _target(solved, model, generator, look)
     target = _finished(target, request)
@@ -101,7 +102,7 @@ def prepare(
             "it was in the batch."
         )
     messages += evidence.limits
-    training = describe(update, found, given is not None)
+    training = describe(update, found, given is not None, order_found=solved.by_taps)
     facts = evidence.stated(model)
     return Preparation(
         target, labels, tuple(messages), evidence.belief, training, facts, evidence.limits, known, solved.record

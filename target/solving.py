@@ -18,6 +18,7 @@ from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
 from .smoothing import check_smoothing
 from .tap_images import TapImages, images_by_taps
+from .visit_images import images_by_visits
 from .weight_deltas import Attackable, as_attackable, refine
 
 # Peeling that ends in front of one of these, with more than one layer behind, has passed the final layer.
@@ -133,7 +134,8 @@ class _Solver:
         """With the images as the anchor, where they follow from the taps."""
         given = self.given is not None
         request = self.request
-        found = images_by_taps(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed)
+        look = images_by_taps if solved.found.update.local is None else images_by_visits
+        found = look(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed)
         if found is None:
             return solved
         solved = replace(
@@ -149,7 +151,7 @@ class _Solver:
         if found.anchor is None:
             # The images of an anchor are in the order of the labels that it was found with.
             return solved if solved.anchor is not None else replace(solved, labels=found.labels)
-        if solved.anchor is None or not solved.anchor.scales:
+        if solved.found.update.local is None and (solved.anchor is None or not solved.anchor.scales):
             said = describe(found.anchor.scales, found.anchor.error)
             evidence = solved.evidence.and_also(found_scale(found.anchor.scales, solved.evidence.update))
             solved = replace(solved, evidence=evidence, messages=(*solved.messages, *filter(None, [said])))

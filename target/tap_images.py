@@ -20,9 +20,9 @@ from ..peeling.record import PeelingRecord
 from ..peeling.recovery import Recovery, recover_images
 from .start import Start
 
-# The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
-# near zero change sides with the least error of an image; images that are others are off by most of the gradient.
-_AGREES = 0.05
+AGREES = 0.05
+"""The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
+near zero change sides with the least error of an image; images that are others are off by most of the gradient."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _refused(
         return "No module of the model is given the images as they are, so that they are not taken for known."
     derivative = None if found.final is None else found.final.derivative[order]
     off = _disagreement(update, model, found.module, found.images[order], labels, derivative)
-    if off is not None and off <= _AGREES:
+    if off is not None and off <= AGREES:
         return None
     why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
     return (
@@ -192,10 +192,9 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
         alike = len(set(labels.labels.tolist())) == 1
         return labels, torch.arange(len(labels.labels)) if alike else None, ""
     told = labels.labels.cpu()
-    if sorted(told.tolist()) == sorted(found.labels.tolist()):
-        order = torch.empty(len(told), dtype=torch.long)
-        order[told.argsort(stable=True)] = found.labels.argsort(stable=True)
-        return labels, order, ""
+    same = ordered(found.labels, told)
+    if same is not None:
+        return labels, same, ""
     order = found.labels.argsort(stable=True)
     seen = RecoveredLabels(
         labels=found.labels[order],
@@ -205,6 +204,15 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
         warnings=(),
     )
     return seen, order, _contradicted(found.labels, told) if given else ""
+
+
+def ordered(found: Tensor, told: Tensor) -> Tensor | None:
+    """For each label that is told the place of one that was found; None where they are not the same labels."""
+    if sorted(told.tolist()) != sorted(found.tolist()):
+        return None
+    order = torch.empty(len(told), dtype=torch.long)
+    order[told.argsort(stable=True)] = found.argsort(stable=True)
+    return order
 
 
 def _contradicted(shown: Tensor, told: Tensor) -> str:

@@ -127,13 +127,14 @@ def with_rate(update: CapturedUpdate, rate: float) -> CapturedUpdate:
     return update.stating(learning_rate=read(rate, "the final layer's gradient"))
 
 
-def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> str:
+def describe(update: CapturedUpdate, found: Attackable, labels_given: bool, *, order_found: bool = False) -> str:
     """What is taken for granted about the client's local steps, in sentences; empty for a gradient.
 
     Args:
         update: As it was captured.
         found: What is attacked in its place.
         labels_given: Whether the server was told the labels, image by image.
+        order_found: Whether the images are known, and with them which was in which step.
     """
     local, facts = update.local, update.facts.local
     if local is None or facts is None:
@@ -149,6 +150,8 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool) -> s
     steps = f"{local.steps(update.image_count)} steps of SGD ({epochs} x {len(batches)} batches)"
     if len(batches) == 1:
         order = "all images are in every step, so that their order does not matter"
+    elif order_found:
+        order = "which image is in which step follows from the features of its visits"
     elif local.shuffled:
         order = "which image is in which step is not known, and each step is taken for one over all images"
     elif labels_given:

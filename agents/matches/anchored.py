@@ -12,7 +12,7 @@ from ...peeling import Anchor
 from ...priors import InputStatistics
 from ...target.second_derivative import forward_to
 from .comparison import Comparison
-from .plain import Plain
+from .match import Match
 
 # Estimated error of an anchor up to which a prior can be spared at the end.
 _EXACT = 0.015
@@ -31,7 +31,7 @@ class Anchored:
     """
 
     def __init__(
-        self, model: nn.Module, anchor: Anchor, whole: Plain, gradients: Comparison, jump_weight: float
+        self, model: nn.Module, anchor: Anchor, whole: Match, gradients: Comparison, jump_weight: float
     ) -> None:
         self._model, self._anchor, self._whole = model, anchor, whole
         open_ = gradients.only([name for name in gradients.names if name not in anchor.explained])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...peeling.cut import Cut
 from ...priors import InputStatistics
-from .plain import Plain
+from .match import Match
 
 # Estimated error of features up to which a prior can be spared at the end.
 _EXACT = 0.015
@@ -30,7 +30,7 @@ class BehindCut:
         dtype: In which.
     """
 
-    def __init__(self, cut: Cut, whole: Plain, observed: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, cut: Cut, whole: Match, observed: bool, device: torch.device, dtype: torch.dtype) -> None:
         self._cut, self._whole, self._observed = cut, whole, observed
         self._forward = cut.forward(dtype, device)
         self._is_open = [place.is_open.to(device) for place in cut.places]

@@ -1,0 +1,125 @@
+"""Weight deltas of several local steps peeled: visits, steps, labels and images, on photos nothing was tuned on.
+
+    python -m benchmarks.practical_steps                       # every row; json in benchmarks/results/, table printed
+    python -m benchmarks.practical_steps --rows steps-4x2 --sets 1
+
+One core; seconds are those of the processor. ResNet-18 with a 3x3 stem, random weights, 32 px, batch norm on its
+running statistics, float32. The server knows the learning rate, momentum, epochs and batch size; neither labels nor the
+order of a shuffled epoch. Photos are 8-bit files of `unseen_photos`; the decoder is fitted on those that come with
+scikit-image. `constant` is the best flat image of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gradinversion.audit import constant_images, psnr
+from gradinversion.capture import IMAGENET, LocalTraining, load_images, train_locally
+from gradinversion.peeling.visit_recovery import recover_visits
+
+from .networks import cifar_resnet18
+from .residual import match
+from .residual_case import CLASSES, PHOTOS
+from .unseen_photos import write_unseen_photos
+
+RESULTS = Path(__file__).parent / "results" / "practical_steps.json"
+_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way in which a client trains."""
+
+    name: str
+    images: int
+    local: LocalTraining
+
+
+ROWS = (
+    Row("steps-2x2", 4, LocalTraining(0.02, 1, 2)),
+    Row("steps-4x2", 8, LocalTraining(0.01, 1, 2, 0.9)),
+    Row("epochs-2x2x4", 8, LocalTraining(0.01, 2, 4, shuffled=True)),
+)
+
+
+def run_row(row: Row, number: int) -> dict[str, Any]:
+    """One set of photos."""
+    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.images))
+    images = (load_images(str(folder), row.images, _SIZE)[0] * 255).round() / 255
+    torch.manual_seed(number)
+    model = cifar_resnet18(CLASSES).eval()
+    labels = (torch.arange(row.images) * 7 + number) % CLASSES
+    generator = torch.Generator().manual_seed(number)
+    update = train_locally(model, images, labels, local=row.local, normalisation=IMAGENET, generator=generator)
+    began = time.process_time()
+    found = recover_visits(update, model)
+    line: dict[str, Any] = {"row": row.name, "set": number, "seconds": time.process_time() - began}
+    line |= {"visits": row.images * row.local.epochs, "steps": row.local.steps(row.images), "message": found.message}
+    line |= {"places": [[step.rule, step.value, list(step.shape), max(step.error)] for step in found.steps]}
+    line["checks"] = dict(found.steps[0].checks) if found.steps else {}
+    line["constant"] = psnr(constant_images(images), images).tolist()
+    if found.images is None or found.error is None:
+        return line
+    line |= {"images": len(found.images), "disagreement": found.disagreement}
+    if len(found.images) != row.images:
+        return line
+    pixels = IMAGENET.invert(found.images).clamp(0, 1)
+    order = match(pixels, images)
+    line |= {"psnr": psnr(pixels[order].to(images), images).tolist(), "stated_error": found.error[order].tolist()}
+    exact = (pixels[order] * 255).round() == (images.double() * 255).round()
+    line["exact_values"] = exact.flatten(1).double().mean(dim=1).tolist()
+    off = (found.images[order] - IMAGENET.apply(images.double())).flatten(1).norm(dim=1)
+    line["true_error"] = (off / IMAGENET.apply(images.double()).flatten(1).norm(dim=1)).tolist()
+    if found.labels is not None:
+        line["labels_right"] = int((found.labels[order] == labels).sum())
+    assert found.visits is not None
+    line["visit_of"] = found.visits.tolist()
+    return line
+
+
+def show(lines: Sequence[dict[str, Any]]) -> None:
+    """One line for each set."""
+    head = ("client", "set", "visits, steps", "nearest features", "their error", "constant, dB", "images, dB", "labels")
+    print("| " + " | ".join((*head, "s")) + " |")
+    print("|---" * 9 + "|")
+    for line in lines:
+        _, _, shape, error = line["places"][-1] if line["places"] else ("", "", [], float("nan"))
+        found = " ".join(f"{value:.1f}" for value in line.get("psnr", []))
+        flat = " ".join(f"{value:.0f}" for value in line["constant"])
+        where = " x ".join(map(str, shape)) or "none"
+        counted = f"{line['visits']}, {line['steps']}"
+        cells = [line["row"], line["set"], counted, where, f"{error:.0e}", flat, found or "–"]
+        cells += [line.get("labels_right", "–"), f"{line['seconds']:.0f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def main() -> None:
+    """Run the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
+    parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first set")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for row in ROWS:
+        for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
+            lines.append(run_row(row, number))
+            print(
+                json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),
+                flush=True,
+            )
+            options.out.write_text(json.dumps(lines, indent=1) + "\n")
+    show(lines)
+
+
+if __name__ == "__main__":
+    main()

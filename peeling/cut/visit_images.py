@@ -1,0 +1,179 @@
+"""Images of a weight delta, step after step: those of one step give the weights before the next.
+
+What is known behind a cut are the features of every visit, and the derivative by them; the layers in front of it have
+known weights before the first step alone. A descent finds the images of its visits. Pushed through these layers they
+give, with the derivatives that are known, the gradient of the step, and so the weights that the next step's visits went
+through. An image that was seen before is recognised by its features under the new weights and not looked for again.
+
+What all steps' gradients make of the layers in front is held against the delta that was sent: nothing else has used it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..graph import Graph, Node
+from ..layers import relative, worst
+from ..local_steps import LocalSteps
+from ..rules import Knowledge
+from .places import Cut
+
+# Features of an image that was seen before are nearer than this, relative, and ten times nearer than those of others.
+_SAME, _CLEARLY = 0.03, 0.1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a descent made of some visits."""
+
+    images: Float[Tensor, "visit channel height width"]
+    error: Float[Tensor, " visit"]
+    """Relative; infinite where the features were not met."""
+
+
+@dataclass(frozen=True)
+class VisitImages:
+    """All images, and which of them each visit was of."""
+
+    images: Float[Tensor, "image channel height width"]
+    """In the order in which the client first visited them."""
+    error: Float[Tensor, " image"]
+    visits: Int[Tensor, " visit"]
+    """Which image each visit was of, in the order of the steps."""
+    disagreement: float
+    """How far the delta that they make in front of the cut is from the one that was sent, relative, in the weight where
+    it is farthest; infinite where the steps were not followed to the end."""
+
+
+@dataclass(frozen=True)
+class StepByStep:
+    """What images are found from."""
+
+    cut: Cut
+    """With the features of every visit, in the order of the steps."""
+    known: Knowledge
+    gradients: dict[str, Tensor]
+    """Sums of all steps' gradients, by parameter."""
+    steps: LocalSteps
+
+    def run(self, find: Callable[[Cut], Found | None]) -> VisitImages | None:
+        """Every step's images, as far as they follow; None where not even the first step's do.
+
+        Args:
+            find: Images of visits by their features; None where that is more than is affordable.
+        """
+        images, errors, who = list[Tensor](), list[Tensor](), list[int]()
+        made: dict[str, list[Tensor]] = {name: [] for name in self._front}
+        for step, visits in enumerate(self.steps.slices):
+            cut = _of_visits(self._under(step, made), list(range(visits.start, visits.stop)))
+            seen: list[int | None] = _recognised(cut, images) if images else [None] * self.steps.visits[step]
+            new = [visit for visit, one in enumerate(seen) if one is None]
+            if new:
+                found = find(_of_visits(cut, new))
+                if found is None:
+                    break
+                for visit, image, error in zip(new, found.images, found.error, strict=True):
+                    seen[visit] = len(images)
+                    images.append(image.double())
+                    errors.append(error)
+            who += [one for one in seen if one is not None]
+            own = torch.stack([images[one] for one in who[visits]])
+            gradients = self._gradients_of(cut, own, step)
+            if gradients is None:
+                break
+            for name, gradient in gradients.items():
+                made[name].append(gradient)
+        if not images:
+            return None
+        disagreement = self._disagreement(made) if len(who) == self.steps.visit_count else float("inf")
+        return VisitImages(torch.stack(images), torch.stack(errors), torch.tensor(who), disagreement)
+
+    @property
+    def _nodes(self) -> list[Node]:
+        """Operations in front of the places."""
+        graph = self.cut.graph
+        needed = frozenset[str]().union(*(graph.before(place.before) for place in self.cut.places))
+        return [node for node in graph.nodes if node.name in needed]
+
+    @property
+    def _front(self) -> list[str]:
+        """Parameters that move; of some the values before each step are known already, and serve as a check."""
+        names = dict.fromkeys(name for node in self._nodes for name in node.tensors.values())
+        return [name for name in names if name in self.gradients]
+
+    def _under(self, step: int, made: dict[str, list[Tensor]]) -> Cut:
+        """The cut with the weights before a step."""
+        graph = self.cut.graph
+        tensors = dict(graph.tensors)
+        tensors |= {name: self.steps.weights(graph.tensors[name], gradients) for name, gradients in made.items()}
+        tensors |= {name: weights[step] for name, weights in self.known.weights.items()}
+        return replace(self.cut, graph=replace(graph, tensors=tensors))
+
+    def _gradients_of(self, cut: Cut, images: Tensor, step: int) -> dict[str, Tensor] | None:
+        """Of one step, of the parameters in front; None where a derivative is not known."""
+        arriving = [self.known.arriving.get(place.before) for place in cut.places]
+        if any(one is None or not one.complete for one in arriving):
+            return None
+        visits, count = self.steps.slices[step], float(self.steps.counts[step])
+        given = [one.values[visits] / count for one in arriving if one is not None]
+        return _front_gradients(cut, self._nodes, self._front, images, given)
+
+    def _disagreement(self, made: dict[str, list[Tensor]]) -> float:
+        off = [0.0]
+        for name, gradients in made.items():
+            sent = self.gradients[name].detach().cpu().double()
+            if sent.dim() > 1 and bool(sent.any()) and len(gradients) == self.steps.count:
+                summed = torch.stack(gradients) * self.steps.counts.reshape(-1, *(1 for _ in sent.shape))
+                off.append(relative(summed.sum(dim=0) - sent, sent))
+        return worst(*off) if len(off) > 1 else float("inf")
+
+
+def _of_visits(cut: Cut, visits: Sequence[int]) -> Cut:
+    return replace(cut, places=tuple(place.in_order(torch.tensor(visits)) for place in cut.places))
+
+
+def _recognised(cut: Cut, images: Sequence[Tensor]) -> list[int | None]:
+    """Which of the images each visit is of, by its features; None for one that was not seen before."""
+    forward = cut.forward(torch.float64, torch.device("cpu"))
+    with torch.no_grad():
+        values = [value.clamp_min(0).flatten(1) for value in forward(torch.stack(list(images)))]
+    candidates = torch.cat(values, dim=1)
+    features = torch.cat([(place.values * place.is_open).flatten(1) for place in cut.places], dim=1)
+    apart = torch.cdist(features, candidates) / features.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    found: list[int | None] = []
+    for row in apart:
+        nearest = int(row.argmin())
+        others = torch.cat([row[:nearest], row[nearest + 1 :]])
+        clear = not len(others) or float(row[nearest]) < _CLEARLY * float(others.min())
+        found.append(nearest if float(row[nearest]) < _SAME and clear else None)
+    return found
+
+
+def _front_gradients(
+    cut: Cut, nodes: Sequence[Node], names: Sequence[str], images: Tensor, arriving: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of parameters in front of a cut, by the derivatives that arrive there.
+
+    What one place hands to the next is in the derivative by it already, so that places are constants for what reads
+    them.
+    """
+    graph: Graph = cut.graph
+    free = {name: graph.tensors[name].detach().double().requires_grad_() for name in names}
+    places = {place.rectifier: place for place in cut.places}
+    wanted = {place.before: derivative for place, derivative in zip(cut.places, arriving, strict=True)}
+    values, total = {graph.images: images.double()}, torch.zeros((), dtype=torch.float64)
+    with torch.enable_grad():
+        for node in nodes:
+            tensors = graph.tensors_of(node) | {role: free[name] for role, name in node.tensors.items() if name in free}
+            values[node.name] = node.kind.forward([values[name] for name in node.inputs], tensors)
+            if node.name in wanted:
+                total = total + (values[node.name] * wanted[node.name]).sum()
+            if node.name in places:
+                values[node.name] = places[node.name].values
+        found = torch.autograd.grad(total, list(free.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(free, found, strict=True))

@@ -1,0 +1,170 @@
+"""The images behind a weight delta of several local steps, by taps and what follows from them in every visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..capture import BatchNormMode, CapturedUpdate
+from ..capture.image_files import ImageError
+from .config import PeelingConfig
+from .cut import Cut, NoCut, find_cut, images_from_cut
+from .cut.visit_images import Found, StepByStep, VisitImages
+from .graph import NoGraph, network_graph
+from .kinds import Linear
+from .layers import sizes
+from .local_steps import LocalSteps
+from .record import FoundImages, ImagesBy, PeelingRecord
+from .recording import record_derivation
+from .recovery import DESCENT_EVALUATIONS, MET, decoded_start, evaluations_of, first_module
+from .rules import Derivation, Step, derive
+from .wording import ended, reached
+
+# Of the negative part of a visit's derivative by the logits, the least share that lies at its label.
+_LABEL = 0.9
+
+
+@dataclass(frozen=True)
+class VisitRecovery:
+    """What came of it. Images are in the order in which the client first visited them."""
+
+    message: str
+    steps: tuple[Step, ...] = ()
+    """Each value that the delta gave, in every visit."""
+    record: PeelingRecord | None = None
+    derivation: Derivation | None = None
+    images: Float[Tensor, "image channel height width"] | None = None
+    """As the model is given them; None where they do not follow."""
+    error: Float[Tensor, " image"] | None = None
+    """Estimated, relative."""
+    labels: Int[Tensor, " image"] | None = None
+    visits: Int[Tensor, " visit"] | None = None
+    """Which image each visit was of, in the order of the steps."""
+    disagreement: float = float("inf")
+    """See `VisitImages`."""
+    module: str | None = None
+    """Name of a module whose input the images are."""
+
+    @property
+    def confirmed_record(self) -> PeelingRecord | None:
+        """The record, where the images are taken for known."""
+        if self.record is None or self.record.found is None:
+            return self.record
+        return replace(self.record, found=replace(self.record.found, confirmed=True))
+
+
+def recover_visits(
+    update: CapturedUpdate,
+    model: nn.Module,
+    config: PeelingConfig | None = None,
+    pictures: Sequence[Float[Tensor, "channel _ _"]] | None = None,
+    device: torch.device | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> VisitRecovery:
+    """Features of every visit of every image, each under the weights of its own step, and from there the images.
+
+    Args:
+        update: A weight delta, with batch norm on running statistics and a learning rate that is known.
+        model: The server's model; it is not changed.
+        config: See `recover_images`.
+        pictures: Public photos in [0, 1] in place of the configured ones.
+        device: For the descent; by default the CPU.
+        on_step: Called after each value that the delta gave.
+    """
+    config = config or PeelingConfig()
+    local = update.local
+    if local is None or local.learning_rate is None or update.batch_norm is not BatchNormMode.EVAL:
+        return VisitRecovery(
+            "Peeling the steps of a weight delta needs a learning rate that is known and batch norm on running "
+            "statistics."
+        )
+    steps = LocalSteps.of(local, update.image_count)
+    graph = network_graph(model, update.image_shape, update.batch_norm, steps.visit_count)
+    if isinstance(graph, NoGraph):
+        return VisitRecovery(f"Peeling by taps is left out: {graph.why}.")
+    gradients = {
+        name: steps.summed(graph.tensors[name], one) for name, one in update.gradients.items() if name in graph.tensors
+    }
+    told = None if on_step is None else lambda step, _: on_step(step)
+    derivation = derive(graph, gradients, steps.visit_count, config.tolerance, told, config.operations, steps)
+    record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
+    found = VisitRecovery(reached(record), derivation.steps, record, derivation)
+    if not derivation.steps:
+        return found
+    found = replace(found, message=f"{reached(record)} {ended(record)}".strip())
+    cut = find_cut(derivation)
+    if isinstance(cut, NoCut) or cut.is_pooled:
+        return found
+    evaluations = min(evaluations_of(cut, steps.visit_count, config), DESCENT_EVALUATIONS)
+    try:
+        looked_for = _Finder(update, config, pictures, evaluations, device)
+        images = StepByStep(cut, derivation.knowledge, gradients, steps).run(looked_for)
+    except ImageError as error:
+        return replace(found, message=f"{found.message} No images follow: {error}.")
+    if images is None:
+        return found
+    return _with_images(found, images, first_module(graph, model))
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Images of some visits by a descent from a decoded start."""
+
+    update: CapturedUpdate
+    config: PeelingConfig
+    pictures: Sequence[Tensor] | None
+    evaluations: int
+    device: torch.device | None
+
+    def __call__(self, cut: Cut) -> Found | None:
+        start, _ = decoded_start(self.update, cut, self.pictures, self.config, self.device)
+        if start is None:
+            return None
+        lowest, highest = self.update.normalisation.bounds(dtype=torch.float64)
+        found = images_from_cut(cut, start.images, lowest, highest, self.evaluations, device=self.device)
+        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
+        return Found(found.images, torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf))
+
+
+def _with_images(found: VisitRecovery, images: VisitImages, module: str | None) -> VisitRecovery:
+    assert found.record is not None
+    assert found.derivation is not None
+    labels = _labels(found.derivation, images)
+    record = replace(found.record, found=FoundImages(ImagesBy.DESCENT, tuple(images.error.tolist())))
+    count, whole = int(images.error.isfinite().sum()), len(images.images)
+    message = (
+        f"{found.message} Step after step, each giving the weights before the next one, a descent met the features of "
+        f"{count} of {whole} images; the layers in front move with them as the client's did up to "
+        f"{images.disagreement:.1g}."
+    )
+    return replace(
+        found,
+        message=message,
+        record=record,
+        images=images.images,
+        error=images.error,
+        labels=labels,
+        visits=images.visits,
+        disagreement=images.disagreement,
+        module=module,
+    )
+
+
+def _labels(derivation: Derivation, images: VisitImages) -> Tensor | None:
+    """Of each image, where the derivatives by the logits of all of its visits agree."""
+    final = derivation.graph.by_name[derivation.graph.output]
+    arriving = derivation.knowledge.arriving.get(final.name)
+    if not isinstance(final.kind, Linear) or arriving is None or not arriving.complete:
+        return None
+    negative = arriving.values.clamp_max(0)
+    lowest, labels = negative.min(dim=1)
+    if not bool((lowest <= _LABEL * negative.sum(dim=1)).all()):
+        return None
+    of_image = [labels[images.visits == image] for image in range(len(images.images))]
+    if any(len(set(one.tolist())) != 1 for one in of_image):
+        return None
+    return torch.stack([one[0] for one in of_image])

@@ -1,0 +1,118 @@
+"""The private images of a client that trained, as an anchor, where its weight delta determines them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels
+from ..peeling import Anchor
+from ..peeling.config import PeelingConfig
+from ..peeling.layers import sizes
+from ..peeling.visit_recovery import VisitRecovery, recover_visits
+from .start import Start
+from .tap_images import AGREES, TapImages, ordered
+
+# What is taken for the error of an image whose features were not met, as a share of its root mean square.
+_UNMET = 0.3
+
+
+def images_by_visits(
+    update: CapturedUpdate, model: nn.Module, labels: RecoveredLabels, given: bool, config: PeelingConfig, seed: int = 0
+) -> TapImages | None:
+    """The images, where the weight delta of several steps determines them, or what it says of their features; None
+    where that is not tried.
+
+    Args:
+        update: What is attacked.
+        model: The server's model.
+        labels: As they are known so far.
+        given: Whether the user states them, in the order of the client's steps.
+        config: Of peeling.
+        seed: That begins at the images themselves, where these are not sure.
+    """
+    wanted = config.enabled and config.taps and config.operations > 0
+    local, alone = update.local, update.facts.clients.value == 1
+    if not wanted or local is None or local.learning_rate is None or not alone:
+        return None
+    if update.batch_norm is not BatchNormMode.EVAL:
+        return None
+    try:
+        found = recover_visits(update, model, config)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
+    if found.images is None or found.error is None:
+        return TapImages(labels, found.message if found.steps else "", record=found.record)
+    why = _unsure(found, update, config.tolerance)
+    order = _order(found, labels, given)
+    if why is not None or order is None:
+        message = " ".join(filter(None, (found.message, why)))
+        return TapImages(labels, message, start=_start(found, update, order, seed), record=found.record)
+    assert found.module is not None
+    known = labels if given else _shown(found, order)
+    images = found.images[order]
+    anchor = Anchor(
+        module=found.module,
+        activations=images,
+        cotangent=torch.zeros_like(images),
+        one_sided=False,
+        explained=tuple(update.gradients),
+        error=float(found.error.max()),
+    )
+    return TapImages(known, found.message, anchor, record=found.confirmed_record)
+
+
+def _unsure(found: VisitRecovery, update: CapturedUpdate, tolerance: float) -> str | None:
+    """Why the images are not taken for known, in a sentence; None where they are."""
+    assert found.images is not None
+    assert found.error is not None
+    if len(found.images) != update.image_count:
+        return (
+            f"They are not taken for known: the visits show {len(found.images)} images so far, and the client has "
+            f"{update.image_count}."
+        )
+    if found.module is None:
+        return "No module of the model is given the images as they are, so that they are not taken for known."
+    if found.labels is None:
+        return "They are not taken for known: the visits do not show whose label is whose."
+    if not float(found.error.max()) <= tolerance:
+        return "They are not taken for known, since the features of some of them were not met."
+    if not found.disagreement <= AGREES:
+        return (
+            "They are not taken for known, since others could have the same features: the layers in front of these "
+            f"would have moved otherwise than the client's ({found.disagreement:.1g} of the delta is left)."
+        )
+    return None
+
+
+def _order(found: VisitRecovery, labels: RecoveredLabels, given: bool) -> Tensor | None:
+    """The images in the order of the labels that were given, or in that of the client's steps."""
+    if found.labels is None or found.images is None:
+        return None
+    if not given:
+        return torch.arange(len(found.images))
+    return ordered(found.labels, labels.labels.cpu())
+
+
+def _shown(found: VisitRecovery, order: Tensor) -> RecoveredLabels:
+    assert found.labels is not None
+    return RecoveredLabels(
+        labels=found.labels[order],
+        confidence=torch.ones(len(order)),
+        method="features",
+        assumption="The derivative by the logits of every visit is known, and it is negative at the label alone.",
+        warnings=(),
+    )
+
+
+def _start(found: VisitRecovery, update: CapturedUpdate, order: Tensor | None, seed: int) -> Start | None:
+    """Where seeds begin when the images are not sure."""
+    assert found.images is not None
+    assert found.error is not None
+    if len(found.images) != update.image_count or order is None:
+        return None
+    size = sizes(found.images)
+    off = torch.tensor([one if math.isfinite(one) else _UNMET for one in found.error.tolist()])
+    return Start(found.images[order].float(), (off * size)[order].float(), seed)

@@ -1,0 +1,117 @@
+"""The images behind a weight delta, prepared as an attack begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.agents import Objective, ObjectiveConfig
+from gradinversion.audit import psnr
+from gradinversion.capture import CapturedUpdate, LocalTraining, told, train_locally
+from gradinversion.coordinator import AttackConfig
+from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling.cut import photo_crops, public_photos
+from gradinversion.target.preparation import Preparation, prepare
+from torch import Tensor, nn
+
+PIXELS = 8
+LABELS = torch.tensor([8, 1, 5, 3])
+
+
+class Block(nn.Module):
+    """Two convolutions and a skip."""
+
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(leaving)
+        self.down = nn.Sequential() if stride == 1 else nn.Conv2d(entering, leaving, 1, stride, bias=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(value))))) + self.down(value))
+
+
+def network() -> nn.Sequential:
+    """Places 8 x 8, 4 x 4, 2 x 2."""
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    blocks = [Block(32, 64, 2), Block(64, 96, 2), Block(96, 96, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)).eval()
+
+
+def photos() -> Tensor:
+    """Crops that the decoder is not fitted on in the same places."""
+    return (255 * photo_crops(list(public_photos().values()), (PIXELS, PIXELS), 4, seed=77)).round() / 255
+
+
+def sent(local: LocalTraining) -> CapturedUpdate:
+    return train_locally(network(), photos(), LABELS, local=local)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Preparation:
+    """Two epochs of two steps of two, with momentum."""
+    update = sent(LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.5))
+    return prepare(update, network(), AttackConfig().request)
+
+
+def test_the_anchor_is_every_image_once_in_the_order_of_the_steps(prepared: Preparation) -> None:
+    anchor = prepared.target.anchor
+    assert anchor is not None, prepared.messages
+    labels = prepared.labels.labels.tolist()
+    assert sorted(labels[:2]) == sorted(LABELS[:2].tolist())
+    assert sorted(labels[2:]) == sorted(LABELS[2:].tolist())
+    order = [LABELS.tolist().index(label) for label in labels]
+    found = prepared.target.update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(found.float(), photos()[order]).min()) > 40
+    assert prepared.limits == ()
+    assert "follows from the features of its visits" in prepared.training
+    assert prepared.peeling is not None
+    assert prepared.peeling.whole
+    assert prepared.peeling.local_steps == 4
+    assert prepared.peeling.image_count == 8
+
+
+def test_seeds_begin_at_these_images_and_leave_nothing(prepared: Preparation) -> None:
+    start = prepared.target.start
+    assert start is not None
+    assert start.is_known
+    objective = Objective(prepared.target, ObjectiveConfig())
+    assert objective.peeled
+    assert objective.gradient_loss(start.images.float()) < 0.1
+
+
+def test_labels_that_are_given_keep_their_order() -> None:
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=2))
+    found = prepare(update, network(), AttackConfig(labels="1,8,3,5").request)
+    assert found.labels.labels.tolist() == [1, 8, 3, 5]
+    anchor = found.target.anchor
+    assert anchor is not None, found.messages
+    pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(pixels.float(), photos()[[1, 0, 3, 2]]).min()) > 40
+
+
+def test_the_images_do_not_rest_on_the_learning_rate() -> None:
+    """Gradients four times too small move the weights four times as far each: by what they did."""
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=2)).stating(learning_rate=told(0.2))
+    anchor = prepare(update, network(), AttackConfig(labels="8,1,5,3").request).target.anchor
+    assert anchor is not None
+    pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(pixels.float(), photos()).min()) > 40
+
+
+def test_another_momentum_than_the_clients_is_no_anchor() -> None:
+    update = sent(LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.9)).stating(momentum=told(0.0))
+    assert prepare(update, network(), AttackConfig().request).target.anchor is None
+
+
+def test_taps_left_out_are_left_out() -> None:
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=2))
+    request = replace(AttackConfig().request, peeling=PeelingConfig(taps=False))
+    found = prepare(update, network(), request)
+    assert found.target.anchor is None
+    assert found.peeling is None
