@@ -9,19 +9,21 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit distributed slow coverage bench clean
+.PHONY: help demo example test lint types unit distributed slow coverage site notebook bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    an attack on a simulated client; prints where the report is"
 	@echo "make example the worked audit of docs/audit-example: ten minutes on two cores"
-	@echo "make test    lint, types, unit and distributed"
+	@echo "make test    lint, types, site, unit and distributed"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
 	@echo "make distributed  the tests that start Ray or the real command, but for the slow ones"
 	@echo "make slow    these: three hosts, random faults, a lost head, a lost node of a grid"
 	@echo "make coverage  the lines and branches that make test runs, file by file; twice as long"
+	@echo "make site    the documentation as pages, in build/site"
+	@echo "make notebook  the notebook of the documentation, run again"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -44,7 +46,7 @@ WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The shapes that annotations state are checked; to import the package then takes some seconds more, so it is asked for.
 SHAPES = --jaxtyping-packages=gradinversion,array_shapes.check
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest $(SHAPES)
-test: lint types
+test: lint types site
 	$(MAKE) --jobs=2 unit distributed
 
 unit: $(INSTALLED)
@@ -73,6 +75,14 @@ types: $(INSTALLED)
 	@mkdir -p build/types
 	@ln -sfn ../.. build/types/gradinversion
 	$(RUN) -m mypy
+
+# The documentation as pages, in build/site; a link that leads nowhere is an error.
+site: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
+# Runs the notebook of the documentation, and keeps what its cells show.
+notebook: $(INSTALLED)
+	$(RUN) docs/site/notebook.py docs/notebook.ipynb
 
 bench: $(INSTALLED)
 	$(RUN) -m pip install --quiet -e '.[bench]'

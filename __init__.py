@@ -1,8 +1,89 @@
 """GradInversion as a distributed multi-agent optimisation: what an averaged gradient reveals of private images.
 
+``capture_gradient`` makes what a client would send, ``reconstruct`` attacks it, ``evaluate`` says what leaked, and
+``write_report`` writes the page; each name is loaded when it is first used.
+
 Read the folders in the order of the data: ``capture`` (what the server holds) -> ``priors`` and ``agents``
 (one seed optimises one candidate batch) -> ``registration`` (the seeds become one consensus) -> ``coordinator``
 (rounds and checkpoints) -> ``cluster`` (Ray) -> ``audit`` (what leaked).
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .agents import AgentsConfig, ObjectiveConfig
+    from .audit.evaluate import evaluate
+    from .audit.report import write_report
+    from .audit.results import AuditReport
+    from .capture import (
+        CapturedUpdate,
+        ClientConfig,
+        PrivateBatch,
+        capture_gradient,
+        capture_weight_delta,
+        load_batch,
+        load_model,
+        recover_labels,
+        train_locally,
+    )
+    from .cluster import reconstruct
+    from .coordinator import AttackConfig, CoordinatorConfig, Reconstruction
+    from .peeling import PeelingConfig
+    from .refusal import ConfigError, Refusal
+    from .registration.config import RegistrationConfig
+    from .registration.register import register
+
 __version__ = "0.1.0"
+
+# Where each public name is: to import the package alone takes no time.
+_PLACES = {
+    "agents": ("AgentsConfig", "ObjectiveConfig"),
+    "audit": ("AuditReport", "evaluate", "write_report"),
+    "capture": (
+        *("CapturedUpdate", "ClientConfig", "PrivateBatch", "capture_gradient", "capture_weight_delta", "load_batch"),
+        *("load_model", "recover_labels", "train_locally"),
+    ),
+    "cluster": ("reconstruct",),
+    "coordinator": ("AttackConfig", "CoordinatorConfig", "Reconstruction"),
+    "peeling": ("PeelingConfig",),
+    "refusal": ("ConfigError", "Refusal"),
+    "registration": ("RegistrationConfig", "register"),
+}
+_HOME = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "AgentsConfig",
+    "AttackConfig",
+    "AuditReport",
+    "CapturedUpdate",
+    "ClientConfig",
+    "ConfigError",
+    "CoordinatorConfig",
+    "ObjectiveConfig",
+    "PeelingConfig",
+    "PrivateBatch",
+    "Reconstruction",
+    "Refusal",
+    "RegistrationConfig",
+    "capture_gradient",
+    "capture_weight_delta",
+    "evaluate",
+    "load_batch",
+    "load_model",
+    "reconstruct",
+    "recover_labels",
+    "register",
+    "train_locally",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

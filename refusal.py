@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
+from dataclasses import fields
 
 from .foreign_text import safe_lines
 
@@ -39,10 +41,30 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        found = self.problems()
+        found = _without_their_class(self) or self.problems()
         if found:
             raise ConfigError(found)
 
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, one sentence each; a sentence names the key in full."""
         raise NotImplementedError
+
+
+def _without_their_class(config: Checked) -> list[str]:
+    """Groups of settings that were given as something else, such as a dictionary: `problems` could not read them."""
+    found = []
+    for name, kind in _groups(type(config)).items():
+        value = getattr(config, name)
+        if not isinstance(value, kind):
+            found.append(f"{name}={value!r}: give {kind.__name__}(...), and in it what differs from the defaults.")
+    return found
+
+
+def _groups(config: typing.Any) -> dict[str, type]:
+    """The fields that are settings of their own, each with its class."""
+    hints = typing.get_type_hints(config)
+    return {
+        entry.name: hints[entry.name]
+        for entry in fields(config)
+        if isinstance(hints[entry.name], type) and issubclass(hints[entry.name], Checked)
+    }

@@ -41,6 +41,8 @@ class Case:
     """What the result is compared with."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Everything that the run was asked for, as plain values: the report tells it."""
+    command: str = ""
+    """What runs it again, as one would type it; empty where it was made by hand."""
     captured: bool = False
     """Whether the update came from outside, so that the images told to be behind it may be others."""
 

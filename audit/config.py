@@ -24,6 +24,9 @@ class AuditConfig(Checked):
     lpips_weights: str | None = None
     """File with the ImageNet weights of the LPIPS backbone; without it LPIPS is left out, and the report says so."""
 
+    redact: bool = False
+    """Write report-redacted.html too: the page without pictures and names of files, to be shown to others."""
+
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, one sentence each."""
         found = []

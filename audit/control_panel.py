@@ -26,6 +26,7 @@ def control_panel(
     reconstruction: Reconstruction,
     private: PrivateBatch | None,
     controls: Sequence[Control],
+    pictured: bool = True,
 ) -> dict[str, Any] | None:
     """What was run, and each image's reconstruction beside what the controls make of it; None without ground truth.
 
@@ -34,6 +35,7 @@ def control_panel(
         reconstruction: that it is about.
         private: the originals.
         controls: as run, for their pictures; a control that is missing here has numbers and no picture.
+        pictured: False: numbers alone.
     """
     if private is None:
         return None
@@ -43,7 +45,10 @@ def control_panel(
         "summary": [_summary(report, name) for name in names],
         "problems": [(TITLES[control.name], control.problem) for control in report.controls if control.problem],
         "columns": [TITLES[name] for name in names],
-        "rows": [_row(image, reconstruction, private, names, answers) for image in report.images],
+        "rows": [
+            {**row, "cells": [cell if pictured else cell | {"uri": None} for cell in row["cells"]]}
+            for row in (_row(image, reconstruction, private, names, answers) for image in report.images)
+        ],
         "alone": len(names) == 1,
     }
 

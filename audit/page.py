@@ -23,8 +23,10 @@ from .environment import page_environment
 from .figures import duration, psnr_in_words, quality_in_words, share_in_words, share_not_rounded_up
 from .image_result import ImageResult
 from .label_panel import label_rows, label_scores, label_sentence, label_tile
+from .next_steps import next_steps
 from .peeling_panel import SHOWN_PLACES, peeling_panel
 from .pictures import picture_cell
+from .redaction import without_names, without_paths
 from .registration_panel import registration_chart, registration_panel
 from .results import AuditReport
 from .risk import risk_sentences
@@ -36,7 +38,7 @@ SHOWN_ROWS = 12
 """Images shown at once; further ones are folded away."""
 _SMALL, _LARGE = 112, 224
 """Longest side in pixels of an embedded picture."""
-_STYLES = ("report.css", "peeling.css")
+_STYLES = ("report.css", "peeling.css", "print.css")
 _SHORT = {
     Leak.LEAKED: "leaked",
     Leak.WEAK: "weak leak",
@@ -51,6 +53,8 @@ def render_page(
     reconstruction: Reconstruction,
     private: PrivateBatch | None,
     controls: Sequence[Control] = (),
+    again: str = "",
+    redacted: bool = False,
 ) -> str:
     """The page as text. It fetches nothing: style, plots and pictures are inside.
 
@@ -59,7 +63,12 @@ def render_page(
         reconstruction: the result of the attack.
         private: the originals to show beside it; None when there is no ground truth.
         controls: those given to ``evaluate``, for their pictures.
+        again: the command that repeats the run; empty where there is none.
+        redacted: without any picture of an image and without names of files.
     """
+    settings = dict(flatten(reconstruction.config))
+    if redacted:
+        report, settings = without_names(report), without_paths(settings)
     folder = files(__package__)
     environment = page_environment(
         db=psnr_in_words,
@@ -82,7 +91,10 @@ def render_page(
         run=reconstruction,
         known=private is not None,
         rule=report.rule,
-        controls=control_panel(report, reconstruction, private, controls),
+        redacted=redacted,
+        again="" if redacted else again,
+        next_steps=next_steps(report, reconstruction),
+        controls=control_panel(report, reconstruction, private, controls, pictured=not redacted),
         exposure=exposure_panel(report),
         peeling=peeling_panel(reconstruction.peeling),
         shown_places=SHOWN_PLACES,
@@ -98,19 +110,20 @@ def render_page(
         ruler=_ruler(report),
         columns=_columns(report, private, seeds),
         short=_SHORT,
-        rows=_picture_rows(report, reconstruction, private),
+        rows=[] if redacted else _picture_rows(report, reconstruction, private),
         shown_rows=SHOWN_ROWS,
         shown_agents=SHOWN_AGENTS,
         legend=[(f"seed {seed}", colour) for colour, seed in enumerate(seeds[:COLOURS])],
         quiet=max(0, len(seeds) - COLOURS),
         charts=_loss_charts(reconstruction, seeds),
         registration_chart=registration_chart(reconstruction),
-        registration_panel=registration_panel(report, reconstruction, private, SHOWN_ROWS),
-        unregistered=dict(flatten(reconstruction.config)).get("registration.method") == "none",
+        registration_panel=None if redacted else registration_panel(report, reconstruction, private, SHOWN_ROWS),
+        unregistered=settings.get("registration.method") == "none",
         registration_columns=_keys(reconstruction.registration),
         loss_columns=_keys([agent.losses for agent in report.agents]),
         duration=duration(reconstruction.seconds),
-        config=[f"{name}={_plain(value)}" for name, value in flatten(reconstruction.config)],
+        newline=Markup("\n"),
+        config=[f"{name}={_plain(value)}" for name, value in settings.items()],
     )
 
 

@@ -82,5 +82,5 @@ def assess(case: Case, reconstruction: Reconstruction, runner: Runner, out: str 
     )
     runner.begins(Stage.JUDGING)
     report = judge(reconstruction, case, controls)
-    write_report(report, reconstruction, case.private, out, controls)
+    write_report(report, reconstruction, case.private, out, controls, again=case.command, redact=case.audit.redact)
     return Assessment(case, reconstruction, controls, report)

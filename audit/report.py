@@ -26,6 +26,9 @@ from .pictures import GridRow, draw_grid
 from .results import AgentResult, AuditReport, ControlResult
 from .risk import risk_sentences
 
+REPORT_VERSION = 1
+"""Of ``report.json``, as its schema has it; it rises when a key changes its meaning or goes, not when one is added."""
+
 
 def write_report(
     report: AuditReport,
@@ -33,8 +36,11 @@ def write_report(
     private: PrivateBatch | None,
     out: str | Path,
     controls: Sequence[Control] = (),
+    *,
+    again: str = "",
+    redact: bool = False,
 ) -> Path | str:
-    """The path of ``report.html``, or its URL, after all four files were written to ``out`` in one go.
+    """The path of ``report.html``, or its URL, after all files were written to ``out`` in one go.
 
     Args:
         report: from ``evaluate`` on the same reconstruction and private batch.
@@ -43,6 +49,8 @@ def write_report(
         out: folder or URL (``s3://``, ``gs://``, ``file://``), made when it does not exist. On a disk old files stay as
             they were until all new ones are complete.
         controls: those given to ``evaluate``, for their pictures.
+        again: the command that repeats the run, for the page.
+        redact: write ``report-redacted.html`` too, the page without pictures and names of files.
 
     Raises:
         ReportError: the folder cannot be written or the disk is full.
@@ -57,8 +65,11 @@ def write_report(
         "reconstruction.safetensors": save(tensors, metadata={"gradinversion": facts}),
         "reconstruction.png": _draw(report, reconstruction, private),
         "report.json": (json.dumps(to_dict(report, reconstruction), indent=2, allow_nan=False) + "\n").encode(),
-        "report.html": render_page(report, reconstruction, private, controls).encode(),
+        "report.html": render_page(report, reconstruction, private, controls, again).encode(),
     }
+    if redact:
+        page = render_page(report, reconstruction, private, controls, redacted=True)
+        contents["report-redacted.html"] = page.encode()
     folder = replace_files(out, contents)
     return folder / "report.html" if isinstance(folder, Path) else f"{folder}/report.html"
 
@@ -66,6 +77,7 @@ def write_report(
 def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, Any]:
     """The audit as JSON values. A number that is absent, infinite or not a number is None (``null``)."""
     values = {
+        "schema_version": REPORT_VERSION,
         "psnr_mean": report.psnr_mean,
         "gain_mean": report.gain_mean,
         "means_note": report.means_note,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .counters import is_counter, settle_counters
-from .defences import Defence
+from .defences import Defence, defence_words
 from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts
 from .hashing import weight_hash
@@ -54,6 +54,18 @@ class CapturedUpdate:
         _check_local(self)
         _check_tensors("gradient", self.gradients)
         _check_tensors("buffer", self.buffers or {})
+
+    def __repr__(self) -> str:
+        """What it is, in three lines; the tensors are not among them."""
+        numbers = sum(tensor.numel() for tensor in self.gradients.values())
+        shape = " x ".join(map(str, self.image_shape))
+        assumed = [name for name, fact in self.facts.items() if fact.assumed]
+        return (
+            f"CapturedUpdate({self.kind} of {self.model_id}: {len(self.gradients)} tensors, {numbers:,} numbers)\n"
+            f"  of {self.image_count} images of {shape}, batch norm {self.batch_norm}, loss {self.loss}, "
+            f"defences: {defence_words(self.defences)}\n"
+            f"  assumed, since nobody told it: {', '.join(assumed) or 'nothing'}"
+        )
 
     @property
     def image_count(self) -> int:

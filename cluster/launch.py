@@ -20,6 +20,8 @@ from ..capture import CapturedUpdate, ModelSource
 from ..capture.fitting import fit
 from ..coordinator import MOST_LEGS, AttackConfig, Reconstruction, Status, Storage, read_result
 from ..coordinator.checkpoints import require_no_saved_run
+from ..coordinator.serial_group import attack
+from ..refusal import ConfigError
 from ..storage.lock import holding
 from .connection import connected
 from .coordinator_actor import CoordinatorActor, RunSpec
@@ -55,6 +57,7 @@ def reconstruct(
     watch: Watch | None = None,
     source: ModelSource | None = None,
     detach: bool = True,
+    in_process: bool = False,
 ) -> Reconstruction:
     """Run the attack: agents and a coordinator as Ray actors, on the cluster that is there or on this machine.
 
@@ -75,8 +78,11 @@ def reconstruct(
             process is gone.
         detach: False: the run ends with this process also on a cluster that was joined. With ``out`` it goes on after
             the loss of its coordinator's node.
+        in_process: True: everything in this process, one agent after the other, without Ray: the same numbers in `sync`
+            mode, for a notebook or a small attack. Nothing is saved on the way.
 
     Raises:
+        ConfigError: ``in_process`` with ``out``, ``resume`` or ``restart``, or in `async` mode.
         UpdateError, ModelError, LabelError, CheckpointError, AllSeedsFailedError: see `Coordinator`.
         ClusterError: Ray cannot run it here, or the run is under way already.
         LostError: A process of the run died for good, or the machine gave out; with ``out`` the run can go on.
@@ -84,6 +90,10 @@ def reconstruct(
         DetachedError: Interrupted, and the run goes on without this process.
     """
     config = config or AttackConfig()
+    if in_process:
+        if out is not None or resume or restart:
+            raise ConfigError(["in_process=True saves nothing on the way: leave out, resume and restart away."])
+        return attack(*fit(update, model), config, watch).reconstruction
     storage = Storage(out, patience=_STORAGE_PATIENCE_SECONDS) if out is not None else None
     with told_what_to_lower(update, model, config), connected(_store_bytes(update, config)) as joined:
         detached = joined and detach and storage is not None

@@ -18,8 +18,8 @@ _HELP = {"--help", "-h", "help"}
 def run(words: list[str]) -> int:
     """Carry out one command; the exit status.
 
-    0 done; 2 refused with a sentence; 3 the machine or the cluster gave out, and the printed command goes on; 130, 143
-    and 129 interrupted, by Ctrl-C, SIGTERM and SIGHUP.
+    0 done; 2 refused with a sentence; 3 the machine or the cluster gave out, and the printed command goes on; 4 the
+    verdict is one that `fail_on` names; 130, 143 and 129 interrupted, by Ctrl-C, SIGTERM and SIGHUP.
     """
     try:
         if "--version" in words:

@@ -10,6 +10,7 @@ from ..audit import ReportError, without_gradient
 from ..audit.case import Case
 from ..audit.controls import MEANINGS
 from ..audit.pipeline import Assessment, Stage, assess
+from ..audit.verdict import Leak
 from ..capture import CapturedUpdate, ModelSource, simulate_client
 from ..cluster import ProgressView, attend, reconstruct, require_no_run, stop
 from ..coordinator import AttackConfig, Reconstruction, Storage, read_result
@@ -48,7 +49,7 @@ def audit(config: RunConfig, console: Console) -> int:
     verdict = run_audit(config, console)
     _say(console, f"\n{verdict.headline}. {verdict.advice}")
     _say(console, f"Report: {Storage(config.out).locate('audit.html')}")
-    return 0
+    return exit_status(Leak.UNKNOWN if verdict.leaks is None else Leak.LEAKED if verdict.leaks else Leak.NONE, config)
 
 
 def watch(config: RunConfig, console: Console) -> int:
@@ -126,7 +127,18 @@ def _report(found: Assessment, config: RunConfig, console: Console) -> int:
     verdict = found.report.verdict
     _say(console, f"\n{verdict.headline}. {verdict.detail}")
     _say(console, f"Report: {Storage(config.out).locate('report.html')}")
-    return 0
+    return exit_status(verdict.leak, config)
+
+
+def exit_status(leak: Leak, config: RunConfig) -> int:
+    """0, or 4 where the verdict is one that the command is to fail on."""
+    grave = {
+        "never": frozenset[Leak](),
+        "leak": frozenset({Leak.LEAKED}),
+        "weak": frozenset({Leak.LEAKED, Leak.WEAK}),
+        "unknown": frozenset(Leak) - {Leak.NONE},
+    }
+    return 4 if leak in grave[config.fail_on] else 0
 
 
 def _say(console: Console, text: str) -> None:

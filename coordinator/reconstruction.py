@@ -15,6 +15,8 @@ from ..peeling import KnownFeatures
 from ..peeling.record import PeelingRecord
 from ..target.belief import Belief
 
+_SHOWN_LABELS = 16
+
 
 @dataclass(frozen=True)
 class Source:
@@ -81,6 +83,18 @@ class Reconstruction:
     """Features of every image that the gradient determines."""
     peeling: PeelingRecord | None = None
     """What peeling did; None where it was left out."""
+
+    def __repr__(self) -> str:
+        """What came of the attack, in three lines; ``images``, ``labels`` and the rest are its fields."""
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        found = ", ".join(map(str, self.labels.labels.tolist()[:_SHOWN_LABELS]))
+        more = ", …" if len(self.labels.labels) > _SHOWN_LABELS else ""
+        return (
+            f"Reconstruction({len(self.images)} images of {shape} from {self.model_id}, {self.outcome})\n"
+            f"  gradient loss {self.gradient_loss:.4g} after {self.iterations} steps of {len(self.candidates)} seeds, "
+            f"{self.seconds:.1f} s\n"
+            f"  labels {found}{more} ({self.labels.method})"
+        )
 
     @property
     def candidate_images(self) -> Float[Tensor, "seed batch channel height width"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from .events import EventKind, Level
 from .progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
+METRICS_VERSION = 1
+"""Of its lines; it rises when a key changes its meaning or goes, not when one is added."""
 EVENTS_FILE = "events.jsonl"
 # Rounds whose states are awaited: those of one are written while the next one runs, at whose end its own are due.
 _MOST_AWAITED = 2
@@ -169,7 +172,7 @@ class Saving:
     def _write_curves(self, history: list[dict[str, float]], events: str) -> None:
         assert self._storage is not None
         try:
-            self._storage.write(METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history).encode())
+            self._storage.write(METRICS_FILE, "".join(map(_line, history)).encode())
             self._storage.write(EVENTS_FILE, events.encode())
         except StorageError as error:
             self._note(EventKind.CHECKPOINT_FAILED, f"The loss curves were not saved: {error}", level=Level.WARNING)
@@ -185,3 +188,9 @@ class Saving:
             with contextlib.suppress(CheckpointError, StorageError):
                 self.poll(wait=True)
         self._writer.shutdown(wait=not late, cancel_futures=True)
+
+
+def _line(row: dict[str, float]) -> str:
+    """A row of ``metrics.jsonl``, as ``metrics.schema.json`` has it: JSON has no number that is not finite."""
+    numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps({"schema_version": METRICS_VERSION} | numbers, allow_nan=False) + "\n"

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..agents import Account, Agent, Candidate
 from ..capture import CapturedUpdate
+from ..refusal import ConfigError
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
-from . import AttackConfig, Coordinator, Listener, Order, Reconstruction, form_consensus
+from . import AttackConfig, Coordinator, Listener, Mode, Order, Reconstruction, Status, form_consensus
 
 
 class SerialGroup:
@@ -24,17 +25,20 @@ class SerialGroup:
 
     Args:
         config: The attack, in `sync` mode.
+        after_each: Called whenever an agent has ended a round.
     """
 
-    def __init__(self, config: AttackConfig) -> None:
+    def __init__(self, config: AttackConfig, after_each: Callable[[], None] = lambda: None) -> None:
         self.seeds = tuple(config.seed + index for index in range(config.agents.count))
         self.peeled = False
-        self._config = config
+        self._config, self._after_each = config, after_each
         self._agents: list[Agent] = []
+        self._listener: Listener | None = None
         self._accounts: dict[int, Account] = {}
 
     def open(self, target: Target, listener: Listener) -> None:
         """See `AgentGroup`."""
+        self._listener = listener
         self.peeled = target.anchor is not None or target.cut is not None
         self._agents = [Agent(target, self._config.objective, self._config.agents, seed) for seed in self.seeds]
 
@@ -61,7 +65,11 @@ class SerialGroup:
     def _run(self, position: int, order: Order) -> Account:
         leg = order.current
         consensus = None if leg.consensus is None else leg.consensus[list(leg.permutation)]
-        return self._agents[position].run(leg.until_step, consensus)
+        account = self._agents[position].run(leg.until_step, consensus)
+        if self._listener is not None:
+            self._listener.idle()
+        self._after_each()
+        return account
 
     def renew(self, position: int, order: Order) -> None:
         """Nobody is lost on the way."""
@@ -93,8 +101,23 @@ class Attacked:
     """Whether layer peeling changed anything."""
 
 
-def attack(update: CapturedUpdate, model: nn.Module, config: AttackConfig) -> Attacked:
-    """The whole attack, from the update on: labels, peeling, steps, registration, choice; see `Coordinator.run`."""
-    group = SerialGroup(config)
-    reconstruction = Coordinator(update, model, config, group).run()
+def attack(
+    update: CapturedUpdate, model: nn.Module, config: AttackConfig, watch: Callable[[Status], None] | None = None
+) -> Attacked:
+    """The whole attack, from the update on: labels, peeling, steps, registration, choice; see `Coordinator.run`.
+
+    Args:
+        update: What the server holds.
+        model: The server's model.
+        config: The attack.
+        watch: Called with the state of the run whenever an agent has ended a round.
+
+    Raises:
+        ConfigError: `async` mode, in which agents run beside each other.
+    """
+    if config.coordinator.mode is not Mode.SYNC:
+        raise ConfigError(["coordinator.mode=async: agents of one process run one after the other; give sync."])
+    group = SerialGroup(config, after_each=lambda: None if watch is None else watch(coordinator.status))
+    coordinator = Coordinator(update, model, config, group)
+    reconstruction = coordinator.run()
     return Attacked(reconstruction, group.peeled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from ..audit.case import Case
@@ -12,7 +13,7 @@ from ..capture.client.private_images import load_private
 from ..capture.fitting import fit
 from ..capture.server import load_checkpoints, load_server_model
 from ..capture.told_config import apply_told
-from .run import RunConfig, to_plain
+from .run import RunConfig, command_words, to_plain
 
 
 def obtain(config: RunConfig) -> Case:
@@ -39,7 +40,8 @@ def obtain(config: RunConfig) -> Case:
     private = load_private(config.private, update, classes)
     send = like_the_client(update, model, config.seed)
     attack = replace(config, peeling=without_private(config.peeling, private, None))
-    return Case(update, model, attack, private, send, config.client, config.audit, to_plain(config), captured=True)
+    asked, command = to_plain(config), _command(config)
+    return Case(update, model, attack, private, send, config.client, config.audit, asked, command, captured=True)
 
 
 def _simulated(config: RunConfig) -> Case:
@@ -47,4 +49,10 @@ def _simulated(config: RunConfig) -> Case:
     update, model = fit(update, model)
     send = simulated(config.client, config.seed)
     attack = replace(config, peeling=without_private(config.peeling, private, config.client.images))
-    return Case(update, model, attack, private, send, config.client, config.audit, to_plain(config))
+    return Case(update, model, attack, private, send, config.client, config.audit, to_plain(config), _command(config))
+
+
+def _command(config: RunConfig) -> str:
+    """What begins this run anew, in another folder."""
+    words = [word for word in command_words(config) if not word.startswith(("out=", "resume=", "restart="))]
+    return shlex.join(["gradinversion", *words, "out=NEW_FOLDER"])

@@ -91,8 +91,8 @@ def _unusable(config: RunConfig, error: StorageError) -> ReportError:
 
 
 def settings_of_the_run(config: RunConfig) -> RunConfig:
-    """The settings that the run in this folder was begun with; what is given now only says where it is, and where the
-    private images are.
+    """The settings that the run in this folder was begun with; what is given now only says where it is, where the
+    private images are, and what is done with the verdict.
 
     Raises:
         ReportError: The folder holds no run.
@@ -107,4 +107,6 @@ def settings_of_the_run(config: RunConfig) -> RunConfig:
         named = ", ".join(f"told.{name}" for name in config.told.given)
         raise ConfigError([f"{named}: the run in out={config.out} was made without it; run the attack again with it."])
     private = config.private if config.private != PrivateConfig() else stored.private
-    return replace(stored, out=config.out, private=private)
+    audit = replace(stored.audit, redact=stored.audit.redact or config.audit.redact)
+    fail_on = stored.fail_on if config.fail_on == "never" else config.fail_on
+    return replace(stored, out=config.out, private=private, audit=audit, fail_on=fail_on)

@@ -30,13 +30,14 @@ from .yaml_file import parse_tree, parse_yaml, read_tree
 WITHOUT_EFFECT = frozenset(
     {"out", "resume", "restart", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
-    | {"budget"}
+    | {"budget", "fail_on", "audit.redact"}
     | keys(PrivateConfig, "private.").keys()
     | keys(SweepConfig, "sweep.").keys()
 )
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
+FAIL_ON = ("never", "leak", "weak", "unknown")
 _MOST_UNKNOWN = 20
 # What a preset file does not set: where a run goes, and whether it is gone on with.
 _OF_ONE_RUN = frozenset({"out", "resume", "restart", "preset"})
@@ -73,6 +74,9 @@ class RunConfig(AttackConfig):
     """The truth behind update=FILE, for the audit alone."""
     audit: AuditConfig = field(default_factory=AuditConfig)
     """What the result is compared with."""
+    fail_on: str = "never"
+    """Verdict from which on the exit status is 4: leak, weak (a weak leak too), unknown (all but "no leak shown"), or
+    never. For `audit` the verdict is that at your settings."""
     budget: str | None = None
     """Time that `audit` may take, such as 90s, 10m or 2h: the grid is made to fit; none runs all of it."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -88,6 +92,8 @@ class RunConfig(AttackConfig):
             found.append("out= is empty: give a folder.")
         if self.resume and self.restart:
             found.append("resume=true and restart=true: give one; the first goes on with a run, the second deletes it.")
+        if self.fail_on not in FAIL_ON:
+            found.append(f"fail_on={self.fail_on}: give one of {', '.join(FAIL_ON)}.")
         if self.budget is not None and not self.budget_seconds:
             found.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
         return found + origin_problems(self)

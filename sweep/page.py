@@ -89,7 +89,8 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
     )
     folder = files(__package__)
     template = environment.from_string((folder / "audit.html.j2").read_text(encoding="utf-8"))
-    styles = [(files(_STYLE_OF_RUN) / "report.css"), folder / "audit.css"]
+    of_run = files(_STYLE_OF_RUN)
+    styles = [of_run / "report.css", folder / "audit.css", of_run / "print.css"]
     cells = [_cell(facts, position) for position in range(len(facts.grid.cells))]
     pictured = sorted((cell for cell in cells if cell["result"].worst), key=_exposure, reverse=True)
     return template.render(
@@ -99,6 +100,7 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         several=any(not axis.kind.is_setting and len(axis.levels) > 1 for axis in facts.grid.axes),
         kind={True: "leaked", False: "none", None: "failed"}[verdict.leaks],
         order=ORDER,
+        newline=Markup("\n"),
         rule=STRICT_RULE,
         config=facts.config,
         provenance=provenance,

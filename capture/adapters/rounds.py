@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,6 +129,13 @@ class RoundRecorder:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UpdateError(f"the folder {str(folder)!r} cannot be made ({error}); give one that can") from None
+        if not self._folder.is_absolute() and Path(sys.argv[0]).name.startswith("flwr-"):
+            # Such a process runs where Flower's SuperLink was started, whoever typed `flwr run`, and wherever.
+            _LOG.warning(
+                "Captured updates go to %s, below the folder in which Flower's SuperLink was started: give an absolute "
+                "path to have them elsewhere, as in flwr run . --run-config \"captured='$PWD/captured'\".",
+                self._folder.absolute(),
+            )
         self._image_shape = image_shape
         self._client = client if client is None or isinstance(client, Mapping) else str(client)
         self._rounds = None if rounds is None else frozenset(rounds)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, gradinversion; print(sorted({heavy} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_the_public_names_are_those_of_their_folders_and_loaded_when_they_are_used() -> None:
+    assert set(gradinversion.__all__) == set(gradinversion._HOME)
+    assert set(gradinversion.__all__) <= set(dir(gradinversion))
+    for name in gradinversion.__all__:
+        place = importlib.import_module(f"gradinversion.{gradinversion._HOME[name]}")
+        assert getattr(gradinversion, name) is getattr(place, name)
+    with pytest.raises(AttributeError, match="no attribute 'reconstuct'"):
+        gradinversion.reconstuct  # noqa: B018
 
 
 def test_the_process_of_an_agent_imports_no_library_that_it_does_not_use() -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import gradinversion
+import pytest
+from gradinversion.agents import AgentsConfig
+from gradinversion.coordinator import AttackConfig
 from gradinversion.refusal import Checked, ConfigError, Refusal
 
 ROOT = Path(gradinversion.__file__).resolve().parent
@@ -63,3 +66,12 @@ def test_the_problems_of_a_configuration_survive_the_way_between_processes() -> 
     error = pickle.loads(pickle.dumps(ConfigError(["one.", "two."])))
     assert error.problems == ("one.", "two.")
     assert str(error) == "one.\ntwo."
+
+
+def test_settings_in_a_dictionary_are_refused_with_the_class_to_give() -> None:
+    with pytest.raises(ConfigError, match=r"^agents=\{'count': 1\}: give AgentsConfig\(\.\.\.\)"):
+        AttackConfig(agents=dict(count=1))  # type: ignore[arg-type] # noqa: C408
+    with pytest.raises(ConfigError) as caught:
+        AttackConfig(objective=None, peeling=True)  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 2
+    assert AttackConfig(agents=AgentsConfig(count=1)).agents.count == 1

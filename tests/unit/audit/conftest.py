@@ -106,7 +106,7 @@ def make(
     return dataclasses.replace(reconstruction, **changes), private
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def attack() -> Make:
     """The factory ``make``."""
     return make

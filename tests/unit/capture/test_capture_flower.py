@@ -284,3 +284,16 @@ def test_a_fit_based_round_is_recorded_and_its_result_unchanged(tmp_path: Path, 
 def test_what_is_no_strategy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UpdateError, match="a dict is no Flower strategy"):
         recorder(tmp_path).wrap({})
+
+
+@pytest.mark.parametrize(("process", "told"), [("flwr-serverapp", True), ("run.py", False)])
+def test_where_a_relative_folder_lies_is_said_in_a_process_of_flwr_run(
+    process: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"/usr/bin/{process}"])
+    FlowerRecorder(torch.nn.Linear(2, 2), "captured", image_shape=(3, 4, 4))
+    assert (f"Captured updates go to {tmp_path / 'captured'}" in caplog.text) is told
+    caplog.clear()
+    FlowerRecorder(torch.nn.Linear(2, 2), tmp_path / "captured", image_shape=(3, 4, 4))
+    assert caplog.text == ""

@@ -373,3 +373,12 @@ def test_frozen_parameters_are_not_expected_in_the_update() -> None:
         weight_hash=weight_hash(model),
     )
     assert update.mismatches(model) == []
+
+
+def test_an_update_shows_itself_in_three_lines() -> None:
+    lines = repr(small_update()).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("CapturedUpdate(gradient of ")
+    assert "images of" in lines[1]
+    assert "assumed" in lines[2]
+    assert max(map(len, lines)) < 200

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from gradinversion.agents import AgentsConfig, Outcome
@@ -22,6 +24,7 @@ from gradinversion.coordinator import (
     Storage,
     StorageError,
 )
+from gradinversion.coordinator.saving import METRICS_VERSION
 from torch import nn
 
 
@@ -46,7 +49,10 @@ def test_a_run_ends_with_a_reconstruction_of_its_rounds(
     assert len(result.sources) == 3
     assert result.labels.labels.tolist() == [0, 1, 3]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert rows == list(result.history)
+    assert rows == [{"schema_version": METRICS_VERSION} | row for row in result.history]
+    schema = json.loads(resources.files("gradinversion.coordinator").joinpath("metrics.schema.json").read_text())
+    for row in rows:
+        jsonschema.validate(row, schema)
     assert {row["seed"] for row in rows} == {0, 1, 2}
     assert max(row["step"] for row in rows) == 40
 

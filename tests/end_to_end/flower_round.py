@@ -1,10 +1,6 @@
 """Record what one client sends in a real Flower simulation of three clients, and read it again.
 
-    pip install 'gradinversion[flower]'
-    python docs/examples/flower_round.py captured
-
-Then attack it: `python run.py update=captured/round-0002-client-ID.safetensors client.model=convnet
-client.weights=captured/round-0002-server.safetensors out=audit`.
+In one process tree and without the network, unlike ``docs/examples/flower_app``, which ``flwr run`` starts.
 """
 
 import os
