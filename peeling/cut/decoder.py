@@ -63,6 +63,9 @@ def decode(
         grid = (height, width)
     fitted, held = _Sums(), _Sums()
     at_once = max(1, min(_AT_ONCE, _PIXELS // (height * width)))
+    if cut.is_coupled:  # statistics of as many images as the cut's
+        at_once = len(cut.places[0].values)
+        crops = crops[: max(1, len(crops) // at_once) * at_once]
     offset = scale = None
     with torch.no_grad():
         for index, some in enumerate(torch.split(crops, at_once)):

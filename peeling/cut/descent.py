@@ -3,7 +3,7 @@
 At an open unit the value in front of the rectifier is known, at a shut one only that it is not above zero: what differs
 is summed in squares, each image's relative to its own features. Where one place is known better than another, the
 descent goes on with each place by how well it is known: a block that is barely determined says little beside one that
-is exact, but helps to get near. Gradients of parameters are left out: added early, they trap the descent, and where the
+is exact, but helps to get near. Where batch norm runs on the batch's own statistics, all images descend as one. Gradients of parameters are left out: added early, they trap the descent, and where the
 features are known well they add nothing. Each image has a descent of its own (`lbfgs`): they share the batches in which
 the model is run, and nothing else.
 
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..layers import sizes
-from .lbfgs import descend
+from .lbfgs import Descended, descend
 from .places import Cut
 
 # The loss is a square of relative errors; the line search works on numbers around 1.
@@ -72,22 +72,21 @@ def images_from_cut(
     """
     device = device or torch.device("cpu")
     low, high = lowest.to(device, torch.float32), highest.to(device, torch.float32)
-    features = _Features(cut, device)
+    features = (_Coupled if cut.is_coupled else _Features)(cut, device)
     again = min(_AGAIN, int(_SHARE * most_evaluations))
     begun = start.to(device, torch.float32).clamp(low, high)
     most = (most_evaluations - again) * len(start)
-    found = descend(features.loss(features.targets), begun, most, features.noise(), on_evaluation)
+    found = features.descended(begun, features.targets, most, on_evaluation)
     evaluations = found.evaluations
     if features.weigh():
         most -= int(evaluations.sum())
-        found = descend(features.loss(features.targets), found.images, most, features.noise(), on_evaluation)
+        found = features.descended(found.images, features.targets, most, on_evaluation)
         evaluations = evaluations + found.evaluations
-    images = found.images.clamp(low, high)
-    everyone = torch.arange(len(images))
+    images, everyone = features.within(found.images, low, high), torch.arange(len(start))
     with torch.no_grad():
         misfit = features.misfits(images, everyone, features.targets).sqrt().cpu().double()
-    moved = descend(features.loss(features.moved(misfit)), images, again * len(start), features.noise())
-    apart = sizes(moved.images.clamp(low, high) - images).cpu().double()
+    moved = features.descended(images, features.moved(misfit), again * len(start))
+    apart = features.apart(features.within(moved.images, low, high), images).cpu().double()
     return Recovered(images.cpu().double(), misfit, apart, evaluations + moved.evaluations)
 
 
@@ -139,6 +138,24 @@ class _Features:
             parts.append(off.flatten(1).square().sum(dim=1))
         return torch.stack(parts).sum(dim=0)
 
+    def descended(
+        self,
+        start: Tensor,
+        targets: list[Tensor],
+        most: int,
+        on_evaluation: Callable[[int, Tensor], None] | None = None,
+    ) -> Descended:
+        """From a start, with so many evaluations of all images together."""
+        return descend(self.loss(targets), start, most, self.noise(), on_evaluation)
+
+    def within(self, images: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+        """The images in the range of pixels."""
+        return images.clamp(lowest, highest)
+
+    def apart(self, moved: Tensor, images: Tensor) -> Float[Tensor, " image"]:
+        """How far each image moved."""
+        return sizes(moved - images)
+
     def loss(self, targets: list[Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """See `descend`."""
 
@@ -150,3 +167,41 @@ class _Features:
             return found.detach(), derivative
 
         return evaluate
+
+
+class _Coupled(_Features):
+    """The same where each image's features depend on all images: the batch descends as one image.
+
+    Batch norm hides the contrast of the whole batch, so that images need not be in the range of pixels.
+    """
+
+    def descended(
+        self,
+        start: Tensor,
+        targets: list[Tensor],
+        most: int,
+        on_evaluation: Callable[[int, Tensor], None] | None = None,
+    ) -> Descended:
+        """See `_Features.descended`."""
+        count, noise = len(start), self.noise().mean().reshape(1)
+        everyone, single = torch.arange(count), self.loss(targets)
+
+        def evaluate(_: Tensor, batches: Tensor) -> tuple[Tensor, Tensor]:
+            value, derivative = single(everyone, batches[0])
+            return value.mean().reshape(1), derivative[None] / count
+
+        def told(evaluations: int, batches: Tensor) -> None:
+            if on_evaluation is not None:
+                on_evaluation(evaluations * count, batches[0])
+
+        found = descend(evaluate, start[None], most // count, noise, told)
+        return Descended(found.images[0], found.loss.expand(count), found.evaluations.expand(count))
+
+    def within(self, images: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+        """See `_Features.within`."""
+        return images
+
+    def apart(self, moved: Tensor, images: Tensor) -> Float[Tensor, " image"]:
+        """See `_Features.apart`; another contrast of the whole batch is no other image."""
+        factor = (moved * images).sum() / moved.square().sum().clamp_min(1e-300)
+        return sizes(factor * moved - images)

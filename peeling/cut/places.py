@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..graph import Graph, Node
 from ..graph.rectified import is_rectified
-from ..kinds import AveragePool, MaxPool, Opaque, Rectifier
+from ..kinds import AveragePool, BatchNorm, BatchStatisticsNorm, MaxPool, Opaque, Rectifier
 from ..rules import Derivation
 
 
@@ -85,6 +85,27 @@ class Cut:
     def is_pooled(self) -> bool:
         """Whether a maximum lies in front of a place: of what enters it the features tell the winners alone."""
         return any(isinstance(node.kind, MaxPool) for node in self._nodes)
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether an image's features depend on the other images, by batch norm on the batch's own statistics."""
+        return any(isinstance(node.kind, BatchStatisticsNorm) for node in self._nodes)
+
+    def on_statistics(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> Cut:
+        """The same cut with batch norms on these statistics in the place of the batch's own.
+
+        Args:
+            statistics: Mean and variance of each channel, by the batch norm's name; one that is missing stays as it is.
+        """
+        nodes, tensors = list[Node](), dict(self.graph.tensors)
+        for node in self.graph.nodes:
+            kind = node.kind
+            if isinstance(kind, BatchStatisticsNorm) and node.name in statistics:
+                names = {role: f"{node.name}, {role} of the batch" for role in ("mean", "variance")}
+                tensors |= dict(zip(names.values(), statistics[node.name], strict=True))
+                node = replace(node, kind=BatchNorm(kind.eps), tensors={**node.tensors, **names})
+            nodes.append(node)
+        return Cut(replace(self.graph, nodes=tuple(nodes), tensors=tensors), self.places)
 
     def in_order(self, order: Int[Tensor, " image"]) -> Cut:
         """The same features with the images in another order, and without what lies behind.
