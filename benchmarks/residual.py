@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET
+from gradinversion.capture import IMAGENET, BatchNormMode
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import grid_evidence
 from gradinversion.peeling.recovery import recover_images
@@ -80,6 +80,10 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     exact = (pixels[order] * 255).round() == (images.double() * 255).round()
     line |= {"psnr": psnr(pixels[order].to(images), images).tolist(), "stated_error": found.error[order].tolist()}
     line["true_error"] = errors(IMAGENET.apply(pixels[order]), IMAGENET.apply(images.double()))
+    if row.batch_norm is not BatchNormMode.EVAL:
+        own, true = found.images[order], IMAGENET.apply(images.double())
+        apart = IMAGENET.invert((own * true).sum() / own.square().sum() * own).clamp(0, 1)
+        line["psnr_contrast_apart"] = psnr(apart.to(images), images).tolist()
     # What is said without the private images: the errors are relative to each image as the model is given it.
     size = found.images.flatten(1).square().mean(dim=1).sqrt() * (sum(IMAGENET.std) / 3)
     grid = grid_evidence(pixels, found.error * size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gradinversion.capture import IMAGENET, CapturedUpdate, Normalisation, capture_gradient, load_images
+from gradinversion.capture import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, capture_gradient, load_images
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -31,6 +31,9 @@ class Row:
     sure: bool = False
     """Labels are the ones that the network gives the images, and not whichever come next."""
     normalisation: Normalisation = IMAGENET
+    batch_norm: BatchNormMode = BatchNormMode.EVAL
+    eight_bit: bool = True
+    """Whether the images are 8-bit files of the network's size; else they were resized in floating point."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Case:
     update: CapturedUpdate
     model: nn.Module
     images: Float[Tensor, "batch channel height width"]
-    """Private, in [0, 1], 8-bit values."""
+    """Private, in [0, 1], of 8-bit values unless the row says otherwise."""
     labels: Int[Tensor, " batch"]
     probability: Float[Tensor, " batch"]
     """That the network gives each label."""
@@ -54,7 +57,8 @@ def case_of(row: Row, number: int) -> Case:
         number: Of the set of photos; it seeds the network too.
     """
     folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
-    images = (load_images(str(folder), row.batch, row.size)[0] * 255).round() / 255
+    images = load_images(str(folder), row.batch, row.size)[0]
+    images = (images * 255).round() / 255 if row.eight_bit else images
     torch.manual_seed(number)
     model = row.make(row.classes).eval()
     labels = (torch.arange(row.batch) * 7 + number) % row.classes
@@ -62,5 +66,5 @@ def case_of(row: Row, number: int) -> Case:
         probabilities = model(row.normalisation.apply(images)).softmax(dim=1)
     if row.sure:
         labels = probabilities.argmax(dim=1)
-    update = capture_gradient(model, images, labels, normalisation=row.normalisation)
+    update = capture_gradient(model, images, labels, normalisation=row.normalisation, batch_norm=row.batch_norm)
     return Case(update, model, images, labels, probabilities.gather(1, labels[:, None])[:, 0])

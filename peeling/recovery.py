@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import BatchNormMode, CapturedUpdate
+from ..capture import CapturedUpdate
 from ..capture.image_files import ImageError
 from .config import PeelingConfig
 from .cut import (
@@ -37,6 +37,7 @@ from .recording import record_derivation
 from .rules import Derivation, Step, derive
 from .rules.image_labels import ImageLabels, image_labels
 from .rules.rule import Setting
+from .shared_contrast import on_shared_statistics, with_contrast
 from .wording import ended, reached
 
 _CROPS = 400
@@ -96,7 +97,7 @@ def recover_images(
     """Write the model as a graph, derive what the gradient determines on it, and go from there to the images.
 
     Args:
-        update: A gradient, with batch norm on running statistics.
+        update: A gradient.
         model: The server's model; it is not changed.
         config: Tolerance, effort, and where the public photos are that the decoder is fitted on.
         pictures: Public photos in [0, 1] in place of those.
@@ -107,8 +108,8 @@ def recover_images(
         ModelError: The model takes no batch, or has no gradient.
     """
     config = config or PeelingConfig()
-    if update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
-        return Recovery("Peeling by taps needs a gradient with batch norm on running statistics.")
+    if update.local is not None:
+        return Recovery("Peeling by taps needs a gradient, and the update is a weight delta.")
     graph = network_graph(model, update.image_shape, update.batch_norm, update.image_count)
     if isinstance(graph, NoGraph):
         return Recovery(f"Peeling by taps is left out: {graph.why}.")
@@ -139,6 +140,7 @@ def recover_images(
     found = replace(found, known=known)
     if isinstance(cut, NoCut):
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
+    cut = on_shared_statistics(update, model, cut)
     found = replace(found, module=module, cut=cut)
     try:
         found = _with_start(found, update, cut, pictures, config, device)
@@ -227,15 +229,17 @@ def _descended(
     size = sizes(found.images).clamp_min(1e-300)
     met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
     error = torch.where(met, found.error / size, torch.inf)
+    shown = with_contrast(cut, found.images, error, start, (lowest, highest))
     count = int(met.sum())
     assert features.record is not None
-    record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(error.tolist())))
+    record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(shown.error.tolist())))
     message = (
         f"{reached(record)} From there a descent, started by a linear decoder fitted on public photos, met the "
         f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most); what the features "
         "leave open of an image is what the start had there."
     )
-    return replace(features, message=message, images=found.images, error=error, record=record)
+    message = f"{message} {shown.said}".rstrip()
+    return replace(features, message=message, images=shown.images, error=shown.error, record=record)
 
 
 def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: Decoded) -> Recovery:

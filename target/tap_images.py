@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels, as_gradient, client_mode
+from ..capture import CapturedUpdate, RecoveredLabels, as_gradient, client_mode
 from ..capture.forward import gradient
 from ..peeling import Anchor, KnownFeatures
 from ..peeling.config import PeelingConfig
@@ -60,7 +60,7 @@ def images_by_taps(
         seed: That begins at the decoded start itself.
     """
     wanted = config.enabled and config.taps and config.operations > 0
-    if not wanted or update.local is not None or update.batch_norm is not BatchNormMode.EVAL:
+    if not wanted or update.local is not None:
         return None
     try:
         found = recover_images(update, model, config)

@@ -5,6 +5,7 @@ for the images any more. From noise every descent from a deep cut gets stuck. A 
 that are run through the server's own model, starts near enough for the descent to meet the features to rounding.
 """
 
+from .contrast import Contrast, contrast_by_grid, hides_contrast
 from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
@@ -13,6 +14,7 @@ from .places import Cut, NoCut, Place, find_cut
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
+    "Contrast",
     "Cut",
     "Decoded",
     "GridEvidence",
@@ -21,11 +23,13 @@ __all__ = [
     "Place",
     "Recovered",
     "Stem",
+    "contrast_by_grid",
     "decode",
     "decoder_photos",
     "find_cut",
     "find_stem",
     "grid_evidence",
+    "hides_contrast",
     "images_by_winners",
     "images_from_cut",
     "photo_crops",

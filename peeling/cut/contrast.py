@@ -56,9 +56,7 @@ def hides_contrast(cut: Cut, images: Float[Tensor, "image channel height width"]
     forward = cut.forward(torch.float64, torch.device("cpu"))
     with torch.no_grad():
         once, more = forward(images.double().cpu()), forward(_MORE * images.double().cpu())
-    return all(
-        float((one - other).norm()) <= _SAME * float(one.norm()) for one, other in zip(once, more, strict=True)
-    )
+    return all(float((one - other).norm()) <= _SAME * float(one.norm()) for one, other in zip(once, more, strict=True))
 
 
 def contrast_by_grid(
@@ -106,7 +104,7 @@ def _largest(slope: Tensor, offset: Tensor) -> float:
 def _costs(slope: Tensor, offset: Tensor, factors: Tensor) -> Tensor:
     """Mean square remainder at each factor, over that of chance."""
     found = []
-    for some in factors.split(256):
+    for some in torch.split(factors, 256):
         levels = offset + some[:, None] * slope
         found.append(12 * (levels - levels.round()).square().mean(dim=1))
     return torch.cat(found)

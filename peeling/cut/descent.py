@@ -3,9 +3,9 @@
 At an open unit the value in front of the rectifier is known, at a shut one only that it is not above zero: what differs
 is summed in squares, each image's relative to its own features. Where one place is known better than another, the
 descent goes on with each place by how well it is known: a block that is barely determined says little beside one that
-is exact, but helps to get near. Where batch norm runs on the batch's own statistics, all images descend as one. Gradients of parameters are left out: added early, they trap the descent, and where the
+is exact, but helps to get near. Gradients of parameters are left out: added early, they trap the descent, and where the
 features are known well they add nothing. Each image has a descent of its own (`lbfgs`): they share the batches in which
-the model is run, and nothing else.
+the model is run, and nothing else. Where batch norm runs on the batch's own statistics, all images descend as one.
 
 How far the features determine the images is measured: the descent is made again, from where it ended, with the features
 off by as much as their stated errors. What the images move by is their own error. That is no proof that there are no

@@ -38,7 +38,7 @@ Asked = Generator[Tensor, tuple[float, Tensor], None]
 class Descended:
     """Where the images ended."""
 
-    images: Float[Tensor, "image channel height width"]
+    images: Float[Tensor, "image ..."]
     loss: Float[Tensor, " image"]
     evaluations: Int[Tensor, " image"]
     """Of each image's loss with its derivative."""
@@ -46,7 +46,7 @@ class Descended:
 
 def descend(
     evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    start: Float[Tensor, "image channel height width"],
+    start: Float[Tensor, "image ..."],
     most_evaluations: int,
     noise: Float[Tensor, " image"],
     on_evaluation: Callable[[int, Tensor], None] | None = None,
@@ -55,7 +55,7 @@ def descend(
 
     Args:
         evaluate: Given numbers of images and as many candidates for them, each one's loss and its derivative.
-        start: Where each begins.
+        start: Where each begins; a batch that is one thing to the loss may stand for an image.
         most_evaluations: Of single images, all of them together.
         noise: The loss of each image that what is looked for has itself: below it there is little to be gained.
         on_evaluation: Called with the number of evaluations of single images so far, and the images.

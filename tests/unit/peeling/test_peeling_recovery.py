@@ -77,12 +77,42 @@ def test_the_record_names_the_photos_that_were_decoded_with() -> None:
     assert "does not exist" in nowhere.message
 
 
-def test_batch_statistics_are_not_attempted() -> None:
-    model = Residual()
-    update, _, _ = update_of(model, batch_norm="train_shared")
-    found = recover_images(update, model)
-    assert found.images is None
-    assert "running statistics" in found.message
+@pytest.mark.parametrize("mode", ["train_private", "train_shared"])
+def test_images_behind_batch_statistics_are_recovered_to_the_bit(mode: str) -> None:
+    model = Residual().eval()
+    update, images, labels = update_of(model, batch_norm=mode)
+    found = recover_images(update, model, pictures=list(public_photos(without=("astronaut", "rocket")).values()))
+    assert found.images is not None
+    assert found.error is not None
+    assert found.labels is not None
+    order = torch.stack([(found.labels == label).nonzero()[0, 0] for label in labels])
+    pixels = update.normalisation.invert(found.images)[order]
+    assert torch.equal((255 * pixels).round(), (255 * images.double()).round())
+    normalised = update.normalisation.apply(images.double())
+    off = (found.images[order] - normalised).flatten(1).norm(dim=1) / normalised.flatten(1).norm(dim=1)
+    assert bool((found.error[order] > off / 10).all())
+    # Statistics that were sent leave no contrast hidden.
+    assert ("hides the contrast" in found.message) == (mode == "train_private")
+
+
+def test_a_contrast_that_nothing_tells_is_said_to_be_unknown() -> None:
+    model = Residual().eval()
+    _, images, labels = update_of(model)
+    generator = torch.Generator().manual_seed(5)
+    images = (images + (torch.rand(images.shape, generator=generator) - 0.5) / 255).clamp(0.002, 0.998)
+    update = capture_gradient(model, images, labels, batch_norm="train_private")
+    found = recover_images(update, model, pictures=list(public_photos(without=("astronaut", "rocket")).values()))
+    assert found.images is not None
+    assert found.error is not None
+    assert "no 8-bit values tell it" in found.message
+    assert float(found.error.min()) >= 0.5
+    assert found.labels is not None
+    order = torch.stack([(found.labels == label).nonzero()[0, 0] for label in labels])
+    truth = update.normalisation.apply(images.double())
+    shape = found.images[order]
+    factor = (shape * truth).sum() / shape.square().sum()
+    assert float((factor * shape - truth).norm() / truth.norm()) < 1e-3
+    assert 0.5 < float(factor) < 2
 
 
 def test_a_network_without_a_foothold_is_a_sentence() -> None:

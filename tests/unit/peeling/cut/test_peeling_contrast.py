@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from gradinversion.capture import IMAGENET
+from gradinversion.peeling.cut import contrast_by_grid, photo_crops, public_photos
+from torch import Tensor
+
+
+def _pictures(count: int = 3) -> Tensor:
+    return (255 * photo_crops(list(public_photos().values()), (16, 16), count, 3)).round().double() / 255
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.87, 1.0, 1.3])
+def test_the_factor_brings_pixels_back_to_their_levels(factor: float) -> None:
+    images = IMAGENET.apply(_pictures())
+    noise = 1e-4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = contrast_by_grid(factor * images + noise, *IMAGENET.bounds(dtype=torch.float64))
+    assert found is not None
+    assert found.factor * factor == pytest.approx(1, abs=1e-4)
+    assert found.cost < 0.1
+    assert found.typical == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("levels", [254.3, 200.0, 0.0])
+def test_pixels_of_no_such_grid_tell_no_contrast(levels: float) -> None:
+    pixels = _pictures()
+    off = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pixels = (pixels * levels).round() / levels if levels else (pixels + off / 255).clamp(0.01, 0.99)
+    assert contrast_by_grid(0.9 * IMAGENET.apply(pixels), *IMAGENET.bounds(dtype=torch.float64)) is None
+
+
+def test_errors_of_half_a_level_tell_no_contrast() -> None:
+    images = IMAGENET.apply(_pictures())
+    noise = 0.5 / 255 / 0.225 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).double()
+    assert contrast_by_grid(0.9 * images + noise, *IMAGENET.bounds(dtype=torch.float64)) is None
+
+
+def test_images_of_one_value_tell_no_contrast() -> None:
+    assert contrast_by_grid(torch.zeros(2, 3, 4, 4).double(), *IMAGENET.bounds(dtype=torch.float64)) is None
