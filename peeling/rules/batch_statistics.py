@@ -97,5 +97,27 @@ def _behind(setting: Setting, node: Node, entering: Known, arriving: Known) -> K
     return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, "derivatives forwards")
 
 
+def derivative_in_front(setting: Setting, known: Knowledge, node: Node, behind: Tensor) -> Tensor | None:
+    """The derivative in front of such a batch norm where that behind it has these values, entry by entry; its sums are
+    those that were sent. None where they were not, or what enters is not known.
+
+    Args:
+        setting: With the captured gradients.
+        known: With what enters.
+        node: The batch norm.
+        behind: Any numbers of the shape of its output.
+    """
+    assert isinstance(node.kind, BatchStatisticsNorm)
+    entering = known.complete(node.inputs[0])
+    shift, scaled = (setting.gradient(node.name, role) for role in ("bias", "weight"))
+    if entering is None or shift is None or scaled is None:
+        return None
+    seen = normalised(entering.values, node.kind.eps)
+    count = len(entering.values) * prod(node.shape[1:])
+    ratio = setting.graph.tensors_of(node)["weight"] / seen.deviation
+    off = over_channels(_float64(shift), behind) + seen.values * over_channels(_float64(scaled), behind)
+    return (behind - off / count) * over_channels(ratio, behind)
+
+
 def _float64(gradient: Tensor) -> Tensor:
     return gradient.detach().cpu().double()

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..checksums import error_shown
 from ..graph import Node
-from ..kinds import Convolution, Needs
+from ..kinds import BatchStatisticsNorm, Convolution, Needs
 from ..units import Units
 from . import by_step
+from .batch_statistics import derivative_in_front
 from .channel_sums import channel_sums
 from .equations import deviant
 from .knowledge import Knowledge, Known
@@ -40,10 +41,12 @@ _BARELY_OPEN = 0.5
 
 @dataclass(frozen=True)
 class _Behind:
-    """The rectifier behind a convolution, and the derivative by the convolution's output if all units were open."""
+    """The rectifier behind a convolution, and the derivative by the convolution's output if a unit is open or shut."""
 
     rectifier: str
-    unmasked: Tensor
+    if_open: Tensor
+    if_shut: Tensor
+    """Zero but where batch norm on the batch's own statistics stands between."""
     is_open: Tensor
     """Its units, as they are believed to be."""
 
@@ -77,21 +80,31 @@ def _behind(setting: Setting, known: Knowledge, node: Node) -> _Behind | None:
         (reader,) = readers
         if reader.kind.needs is Needs.OUTPUT:
             break
-        if reader.kind.needs is not Needs.NOTHING or reader.shape != node.shape:
+        crossed = reader.kind.needs is Needs.NOTHING or isinstance(reader.kind, BatchStatisticsNorm)
+        if not crossed or reader.shape != node.shape:
             return None
         path.append((reader, value))
         value = reader.name
     arriving, units = known.arriving.get(reader.name), known.units.get(reader.name)
     if arriving is None or not arriving.complete or units is None or known.complete(reader.name) is None:
         return None
-    unmasked = arriving.values
+    if_open, if_shut = arriving.values, torch.zeros_like(arriving.values)
     for step, entering in reversed(path):
-        nothing = [torch.zeros(len(unmasked), *graph.shape(name), dtype=unmasked.dtype) for name in step.inputs]
-        through = by_step.cotangents(setting, known, step, unmasked, nothing)
-        if through is None:
+        position = step.inputs.index(entering)
+        passed_open, passed_shut = (_passed(setting, known, step, one, position) for one in (if_open, if_shut))
+        if passed_open is None or passed_shut is None:
             return None
-        unmasked = through[step.inputs.index(entering)]
-    return _Behind(reader.name, unmasked, units.is_open)
+        if_open, if_shut = passed_open, passed_shut
+    return _Behind(reader.name, if_open, if_shut, units.is_open)
+
+
+def _passed(setting: Setting, known: Knowledge, step: Node, arriving: Tensor, position: int) -> Tensor | None:
+    """A derivative carried to one input of an operation; None where that is not known."""
+    if isinstance(step.kind, BatchStatisticsNorm):
+        return derivative_in_front(setting, known, step, arriving)
+    nothing = [torch.zeros(len(arriving), *setting.graph.shape(name), dtype=arriving.dtype) for name in step.inputs]
+    through = by_step.cotangents(setting, known, step, arriving, nothing)
+    return None if through is None else through[position]
 
 
 def _switched(
@@ -109,10 +122,13 @@ def _switched(
     if patches is None or solved is None:
         return None
     # One row for each place, as the solution has them.
-    unmasked, open_now = (one[:, chosen].transpose(0, 1).flatten(1).T for one in (behind.unmasked, behind.is_open))
-    seen = unmasked.abs() > _SEEN * solved.deviation
-    open_then = torch.where(seen, (solved.values - unmasked).abs() < solved.values.abs(), open_now)
-    after = patches.T @ (unmasked * open_then) - theirs[chosen].T
+    if_open, if_shut, open_now = (
+        one[:, chosen].transpose(0, 1).flatten(1).T for one in (behind.if_open, behind.if_shut, behind.is_open)
+    )
+    seen = (if_open - if_shut).abs() > _SEEN * solved.deviation
+    nearer = (solved.values - if_open).abs() < (solved.values - if_shut).abs()
+    open_then = torch.where(seen, nearer, open_now)
+    after = patches.T @ torch.where(open_then, if_open, if_shut) - theirs[chosen].T
     better = after.norm(dim=0) <= _EXPLAINED * left[chosen].norm(dim=1)
     switched = torch.zeros_like(behind.is_open)
     flips = ((open_then != open_now) & better).T.reshape(len(chosen), len(entering.values), *node.shape[1:])

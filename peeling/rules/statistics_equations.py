@@ -57,6 +57,8 @@ class Reader:
     spread: Float[Tensor, "image output height width"]
     """Of its errors."""
     is_told: Bool[Tensor, "image output height width"]
+    adds_up: Bool[Tensor, " output"]
+    """Whether the derivative has the sum that was sent: where it has not, a unit is on the wrong side."""
 
     @property
     def places(self) -> int:
@@ -67,6 +69,21 @@ class Reader:
     def rows(self) -> int:
         """Equations."""
         return len(self.weight) * prod(self.kind.kernel)
+
+    def of_outputs(self, chosen: Bool[Tensor, " output"]) -> Reader:
+        """The equations of some output channels alone."""
+        return replace(
+            self,
+            weight=self.weight[chosen],
+            gradient=self.gradient[chosen],
+            derivative=self.derivative[:, chosen],
+            shift_sum=self.shift_sum[chosen],
+            scaled_sum=None if self.scaled_sum is None else self.scaled_sum[chosen],
+            told=self.told[:, chosen],
+            spread=self.spread[:, chosen],
+            is_told=self.is_told[:, chosen],
+            adds_up=self.adds_up[chosen],
+        )
 
     def first(self) -> Tensor:
         """What enters the batch norm, about its mean and of variance 1, as far as it is known: where it is not, what
@@ -96,12 +113,12 @@ class Found:
     """The solution for given statistics."""
 
     values: Float[Tensor, "place channel"]
-    deviations: tuple[Tensor, ...]
-    """sigma of each convolution's output channels, up to one factor."""
     misfit: float
     """What is left of the gradients, relative."""
     left: Float[Tensor, " channel"]
     """Root mean square of what is left of each input channel's equations."""
+    off: tuple[Float[Tensor, " output"], ...]
+    """Of each convolution, what is left of each output channel's gradient, relative to it or to the median one."""
     amplified: Float[Tensor, " place"]
     """By how much noise of the equations is larger in the values."""
 
@@ -170,9 +187,14 @@ def solve_given(
     left = right - matrix.T @ values
     free = max(len(right) - len(values), 1)
     inverse = torch.cholesky_inverse(factor).diagonal().clamp_min(0) * len(right) / free
-    split = tuple(torch.split(sigma, [len(r.weight) for r in readers]))
+    counts, each = [len(r.weight) for r in readers], [torch.zeros(len(sigma), dtype=left.dtype) for _ in range(2)]
+    lefts, lengths = (
+        torch.split(sums.index_add_(0, channel, rows.square().sum(dim=1)).sqrt(), counts)
+        for sums, rows in zip(each, (left, right), strict=True)
+    )
+    off = tuple(one / size.maximum(size.median()) for one, size in zip(lefts, lengths, strict=True))
     misfit = float(left.norm() / right.norm().clamp_min(1e-300))
-    return Found(values, split, misfit, left.square().mean(dim=0).sqrt(), inverse.sqrt())
+    return Found(values, misfit, left.square().mean(dim=0).sqrt(), off, inverse.sqrt())
 
 
 def _best_deviations(factor: Tensor, matrix: Tensor, given: Tensor, channel: Tensor) -> Tensor:

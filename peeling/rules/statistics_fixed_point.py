@@ -9,13 +9,14 @@ three quarters, and Anderson's acceleration takes over.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..layers import relative
+from .equations import OVERDETERMINED, deviant
 from .statistics_equations import Found, Reader, solve_given
 
 # Earlier rounds that acceleration looks at, and by how much more a deviation counts than an activation.
@@ -25,6 +26,8 @@ _SETTLED, _PATIENCE, _GAINED = 2e-8, 4, 0.97
 # Deviations are told by the equations themselves where these are so many times the unknowns, or of several
 # convolutions.
 _PLENTY = 1.9
+# Channels are left out where more than this is left of all equations, in so many turns at most.
+_CLEAN, _LEFT_OUT = 2e-6, 6
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,41 @@ def rounds(readers: Sequence[Reader], state: State, levels: Sequence[Tensor], mo
         if moved <= _SETTLED or stuck:
             break
     return state
+
+
+def agreeing(
+    readers: Sequence[Reader], state: State, levels: Sequence[Tensor], most: int
+) -> tuple[Sequence[Reader], State] | None:
+    """Rounds without the output channels whose equations are off by much more than the others', until no others are.
+
+    One unit on the wrong side of a rectifier spoils all equations of its channel.
+
+    Args:
+        readers: Convolutions that read the value.
+        state: Where to go on.
+        levels: Classes of places whose level is in no equation.
+        most: Rounds, each time.
+
+    Returns:
+        The convolutions with the channels that were kept, and where they lead; None where the equations do not
+        determine the input.
+    """
+    places = state.values.shape[0] * state.values.shape[2] * state.values.shape[3]
+    following = rounds(readers, state, levels, most)
+    for _ in range(_LEFT_OUT):
+        if following is None or following.found is None or following.found.misfit <= _CLEAN:
+            break
+        kept = [~deviant(off, torch.ones_like(off)) for off in following.found.off]
+        fewer = [one.of_outputs(some) for one, some in zip(readers, kept, strict=True)]
+        few = sum(one.rows for one in fewer) < OVERDETERMINED * places
+        if few or all(bool(some.all()) for some in kept) or any(not bool(some.any()) for some in kept):
+            break
+        entering = tuple(one[:, some] for one, some in zip(following.entering, kept, strict=True))
+        assert following.deviations is not None
+        deviations = tuple(one[some] for one, some in zip(following.deviations, kept, strict=True))
+        readers = fewer
+        following = rounds(readers, replace(following, entering=entering, deviations=deviations), levels, most)
+    return None if following is None else (readers, following)
 
 
 def _packed(deviations: Sequence[Tensor], entering: Sequence[Tensor]) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..graph import Node
 from ..graph.rectified import is_rectified
-from ..kinds import BatchStatisticsNorm, Convolution, Needs, over_channels
-from ..layers import rounding, sizes
+from ..kinds import Convolution, Needs
+from ..layers import sizes
 from ..refusals import Refused, Why
 from .batch_statistics import behind_batch_statistics
 from .channel_sums import shift_gradients
@@ -27,6 +27,7 @@ from .passing import through
 from .rule import Derived, Setting
 from .statistics_equations import Reader, levels_unseen
 from .statistics_fixed_point import State, begin, rounds
+from .statistics_reader import reader_of
 from .statistics_scale import Scale, scale_by_known, scale_by_shift
 
 RULE = "input before batch statistics"
@@ -35,8 +36,6 @@ RULE = "input before batch statistics"
 _BEFORE, _AFTER, _AGAIN = 30, 5, 6
 # How often the scale is told: eps is held against it.
 _SCALED = 2
-# Channels whose gradient, or whose scale in the batch norm, is a smaller share of the largest say nothing.
-_SILENT = 1e-6
 # A level that no equation sees is where the least units are zero: so many within this share of the root mean square.
 _LEAST_UNITS, _ALIKE = 2, 1e-4
 
@@ -77,7 +76,8 @@ def _is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
 def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
     graph, places = setting.graph, _places(setting, value)
     nodes = [node for node in graph.readers(value) if _is_told(setting, known, node)]
-    readers = [_reader(setting, known, node) for node in nodes]
+    every = [reader_of(setting, known, node) for node in nodes]
+    readers = _adding_up(every, places)
     rows, shape = sum(one.rows for one in readers), (setting.image_count, *graph.shape(value))
     if rows < OVERDETERMINED * places:
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, int(rows / OVERDETERMINED))
@@ -99,10 +99,19 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
         return Refused(RULE, value, Why.OPEN, places, rows)
     found = known.solved(_known(readers, state, levels, scale))
     checks = {"places": places, "equations": rows, "misfit": state.found.misfit, "scale": scale.misfit}
+    checks |= {"channels left out": sum(len(r.weight) for r in every) - sum(len(r.weight) for r in readers)}
     worst = max(float(found.error.max()), state.found.misfit, scale.misfit)
     if not worst <= setting.tolerance:
         return Refused(RULE, value, Why.INEXACT, places, rows, error=worst)
     return Derived(RULE, value, known.with_activations(value, found), checks, notable=True)
+
+
+def _adding_up(readers: list[Reader], places: int) -> list[Reader]:
+    """Without the output channels whose derivative has another sum than was sent, where enough are left: beside few
+    equations more than unknowns, a unit on the wrong side does not stand out in what these leave."""
+    fewer = [one.of_outputs(one.adds_up) for one in readers]
+    enough = sum(one.rows for one in fewer) >= OVERDETERMINED * places and all(len(one.weight) for one in fewer)
+    return fewer if enough else readers
 
 
 def _known(readers: Sequence[Reader], state: State, levels: Sequence[Tensor], scale: Scale) -> Known:
@@ -115,45 +124,6 @@ def _known(readers: Sequence[Reader], state: State, levels: Sequence[Tensor], sc
     spread = spread.permute(0, 3, 1, 2).maximum(moved).expand_as(values)
     deviation = (spread.square() + (scale.error * values).square() + doubt.square()).sqrt()
     return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, RULE)
-
-
-def _reader(setting: Setting, known: Knowledge, node: Node) -> Reader:
-    """The equations of one convolution, in the output channels that say something."""
-    behind = behind_batch_statistics(setting.graph, node)
-    assert behind is not None
-    assert isinstance(behind.kind, BatchStatisticsNorm)
-    assert isinstance(node.kind, Convolution)
-    sent = setting.gradient(node.name, "weight")
-    assert sent is not None
-    gradient, arriving = _float64(sent), known.arriving[behind.name]
-    tensors = setting.graph.tensors_of(behind)
-    channels = node.shape[0]
-    scale = tensors.get("weight", torch.ones(channels, dtype=torch.float64))
-    offset = tensors.get("bias", torch.zeros(channels, dtype=torch.float64))
-    size = gradient.flatten(1).norm(dim=1)
-    live = (size > _SILENT * size.max()) & (scale.abs() > _SILENT * scale.abs().max())
-    shift, scaled = (setting.gradient(behind.name, role) for role in ("bias", "weight"))
-    derivative = arriving.values[:, live]
-    output = known.activations.get(behind.name)
-    is_told = torch.zeros_like(derivative, dtype=torch.bool) if output is None else output.known[:, live]
-    told = spread = torch.zeros_like(derivative)
-    if output is not None:
-        entering = (output.values[:, live] - over_channels(offset[live], told)) / over_channels(scale[live], told)
-        told = torch.where(is_told, entering, 0.0)
-        spread = output.deviation.expand_as(output.values)[:, live] / over_channels(scale[live].abs(), told)
-    return Reader(
-        kind=node.kind,
-        weight=setting.graph.tensors_of(node)["weight"][live],
-        eps=behind.kind.eps,
-        gradient=gradient[live] / scale[live][:, None, None, None],
-        rounding=rounding(sent),
-        derivative=derivative,
-        shift_sum=derivative.sum(dim=(0, 2, 3)) if shift is None else _float64(shift)[live],
-        scaled_sum=None if scaled is None else _float64(scaled)[live],
-        told=told,
-        spread=spread,
-        is_told=is_told,
-    )
 
 
 def _scale(setting: Setting, known: Knowledge, nodes: Sequence[Node], values: Tensor, value: str) -> Scale | None:
@@ -224,7 +194,3 @@ def _moved(readers: Sequence[Reader], state: State, levels: Sequence[Tensor]) ->
     if again is None:
         return torch.full((len(state.values),), torch.inf, dtype=torch.float64)
     return sizes(_levelled(again.values, levels)[0] - _levelled(state.values, levels)[0])
-
-
-def _float64(gradient: Tensor) -> Tensor:
-    return gradient.detach().cpu().double()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.geometry import Geometry
 from gradinversion.peeling.kinds import Convolution
 from gradinversion.peeling.rules.equations import deviant, gradient_equations, solve
@@ -107,6 +108,16 @@ def test_units_are_mended_by_the_gradient_in_front(residual_case: Cases, convolu
     # What came of the wrong units is made again.
     assert convolution not in after.arriving
     assert rectifier in after.arriving
+
+
+def test_units_behind_batch_statistics_are_mended_too(residual_case: Cases, residual_network: Cases) -> None:
+    model = residual_network(0, normed_skips=True)
+    case = residual_case(2, 0, model, BatchNormMode.TRAIN_PRIVATE)
+    rectifier = case.graph.by_name["4.conv2"].inputs[0]
+    setting, wrong, right = _spoilt(case, rectifier, [0, 1])
+    mended = [one for one in mended_units(setting, wrong) if one.rule == "units mended"]
+    assert [one.value for one in mended] == [rectifier]
+    assert torch.equal(mended[0].knowledge.units[rectifier].is_open, right)
 
 
 def test_where_all_units_are_right_convolutions_are_looked_at_once(residual_case: Cases) -> None:
