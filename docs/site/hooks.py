@@ -61,7 +61,7 @@ def _led(link: re.Match[str], source: str, name: str) -> str:
         return link[0]
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
     if target.startswith("docs/"):
-        place = target.removeprefix("docs/")
+        place = target.removeprefix("docs/").replace(".ipynb", ".md")
     elif target in ROOT_PAGES:
         place = ROOT_PAGES[target]
     elif (ROOT / target).exists():
