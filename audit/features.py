@@ -141,5 +141,6 @@ def with_record(verdict: Verdict, reconstruction: Reconstruction, leak: FeatureL
     what = "the images" if record.whole else "features of every image"
     start = "No picture" if truth else "No ground truth"
     told = "Whoever holds an image can tell by these numbers whether it was in the batch."
-    headline = f"{start}, but the gradient determines {what}"
+    sent = "weight delta" if record.local_steps else "gradient"
+    headline = f"{start}, but the {sent} determines {what}"
     return Verdict(Leak.UNKNOWN, headline, f"{reached(record)} {told} {verdict.detail}")

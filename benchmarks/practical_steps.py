@@ -67,7 +67,7 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     line["constant"] = psnr(constant_images(images), images).tolist()
     if found.images is None or found.error is None:
         return line
-    line |= {"images": len(found.images), "disagreement": found.disagreement}
+    line |= {"images": len(found.images), "disagreement": found.disagreement, "stated": found.error.tolist()}
     if len(found.images) != row.images:
         return line
     pixels = IMAGENET.invert(found.images).clamp(0, 1)

@@ -21,6 +21,8 @@ class Why(Enum):
     """The weight gradient is not a sum over so many places."""
     ALIKE = "alike"
     """The images have features with the same zeros."""
+    VISITS = "visits"
+    """The client made another number of visits than was told."""
     STEPS = "steps"
     """Which of the client's steps each visit was in does not show."""
     LENGTHS = "lengths"
@@ -106,6 +108,8 @@ _WORDS = {
     Why.INEXACT: "it is known with an estimated error of {error} only",
     Why.RANK: "the weight gradient is not that of {places} places",
     Why.ALIKE: "the images cannot be told apart by the zeros of their features",
+    Why.VISITS: "the weight delta shows {equations} visits of images and {places} were told: its epochs or number of "
+    "images are others",
     Why.STEPS: "which of the client's steps each visit was in does not show (the layers between two convolutions leave "
     "{error} of a visit's features)",
     Why.LENGTHS: "the lengths of the images leave {error} of the gradient in front",

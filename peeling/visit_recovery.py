@@ -24,6 +24,8 @@ from .recovery import DESCENT_EVALUATIONS, MET, decoded_start, evaluations_of, f
 from .rules import Derivation, Step, derive
 from .wording import ended, reached
 
+# What a descent may leave of a later step's features: the weights in front are known as well as the images before.
+_MET_LATER = 0.02
 # Of the negative part of a visit's derivative by the logits, the least share that lies at its label.
 _LABEL = 0.9
 
@@ -120,13 +122,14 @@ class _Finder:
     evaluations: int
     device: torch.device | None
 
-    def __call__(self, cut: Cut) -> Found | None:
+    def __call__(self, cut: Cut, first: bool) -> Found | None:
         start, _ = decoded_start(self.update, cut, self.pictures, self.config, self.device)
         if start is None:
             return None
         lowest, highest = self.update.normalisation.bounds(dtype=torch.float64)
         found = images_from_cut(cut, start.images, lowest, highest, self.evaluations, device=self.device)
-        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
+        least = MET if first else _MET_LATER
+        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
         return Found(found.images, torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf))
 
 

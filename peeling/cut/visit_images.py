@@ -61,11 +61,12 @@ class StepByStep:
     """Sums of all steps' gradients, by parameter."""
     steps: LocalSteps
 
-    def run(self, find: Callable[[Cut], Found | None]) -> VisitImages | None:
+    def run(self, find: Callable[[Cut, bool], Found | None]) -> VisitImages | None:
         """Every step's images, as far as they follow; None where not even the first step's do.
 
         Args:
-            find: Images of visits by their features; None where that is more than is affordable.
+            find: Images of visits by their features, told whether these are of the first step, whose weights are
+                exact; None where that is more than is affordable.
         """
         images, errors, who = list[Tensor](), list[Tensor](), list[int]()
         made: dict[str, list[Tensor]] = {name: [] for name in self._front}
@@ -74,7 +75,7 @@ class StepByStep:
             seen: list[int | None] = _recognised(cut, images) if images else [None] * self.steps.visits[step]
             new = [visit for visit, one in enumerate(seen) if one is None]
             if new:
-                found = find(_of_visits(cut, new))
+                found = find(_of_visits(cut, new), step == 0)
                 if found is None:
                     break
                 for visit, image, error in zip(new, found.images, found.error, strict=True):

@@ -23,7 +23,7 @@ from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
 from ..taps_again import apart_again
-from ..visits import Layer, Norm, VisitList, VisitsOrdering
+from ..visits import Layer, Norm, VisitList, VisitsOrdering, visits_seen
 from .knowledge import Knowledge, evenly
 from .rule import Derived, Setting
 from .tap_foothold import crowding, has_taps, places_of, rank_of, taps_operations
@@ -89,6 +89,8 @@ def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: _Pair) -
     lists = []
     for node in (pair.first, pair.second):
         found = _visits(setting, node)
+        if found is Why.RANK and (seen := _seen(setting, node)) not in (None, steps.visit_count):
+            return Refused(RULE, value, Why.VISITS, steps.visit_count, seen)
         if isinstance(found, Why):
             return Refused(RULE, value, found, places)
         lists.append(found)
@@ -140,6 +142,12 @@ def _visits(setting: Setting, node: Node) -> VisitList | Why:
     moved, across = apart_again(gradient, apart, setting.image_count, size)
     error = apart.error.maximum(moved).maximum(across).clamp_min(3 * factors.misfit)
     return VisitList(_maps(apart.inputs, size), _maps(apart.cotangents, size), error)
+
+
+def _seen(setting: Setting, node: Node) -> int | None:
+    gradient = setting.gradient(node.name, "weight")
+    assert gradient is not None
+    return visits_seen(gradient, (node.shape[1], node.shape[2]))
 
 
 def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:

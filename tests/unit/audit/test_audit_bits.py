@@ -108,10 +108,13 @@ def test_a_share_is_100_only_of_all() -> None:
     assert share_not_rounded_up(0.99999) == "99.9 %"
 
 
+@pytest.mark.parametrize(("local_steps", "sent"), [(0, "gradient"), (4, "weight delta")])
 @pytest.mark.parametrize("truth", [True, False])
-def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(attack: Make, truth: bool) -> None:
+def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(
+    attack: Make, truth: bool, local_steps: int, sent: str
+) -> None:
     place = RecoveredPlace("relu", "the input of conv", "conv", (8, 4, 4), "taps", (1e-6, 2e-6))
-    record = PeelingRecord(("the taps of conv",), (place,), (), ())
+    record = PeelingRecord(("the taps of conv",), (place,), (), (), local_steps=local_steps)
     private = batch((True, True))
     reconstruction = off(attack, private, (0.5, 0.5), peeling=record)
     calm = evaluate(dataclasses.replace(reconstruction, peeling=None), private if truth else None).verdict
@@ -119,7 +122,7 @@ def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(atta
     verdict = evaluate(reconstruction, private if truth else None).verdict
     assert verdict.leak is Leak.UNKNOWN
     start = "No picture" if truth else "No ground truth"
-    assert verdict.headline == f"{start}, but the gradient determines features of every image"
+    assert verdict.headline == f"{start}, but the {sent} determines features of every image"
     assert "Whoever holds an image can tell" in verdict.detail
 
 

@@ -106,6 +106,15 @@ def test_the_weights_of_each_step_are_found(trained: Trained, found: Derivation)
         assert float((own[1] - true[1]).norm() / moved) < 0.02, name
 
 
+@pytest.mark.parametrize("visits", [(1, 2), (2, 2, 1)])
+def test_the_number_of_visits_is_read_off(trained: Trained, visits: tuple[int, ...]) -> None:
+    wrong = trained.derived(LocalSteps(visits, rate=0.02, momentum=0.9, weight_decay=0.01))
+    assert not wrong.steps
+    (one,) = [one for one in wrong.refused if one.why is Why.VISITS]
+    assert (one.places, one.equations) == (sum(visits), 4)
+    assert "shows 4 visits" in one.words
+
+
 def test_visits_that_obey_no_weights_are_refused(trained: Trained) -> None:
     """Told three times the momentum's share, the second step's weights are others than the client's."""
     wrong = trained.derived(LocalSteps((2, 2), rate=0.2, momentum=0.0))
