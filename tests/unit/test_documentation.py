@@ -32,10 +32,11 @@ def blocks(page: Path, language: str) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub and the site make them."""
+    """Of its headings, as GitHub and the site make them, and those that are set by hand."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+    named = set(re.findall(r'<a id="([^"]+)">', text))
+    return named | {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
 
 def leads_somewhere(page: Path, link: str) -> bool:
