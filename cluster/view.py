@@ -168,7 +168,8 @@ class ProgressView:
         if status.doing != self._printed_phase:
             self._printed_phase = status.doing
             # What it waits for has said how many there are.
-            self._print([status.doing if status.wait else f"{status.doing} ({absent or f'{len(seeds)} agents'})"])
+            whole = status.wait is not None or status.doing != status.phase
+            self._print([status.doing if whole else f"{status.doing} ({absent or f'{len(seeds)} agents'})"])
         if status.round <= max(self._printed_round, 0):
             return
         self._printed_round = status.round

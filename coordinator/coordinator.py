@@ -17,6 +17,7 @@ from ..storage.tensor_file import StateFile
 from ..target.preparation import Preparation, prepare
 from .checkpoints import Checkpoint, CheckpointStore, FencedError
 from .config import AttackConfig, Mode
+from .event_log import log_progress
 from .events import EventKind, Level
 from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
@@ -100,7 +101,7 @@ class Coordinator:
         if self._store is not None:
             self._itinerary = Itinerary(self._store.claim())
         self._enter(Phase.PREPARING)
-        prepared = prepare(self._update, self._model, self._config.request, self._generator)
+        prepared = prepare(self._update, self._model, self._config.request, self._generator, self._prepares)
         for text in prepared.messages:
             self.note(EventKind.NOTE, text)
         if checkpoint is not None:
@@ -205,7 +206,7 @@ class Coordinator:
             progress.seconds += seconds
             self._saving.add_progress(current.index, progress)
             self._saving.write_curves(progress)
-            self._tell(round_seconds=seconds, computing=self._computing(seconds))
+            self._tell(round_seconds=seconds, computing=progress.computing(seconds))
 
     # Membership.
 
@@ -298,12 +299,11 @@ class Coordinator:
 
     # What a person sees.
 
-    def _computing(self, seconds: float) -> float:
-        slowest = max((account.seconds for account in self._progress.accounts.values()), default=0.0)
-        return min(1.0, slowest / seconds) if seconds > 0 else 0.0
-
     def _enter(self, phase: Phase, wait: Wait | None = None) -> None:
         self._tell(phase=phase, wait=wait)
+
+    def _prepares(self, words: str) -> None:
+        self._tell(detail=log_progress(words))
 
     def _tell(self, **facts: Any) -> None:
         progress, config = self._progress, self._config.coordinator

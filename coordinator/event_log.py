@@ -148,6 +148,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 
+def log_progress(words: str) -> str:
+    """Write what a run is at into the log of this process; it is no event.
+
+    Returns:
+        The words as they may be shown.
+    """
+    told = _told(words)
+    _LOGGER.info("%s", told)
+    return told
+
+
 def log_as_json(stream: TextIO | None = None) -> None:
     """Have this process write each new event as a JSON line to a stream (None: stderr, a file of Ray's in an actor).
 

@@ -47,6 +47,11 @@ class Progress:
     """Processes lost, by position."""
     seconds: float = 0.0
 
+    def computing(self, seconds: float) -> float:
+        """Share of a round of this length that the slowest agent spent in optimisation steps."""
+        slowest = max((account.seconds for account in self.accounts.values()), default=0.0)
+        return min(1.0, slowest / seconds) if seconds > 0 else 0.0
+
     def facts(self) -> dict[str, Any]:
         """The plain values of a checkpoint; they do not change when the progress does."""
         return {

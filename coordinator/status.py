@@ -59,11 +59,16 @@ class Status:
     """Different events that there was no more room for."""
     began: float = field(default_factory=time.time)
     """Unix time at which the run began."""
+    detail: str = ""
+    """How far the preparation is, in a few words; it counts in that phase alone."""
 
     @property
     def doing(self) -> str:
-        """What a person reads of the phase, and of the wait in it."""
-        return self.phase.value if self.wait is None else str(self.wait)
+        """What a person reads of the phase, of the wait in it, and of how far it is."""
+        if self.wait is not None:
+            return str(self.wait)
+        further = f": {self.detail}" if self.detail and self.phase is Phase.PREPARING else ""
+        return f"{self.phase.value}{further}"
 
 
 def seed_statuses(

@@ -23,13 +23,13 @@ class Geometry:
     @property
     def has_taps(self) -> bool:
         """Whether the output has the size of the input and each tap of an odd kernel, of more than one, sees all of it
-        shifted: the form of weight gradient that `factor_taps` takes apart."""
+        shifted: the form of weight gradient that `factor_taps` takes apart, group by group where channels are in
+        groups."""
         return (
             max(self.kernel) > 1
             and all(side % 2 == 1 for side in self.kernel)
             and self.stride == (1, 1)
             and self.dilation == (1, 1)
-            and self.groups == 1
             and self.padding == (self.kernel[0] // 2, self.kernel[1] // 2)
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +32,7 @@ from .kinds import Identity
 from .known import KnownFeatures, known_by_rules
 from .layers import sizes
 from .own_gradients import without_own_gradient
+from .progress import Tell, descent_told, steps_told, unheard
 from .record import DecoderPhotos, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
@@ -92,7 +93,7 @@ def recover_images(
     config: PeelingConfig | None = None,
     pictures: Sequence[Float[Tensor, "channel _ _"]] | None = None,
     device: torch.device | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    tell: Tell = unheard,
 ) -> Recovery:
     """Write the model as a graph, derive what the gradient determines on it, and go from there to the images.
 
@@ -102,7 +103,7 @@ def recover_images(
         config: Tolerance, effort, and where the public photos are that the decoder is fitted on.
         pictures: Public photos in [0, 1] in place of those.
         device: For the descent; by default the CPU.
-        on_step: Called after each value that a gradient gave.
+        tell: Told what it is at.
 
     Raises:
         ModelError: The model takes no batch, or has no gradient.
@@ -110,6 +111,7 @@ def recover_images(
     config = config or PeelingConfig()
     if update.local is not None:
         return Recovery("Peeling by taps needs a gradient, and the update is a weight delta.")
+    tell("the network as a graph")
     graph = network_graph(model, update.image_shape, update.batch_norm, update.image_count)
     if isinstance(graph, NoGraph):
         return Recovery(f"Peeling by taps is left out: {graph.why}.")
@@ -118,7 +120,7 @@ def recover_images(
         update.gradients,
         update.image_count,
         config.tolerance,
-        None if on_step is None else lambda step, _: on_step(step),
+        steps_told(tell, graph),
         config.operations,
     )
     record = record_derivation(derivation, update.image_count, config.tolerance)
@@ -142,6 +144,7 @@ def recover_images(
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     cut = on_shared_statistics(update, model, cut)
     found = replace(found, module=module, cut=cut)
+    tell("a decoder from the features to pixels")
     try:
         found = _with_start(found, update, cut, pictures, config, device)
     except ImageError as error:
@@ -150,6 +153,7 @@ def recover_images(
         stem = find_stem(derivation, update.gradients)
         if stem is not None and found.start is not None:
             if winners_operations(stem) <= config.operations:
+                tell("images whose winners of the max-pooling have the values that are known")
                 return _by_winners(update, found, stem, found.start)
             why = f"images whose winners fit would take more than peeling.operations={config.operations:.1g}"
             return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
@@ -159,7 +163,7 @@ def recover_images(
     if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-    return _descended(update, found, cut, found.start.images, min(evaluations, DESCENT_EVALUATIONS), device)
+    return _descended(update, found, cut, found.start.images, min(evaluations, DESCENT_EVALUATIONS), device, tell)
 
 
 def evaluations_of(cut: Cut, image_count: int, config: PeelingConfig) -> int:
@@ -223,9 +227,11 @@ def _descended(
     start: Tensor,
     evaluations: int,
     device: torch.device | None,
+    tell: Tell,
 ) -> Recovery:
     lowest, highest = update.normalisation.bounds(dtype=torch.float64)
-    found = images_from_cut(cut, start, lowest, highest, evaluations, device=device)
+    told = descent_told(tell, evaluations * len(start))
+    found = images_from_cut(cut, start, lowest, highest, evaluations, on_evaluation=told, device=device)
     size = sizes(found.images).clamp_min(1e-300)
     met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
     error = torch.where(met, found.error / size, torch.inf)

@@ -38,7 +38,7 @@ class Why(Enum):
     NEIGHBOURS = "neighbours"
     """The places that were found do not make up whole images."""
     GROUPS = "groups"
-    """A convolution whose channels are in groups has no taps that are taken apart."""
+    """A convolution has its channels in groups, and no gradient in front links these."""
     FLAT = "flat"
     """The gradient of its weight is zero everywhere."""
     FROZEN = "frozen"
@@ -118,7 +118,7 @@ _WORDS = {
     Why.KIND: "the layer before it is not of a kind that can be solved",
     Why.ALIKE_UNITS: "no choice of open units agrees with the weight gradient",
     Why.NEIGHBOURS: "the {places} places that were found do not make up whole images",
-    Why.GROUPS: "the convolution that reads it has its channels in groups, and their taps are not taken apart",
+    Why.GROUPS: "the convolution that reads it has its channels in groups, and no gradient in front of it links them",
     Why.FLAT: "the gradient of the convolution that reads it is zero everywhere, as behind a batch norm begun at zero",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

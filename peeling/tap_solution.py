@@ -23,6 +23,7 @@ from .refusals import Why
 from .taps import factor_taps
 from .taps_again import apart_again
 from .taps_corner import factor_balanced_taps
+from .taps_in_groups import Front, factor_taps_in_groups
 
 # Units of length-1 inputs below this share of their root mean square are shut.
 _SHUT = 1e-4
@@ -66,13 +67,14 @@ class NoTaps:
 
 
 def solve_taps(
-    weight_gradient: Float[Tensor, "output channel row column"],
+    weight_gradient: Float[Tensor, "output group_channel row column"],
     shift_gradient: Float[Tensor, " channel"],
     image_count: int,
     size: tuple[int, int],
     kind: Kind,
     tensors: Mapping[str, Tensor],
     balanced: bool = False,
+    front: Front | None = None,
 ) -> TapSolution | NoTaps:
     """The solution, or why there is none.
 
@@ -84,8 +86,15 @@ def solve_taps(
         kind: The convolution's.
         tensors: Its own, by role, in float64 on the CPU.
         balanced: Whether the derivatives by its output add up to zero, as in front of batch norm by the batch's mean.
+        front: The convolution in front, which links channels that are in groups.
     """
-    factors = (factor_balanced_taps if balanced else factor_taps)(weight_gradient, image_count, size)
+    groups = len(shift_gradient) // weight_gradient.shape[1]
+    if groups > 1 and (front is None or balanced):
+        return NoTaps(Why.GROUPS)
+    if groups > 1 and front is not None:
+        factors = factor_taps_in_groups(weight_gradient, groups, image_count, size, kind, tensors, front)
+    else:
+        factors = (factor_balanced_taps if balanced else factor_taps)(weight_gradient, image_count, size)
     if factors is None:
         return NoTaps(Why.RANK)
     apart = tell_apart(factors)
@@ -99,7 +108,7 @@ def solve_taps(
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return NoTaps(Why.LENGTHS, misfit)
     length_error, inverse = max(misfit, uncertain), inverse[:, None, None, None]
-    moved_inputs, moved_cotangents = apart_again(weight_gradient, apart, image_count, size)
+    moved_inputs, moved_cotangents = apart_again(weight_gradient, apart, image_count, size, groups)
     error = apart.error.maximum(moved_inputs).clamp_min(max(3 * factors.misfit, length_error))
     return TapSolution(
         inputs / inverse,

@@ -224,7 +224,7 @@ def _align(small: dict[tuple[int, int], Tensor], spaces: Tensor, size: tuple[int
 
 
 def refine(
-    gradient: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int]
+    gradient: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int], groups: int = 1
 ) -> tuple[Tensor, Tensor, float] | None:
     """Inputs and cotangents in turn by least squares over all taps, and what they leave, relative; None where they are
     singular.
@@ -234,7 +234,16 @@ def refine(
         cotangents: ``(N, output)``, from which to start.
         image_count: Of the batch.
         size: Height and width of the layer's input.
+        groups: That the channels are in; each is solved by itself.
     """
+    if groups > 1:
+        pairs = zip(gradient.chunk(groups), cotangents.chunk(groups, dim=1), strict=True)
+        parts = [part for one, rows in pairs if (part := refine(one, rows, image_count, size)) is not None]
+        if len(parts) < groups:
+            return None
+        own = torch.cat([part[0] for part in parts], dim=1)
+        theirs = torch.cat([part[1] for part in parts], dim=1)
+        return own, theirs, max(part[2] for part in parts)
     inputs = _solve(gradient, cotangents, image_count, size, transposed=False)
     for _ in range(_REFINED):
         if inputs is None:
@@ -250,9 +259,12 @@ def refine(
 
 
 def without(
-    gradient: Tensor, inputs: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int]
+    gradient: Tensor, inputs: Tensor, cotangents: Tensor, image_count: int, size: tuple[int, int], groups: int = 1
 ) -> Float[Tensor, "output input height width"]:
     """What inputs ``(N, input)`` and cotangents ``(N, output)`` leave of a weight gradient."""
+    if groups > 1:
+        sides = (gradient.chunk(groups), inputs.chunk(groups, dim=1), cotangents.chunk(groups, dim=1))
+        return torch.cat([without(*part, image_count, size) for part in zip(*sides, strict=True)])
     left = gradient.clone()
     for row, column in by_tap(gradient):
         shifted = _over_images(inputs, (row, column), image_count, size)

@@ -21,7 +21,11 @@ _SHUT, _ERRORS = 1e-4, 3.0
 
 
 def apart_again(
-    weight_gradient: Float[Tensor, "output channel row column"], apart: Apart, image_count: int, size: tuple[int, int]
+    weight_gradient: Float[Tensor, "output group_channel row column"],
+    apart: Apart,
+    image_count: int,
+    size: tuple[int, int],
+    groups: int = 1,
 ) -> tuple[Float[Tensor, " image"], Float[Tensor, " image"]]:
     """Estimated relative errors of each image's input and cotangent; infinite where nothing came of it.
 
@@ -30,11 +34,12 @@ def apart_again(
         apart: What it was taken apart into.
         image_count: Of the batch.
         size: Height and width of the convolution's input.
+        groups: That its channels are in.
     """
     gradient = weight_gradient.detach().cpu().double()
     inputs, cotangents = (rows.flatten(0, 1) for rows in (apart.inputs, apart.cotangents))
-    left = without(gradient, inputs, cotangents, image_count, size)
-    free = inputs.numel() + cotangents.numel() - image_count**2
+    left = without(gradient, inputs, cotangents, image_count, size, groups)
+    free = inputs.numel() + cotangents.numel() - groups * image_count**2
     share = (gradient.numel() / max(gradient.numel() - free, 1)) ** 0.5
     length = float(gradient.square().mean().sqrt())
     noise = max(share * float(left.square().mean().sqrt()), rounding(weight_gradient) * length)
@@ -43,7 +48,7 @@ def apart_again(
     unknown = torch.full((image_count,), torch.inf, dtype=torch.float64)
     try:
         # Around what was found, so that only the noise moves it.
-        found = refine(gradient - left + off, cotangents, image_count, size)
+        found = refine(gradient - left + off, cotangents, image_count, size, groups)
     except RuntimeError:
         return unknown, unknown
     if found is None:

@@ -12,6 +12,7 @@ from ..capture.copying import copy_model
 from ..capture.fitting import fit
 from ..capture.stated import StatedFact
 from ..peeling import Anchor, KnownFeatures, find_tap_cut, known_by_peeling, known_by_taps
+from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord
 from .beginning import known_start
 from .belief import Belief
@@ -47,7 +48,11 @@ class Preparation:
 
 
 def prepare(
-    update: CapturedUpdate, model: nn.Module, request: Request, generator: nn.Module | None = None
+    update: CapturedUpdate,
+    model: nn.Module,
+    request: Request,
+    generator: nn.Module | None = None,
+    tell: Tell = unheard,
 ) -> Preparation:
     """Hold the facts against the update, recover (or take) the labels, and peel layers where the update allows it.
 
@@ -56,6 +61,7 @@ def prepare(
         model: The server's model. It is copied.
         request: What the attack asks for.
         generator: Within whose range the images are looked for, if the attack has one.
+        tell: Told what it is at, in a few words, wherever that may take a while.
 
     Raises:
         UpdateError: The update does not fit the model.
@@ -80,7 +86,7 @@ def prepare(
     given = given_labels(request.labels, update)
     if given is not None:
         require_classes(given, update, model)
-    solved = solve(evidence, found, model, request, given, look)
+    solved = solve(evidence, found, model, request, given, look, tell)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     if not solved.by_taps:
         evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
@@ -152,7 +158,10 @@ def _known_features(solved: Solved, model: nn.Module, request: Request) -> Known
     # With the batch's own statistics the cotangents sum to zero, and the pencil of the taps is singular.
     possible = update.local is None and update.batch_norm is BatchNormMode.EVAL
     passed = not solved.by_taps and passes_head(anchor, model)
-    cut = find_tap_cut(update, model, request.peeling.tolerance) if wanted and possible and not passed else None
+    # Where the network could be read, all its taps were tried.
+    tried = solved.taps is not None and solved.taps.record is not None and not solved.taps.record.footholds
+    left = wanted and possible and not passed and not tried
+    cut = find_tap_cut(update, model, request.peeling.tolerance) if left else None
     if cut is not None:
         return known_by_taps(cut)
     if anchor is None:

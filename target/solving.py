@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ..capture import OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, KnownFeatures, peel
 from ..peeling.factors import describe
+from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
@@ -56,6 +58,7 @@ def solve(
     request: Request,
     given: RecoveredLabels | None,
     look: OneLook,
+    tell: Tell = unheard,
 ) -> Solved:
     """Labels and anchor, with the scale and the smoothing of the loss that they show.
 
@@ -66,6 +69,7 @@ def solve(
         request: What the attack asks for.
         given: Labels that the user states, or None.
         look: At the final layer.
+        tell: Told what it is at.
 
     Raises:
         LabelError: Labels cannot be recovered.
@@ -74,7 +78,7 @@ def solve(
     solved = solver.with_smoothing(evidence, found)
     if not request.gradient or passes_head(solved.anchor, model):
         return solved
-    return solver.with_images(solved)
+    return solver.with_images(solved, tell)
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,11 @@ class _Solver:
         messages = (*solved.messages, peeling.message)
         return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=messages, record=peeling.record)
 
-    def with_images(self, solved: Solved) -> Solved:
+    def with_images(self, solved: Solved, tell: Tell) -> Solved:
         """With the images as the anchor, where they follow from the taps."""
         given = self.given is not None
         request = self.request
-        look = images_by_taps if solved.found.update.local is None else images_by_visits
+        look = partial(images_by_taps, tell=tell) if solved.found.update.local is None else images_by_visits
         found = look(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed)
         if found is None:
             return solved

@@ -16,6 +16,7 @@ from ..peeling.config import PeelingConfig
 from ..peeling.cut import Cut
 from ..peeling.factors import distinct_from_one
 from ..peeling.layers import relative, worst
+from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord
 from ..peeling.recovery import Recovery, recover_images
 from .start import Start
@@ -46,7 +47,13 @@ class TapImages:
 
 
 def images_by_taps(
-    update: CapturedUpdate, model: nn.Module, labels: RecoveredLabels, given: bool, config: PeelingConfig, seed: int = 0
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: RecoveredLabels,
+    given: bool,
+    config: PeelingConfig,
+    seed: int = 0,
+    tell: Tell = unheard,
 ) -> TapImages | None:
     """The images, where the gradient determines them, or else what it says of their features; None where that is not
     tried.
@@ -58,12 +65,13 @@ def images_by_taps(
         given: Whether the user states them.
         config: Of peeling.
         seed: That begins at the decoded start itself.
+        tell: Told what it is at.
     """
     wanted = config.enabled and config.taps and config.operations > 0
     if not wanted or update.local is not None:
         return None
     try:
-        found = recover_images(update, model, config)
+        found = recover_images(update, model, config, tell=tell)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
     made = _made(found, update, model, labels, given, config.tolerance, seed)

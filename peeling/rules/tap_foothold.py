@@ -3,7 +3,8 @@
 See `tap_solution`; the lengths of the images are taken from a gradient that sums up the derivative in front of the
 rectifier before the convolution.
 
-Rank: ``N = B H W <= min(C_in, C_out)``; the zeros of the images must differ.
+Rank: ``N = B H W <= min(C_in, C_out)``, of each group where the channels are in groups; the zeros of the images must
+differ.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import replace
 import torch
 
 from ...capture.labels.unmixing import MOST_IMAGES
-from ..graph import Node
-from ..kinds import Convolution, Needs
+from ..graph import Graph, Node
+from ..kinds import BatchNorm, Convolution, Identity, Needs
 from ..refusals import Refused, Why
 from ..tap_solution import NoTaps, solve_taps
 from ..taps import MOST_PLACES
+from ..taps_in_groups import Front
 from .batch_statistics import behind_batch_statistics
 from .channel_sums import shift_gradients
 from .knowledge import Knowledge, evenly
@@ -58,9 +60,6 @@ def _barred(setting: Setting) -> Iterator[Refused]:
         if kind.has_taps and sent is not None and not bool(sent.any()):
             yield Refused("taps", node.inputs[0], Why.FLAT)
             return
-        if kind.groups > 1 and replace(kind, groups=1).has_taps:
-            yield Refused("taps", node.inputs[0], Why.GROUPS)
-            return
 
 
 def places_of(setting: Setting, node: Node) -> int:
@@ -71,7 +70,8 @@ def places_of(setting: Setting, node: Node) -> int:
 
 def rank_of(setting: Setting, node: Node) -> int:
     """The places that the taps tell apart at most."""
-    return min(setting.graph.shape(node.inputs[0])[0], node.shape[0], MOST_PLACES)
+    assert isinstance(node.kind, Convolution)
+    return min(min(setting.graph.shape(node.inputs[0])[0], node.shape[0]) // node.kind.groups, MOST_PLACES)
 
 
 def crowding(setting: Setting, node: Node) -> float:
@@ -84,14 +84,37 @@ def has_taps(setting: Setting, node: Node) -> bool:
     graph = setting.graph
     if not node.kind.has_taps or setting.image_count > MOST_IMAGES:
         return False
-    before = graph.by_name.get(node.inputs[0])
-    return (
-        setting.gradient(node.name, "weight") is not None
-        and before is not None
-        and before.kind.needs is Needs.OUTPUT
-        and graph.readers(before.name) == (node,)
-        and bool(shift_gradients(setting, before.name))
-    )
+    if setting.gradient(node.name, "weight") is None or graph.readers(node.inputs[0]) != (node,):
+        return False
+    before = _rectifier(graph, node.inputs[0])
+    return before is not None and bool(shift_gradients(setting, before.name))
+
+
+def _rectifier(graph: Graph, value: str) -> Node | None:
+    """What rectifies a value, which may be passed on as it is; None where nothing does, or another operation reads
+    it."""
+    node = graph.by_name.get(value)
+    while node is not None and isinstance(node.kind, Identity):
+        entering = node.inputs[0]
+        node = graph.by_name.get(entering) if graph.readers(entering) == (node,) else None
+    return node if node is not None and node.kind.needs is Needs.OUTPUT else None
+
+
+def _front(setting: Setting, rectifier: Node) -> Front | None:
+    """The convolution in front of a rectifier, where nothing but batch norm stands between; None without one."""
+    graph, reader, scale = setting.graph, rectifier, torch.ones(1, *rectifier.shape, dtype=torch.float64)
+    while graph.readers(reader.inputs[0]) == (reader,) and reader.inputs[0] in graph.by_name:
+        node = graph.by_name[reader.inputs[0]]
+        if isinstance(node.kind, Convolution):
+            gradient = setting.gradient(node.name, "weight")
+            if gradient is None or node.kind.groups != 1:
+                return None
+            return Front(gradient.detach().cpu().double().flatten(1), scale[0, :, 0, 0])
+        if not isinstance(node.kind, BatchNorm):
+            return None
+        (scale,) = node.kind.cotangents(scale, [torch.zeros_like(scale)], graph.tensors_of(node))
+        reader = node
+    return None
 
 
 def few_enough(setting: Setting, node: Node) -> bool:
@@ -109,12 +132,15 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
     value = node.inputs[0]
-    shift, size = shift_gradients(setting, value)[0], (node.shape[1], node.shape[2])
+    rectifier = _rectifier(setting.graph, value)
+    assert rectifier is not None
+    shift, size = shift_gradients(setting, rectifier.name)[0], (node.shape[1], node.shape[2])
     places = places_of(setting, node)
     if not setting.effort.affords(taps_operations(setting, node)):
         return Refused("taps", value, Why.COST, places)
     tensors, balanced = setting.graph.tensors_of(node), behind_batch_statistics(setting.graph, node) is not None
-    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, tensors, balanced)
+    front = _front(setting, rectifier)
+    taps = solve_taps(gradient, shift, setting.image_count, size, node.kind, tensors, balanced, front)
     if isinstance(taps, NoTaps):
         return Refused("taps", value, taps.why, places, error=taps.misfit)
     error = taps.error.clamp_min(_LEAST_ERROR)

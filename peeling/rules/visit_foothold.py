@@ -76,7 +76,9 @@ def _pair(setting: Setting, second: Node) -> _Pair | None:
     alone = graph.readers(norm.name) == (rectifier,) and graph.readers(first.name) == (norm,)
     plain = first.kind.has_taps and "bias" not in first.tensors and is_rectified(graph, first.inputs[0])
     sent = all(setting.gradient(*one) is not None for one in ((first.name, "weight"), (norm.name, "bias")))
-    if not (alone and plain and sent):
+    # Visits of channels in groups would have to be linked from group to group.
+    whole = first.kind.groups == 1 and isinstance(second.kind, Convolution) and second.kind.groups == 1
+    if not (alone and plain and sent and whole):
         return None
     return _Pair(first, norm, rectifier, second)
 

@@ -75,6 +75,24 @@ def test_plain_lines_tell_each_round_once() -> None:
     assert "2 restarts" in next(line for line in lines if line.startswith("round 2/4"))
 
 
+def test_it_is_seen_how_far_the_preparation_is() -> None:
+    console, text = screen(terminal=False)
+    preparing = replace(STATUS, phase=Phase.PREPARING, round=0)
+    with ProgressView(console) as view:
+        view(preparing)
+        view(replace(preparing, detail="one place known"))
+        view(replace(preparing, detail="one place known"))
+        view(replace(preparing, phase=Phase.OPTIMISING, detail="one place known"))
+    assert text.getvalue().splitlines() == [
+        "reading labels and peeling layers (2 agents)",
+        "reading labels and peeling layers: one place known",
+        "optimising (2 agents)",
+    ]
+    assert (
+        shown(replace(preparing, detail="one place known"))[0] == "reading labels and peeling layers: one place known"
+    )
+
+
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.PREPARING, Phase.WAITING])
 def test_before_the_first_round_nobody_is_absent(phase: Phase) -> None:
     console, text = screen(terminal=False)

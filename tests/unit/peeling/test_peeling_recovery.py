@@ -77,6 +77,18 @@ def test_the_record_names_the_photos_that_were_decoded_with() -> None:
     assert "does not exist" in nowhere.message
 
 
+def test_it_tells_what_it_is_at() -> None:
+    model = Residual().eval()
+    told: list[str] = []
+    recover_images(update_of(model)[0], model, tell=told.append)
+    assert told[0] == "the network as a graph"
+    assert told[1].startswith("one place known, the input of conv2 (256 x 4 x 4, estimated error ")
+    assert told[4].startswith("4 places known, last the input of quartered (64 x 8 x 8, estimated error ")
+    assert told[5] == "a decoder from the features to pixels"
+    assert told[6] == "a descent on the features, 4 of at most 4,000 evaluations"
+    assert len(told) < 18
+
+
 @pytest.mark.parametrize("mode", ["train_private", "train_shared"])
 def test_images_behind_batch_statistics_are_recovered_to_the_bit(mode: str) -> None:
     model = Residual().eval()

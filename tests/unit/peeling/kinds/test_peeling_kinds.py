@@ -243,7 +243,7 @@ def test_where_an_operation_is_open() -> None:
         (nn.Conv2d(4, 8, 3, 2, 1), False),
         (nn.Conv2d(4, 8, 3), False),
         (nn.Conv2d(4, 8, 3, 1, 2, dilation=2), False),
-        (nn.Conv2d(4, 8, 3, 1, 1, groups=2), False),
+        (nn.Conv2d(4, 8, 3, 1, 1, groups=2), True),
         (nn.BatchNorm2d(4), False),
         (nn.ReLU(), False),
     ],

@@ -3,19 +3,99 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from gradinversion.peeling.refusals import Why
-from torch import nn
+from torch import Tensor, nn
 
 Cases = Callable[..., Any]
 
 
-def test_channels_in_groups_are_said_to_bar_the_taps(residual_case: Cases) -> None:
-    layers = [nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1, groups=4), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+class Grouped(nn.Module):
+    """A bottleneck as ResNeXt has them."""
+
+    def __init__(self, entering: int, inner: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, 1, 1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, entering, 1)
+
+    def forward(self, value: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(value)))
+        return F.relu(self.conv3(F.relu(self.bn2(self.conv2(inner)))) + value)
+
+
+def _grouped_network(groups: int, inner: int = 128) -> nn.Sequential:
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(*stem, Grouped(64, inner, groups), *head)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.get_buffer("running_mean").normal_(0, 0.1)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("count", "groups", "inner"), [(1, 8, 128), (2, 4, 128), (3, 8, 512)])
+def test_groups_of_channels_are_taken_apart_and_linked(
+    residual_case: Cases, count: int, groups: int, inner: int
+) -> None:
+    case = residual_case(count, model=_grouped_network(groups, inner))
+    found = case.derived()
+    assert found.steps, found.refused
+    assert found.steps[0].rule == "taps"
+    assert found.steps[0].value == case.graph.by_name["4.conv2"].inputs[0]
+    assert found.steps[0].checks["equations"] == inner // groups
+    assert len(found.steps) > 2
+    for step in found.steps:
+        true = case.errors(step.value, found.knowledge.activations[step.value].values)
+        assert max(true) < 1e-4
+        for stated, error in zip(step.error, true, strict=True):
+            assert stated > error / 10, step.value
+
+
+def test_groups_have_as_many_places_as_one_has_channels(residual_case: Cases) -> None:
+    case = residual_case(3, model=_grouped_network(16))
+    found = case.derived()
+    assert found.steps == ()
+    (end,) = [one for one in found.refused if one.rule == "taps"]
+    assert (end.why, end.places, end.equations) == (Why.FEW_EQUATIONS, 12, 8)
+
+
+def test_groups_that_nothing_links_are_said_to_bar_the_taps(residual_case: Cases) -> None:
+    layers = [nn.Conv2d(3, 64, 4, 4), nn.ReLU(), nn.Conv2d(64, 64, 1, groups=2), nn.ReLU()]
+    layers += [nn.Conv2d(64, 64, 3, 1, 1, groups=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
     found = residual_case(2, model=model).derived()
-    assert [(one.value, one.why) for one in found.refused] == [("relu", Why.GROUPS)]
+    assert found.steps == ()
+    assert [(one.value, one.why) for one in found.refused] == [("relu_1", Why.GROUPS)]
     assert "groups" in found.refused[0].words
+
+
+def test_taps_are_found_behind_a_dropout_that_is_off(residual_case: Cases, residual_network: Cases) -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = residual_network()
+            self.drop = nn.Dropout(0.3)
+
+        def forward(self, value: Tensor) -> Tensor:
+            block = self.body[4]
+            value = self.body[:4](value)
+            inner = self.drop(F.relu(block.bn1(block.conv1(value))))
+            return self.body[5:](F.relu(block.bn2(block.conv2(inner)) + value))
+
+    case = residual_case(2, model=Dropped().eval())
+    found = case.derived()
+    assert found.steps[0].rule == "taps"
+    assert max(max(step.error) for step in found.steps) < 1e-4
+    assert found.knowledge.complete(case.graph.by_name["body.0"].inputs[0]) is not None
 
 
 def test_gradients_that_begin_at_zero_are_said_to_bar_the_taps(residual_case: Cases, residual_network: Cases) -> None:
