@@ -20,6 +20,7 @@ from .evidence import Evidence, weigh_evidence
 from .finding import Finding
 from .labels import JOINT, given_labels, joint_labels, require_classes
 from .request import Request
+from .room import require_room
 from .second_derivative import require_second_derivative
 from .solving import Solved, passes_head, solve, with_rate_read
 from .target import Target
@@ -64,7 +65,7 @@ def prepare(
         tell: Told what it is at, in a few words, wherever that may take a while.
 
     Raises:
-        UpdateError: The update does not fit the model.
+        UpdateError: The update does not fit the model, or what it claims does not fit the memory.
         ModelError: The model cannot be attacked as it is: it does not take the client's batch, cannot be copied, or its
             gradient has no derivative.
         LabelError: Labels, or a learning rate that is not known, cannot be recovered; or the given labels do not fit.
@@ -72,6 +73,7 @@ def prepare(
     update, model = fit(update, model)
     model = copy_model(model)
     update.require_match(model)
+    require_room(update, model)
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
             f"every entry of the update is zero, so it shows nothing (defence: {defence_words(update.defences)}): "
