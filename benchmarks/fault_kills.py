@@ -1,0 +1,189 @@
+"""Processes of local runs killed at random; the images at the end are those of a run that nothing happened to.
+
+    python -m benchmarks.fault_kills --kills 50       # into benchmarks/results/fault_kills.json
+    python -m benchmarks.fault_kills --kills 5 --seed 7
+
+Each run is the real command in a folder of its own. What is listened on is looked at before each kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from . import cluster_ports
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "fault_kills.json"
+KINDS = ("an agent", "the coordinator", "both", "the command", "everything")
+_WORDS = ("agents.count=2", "agents.iterations=600", "coordinator.period=50", "coordinator.start=0.5")
+_AGENT, _COORDINATOR = "ray::AgentProcess", "ray::CoordinatorProcess"
+# Of one run, so that no coordinator is killed more often than it is made again.
+_KILLS_PER_RUN = 4
+_LONGEST_SECONDS = 300.0
+_LOOK_SECONDS = 0.05
+
+
+@dataclass
+class Found:
+    """What became of the runs."""
+
+    runs: int = 0
+    kills: collections.Counter[str] = field(default_factory=collections.Counter)
+    equal: int = 0
+    """Runs whose images are those of the undisturbed run, byte for byte."""
+    problems: list[str] = field(default_factory=list)
+    left: int = 0
+    """Processes that were still there a minute after their command had ended."""
+    open_ports: int = 0
+    """Ports that other machines reach."""
+    seconds: float = 0.0
+
+
+class Run:
+    """The command in a folder; begun again with ``resume=true`` where a kill ended it."""
+
+    def __init__(self, folder: Path, found: Found) -> None:
+        self.out, self._folder, self._found = folder / "out", folder, found
+        self.begin()
+
+    def begin(self, *words: str) -> None:
+        command = [sys.executable, str(ROOT / "run.py"), f"out={self.out}", *_WORDS, *words]
+        with open(self._folder / "printed", "a") as printed:
+            self._command = subprocess.Popen(
+                command,
+                env=os.environ | {"RAY_ADDRESS": "local", "NO_COLOR": "1"},
+                stdout=printed,
+                stderr=printed,
+                start_new_session=True,
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self._command.poll() is not None
+
+    @property
+    def saved(self) -> int:
+        """The newest whole round; -1 before there is one."""
+        rounds = (self.out / "checkpoints").glob("round-*/manifest.json")
+        return max((int(path.parent.name.removeprefix("round-")) for path in rounds), default=-1)
+
+    def wait_for_a_round(self, after: int) -> None:
+        until = time.monotonic() + _LONGEST_SECONDS
+        while self.saved <= after and not self.ended and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+
+    def kill(self, kind: str, chance: random.Random) -> bool:
+        """Kill what is named; False where it is not there now."""
+        processes = cluster_ports.session(self._command.pid)
+        listening = cluster_ports.listeners([one.number for one in processes])
+        self._found.open_ports += sum(not one.is_loopback for one in listening)
+        agents = [one.number for one in processes if one.command.startswith(_AGENT)]
+        coordinators = [one.number for one in processes if one.command.startswith(_COORDINATOR)]
+        chosen = {
+            "an agent": [chance.choice(agents)] if agents else [],
+            "the coordinator": coordinators,
+            "both": [*agents[:1], *coordinators] if agents and coordinators else [],
+            "the command": [self._command.pid],
+            "everything": [one.number for one in processes],
+        }[kind]
+        for number in chosen:
+            try:
+                os.kill(number, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if kind in ("the command", "everything"):
+            self._command.wait()
+            self.require_nothing_left()
+            self.begin("resume=true")
+        return bool(chosen)
+
+    def finish(self) -> int:
+        try:
+            status = self._command.wait(_LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            for one in cluster_ports.session(self._command.pid):
+                os.kill(one.number, signal.SIGKILL)
+            status = self._command.wait()
+        self.require_nothing_left()
+        return status
+
+    def require_nothing_left(self) -> None:
+        until = time.monotonic() + 60
+        while (left := cluster_ports.session(self._command.pid)) and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+        self._found.left += len(left)
+
+    @property
+    def images(self) -> bytes:
+        return (self.out / "reconstruction.safetensors").read_bytes()
+
+    @property
+    def last_words(self) -> str:
+        return (self._folder / "printed").read_text()[-300:]
+
+
+def run_with_kills(folder: Path, whole: bytes, kills: int, chance: random.Random, found: Found) -> None:
+    """One run, so many kills, and what came of it.
+
+    Args:
+        folder: Empty.
+        whole: The images of an undisturbed run.
+        kills: Fewer where the run ends before.
+        chance: Of kinds and moments.
+        found: What is known so far.
+    """
+    run = Run(folder, found)
+    for _ in range(kills):
+        run.wait_for_a_round(run.saved)
+        time.sleep(chance.uniform(0, 0.5))
+        if run.ended:
+            break
+        kind = chance.choice(KINDS)
+        if run.kill(kind, chance):
+            found.kills[kind] += 1
+    status = run.finish()
+    found.runs += 1
+    if status == 0 and run.images == whole:
+        found.equal += 1
+    else:
+        found.problems.append(f"run {found.runs}: status {status}: {run.last_words}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="no run is begun later than this")
+    given = parser.parse_args()
+    found, chance, began = Found(), random.Random(given.seed), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "whole").mkdir()
+        undisturbed = Run(Path(folder) / "whole", found)
+        if undisturbed.finish() != 0:
+            raise SystemExit(undisturbed.last_words)
+        while (left := given.kills - found.kills.total()) > 0 and time.monotonic() - began < given.seconds:
+            place = Path(folder) / f"run-{found.runs}"
+            place.mkdir()
+            run_with_kills(place, undisturbed.images, min(left, _KILLS_PER_RUN), chance, found)
+            print(f"{found.kills.total()} kills, {found.equal} of {found.runs} runs equal", flush=True)
+    found.seconds = round(time.monotonic() - began, 1)
+    print("| kills | of | runs | equal bytes | left running | ports beyond loopback |\n|---|---|---|---|---|---|")
+    kinds = ", ".join(f"{kind} {number}" for kind, number in found.kills.items())
+    print(f"| {found.kills.total()} | {kinds} | {found.runs} | {found.equal} | {found.left} | {found.open_ports} |")
+    print(*found.problems, sep="\n")
+    RESULTS.write_text(json.dumps(asdict(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
