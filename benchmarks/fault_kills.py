@@ -9,7 +9,6 @@ Each run is the real command in a folder of its own. What is listened on is look
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
 import random
@@ -39,7 +38,7 @@ class Found:
     """What became of the runs."""
 
     runs: int = 0
-    kills: collections.Counter[str] = field(default_factory=collections.Counter)
+    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     equal: int = 0
     """Runs whose images are those of the undisturbed run, byte for byte."""
     problems: list[str] = field(default_factory=list)
@@ -123,6 +122,7 @@ class Run:
         while (left := cluster_ports.session(self._command.pid)) and time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
         self._found.left += len(left)
+        self._found.problems += [f"still running: {one.command[:100]}" for one in left]
 
     @property
     def images(self) -> bytes:
@@ -172,15 +172,17 @@ def main() -> None:
         undisturbed = Run(Path(folder) / "whole", found)
         if undisturbed.finish() != 0:
             raise SystemExit(undisturbed.last_words)
-        while (left := given.kills - found.kills.total()) > 0 and time.monotonic() - began < given.seconds:
+        while (left := given.kills - sum(found.kills.values())) > 0 and time.monotonic() - began < given.seconds:
             place = Path(folder) / f"run-{found.runs}"
             place.mkdir()
             run_with_kills(place, undisturbed.images, min(left, _KILLS_PER_RUN), chance, found)
-            print(f"{found.kills.total()} kills, {found.equal} of {found.runs} runs equal", flush=True)
+            print(f"{sum(found.kills.values())} kills, {found.equal} of {found.runs} runs equal", flush=True)
     found.seconds = round(time.monotonic() - began, 1)
     print("| kills | of | runs | equal bytes | left running | ports beyond loopback |\n|---|---|---|---|---|---|")
     kinds = ", ".join(f"{kind} {number}" for kind, number in found.kills.items())
-    print(f"| {found.kills.total()} | {kinds} | {found.runs} | {found.equal} | {found.left} | {found.open_ports} |")
+    print(
+        f"| {sum(found.kills.values())} | {kinds} | {found.runs} | {found.equal} | {found.left} | {found.open_ports} |"
+    )
     print(*found.problems, sep="\n")
     RESULTS.write_text(json.dumps(asdict(found), indent=1) + "\n")
 
