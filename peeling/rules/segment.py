@@ -33,7 +33,13 @@ class End:
     target: Tensor
     deviation: Tensor
     is_open: Tensor
-    arriving: Tensor
+    passed: Tensor
+    """The derivative by the output: that in front is the same where a unit was open, and else zero."""
+
+    @property
+    def arriving(self) -> Tensor:
+        """The derivative by what enters it."""
+        return self.passed * self.is_open
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,16 @@ class Segment:
             values[node.name] = found + added[node.name] if added and node.name in added else found
         return values
 
-    def told(self, entering: Tensor, rectify: Rectify) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """What enters the ends' rectifiers, and the gradients of the parameters that are given."""
+    def told(
+        self, entering: Tensor, rectify: Rectify, opened: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """What enters the ends' rectifiers, and the gradients of the parameters that are given.
+
+        Args:
+            entering: The segment's input.
+            rectify: For the rectifiers in between.
+            opened: In the place of the ends' own units.
+        """
 
         with torch.enable_grad():
             parameters = [tensor.detach().requires_grad_() for tensor in self.parameters]
@@ -119,7 +133,8 @@ class Segment:
             ends = [values[end.before] for end in self.ends]
             if not self.given:
                 return ends, ()
-            arriving = [end.arriving for end in self.ends]
+            masks = opened if opened is not None else [end.is_open for end in self.ends]
+            arriving = [end.passed * mask for end, mask in zip(self.ends, masks, strict=True)]
             return ends, torch.autograd.grad(ends, parameters, arriving, create_graph=True)
 
     def arriving(self, rectifier: str, entering: Tensor, rectify: Rectify) -> Tensor:
@@ -159,11 +174,11 @@ def _ends(setting: Setting, known: Knowledge) -> tuple[End, ...]:
         if not isinstance(node.kind, Rectifier) or output is None or units is None:
             reached.add(node.name)
             continue
-        arriving = known.arriving.get(node.inputs[0])
-        if arriving is None or not arriving.complete or len(node.shape) != 3:
+        passed = known.arriving.get(node.name)
+        if passed is None or not passed.complete or len(node.shape) != 3:
             return ()
         target, spread = (output.values * units.is_open).float(), output.deviation.expand_as(output.values)
-        found.append(End(node.inputs[0], target, spread.float(), units.is_open, arriving.values.float()))
+        found.append(End(node.inputs[0], target, spread.float(), units.is_open, passed.values.float()))
     return tuple(found)
 
 

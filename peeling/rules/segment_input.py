@@ -3,7 +3,7 @@
 Where a block's inner value has more places than its gradient has equations, the block's input is looked for instead:
 the block's known output, the gradients of all its convolutions and the units in between determine it together (see
 `segment`), although it enters them through a rectifier of unknown units. First with soft rectifiers that grow hard
-(`annealed`), then with units that the gradients of shifts confirm (`settled`).
+(`annealed`), then with units that the gradients show (`settled`).
 
 Rank: as many known outputs and entries of gradients as the input has; that this is enough the solution must show, by
 what it leaves of the gradients, and of those that it was not found by.
@@ -51,7 +51,7 @@ def _attempt(setting: Setting, known: Knowledge, segment: Segment) -> Derived | 
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, equations)
     if not setting.effort.affords(_operations(segment)):
         return Refused(RULE, value, Why.COST, places)
-    solution = settled.settled(setting, segment, annealed.annealed(segment))
+    solution = settled.settled(segment, annealed.annealed(segment))
     found = known.solved(Known(solution.values, solution.values >= 0, solution.deviation, RULE))
     checks = {"misfit": solution.misfit, "contradiction": solution.contradiction}
     error = worst(float(found.error.max()), *checks.values())

@@ -1,11 +1,11 @@
 """The input of a segment to the last digits, from one that is right to within a few units of its rectifiers.
 
-1. A unit near zero may be on the wrong side. The gradients of shifts sum up the derivative over the open units of each
-   channel (see `checksums`) and show which.
+1. A unit near zero may be on the wrong side, in between and at the segment's ends, whose outputs are known no better
+   than to some error. The gradients in between show which (see `fitted_units`).
 2. With units that are given, all that is told is linear in the input. It comes out of a rectifier, so that no entry is
    below zero: entries that would be are zero, and are let go where that leaves less (Lawson & Hanson 1974). A channel
    whose gradient fits worse than the others has a unit that is still wrong, and counts for less.
-3. Both in turn, until all sums agree and nothing gets better.
+3. Both in turn, until nothing gets better.
 
 The gradients of batch norms' weights are not used, and show what is wrong.
 """
@@ -18,21 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checksums import settle
 from ..conjugate_gradients import conjugate_gradients
 from ..layers import rounding
-from ..units import Units
-from .channel_sums import channel_sums
+from .fitted_units import ITERATIONS as FITTING
+from .fitted_units import fitted_units
 from .linearised import Linearised
-from .rule import Setting
 from .segment import Segment
 
 # Rounds of units and equations in turn, and of equations alone; conjugate gradients in each.
-_ROUNDS, _LAST, _ITERATIONS, _LAST_ITERATIONS = 5, 5, 80, 200
+_ROUNDS, _LAST, _ITERATIONS, _LAST_ITERATIONS = 6, 3, 80, 200
 # The error of a value, as a share of its size, against what is left of the gradients.
 _AMPLIFIED = 2.0
-# Units below so many deviations may be on the wrong side.
-_DOUBTFUL = 8.0
+# The error of values at first, at least.
+_FIRST = 1e-2
 # A channel that is off by so many times what channels usually are counts for half.
 _HALF = 3.0
 _DAMPING, _SETTLED = 1e-5, 1e-5
@@ -43,7 +41,7 @@ _WORSE = 1.5
 # How far the second solution begins from the first, in misfits.
 _APART = 10.0
 
-ITERATIONS = 2 * _ROUNDS * _ITERATIONS + (_LAST + 1) * _LAST_ITERATIONS
+ITERATIONS = _ROUNDS * (2 * _ITERATIONS + FITTING) + (_LAST + 1) * _LAST_ITERATIONS
 """Of conjugate gradients at most, each with two evaluations."""
 
 
@@ -59,29 +57,28 @@ class Settled:
     """What it leaves of those that it was not found by."""
 
 
-def settled(setting: Setting, segment: Segment, start: Tensor) -> Settled:
+def settled(segment: Segment, start: Tensor) -> Settled:
     """The input, from one that is nearly right.
 
     Args:
-        setting: With the captured gradients.
         segment: With the equations.
         start: Up to a few hundredths.
     """
-    system = _System(segment)
-    found, masks = start, _sides(segment, start)
-    misfit = system.misfits(found, masks)
+    system, found, masks = _System(segment), start, _sides(segment, start)
+    misfit, error = system.misfits(found, masks), _FIRST
     for _ in range(_ROUNDS):
-        before, best = masks, (found, misfit)
-        masks, error = _mended(setting, segment, found, masks, _AMPLIFIED * misfit)
+        last, before = misfit, (system, found, masks, misfit)
+        segment, masks = fitted_units(segment, found, _sides(segment, found), max(error, _AMPLIFIED * misfit))
+        same = _same(segment, masks, before[0].segment, before[2])
+        system, error = _System(segment), 0.0
         small = _AMPLIFIED * misfit * float(found.square().mean().sqrt())
         found = system.solved(found, masks, found > small)
         found = system.solved(found, masks, None)
-        last, misfit = misfit, system.misfits(found, masks)
+        misfit = system.misfits(found, masks)
         if misfit > _WORSE * last:
-            (found, misfit), masks = best, before
+            system, found, masks, misfit = before
             break
-        same = all(torch.equal(masks[name], before[name]) for name in masks)
-        if error <= _SETTLED or (same and not misfit <= _FALLS * last):
+        if same and not misfit <= _FALLS * last:
             break
     for _ in range(_LAST):
         trial = system.solved(found, masks, None, _LAST_ITERATIONS)
@@ -93,6 +90,14 @@ def settled(setting: Setting, segment: Segment, start: Tensor) -> Settled:
         if not misfit <= _FALLS * last:
             break
     return _judged(system, found, masks, misfit)
+
+
+def _same(one: Segment, units: Mapping[str, Tensor], other: Segment, others: Mapping[str, Tensor]) -> bool:
+    """Whether all units are on the same side, those of the ends too."""
+    ends = zip(one.ends, other.ends, strict=True)
+    return all(torch.equal(units[name], others[name]) for name in units) and all(
+        torch.equal(end.is_open, theirs.is_open) for end, theirs in ends
+    )
 
 
 def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit: float) -> Settled:
@@ -111,29 +116,7 @@ def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit:
 def _sides(segment: Segment, entering: Tensor) -> dict[str, Tensor]:
     """Open units, by the values in front."""
     values = segment.run(entering, lambda _, value: value.clamp_min(0))
-    return {name: values[_before(segment, name)] > 0 for name in segment.rectifiers}
-
-
-def _before(segment: Segment, rectifier: str) -> str:
-    return segment.graph.by_name[rectifier].inputs[0]
-
-
-def _mended(
-    setting: Setting, segment: Segment, entering: Tensor, masks: Mapping[str, Tensor], error: float
-) -> tuple[dict[str, Tensor], float]:
-    """Units by the values in front and by the sums that they must explain, and the error that these show."""
-    found, worst = _sides(segment, entering), 0.0
-    values = segment.run(entering, lambda name, value: value * found[name])
-    for name in reversed(segment.rectifiers):
-        value = values[_before(segment, name)].double()
-        deviation = (error * value.square().mean().sqrt()).clamp_min(1e-300)
-        wrong = torch.special.ndtr(-value.abs() / deviation)
-        units = Units(value > 0, wrong, value.abs() < _DOUBTFUL * deviation)
-        arriving = segment.arriving(name, entering, lambda other, value: value * found[other]).double()
-        agreed = settle(channel_sums(setting, name, arriving), arriving, units)
-        found[name] = agreed.units.is_open
-        worst = max(worst, agreed.error)
-    return found, worst
+    return {name: values[segment.graph.by_name[name].inputs[0]] > 0 for name in segment.rectifiers}
 
 
 class _System:
