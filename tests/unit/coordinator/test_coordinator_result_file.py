@@ -91,6 +91,7 @@ RECORD = PeelingRecord(
     found=FoundImages(ImagesBy.DESCENT, (1e-5, math.inf), True),
     decoded=True,
     photos=DecoderPhotos("photos", ("camera", "brick"), ("coffee",)),
+    local_steps=2,
 )
 
 
