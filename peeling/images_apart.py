@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..capture.labels.unmixing import find_facets, polish_facet
+from .layers import sizes
 from .taps import Factors
 
 # Units below this share of the strongest are shut for every image and say nothing.
@@ -26,6 +27,11 @@ _LEAST_SHUT = 0.01
 _NOISES = (1e-6, 1e-4, 1e-3, 5e-3)
 # Mixings worse conditioned than this are one image twice.
 _LARGEST_CONDITION = 1e6
+# What a shut unit may be above zero, in the deepest one below, and in misfits of the factors.
+_ABOVE, _MISFITS = 2.0, 1.0
+# Rounds in which each image is told apart anew by the units that its own noise leaves shut; and up to which share of
+# its root mean square these reach: beyond it they would be most of the image.
+_ROUNDS, _FARTHEST = 4, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Apart:
     """Such that ``sum_i cotangents[i]^T T_d inputs[i]`` is the gradient."""
     error: Float[Tensor, " image"]
     """What of each image's input is below zero, relative to all of it: where a ReLU stands before, that is error."""
+    shut: Float[Tensor, " image"]
+    """Units of each image's input up to this share of its root mean square are shut: its own noise is as large. That of
+    an image that the network is sure of can be a thousand times the others'."""
+
+    @property
+    def is_open(self) -> Bool[Tensor, "image place input"]:
+        """Units that are above each image's noise."""
+        return self.inputs > (self.shut * sizes(self.inputs))[:, None, None]
 
 
 def tell_apart(factors: Factors) -> Apart | None:
@@ -53,12 +67,49 @@ def tell_apart(factors: Factors) -> Apart | None:
     mixing = _single(flat) if count == 1 else _mixing(flat, factors.misfit)
     if mixing is None or not float(torch.linalg.cond(mixing)) < _LARGEST_CONDITION:
         return None
+    mixing = _by_own_noise(mixing, flat, factors.misfit)
     inputs = mixing @ flat
     length = inputs.norm(dim=1, keepdim=True)
     cotangents = torch.linalg.inv(mixing).T @ factors.cotangents.reshape(count, -1)
     inputs, cotangents = inputs / length, cotangents * length
-    below = inputs.clamp_max(0).norm(dim=1)
-    return Apart(inputs.clamp_min(0).reshape(factors.inputs.shape), cotangents.reshape(factors.cotangents.shape), below)
+    below, shut = inputs.clamp_max(0).norm(dim=1), _shut(inputs, factors.misfit)
+    inputs = inputs.clamp_min(0).reshape(factors.inputs.shape)
+    return Apart(inputs, cotangents.reshape(factors.cotangents.shape), below, shut)
+
+
+def without_others(rows: Float[Tensor, "image unit"], shut: Bool[Tensor, "image unit"]) -> Float[Tensor, "image image"]:
+    """What of the other images to add to each row so that the units that are shut in it are zero.
+
+    Args:
+        rows: One for each image, nearly its own.
+        shut: Units of each.
+    """
+    count = len(rows)
+    mixing = torch.eye(count, dtype=rows.dtype)
+    for image in range(count):
+        others = [other for other in range(count) if other != image]
+        if not others or not bool(shut[image].any()):
+            continue
+        columns = rows[others][:, shut[image]].T
+        solution = torch.linalg.lstsq(columns, -rows[image, shut[image]][:, None], driver="gelsd").solution
+        mixing[image, others] = solution[:, 0]
+    return mixing
+
+
+def _by_own_noise(mixing: Tensor, flat: Tensor, misfit: float) -> Float[Tensor, "image image"]:
+    """The mixing by as many shut units as each image's own noise shows, where the programs know one noise for all."""
+    for _ in range(_ROUNDS):
+        rows = mixing @ flat
+        shut = _shut(rows, misfit)
+        near = rows <= (shut * sizes(rows))[:, None]
+        mixing = without_others(rows, near & (shut <= _FARTHEST)[:, None]) @ mixing
+    return mixing
+
+
+def _shut(rows: Float[Tensor, "image unit"], misfit: float) -> Float[Tensor, " image"]:
+    """Up to which share of its root mean square a unit of each image is shut."""
+    deepest = (-rows).amax(dim=1).clamp_min(0) / sizes(rows).clamp_min(1e-300)
+    return (_ABOVE * deepest).clamp_min(max(_MISFITS * misfit, torch.finfo(rows.dtype).eps))
 
 
 def _single(flat: Tensor) -> Tensor:

@@ -13,20 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .images_apart import tell_apart
 from .kinds import Kind
-from .layers import sizes
 from .refusals import Why
 from .taps import factor_taps
 from .taps_again import apart_again
 from .taps_corner import factor_balanced_taps
 from .taps_in_groups import Front, factor_taps_in_groups
 
-# Units of length-1 inputs below this share of their root mean square are shut.
-_SHUT = 1e-4
 # Channels whose equation is off by more than so many times the median count for less.
 _FAR, _REWEIGHTED = 3.0, 30
 # Deviations of a length, of which the residual's median is two thirds of one, that count as its error.
@@ -48,8 +45,8 @@ class TapSolution:
     """Estimated relative error of each image's input."""
     cotangent_error: Float[Tensor, " image"]
     """And of each image's cotangent, which of an image that the network is sure of is known less well."""
-    length_error: float
-    """Estimated, relative, of the length that is known least."""
+    length_error: Float[Tensor, " image"]
+    """Estimated, relative, of each image's length."""
     length_misfit: float
     """What the lengths leave of the gradient in front, relative."""
     leak: float
@@ -100,22 +97,21 @@ def solve_taps(
     apart = tell_apart(factors)
     if apart is None:
         return NoTaps(Why.ALIKE)
-    inputs, cotangents = (_maps(rows, size) for rows in (apart.inputs, apart.cotangents))
+    inputs, cotangents, is_open = (_maps(rows, size) for rows in (apart.inputs, apart.cotangents, apart.is_open))
     (by_input,) = kind.cotangents(cotangents, [inputs], tensors)
-    is_open = inputs > _SHUT * sizes(inputs)[:, None, None, None]
     columns = (by_input * is_open).sum(dim=(2, 3)).T
     inverse, misfit, uncertain = fit_lengths(columns, shift_gradient.detach().cpu().double())
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return NoTaps(Why.LENGTHS, misfit)
-    length_error, inverse = max(misfit, uncertain), inverse[:, None, None, None]
+    length_error, inverse = uncertain.clamp_min(misfit), inverse[:, None, None, None]
     moved_inputs, moved_cotangents = apart_again(weight_gradient, apart, image_count, size, groups)
-    error = apart.error.maximum(moved_inputs).clamp_min(max(3 * factors.misfit, length_error))
+    error = apart.error.maximum(moved_inputs).maximum(length_error).clamp_min(3 * factors.misfit)
     return TapSolution(
         inputs / inverse,
         cotangents * inverse,
         is_open,
         error,
-        moved_cotangents.clamp_min(length_error),
+        moved_cotangents.maximum(length_error),
         length_error,
         misfit,
         factors.leak,
@@ -125,13 +121,14 @@ def solve_taps(
 
 def fit_lengths(
     columns: Float[Tensor, "channel image"], target: Float[Tensor, " channel"]
-) -> tuple[Tensor, float, float]:
+) -> tuple[Float[Tensor, " image"], float, Float[Tensor, " image"]]:
     """One over each image's length, by least squares in which channels with a unit on the wrong side count for less;
-    what is left in the median channel, relative; and the relative error of the length that is known least."""
+    what is left in the median channel, relative; and the relative error of each length."""
     # Channels in which no unit of any image is open say nothing, and would hide in the medians what the others leave.
     alive = columns.norm(dim=1) > 0
     if int(alive.sum()) < columns.shape[1]:
-        return torch.zeros_like(columns[0]), float("inf"), float("inf")
+        unknown = torch.zeros_like(columns[0])
+        return unknown, float("inf"), torch.full_like(unknown, torch.inf)
     columns, target = columns[alive], target[alive]
     size = columns.norm(dim=0).clamp_min(1e-300)
     scaled, weights = columns / size, torch.ones_like(target)
@@ -144,9 +141,9 @@ def fit_lengths(
     # An image that the network is sure of adds little to the bias gradient: its length is known less well than the fit
     # is good.
     spread = torch.linalg.pinv(weighted.T @ weighted).diagonal().clamp_min(0).sqrt()
-    uncertain = _LENGTH_DOUBT * typical * float((spread / solution.abs().clamp_min(1e-300)).max())
+    uncertain = _LENGTH_DOUBT * typical * spread / solution.abs().clamp_min(1e-300)
     return solution / size, float(left.median() / target.abs().median().clamp_min(1e-300)), uncertain
 
 
-def _maps(rows: Float[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
+def _maps(rows: Shaped[Tensor, "image place channel"], size: tuple[int, int]) -> Tensor:
     return rows.transpose(1, 2).reshape(len(rows), -1, *size).contiguous()

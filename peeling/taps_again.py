@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .images_apart import Apart
-from .layers import rounding, sizes
+from .images_apart import Apart, without_others
+from .layers import rounding
 from .taps import refine, without
-
-# Units of an image's input up to this share of its root mean square, or so many of its errors, are shut.
-_SHUT, _ERRORS = 1e-4, 3.0
 
 
 def apart_again(
@@ -55,7 +52,7 @@ def apart_again(
         return unknown, unknown
     moved_inputs, moved_cotangents = (rows.reshape(image_count, -1) for rows in found[:2])
     flat, across = apart.inputs.flatten(1), apart.cotangents.flatten(1)
-    mixing = _told_apart(moved_inputs, flat, apart.error)
+    mixing = without_others(moved_inputs, ~apart.is_open.flatten(1))
     if not bool(torch.isfinite(mixing).all()) or not float(torch.linalg.cond(mixing)) < 1 / torch.finfo().eps:
         return unknown, unknown
     moved_inputs = mixing @ moved_inputs
@@ -66,16 +63,3 @@ def apart_again(
         (moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-300)
         for moved, before in ((moved_inputs, flat), (moved_cotangents, across))
     )
-
-
-def _told_apart(moved: Tensor, before: Tensor, error: Tensor) -> Float[Tensor, "image image"]:
-    """What of the other images to add to each so that its shut units are zero again."""
-    count = len(moved)
-    mixing = torch.eye(count, dtype=moved.dtype)
-    shut = before <= (_ERRORS * error).clamp_min(_SHUT)[:, None] * sizes(before)[:, None]
-    for image in range(count):
-        others = [other for other in range(count) if other != image]
-        columns = moved[others][:, shut[image]].T
-        solution = torch.linalg.lstsq(columns, -moved[image, shut[image]][:, None], driver="gelsd").solution
-        mixing[image, others] = solution[:, 0]
-    return mixing

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...peeling.cut import Cut
+from ...peeling.cut import Cut, features_off
 from ...priors import InputStatistics
 from .match import Match
 
@@ -15,9 +15,9 @@ _EXACT = 0.015
 
 
 class BehindCut:
-    """Implements `Match` by the features at a cut (see ``peeling/cut``): at an open unit a value in front of
-    the rectifier has to be the known one, at a shut one it must not be above zero. What differs is measured image by
-    image against the length of its own features, so that a faint image counts as much as a loud one.
+    """Implements `Match` by the features at a cut (see ``peeling/cut``): at a unit that was surely open the value in
+    front of the rectifier has to be the known one, at the others what of it is above zero. What differs is measured
+    image by image against the length of its own features, so that a faint image counts as much as a loud one.
 
     Gradients of the layers in front of the cut are left out: they jump with every unit that opens or shuts, and from a
     start that is only decoded they lead astray.
@@ -88,7 +88,5 @@ class BehindCut:
         parts = []
         told = zip(self._forward(images), self._targets, self._is_open, self._is_held, self._lengths, strict=True)
         for value, target, is_open, is_held, length in told:
-            off = value - target
-            shut = torch.where(is_held, off.clamp_max(0), value.clamp_min(0))
-            parts.append((torch.where(is_open, off, shut) / length).flatten(1))
+            parts.append((features_off(value, target, is_open, is_held) / length).flatten(1))
         return torch.cat(parts, dim=1)

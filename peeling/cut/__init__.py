@@ -10,7 +10,7 @@ from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
 from .photos import Photos, decoder_photos, photo_crops, public_photos
-from .places import Cut, NoCut, Place, find_cut
+from .places import Cut, NoCut, Place, features_off, find_cut
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "contrast_by_grid",
     "decode",
     "decoder_photos",
+    "features_off",
     "find_cut",
     "find_stem",
     "grid_evidence",

@@ -1,15 +1,17 @@
 """Images whose features are those at a cut, by L-BFGS from a start that is near enough.
 
-At an open unit the value in front of the rectifier is known, at a shut one only that it is not above zero: what differs
-is summed in squares, each image's relative to its own features. Where one place is known better than another, the
-descent goes on with each place by how well it is known: a block that is barely determined says little beside one that
-is exact, but helps to get near. Gradients of parameters are left out: added early, they trap the descent, and where the
-features are known well they add nothing. Each image has a descent of its own (`lbfgs`): they share the batches in which
-the model is run, and nothing else. Where batch norm runs on the batch's own statistics, all images descend as one.
+At a unit that was surely open the value in front of the rectifier is known, at the others what of it is above zero:
+what differs is summed in squares, each image's relative to its own features. Where one place is known better than
+another, the descent goes on with each place by how well it is known: a block that is barely determined says little
+beside one that is exact, but helps to get near. Gradients of parameters are left out: added early, they trap the
+descent, and where the features are known well they add nothing. Each image has a descent of its own (`lbfgs`): they
+share the batches in which the model is run, and nothing else. Where batch norm runs on the batch's own statistics, all
+images descend as one.
 
-How far the features determine the images is measured: the descent is made again, from where it ended, with the features
-off by as much as their stated errors. What the images move by is their own error. That is no proof that there are no
-others with the same features far away; the features' misfit is met to rounding in that case too.
+How far the features determine the images is measured: the descent is made again, from near where it ended, with the
+features off by as much as their stated errors. What the images move by, and what is left of the way back, is their own
+error. That is no proof that there are no others with the same features far away; the features' misfit is met to
+rounding in that case too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ..layers import sizes
 from .lbfgs import Descended, descend
-from .places import Cut
+from .places import Cut, features_off
 
 # The loss is a square of relative errors; the line search works on numbers around 1.
 _UNIT = 1e4
@@ -31,8 +33,10 @@ _UNIT = 1e4
 _ROUNDING = 1e-6
 # Places that are known less well than the best by less than this are alike.
 _ALIKE = 0.3
-# Evaluations of an image in the second descent, which starts where the first one ended; and its share of all, at most.
+# Evaluations of an image in the second descent; and its share of all, at most.
 _AGAIN, _SHARE = 100, 0.25
+# How far from where the first one ended it begins, in errors of the features.
+_ASIDE = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def images_from_cut(
     images, everyone = features.within(found.images, low, high), torch.arange(len(start))
     with torch.no_grad():
         misfit = features.misfits(images, everyone, features.targets).sqrt().cpu().double()
-    moved = features.descended(images, features.moved(misfit), again * len(start))
+    aside = features.within(features.aside(images, misfit), low, high)
+    moved = features.descended(aside, features.moved(misfit), again * len(start))
     apart = features.apart(features.within(moved.images, low, high), images).cpu().double()
     return Recovered(images.cpu().double(), misfit, apart, evaluations + moved.evaluations)
 
@@ -124,17 +129,22 @@ class _Features:
             size = sizes(place.values)
             spread = place.deviation.maximum((left * size)[:, None, None, None])
             off = torch.randn(place.values.shape, generator=random, dtype=torch.float64) * spread
-            found.append(target + off.to(target))
+            # A unit that is shut stays so.
+            found.append(target + (off * (place.values > 0)).to(target))
         return found
+
+    def aside(self, images: Tensor, misfit: Tensor) -> Tensor:
+        """Where the second descent begins: what it leaves of the way back, the first one has left open too."""
+        random = torch.Generator().manual_seed(1)
+        by = _ASIDE * self.errors.amin(dim=0).maximum(misfit) * sizes(images).cpu()
+        return images + (torch.randn(images.shape, generator=random) * by[:, None, None, None]).to(images)
 
     def misfits(self, images: Tensor, which: Tensor, targets: list[Tensor]) -> Tensor:
         """The sum of squares of each candidate; ``which`` says for which images they are ones."""
         parts = []
         told = zip(self.forward(images), targets, self.is_open, self.is_held, self.scales, strict=True)
         for value, target, is_open, is_held, scale in told:
-            off = value - target[which]
-            shut = torch.where(is_held[which], off.clamp_max(0), value.clamp_min(0))
-            off = torch.where(is_open[which], off, shut) * scale[which]
+            off = features_off(value, target[which], is_open[which], is_held[which]) * scale[which]
             parts.append(off.flatten(1).square().sum(dim=1))
         return torch.stack(parts).sum(dim=0)
 

@@ -15,6 +15,9 @@ from ..graph.rectified import is_rectified
 from ..kinds import AveragePool, BatchNorm, BatchStatisticsNorm, MaxPool, Opaque, Rectifier
 from ..rules import Derivation
 
+# A unit is surely open whose value is so many deviations above zero.
+_SURELY = 5.0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -22,10 +25,12 @@ class Place:
 
     rectifier: str
     before: str
-    """The value that enters it, of a pool the output itself: equal to the output where a unit was open, not below it
-    where a ceiling held it back, and not above zero elsewhere."""
+    """The value that enters it, of a pool the output itself: equal to the output where a unit was surely open, and not
+    below it where a ceiling held it back. Of the others it is known above zero alone."""
     values: Float[Tensor, "image channel height width"]
     is_open: Bool[Tensor, "image channel height width"]
+    """Units whose output no error explains. One that is believed open by mistake may lie far below zero, and a single
+    one holds a descent fast."""
     deviation: Float[Tensor, "image channel height width"]
     error: Float[Tensor, " image"]
     """Estimated, relative."""
@@ -128,6 +133,24 @@ class NoCut:
     """One sentence."""
 
 
+def features_off(
+    found: Float[Tensor, "*unit"],
+    target: Float[Tensor, "*unit"],
+    is_open: Bool[Tensor, "*unit"],
+    is_held: Bool[Tensor, "*unit"],
+) -> Float[Tensor, "*unit"]:
+    """By how much values in front of a rectifier differ from what is known of them.
+
+    Args:
+        found: The values.
+        target: The rectifier's output.
+        is_open: Units that were surely open.
+        is_held: Units that a ceiling held back: only what is below it counts. Of all others, what is above zero.
+    """
+    off = found - target
+    return torch.where(is_open, off, torch.where(is_held, off.clamp_max(0), found.clamp_min(0) - target))
+
+
 def find_cut(derivation: Derivation) -> Cut | NoCut:
     """The places that a path from the images reaches without passing another one."""
     graph, known = derivation.graph, derivation.knowledge
@@ -146,11 +169,11 @@ def find_cut(derivation: Derivation) -> Cut | NoCut:
         if node.name not in reached or found is None or len(node.shape) != 3:
             continue
         units = known.units.get(node.name)
-        is_open = found.values > 0 if units is None else units.is_open
-        before = node.inputs[0] if isinstance(node.kind, Rectifier) else node.name
         spread = found.deviation.expand_as(found.values)
+        is_open = (found.values > _SURELY * spread) & (found.values > 0 if units is None else units.is_open)
+        before = node.inputs[0] if isinstance(node.kind, Rectifier) else node.name
         ceiling = node.kind.ceiling if isinstance(node.kind, Rectifier) else math.inf
-        places.append(Place(node.name, before, found.values, is_open, spread, found.error, ceiling))
+        places.append(Place(node.name, before, found.values.clamp_min(0), is_open, spread, found.error, ceiling))
     opaque = _opaque_before(graph, [place.before for place in places])
     if opaque:
         return NoCut(f"{opaque} in front of it cannot be computed in closed form")

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Graph, Node
 from ..kinds import BatchNorm, Convolution, Identity, Needs
@@ -146,7 +144,7 @@ def _taken(setting: Setting, known: Knowledge, node: Node) -> Derived | Refused:
     error = taps.error.clamp_min(_LEAST_ERROR)
     if not float(error.max()) <= setting.tolerance:
         return Refused("taps", value, Why.INEXACT, places, error=float(error.max()))
-    found = replace(known, lengths=torch.full_like(error, max(_LEAST_ERROR, taps.length_error)))
+    found = replace(known, lengths=taps.length_error.clamp_min(_LEAST_ERROR))
     found = found.with_activations(value, evenly(taps.inputs, error, "taps"))
     own_error = taps.cotangent_error.clamp_min(_LEAST_ERROR)
     found = found.with_arriving(node.name, evenly(taps.cotangents, own_error, "taps"))

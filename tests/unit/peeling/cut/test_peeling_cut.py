@@ -11,6 +11,7 @@ from gradinversion.peeling.cut import (
     NoCut,
     Place,
     decode,
+    features_off,
     find_cut,
     images_from_cut,
     photo_crops,
@@ -228,3 +229,40 @@ def test_a_place_that_is_barely_known_does_not_spoil_one_that_is_exact(graph: Gr
     spoiled = images_from_cut(alike, start, LOW, HIGH, 1000)
     left, more = ((one.images - images).square().mean().sqrt() for one in (mixed, spoiled))
     assert float(left) < 0.3 * float(more)
+
+
+def test_a_unit_is_surely_open_where_no_error_explains_its_output(graph: Graph) -> None:
+    images = photos(2)
+    exact, rough = (find_cut(derivation(graph, images, deviation)) for deviation in (1e-7, 0.02))
+    assert isinstance(exact, Cut)
+    assert isinstance(rough, Cut)
+    for one, other in zip(exact.places, rough.places, strict=True):
+        assert torch.equal(one.is_open, one.values > 5e-7)
+        assert torch.equal(other.is_open, other.values > 0.1)
+
+
+def test_units_that_are_believed_open_by_mistake_do_not_hold_the_descent(graph: Graph) -> None:
+    images = photos(2)
+    found = derivation(graph, images)
+    name = "relu_2"
+    known = found.knowledge.activations[name]
+    shut = (known.values == 0).nonzero()[::200]
+    assert len(shut) > 3
+    values = known.values.clone()
+    is_open = found.knowledge.units[name].is_open.clone()
+    values[tuple(shut.T)], is_open[tuple(shut.T)] = 1e-6, True
+    mistaken = found.knowledge.with_activations(name, replace(known, values=values, deviation=known.deviation * 10))
+    mistaken = mistaken.with_units(name, replace(found.knowledge.units[name], is_open=is_open))
+    cut = find_cut(Derivation(graph, mistaken))
+    assert isinstance(cut, Cut)
+    assert name in [place.rectifier for place in cut.places]
+    recovered = images_from_cut(cut, decode(cut, photos(60, seed=0)).images, LOW, HIGH)
+    assert float((recovered.images - images).square().mean().sqrt()) < 1e-4
+
+
+def test_what_is_off_at_a_unit_that_may_be_shut_is_what_is_above_zero() -> None:
+    found = torch.tensor([-1.0, 2.0, -1.0, 2.0, 7.0, 5.0])
+    target = torch.tensor([0.5, 0.5, 0.5, 0.0, 6.0, 6.0])
+    is_open = torch.tensor([True, True, False, False, False, False])
+    expected = torch.tensor([-1.5, 1.5, -0.5, 2.0, 0.0, -1.0])
+    torch.testing.assert_close(features_off(found, target, is_open, target == 6), expected)
