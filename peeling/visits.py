@@ -133,7 +133,7 @@ class VisitsOrdering:
             at_back += [one for _, _, one in pairs[:size]]
         return Ordered(front.chosen(at_front), back.chosen(at_back), tuple(left), tuple(others)), at_back
 
-    def lengths(self, back: VisitList) -> tuple[Tensor, float, float]:
+    def lengths(self, back: VisitList) -> tuple[Float[Tensor, " visit"], float, Float[Tensor, " visit"]]:
         """One over each visit's length, all in the order of the steps; see `fit_lengths`."""
         return fit_lengths(self._columns(back, self.weights(self.second, back)), self.shift_gradient)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..graph import Node
@@ -103,12 +102,12 @@ def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: _Pair) -
     inverse, misfit, uncertain = ordering.lengths(ordered.back)
     if not misfit <= _LARGEST_MISFIT or not bool((inverse > 0).all()):
         return Refused(RULE, value, Why.LENGTHS, places, error=misfit)
-    length_error = max(misfit, uncertain, _LEAST_ERROR)
-    error = ordered.back.error.clamp_min(length_error)
+    length_error = uncertain.clamp_min(max(misfit, _LEAST_ERROR))
+    error = ordered.back.error.maximum(length_error)
     if not float(error.max()) <= setting.tolerance:
         return Refused(RULE, value, Why.INEXACT, places, error=float(error.max()))
     scaled = ordering.scaled(ordered.back, inverse)
-    found_all = replace(known, lengths=torch.full_like(error, length_error))
+    found_all = replace(known, lengths=length_error)
     found_all = found_all.with_activations(value, evenly(scaled.inputs, error, RULE))
     found_all = found_all.with_arriving(pair.second.name, evenly(scaled.cotangents, error, RULE))
     checks = {"places": places, "equations": rank_of(setting, pair.second), "lengths": misfit}
