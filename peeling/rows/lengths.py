@@ -59,4 +59,4 @@ def place_lengths(
         is_open = below
     held = lower & ~is_open
     inputs = torch.where(held, inputs.clamp(max=ceiling) if ceiling < float("inf") else inputs, inputs)
-    return Lengths(inputs, rows.cotangents * inverse[:, None], is_open, misfit, max(misfit, uncertain))
+    return Lengths(inputs, rows.cotangents * inverse[:, None], is_open, misfit, max(misfit, float(uncertain.max())))
