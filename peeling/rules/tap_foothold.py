@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Graph, Node
 from ..kinds import BatchNorm, Convolution, Identity, Needs
