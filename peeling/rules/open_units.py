@@ -25,6 +25,8 @@ def open_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         output, arriving = known.complete(node.name), known.arriving.get(node.name)
         if node.name in known.units or output is None or arriving is None or not arriving.complete:
             continue
+        if not float(output.error.max()) <= setting.tolerance:
+            continue  # as where an offset far below zero, of dead channels, hides how well the others are known
         uncertainty = LARGEST * output.deviation.expand_as(output.values)
         units = node.kind.units(output.values, uncertainty)
         if units is None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gradinversion.cluster import LostError
@@ -64,7 +65,7 @@ def test_a_machine_that_gave_out_has_a_status_of_its_own(
     assert last == "  python run.py attack out=here seed=3 resume=true"
 
 
-def test_where_nobody_reads_the_output_the_command_goes_on() -> None:
+def test_where_nobody_reads_the_output_the_command_goes_on(tmp_path: Path) -> None:
     """As behind ``| head``: the reader is gone before the second line."""
     code = (
         "from gradinversion.command.lasting_console import LastingConsole\n"
@@ -75,9 +76,12 @@ def test_where_nobody_reads_the_output_the_command_goes_on() -> None:
     )
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path
+    )
     os.close(writer)
     assert done.returncode == 0
+    assert (tmp_path / "reached").exists()
     assert done.stderr == "Nobody reads the output any more; the command goes on to its end.\n"
 
 
