@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -92,7 +93,9 @@ class Cluster:
         """All of it, as if the machine had lost its power."""
         while found := self.processes():
             for process in found:
-                os.kill(process, signal.SIGKILL)
+                # One may end by itself once those that it belongs to are gone.
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             self._head.poll()
         self._close()
 
