@@ -66,13 +66,10 @@ def factor_taps(
     places = image_count * size[0] * size[1]
     if places > min(outputs, inputs, MOST_PLACES) or not bool(torch.isfinite(gradient).all()):
         return None
-    taps = by_tap(gradient)
-    left, left_leak = leading_range(torch.cat(list(taps.values()), dim=1), places)
-    right, right_leak = leading_range(torch.cat([tap.T for tap in taps.values()], dim=1), places)
-    leak = max(left_leak, right_leak)
-    if not leak < _LARGEST_LEAK:
+    within = compressed(gradient, places, places)
+    if within is None:
         return None
-    small = {shift: left.T @ tap @ right for shift, tap in taps.items()}
+    left, small, leak = within.left, within.taps, within.leak
     try:
         basis = _places(small, image_count, size)
         cotangents = (left @ (small[0, 0] @ basis)).T
@@ -84,6 +81,28 @@ def factor_taps(
     own, theirs, misfit = found
     grid = (image_count, size[0] * size[1])
     return Factors(own.reshape(*grid, inputs), theirs.reshape(*grid, outputs), misfit, leak)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The taps between the directions that all of them have in common."""
+
+    left: Tensor
+    taps: dict[tuple[int, int], Tensor]
+    """By shift, between these directions of the cotangents and of the inputs."""
+    leak: float
+    """See `Factors`."""
+
+
+def compressed(gradient: Tensor, left_rank: int, right_rank: int) -> Compressed | None:
+    """In as many directions of cotangents and inputs; None where the gradient has more."""
+    taps = by_tap(gradient)
+    left, left_leak = leading_range(torch.cat(list(taps.values()), dim=1), left_rank)
+    right, right_leak = leading_range(torch.cat([tap.T for tap in taps.values()], dim=1), right_rank)
+    leak = max(left_leak, right_leak)
+    if not leak < _LARGEST_LEAK:
+        return None
+    return Compressed(left, {shift: left.T @ tap @ right for shift, tap in taps.items()}, leak)
 
 
 def by_tap(gradient: Tensor) -> dict[tuple[int, int], Tensor]:

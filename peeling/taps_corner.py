@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .taps import MOST_PLACES, Factors, by_tap, leading_range, refine
+from .taps import MOST_PLACES, Factors, compressed, refine
 
-# Singular values beyond the rank, relative to it, above which the gradient is not made of N places; and those of the
-# corner's null space, relative to the next one.
-_LARGEST_LEAK, _LARGEST_CORNER = 0.05, 0.2
+# Singular values of the corner's null space, relative to the next one, above which there is none.
+_LARGEST_CORNER = 0.2
 
 Place = tuple[int, int]
 
@@ -50,13 +49,10 @@ def factor_balanced_taps(
         or not bool(torch.isfinite(gradient).all())
     ):
         return None
-    taps = by_tap(gradient)
-    left, left_leak = leading_range(torch.cat(list(taps.values()), dim=1), places - 1)
-    right, right_leak = leading_range(torch.cat([tap.T for tap in taps.values()], dim=1), places)
-    leak = max(left_leak, right_leak)
-    if not leak < _LARGEST_LEAK:
+    within = compressed(gradient, places - 1, places)
+    if within is None:
         return None
-    small = {shift: left.T @ tap @ right for shift, tap in taps.items()}
+    left, small, leak = within.left, within.taps, within.leak
     try:
         cotangents = _from_the_corner(small, image_count, size)
         found = None if cotangents is None else refine(gradient, (left @ cotangents).T, image_count, size)
