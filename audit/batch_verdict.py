@@ -13,6 +13,7 @@ from ..coordinator import Reconstruction
 from .assumptions import GIVEN_LABELS
 from .bits import bit_note
 from .comparison import outcome
+from .contrast_apart import contrast_note
 from .controls import TITLES, Control
 from .doubt import Doubt, find_doubts, in_sentences, withhold
 from .feature_leak import FeatureLeak
@@ -47,6 +48,8 @@ def judge_with_truth(
     verdict = _tell_controls(_verdict(reconstruction, results, strict), controls)
     verdict = _tell_labels(verdict, reconstruction, true_labels)
     verdict = _tell_likeness(verdict, results, gallery_size)
+    if verdict.leak is not Leak.FAILED:
+        verdict = replace(verdict, detail=" ".join(filter(None, (verdict.detail, contrast_note(results)))))
     if any(image.bits is not None and image.bits.exact for image in results):
         verdict = replace(verdict, detail=f"{bit_note(results)} {verdict.detail}")
     pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)

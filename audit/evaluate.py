@@ -17,6 +17,7 @@ from .averages import add_averages, candidate_images
 from .batch_verdict import judge_with_truth, judge_without_truth
 from .bits import add_bits
 from .comparison import deciding_means, hold_against_controls, outcome
+from .contrast_apart import add_contrast_apart
 from .controls import Control
 from .doubt import find_doubts, withhold_from_images
 from .exposure import Exposure
@@ -128,6 +129,7 @@ def _score_batch(
         for index, position in enumerate(matching.order)
     )
     results = _score(rows, images, consensus[list(consensus_order)], true, perceptual)
+    results = add_contrast_apart(results, reconstruction, images, true)
     results = add_averages(results, reconstruction, consensus_order, true)
     results = add_bits(results, reconstruction, images, true)
     agents = _agents(reconstruction, matching, true, tuple(image.index for image in compared(results)))

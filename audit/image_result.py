@@ -50,6 +50,8 @@ class ImageResult:
     agreement: float
     psnr: float | None = None
     constant_image_psnr: float | None = None
+    psnr_contrast_apart: float | None = None
+    """With the contrast of the batch that fits best, in dB, where batch norm hides it; None elsewhere."""
     ssim: float | None = None
     fft2d: float | None = None
     lpips: float | None = None

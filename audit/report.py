@@ -89,6 +89,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "lpips_note": report.lpips_note,
         "label_accuracy": report.label_accuracy,
         "constant_image_psnr": report.constant_image_psnr,
+        "psnr_contrast_apart": report.psnr_contrast_apart,
         "no_gradient_psnr": report.no_gradient_psnr,
         "consensus_psnr": report.consensus_psnr,
         "plain_mean_psnr": report.plain_mean_psnr,

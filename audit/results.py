@@ -146,6 +146,11 @@ class AuditReport:
         return mean(image.psnr for image in compared(self.images))
 
     @property
+    def psnr_contrast_apart(self) -> float | None:
+        """The same with the contrast that fits best, in dB, where batch norm hides it; None elsewhere."""
+        return mean(image.psnr_contrast_apart for image in compared(self.images))
+
+    @property
     def gain_mean(self) -> float | None:
         """Mean PSNR above the constant image in dB; None where nothing can be compared."""
         return mean(image.gain for image in compared(self.images))

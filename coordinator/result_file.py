@@ -17,6 +17,7 @@ from ..capture.facts_file import read_facts, write_facts
 from ..capture.stated import StatedFact
 from ..peeling import KnownFeatures
 from ..peeling.record import (
+    Contrast,
     DecoderPhotos,
     End,
     FoundImages,
@@ -32,7 +33,7 @@ from ..target.belief import Belief
 from .checkpoints import RESULT_FILE
 from .reconstruction import Reconstruction, Source
 
-_FORMAT = 3
+_FORMAT = 4
 _FACTS = f"checkpoints/{RESULT_FILE}"
 # Two places, of which the facts name the one that counts: the other takes what replaces it.
 _TENSORS = ("checkpoints/result.safetensors", "checkpoints/result.2.safetensors")
@@ -213,5 +214,6 @@ def _record(facts: dict[str, Any]) -> PeelingRecord:
             "nodes": tuple(NetworkNode(**row) for row in facts["nodes"]),
             "found": None if found is None else FoundImages(**found | {"by": ImagesBy(found["by"])}),
             "photos": None if photos is None else DecoderPhotos(**photos),
+            "contrast": Contrast(facts["contrast"]),
         }
     )

@@ -23,6 +23,18 @@ class ImagesBy(StrEnum):
     """They have the features that are known; what these do not see of an image is what the descent began with."""
 
 
+class Contrast(StrEnum):
+    """Whether the contrast of the batch, one factor by which all its images as the model is given them are multiplied,
+    is known."""
+
+    SEEN = "seen"
+    """Nothing in front of the features hides it."""
+    HIDDEN = "hidden"
+    """Batch norm on the batch's own statistics makes the same gradient of every contrast, but for its eps."""
+    GRID = "8-bit grid"
+    """Hidden from the gradient, and read off pixels that were values of 8 bits."""
+
+
 @dataclass(frozen=True)
 class RecoveredPlace:
     """One value of the network that is known for every image."""
@@ -156,6 +168,8 @@ class PeelingRecord:
     see of an image is then as the photos have it."""
     photos: DecoderPhotos | None = None
     """That a decoder was fitted on; None where none was."""
+    contrast: Contrast = Contrast.SEEN
+    """Of the images."""
 
     @property
     def nearest(self) -> RecoveredPlace | None:

@@ -38,7 +38,7 @@ from .recording import record_derivation
 from .rules import Derivation, Step, derive
 from .rules.image_labels import ImageLabels, image_labels
 from .rules.rule import Setting
-from .shared_contrast import on_shared_statistics, with_contrast
+from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
 _CROPS = 400
@@ -124,6 +124,7 @@ def recover_images(
         config.operations,
     )
     record = record_derivation(derivation, update.image_count, config.tolerance)
+    record = replace(record, contrast=contrast_of(graph, update))
     if not derivation.steps:
         blocked = without_own_gradient(graph, update.gradients)
         message = f"{reached(record)[:-1]}; {blocked}." if blocked else reached(record)
@@ -239,6 +240,7 @@ def _descended(
     count = int(met.sum())
     assert features.record is not None
     record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(shown.error.tolist())))
+    record = replace(record, contrast=shown.contrast)
     message = (
         f"{reached(record)} From there a descent, started by a linear decoder fitted on public photos, met the "
         f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most); what the features "

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, batch_norm_targets
 from .cut import Cut, contrast_by_grid, hides_contrast
+from .graph import Graph, Node
+from .kinds import BatchStatisticsNorm, Convolution, Identity, Linear
+from .record import Contrast
 
 # Relative error of images whose contrast is that of the start: photos differ by about as much.
 _UNKNOWN = 0.5
@@ -24,6 +27,35 @@ class Shown:
     """Estimated, relative."""
     said: str
     """What is known of the contrast, in one sentence; empty where nothing hides it."""
+    contrast: Contrast = Contrast.SEEN
+
+
+def contrast_of(graph: Graph, update: CapturedUpdate) -> Contrast:
+    """Whether a network's first layers hide the contrast of a batch from all behind them.
+
+    They do where nothing reads the images but convolutions or linear layers, and nothing reads these but batch norm on
+    the batch's own statistics, whose result is the same for ``x`` and for ``f x`` but for eps. Their biases change
+    nothing: the batch's mean takes them away. Statistics that the client sends tell the contrast all the same.
+
+    Args:
+        graph: Of the model in the client's mode.
+        update: What the client sent.
+    """
+    if update.batch_norm is BatchNormMode.TRAIN_SHARED:
+        return Contrast.SEEN
+    first = _readers(graph, graph.images)
+    scaled = bool(first) and all(isinstance(node.kind, Convolution | Linear) for node in first)
+    behind = [reader for node in first for reader in _readers(graph, node.name)]
+    hidden = scaled and bool(behind) and all(isinstance(node.kind, BatchStatisticsNorm) for node in behind)
+    return Contrast.HIDDEN if hidden else Contrast.SEEN
+
+
+def _readers(graph: Graph, value: str) -> list[Node]:
+    """What computes with a value, through all that hands it on as it is."""
+    found: list[Node] = []
+    for node in graph.readers(value):
+        found += _readers(graph, node.name) if isinstance(node.kind, Identity) else [node]
+    return found
 
 
 def on_shared_statistics(update: CapturedUpdate, model: nn.Module, cut: Cut) -> Cut:
@@ -64,10 +96,10 @@ def with_contrast(
             "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient; pixels "
             f"that were 8-bit values tell it (mean square remainder {contrast.cost:.1g} of that of chance)."
         )
-        return Shown(contrast.factor * images, error, said)
+        return Shown(contrast.factor * images, error, said, Contrast.GRID)
     factor = (images * start).sum() / images.square().sum().clamp_min(1e-300)
     said = (
         "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient, and no "
         "8-bit values tell it: it is that of the public photos."
     )
-    return Shown(factor * images, (error.square() + _UNKNOWN**2).sqrt(), said)
+    return Shown(factor * images, (error.square() + _UNKNOWN**2).sqrt(), said, Contrast.HIDDEN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .record import WHOLE_IMAGES, End, ImagesBy, PeelingRecord
+from .record import WHOLE_IMAGES, Contrast, End, ImagesBy, PeelingRecord
 
 
 def reached(record: PeelingRecord) -> str:
@@ -98,6 +98,8 @@ def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:
             "activations see them."
         )
         rest = "What only losers of the max-pooling see, and all else that those activations do not."
+    if record.contrast is Contrast.HIDDEN:
+        rest += " The contrast of the whole batch, which batch norm on its own statistics hides."
     guess = "Where the pictures show more, it is guessed"
     guess += ", as a decoder has it that was fitted on public photos." if record.decoded else "."
     return exact, ("Determined", determined), ("From a prior", f"{rest} {guess}")

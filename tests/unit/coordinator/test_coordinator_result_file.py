@@ -32,6 +32,7 @@ from gradinversion.coordinator import Reconstruction, Source
 from gradinversion.coordinator.result_file import read_result, remove_result, write_result
 from gradinversion.peeling import KnownFeatures
 from gradinversion.peeling.record import (
+    Contrast,
     DecoderPhotos,
     End,
     FoundImages,
@@ -92,6 +93,7 @@ RECORD = PeelingRecord(
     decoded=True,
     photos=DecoderPhotos("photos", ("camera", "brick"), ("coffee",)),
     local_steps=2,
+    contrast=Contrast.GRID,
 )
 
 
