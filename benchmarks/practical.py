@@ -38,6 +38,8 @@ ROWS = (
     Row("shared-8", _RANDOM, cifar_resnet18, 32, 8, batch_norm=_SHARED),
     Row("trained-private-4", _TRAINED, trained, 32, 4, TRAINED_CLASSES, batch_norm=_PRIVATE),
     Row("trained-shared-4", _TRAINED, trained, 32, 4, TRAINED_CLASSES, batch_norm=_SHARED),
+    Row("sum-2x4", _RANDOM, cifar_resnet18, 32, 8, clients=2),
+    Row("sum-4x2", _RANDOM, cifar_resnet18, 32, 8, clients=4),
     Row("resnet18-64-private-4", "torchvision ResNet-18", torchvision_network("resnet18"), 64, 4, batch_norm=_PRIVATE),
     Row("resnet18-64-shared-4", "torchvision ResNet-18", torchvision_network("resnet18"), 64, 4, batch_norm=_SHARED),
 )

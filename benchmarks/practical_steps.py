@@ -5,8 +5,9 @@
 
 One core; seconds are those of the processor. ResNet-18 with a 3x3 stem, random weights, 32 px, batch norm on its
 running statistics, float32. The server knows the learning rate, momentum, epochs and batch size; neither labels nor the
-order of a shuffled epoch. Photos are 8-bit files of `unseen_photos`; the decoder is fitted on those that come with
-scikit-image. `constant` is the best flat image of each.
+order of a shuffled epoch, nor which image is of which client where it has an average over several. Photos are 8-bit
+files of `unseen_photos`; the decoder is fitted on those that come with scikit-image. `constant` is the best flat image
+of each.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET, LocalTraining, load_images, train_locally
+from gradinversion.capture import IMAGENET, CapturedUpdate, LocalTraining, load_images, told, train_locally
 from gradinversion.peeling.visit_recovery import recover_visits
+from torch import Tensor, nn
 
 from .networks import cifar_resnet18
 from .residual import match
@@ -40,12 +42,16 @@ class Row:
     name: str
     images: int
     local: LocalTraining
+    clients: int = 1
+    """Of as many images each; the server has the average of their deltas."""
 
 
 ROWS = (
     Row("steps-2x2", 4, LocalTraining(0.02, 1, 2)),
     Row("steps-4x2", 8, LocalTraining(0.01, 1, 2, 0.9)),
     Row("epochs-2x2x4", 8, LocalTraining(0.01, 2, 4, shuffled=True)),
+    Row("clients-2-of-2x2", 8, LocalTraining(0.01, 1, 2), 2),
+    Row("clients-4-of-2x1", 8, LocalTraining(0.01, 1, 1), 4),
 )
 
 
@@ -57,11 +63,12 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     model = cifar_resnet18(CLASSES).eval()
     labels = (torch.arange(row.images) * 7 + number) % CLASSES
     generator = torch.Generator().manual_seed(number)
-    update = train_locally(model, images, labels, local=row.local, normalisation=IMAGENET, generator=generator)
+    update = _sent(row, model, images, labels, generator)
     began = time.process_time()
     found = recover_visits(update, model)
     line: dict[str, Any] = {"row": row.name, "set": number, "seconds": time.process_time() - began}
-    line |= {"visits": row.images * row.local.epochs, "steps": row.local.steps(row.images), "message": found.message}
+    steps = row.clients * row.local.steps(row.images // row.clients)
+    line |= {"visits": row.images * row.local.epochs, "steps": steps, "message": found.message}
     line |= {"places": [[step.rule, step.value, list(step.shape), max(step.error)] for step in found.steps]}
     line["checks"] = dict(found.steps[0].checks) if found.steps else {}
     line["constant"] = psnr(constant_images(images), images).tolist()
@@ -81,7 +88,18 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
         line["labels_right"] = int((found.labels[order] == labels).sum())
     assert found.visits is not None
     line["visit_of"] = found.visits.tolist()
+    if found.clients is not None:
+        line["client_of"] = found.clients[order].tolist()
     return line
+
+
+def _sent(row: Row, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> CapturedUpdate:
+    """What the server holds: of several clients the average, each of whom has the images that come next."""
+    parts = zip(images.chunk(row.clients), labels.chunk(row.clients), strict=True)
+    sent = [train_locally(model, *own, local=row.local, normalisation=IMAGENET, generator=generator) for own in parts]
+    average = {name: torch.stack([one.gradients[name] for one in sent]).mean(dim=0) for name in sent[0].gradients}
+    facts = sent[0].facts.stating(image_count=told(len(images)), clients=told(row.clients))
+    return replace(sent[0], gradients=average, facts=facts)
 
 
 def show(lines: Sequence[dict[str, Any]]) -> None:
@@ -109,9 +127,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
+    # What other runs measured of other rows is kept.
+    lines: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     for row in ROWS:
         for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
+            lines = [line for line in lines if (line["row"], line["set"]) != (row.name, number)]
             lines.append(run_row(row, number))
             print(
                 json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),

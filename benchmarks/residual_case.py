@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gradinversion.capture import IMAGENET, BatchNormMode, CapturedUpdate, Normalisation, capture_gradient, load_images
+from gradinversion.capture import (
+    IMAGENET,
+    BatchNormMode,
+    CapturedUpdate,
+    Normalisation,
+    capture_gradient,
+    load_images,
+    told,
+)
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -34,6 +42,8 @@ class Row:
     batch_norm: BatchNormMode = BatchNormMode.EVAL
     eight_bit: bool = True
     """Whether the images are 8-bit files of the network's size; else they were resized in floating point."""
+    clients: int = 1
+    """That the batch is of, as many images each; the server has the average of their gradients."""
 
 
 @dataclass(frozen=True)
@@ -66,5 +76,14 @@ def case_of(row: Row, number: int) -> Case:
         probabilities = model(row.normalisation.apply(images)).softmax(dim=1)
     if row.sure:
         labels = probabilities.argmax(dim=1)
-    update = capture_gradient(model, images, labels, normalisation=row.normalisation, batch_norm=row.batch_norm)
-    return Case(update, model, images, labels, probabilities.gather(1, labels[:, None])[:, 0])
+    probability = probabilities.gather(1, labels[:, None])[:, 0]
+    return Case(_sent(row, model, images, labels), model, images, labels, probability)
+
+
+def _sent(row: Row, model: nn.Module, images: Tensor, labels: Tensor) -> CapturedUpdate:
+    """What the server holds: of several clients the average, each of whose gradients was computed by itself."""
+    parts = zip(images.chunk(row.clients), labels.chunk(row.clients), strict=True)
+    sent = [capture_gradient(model, *own, normalisation=row.normalisation, batch_norm=row.batch_norm) for own in parts]
+    average = {name: torch.stack([one.gradients[name] for one in sent]).mean(dim=0) for name in sent[0].gradients}
+    facts = sent[0].facts.stating(image_count=told(len(images)), clients=told(row.clients))
+    return replace(sent[0], gradients=average, facts=facts)

@@ -64,8 +64,13 @@ def one_batch(update: CapturedUpdate, model: nn.Module) -> bool:
     statistics of each one's own batch, or where each clipped by a factor of its own."""
     local = update.local
     several_steps = local is not None and local.steps(update.image_count) > 1
+    return not (several_steps or of_own_batches(update, model))
+
+
+def of_own_batches(update: CapturedUpdate, model: nn.Module) -> bool:
+    """Whether a client's gradient depends on what its other images are: by the batch's statistics, or a clipping."""
     own_statistics = update.batch_norm is not BatchNormMode.EVAL and bool(batch_norm_layers(model))
-    return not (several_steps or own_statistics or any(one.name == "clip" for one in update.defences))
+    return own_statistics or any(one.name == "clip" for one in update.defences)
 
 
 def words_for_assumed(update: CapturedUpdate, model: nn.Module) -> str:

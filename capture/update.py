@@ -94,8 +94,15 @@ class CapturedUpdate:
 
     @property
     def local(self) -> LocalTraining | None:
-        """The client's local steps; None for a gradient."""
-        return None if self.facts.local is None else self.facts.local.training
+        """The client's local steps; None for a gradient.
+
+        Of several clients those of one with as large batches as all of them have together: it makes the same first
+        step, and later ones nearly the same, while each client's weights have not moved far from the others'.
+        """
+        if self.facts.local is None:
+            return None
+        own, clients = self.facts.local.training, self.facts.clients.value
+        return own if own.batch_size is None else replace(own, batch_size=own.batch_size * clients)
 
     def stating(self, **facts: Any) -> CapturedUpdate:
         """The same update with other facts in place of these; see ``ClientFacts.stating``.

@@ -1,9 +1,13 @@
-"""The local steps of a client as linear algebra: what each step's gradient adds to the weights that follow it.
+"""The local steps of clients as linear algebra: what each step's gradient adds to the weights that follow it.
 
 SGD with momentum and weight decay is linear: the weights before step t are ``w_t = a_t w_0 - sum_{s<t} k_ts g_s`` with
 numbers that depend on the settings alone. A weight delta is therefore a sum of the steps' gradients with known numbers,
 and ``(a_T w_0 - w_T) / rate = sum_t c_t g_t`` is a gradient of all visits together, one visit being one image in one
 step, in which every step's derivatives count c_t times.
+
+The average over K clients, each of whom began at the same weights, is such a sum too, with ``c_t / K`` for each
+client's step: a step's weights follow from the earlier steps of its own client. All first steps stand before all second
+ones.
 """
 
 from __future__ import annotations
@@ -24,22 +28,39 @@ class LocalSteps:
     """How many visits each step has, and how its gradient moves the weights."""
 
     visits: tuple[int, ...]
-    """Of each step, in the order of the steps."""
+    """Of each step, in the order of the steps; of several clients each one's first step, then each one's second."""
     rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    clients: int = 1
+    """That the delta is the average of; each made as many steps with as many visits."""
 
     @classmethod
-    def of(cls, local: LocalTraining, image_count: int) -> LocalSteps:
-        """The steps that a client says that it made; its learning rate must be known."""
+    def of(cls, local: LocalTraining, image_count: int, clients: int = 1) -> LocalSteps:
+        """The steps that clients say that they made; their learning rate must be known.
+
+        Args:
+            local: How each of them trained.
+            image_count: Of each of them.
+            clients: How many there are.
+        """
         assert local.learning_rate is not None
-        sizes = tuple(len(batch) for batch in local.batches(image_count)) * local.epochs
-        return cls(sizes, local.learning_rate, local.momentum, local.weight_decay)
+        sizes = tuple(len(batch) for batch in local.batches(image_count) for _ in range(clients))
+        return cls(sizes * local.epochs, local.learning_rate, local.momentum, local.weight_decay, clients)
 
     @property
     def count(self) -> int:
-        """Of steps."""
+        """Of steps, of all clients."""
         return len(self.visits)
+
+    @property
+    def each(self) -> int:
+        """Steps of each client."""
+        return self.count // self.clients
+
+    def is_first(self, step: int) -> bool:
+        """Whether a step is its client's first, whose weights are those that the server sent."""
+        return step < self.clients
 
     @property
     def visit_count(self) -> int:
@@ -53,15 +74,28 @@ class LocalSteps:
         return tuple(slice(end - size, end) for end, size in zip(ends, self.visits, strict=True))
 
     @cached_property
-    def _table(self) -> Float[Tensor, "time term"]:
-        """Weights before each step, and after the last: as sums of the first weights and of each step's gradient."""
-        rows = torch.eye(1 + self.count, dtype=torch.float64)
+    def _own(self) -> Float[Tensor, "time term"]:
+        """One client's weights before each step, and after the last: as sums of the first weights and of each step's
+        gradient."""
+        rows = torch.eye(1 + self.each, dtype=torch.float64)
         weights, velocity, found = rows[0], torch.zeros_like(rows[0]), []
-        for step in range(self.count):
+        for step in range(self.each):
             found.append(weights)
             velocity = self.momentum * velocity + rows[1 + step] + self.weight_decay * weights
             weights = weights - self.rate * velocity
         return torch.stack([*found, weights])
+
+    @cached_property
+    def _table(self) -> Float[Tensor, "time term"]:
+        """The same of all clients, before each of their steps, and of their average after the last."""
+        table = torch.zeros(self.count + 1, self.count + 1, dtype=torch.float64)
+        for step in range(self.count):
+            nth, client = divmod(step, self.clients)
+            table[step, 0] = self._own[nth, 0]
+            table[step, 1 + client :: self.clients] = self._own[nth, 1:]
+        table[-1, 0] = self._own[-1, 0]
+        table[-1, 1:] = self._own[-1, 1:].repeat_interleave(self.clients) / self.clients
+        return table
 
     @property
     def counts(self) -> Float[Tensor, " step"]:
@@ -73,7 +107,7 @@ class LocalSteps:
 
         Args:
             before: The parameter before the first step.
-            delta: What it moved by in all steps.
+            delta: What it moved by in all steps, in the average over clients.
         """
         decayed = (float(self._table[-1, 0]) - 1) * before.double().to(delta.device)
         return ((decayed - delta.double()) / self.rate).to(delta.dtype)

@@ -32,7 +32,8 @@ _LABEL = 0.9
 
 @dataclass(frozen=True)
 class VisitRecovery:
-    """What came of it. Images are in the order in which the client first visited them."""
+    """What came of it. Images are in the order in which they were first visited: of several clients those of each one's
+    first step stand before those of any second one, and the clients are in no order."""
 
     message: str
     steps: tuple[Step, ...] = ()
@@ -46,6 +47,8 @@ class VisitRecovery:
     labels: Int[Tensor, " image"] | None = None
     visits: Int[Tensor, " visit"] | None = None
     """Which image each visit was of, in the order of the steps."""
+    clients: Int[Tensor, " image"] | None = None
+    """Which of several clients each image is of, by any number; None where that does not show."""
     disagreement: float = float("inf")
     """See `VisitImages`."""
     module: str | None = None
@@ -84,7 +87,15 @@ def recover_visits(
             "Peeling the steps of a weight delta needs a learning rate that is known and batch norm on running "
             "statistics."
         )
-    steps = LocalSteps.of(local, update.image_count)
+    clients = update.facts.clients.value
+    each, rest = divmod(update.image_count, clients)
+    if rest:
+        return VisitRecovery(
+            "Peeling the steps of a weight delta takes as many images for each client, and "
+            f"{update.image_count} images are not as many for each of {clients}."
+        )
+    assert update.facts.local is not None
+    steps = LocalSteps.of(update.facts.local.training, each, clients)
     graph = network_graph(model, update.image_shape, update.batch_norm, steps.visit_count)
     if isinstance(graph, NoGraph):
         return VisitRecovery(f"Peeling by taps is left out: {graph.why}.")
@@ -109,7 +120,7 @@ def recover_visits(
         return replace(found, message=f"{found.message} No images follow: {error}.")
     if images is None:
         return found
-    return _with_images(found, images, first_module(graph, model))
+    return _with_images(found, steps, images, first_module(graph, model))
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ class _Finder:
         return Found(found.images, torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf))
 
 
-def _with_images(found: VisitRecovery, images: VisitImages, module: str | None) -> VisitRecovery:
+def _with_images(found: VisitRecovery, steps: LocalSteps, images: VisitImages, module: str | None) -> VisitRecovery:
     assert found.record is not None
     assert found.derivation is not None
     labels = _labels(found.derivation, images)
@@ -152,9 +163,20 @@ def _with_images(found: VisitRecovery, images: VisitImages, module: str | None) 
         error=images.error,
         labels=labels,
         visits=images.visits,
+        clients=_clients(steps, images),
         disagreement=images.disagreement,
         module=module,
     )
+
+
+def _clients(steps: LocalSteps, images: VisitImages) -> Tensor | None:
+    """Whose each image is: after one step each, all of them are as good as one batch."""
+    if steps.clients == 1 or steps.each == 1 or len(images.visits) != steps.visit_count:
+        return None
+    found = torch.full((len(images.images),), -1)
+    for step, part in enumerate(steps.slices):
+        found[images.visits[part]] = step % steps.clients
+    return found
 
 
 def _labels(derivation: Derivation, images: VisitImages) -> Tensor | None:

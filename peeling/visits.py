@@ -6,6 +6,9 @@ under the weights that the server sent: of all pairs of both lists the visits of
 The product of input and derivative does not depend on their lengths, so that these visits' gradients, and with them the
 weights before the second step, are known; its visits obey those; and so on. The lengths come from the gradient of the
 batch norm's shift, which sums up every visit's derivative, as for one gradient.
+
+In the average over several clients all first steps have the weights that were sent. Whose visits are together shows in
+the second ones, which obey what the first visits of their own client made of the weights (`visits_by_client`).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from .kinds import BatchNorm, Convolution
 from .layers import relative, sizes
 from .local_steps import LocalSteps
 from .tap_solution import fit_lengths
+from .visits_by_client import divided
 
 # Units up to this share of a visit's root mean square, or so many of its errors, are shut.
 _SHUT, _ERRORS = 1e-5, 5.0
@@ -36,6 +40,9 @@ _PASSES, _EXACT = 4, 1e-5
 _DROP, _LEAST_SEEN = 0.05, 1e-6
 # Shifts below this share of the deviation are no column of their own.
 _FLAT = 1e-12
+
+_Pair = tuple[float, int, int]
+"""What a visit leaves of its features, and its place in the list at the front and in the one at the back."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class Ordered:
     left: tuple[float, ...]
     """What the worst pair of each step leaves of its features, relative."""
     next_left: tuple[float, ...]
-    """What the best pair of the later steps leaves under the same weights; infinite for the last step."""
+    """What the best pair of the later steps leaves under the same weights, or the best other division among clients;
+    infinite for the last step."""
 
     @property
     def is_exact(self) -> bool:
@@ -121,17 +129,37 @@ class VisitsOrdering:
 
     def _once(self, front: VisitList, back: VisitList, inverse: Tensor | None) -> tuple[Ordered, list[int]]:
         """One pass over the steps, and the order that it came to of the visits at the back."""
-        at_front: list[int] = []
-        at_back: list[int] = []
-        left, others = [], []
-        for step, size in enumerate(self.steps.visits):
-            pairs = self._pairs(front, back, at_front, at_back, step, inverse)
-            pairs.sort()
+        clients = self.steps.clients
+        first = sum(self.steps.visits[:clients])
+        pairs = sorted(self._pairs(front, back, [], [], 0, inverse))
+        chosen, left = pairs[:first], [pairs[first - 1][0]] * clients
+        others = [pairs[first][0] if len(pairs) > first else float("inf")] * clients
+        rival = float("inf")
+        if clients > 1 and self.steps.each > 1:
+            chosen, rival = self._by_client(front, back, chosen, inverse)
+        at_front, at_back = [one for _, one, _ in chosen], [one for _, _, one in chosen]
+        for step in range(clients, self.steps.count):
+            size = self.steps.visits[step]
+            pairs = sorted(self._pairs(front, back, at_front, at_back, step, inverse))
             left.append(pairs[size - 1][0])
-            others.append(pairs[size][0] if len(pairs) > size else float("inf"))
+            others.append(min(rival, pairs[size][0] if len(pairs) > size else float("inf")))
             at_front += [one for _, one, _ in pairs[:size]]
             at_back += [one for _, _, one in pairs[:size]]
         return Ordered(front.chosen(at_front), back.chosen(at_back), tuple(left), tuple(others)), at_back
+
+    def _by_client(
+        self, front: VisitList, back: VisitList, pairs: Sequence[_Pair], inverse: Tensor | None
+    ) -> tuple[list[_Pair], float]:
+        """The visits of all first steps, those of each client together, and what the best other division leaves."""
+        size = self.steps.visits[0]
+
+        def leaves(some: tuple[int, ...]) -> float:
+            own = [*(pairs[one] for one in some), *(pair for one, pair in enumerate(pairs) if one not in some)]
+            order = [one for _, one, _ in own], [one for _, _, one in own]
+            return sorted(self._pairs(front, back, *order, self.steps.clients, inverse))[size - 1][0]
+
+        groups, rival = divided(len(pairs), size, leaves)
+        return [pairs[one] for group in groups for one in group], rival
 
     def lengths(self, back: VisitList) -> tuple[Float[Tensor, " visit"], float, Float[Tensor, " visit"]]:
         """One over each visit's length, all in the order of the steps; see `fit_lengths`."""
@@ -178,7 +206,7 @@ class VisitsOrdering:
         at_back: Sequence[int],
         step: int,
         inverse: Tensor | None,
-    ) -> list[tuple[float, int, int]]:
+    ) -> list[_Pair]:
         """What each visit that is left leaves of its features under the weights before a step, matched one to one."""
         convolution = self._so_far(self.first, front, at_front, step)[-1]
         norm = self._norm(back, at_back, step, inverse)

@@ -34,8 +34,8 @@ def images_by_visits(
         seed: That begins at the images themselves, where these are not sure.
     """
     wanted = config.enabled and config.taps and config.operations > 0
-    local, alone = update.local, update.facts.clients.value == 1
-    if not wanted or local is None or local.learning_rate is None or not alone:
+    local = update.local
+    if not wanted or local is None or local.learning_rate is None:
         return None
     if update.batch_norm is not BatchNormMode.EVAL:
         return None
@@ -44,7 +44,7 @@ def images_by_visits(
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
     if found.images is None or found.error is None:
-        return TapImages(labels, found.message if found.steps else "", record=found.record)
+        return TapImages(labels, found.message if found.steps or found.record is None else "", record=found.record)
     why = _unsure(found, update, config.tolerance)
     order = _order(found, labels, given)
     if why is not None or order is None:

@@ -102,14 +102,20 @@ def refine(
 
 
 def order_limits(update: CapturedUpdate, labels: Int[Tensor, " batch"], labels_given: bool) -> tuple[str, ...]:
-    """Why the client's local steps are not retraced as they were, where nobody told which image was in which.
+    """Why the local steps are not retraced as they were: nobody told which image was in which, or whose it was.
 
     Args:
         update: What is attacked.
         labels: The batch's.
         labels_given: Whether the server was told the labels, image by image.
     """
-    local = update.local
+    local, clients = update.local, update.facts.clients.value
+    if local is not None and clients > 1 and not is_one_step(update):
+        return (
+            f"The update is the average of {clients} clients, each with local steps of its own, and the attack "
+            "retraces one client whose batches are those of all of them together, so that the weight delta cannot be "
+            "met.",
+        )
     if local is None or len(local.batches(update.image_count)) == 1 or (not local.shuffled and labels_given):
         return ()
     if not local.shuffled and len(set(labels.tolist())) == 1:

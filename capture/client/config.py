@@ -224,11 +224,6 @@ class ClientConfig(Checked):
                 f"client.clients is {self.clients} and client.bn is {self.bn!r}: every client's batch statistics would "
                 "differ, and an average of their gradients belongs to no single batch; use client.bn=eval"
             )
-        if self.clients > 1 and self.local_epochs:
-            found.append(
-                f"client.clients is {self.clients} and client.local_epochs is {self.local_epochs}: the local steps of "
-                "several clients cannot be retraced from their average; use client.local_epochs=0 or client.clients=1"
-            )
         if set(defences) & set(FROM_IMAGES) and self.local_epochs:
             found.append(
                 f"client.defence is {self.defence!r} and client.local_epochs is {self.local_epochs}: this defence is "

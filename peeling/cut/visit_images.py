@@ -75,7 +75,7 @@ class StepByStep:
             seen: list[int | None] = _recognised(cut, images) if images else [None] * self.steps.visits[step]
             new = [visit for visit, one in enumerate(seen) if one is None]
             if new:
-                found = find(_of_visits(cut, new), step == 0)
+                found = find(_of_visits(cut, new), self.steps.is_first(step))
                 if found is None:
                     break
                 for visit, image, error in zip(new, found.images, found.error, strict=True):

@@ -40,3 +40,24 @@ def test_visits_stand_in_the_order_of_the_steps() -> None:
 
 def test_one_step_counts_once() -> None:
     assert LocalSteps((3,), 0.1, momentum=0.9).counts.tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(("rate", "momentum", "decay"), _SETTINGS)
+def test_the_average_over_clients_has_each_ones_own_steps(rate: float, momentum: float, decay: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    gradients = [list(torch.randn(3, 5, dtype=torch.float64, generator=random)) for _ in range(2)]
+    trained = [_trained(rate, momentum, decay, own) for own in gradients]
+    steps = LocalSteps((2, 2, 2, 2, 1, 1), rate, momentum, decay, clients=2)
+    in_order = [one for step in zip(*gradients, strict=True) for one in step]
+    before = torch.stack([one for step in zip(*trained, strict=True) for one in step][:-2])
+    torch.testing.assert_close(steps.every(trained[0][0], in_order), before, rtol=1e-12, atol=1e-12)
+    summed = sum(count * gradient for count, gradient in zip(steps.counts, in_order, strict=True))
+    delta = (trained[0][-1] + trained[1][-1]) / 2 - trained[0][0]
+    torch.testing.assert_close(steps.summed(trained[0][0], delta), summed, rtol=1e-9, atol=1e-9)
+
+
+def test_visits_of_clients_stand_step_by_step() -> None:
+    steps = LocalSteps.of(LocalTraining(0.1, epochs=1, batch_size=2), image_count=3, clients=2)
+    assert steps.visits == (2, 2, 1, 1)
+    assert (steps.count, steps.each, steps.visit_count) == (4, 2, 6)
+    assert [steps.is_first(step) for step in range(4)] == [True, True, False, False]

@@ -115,3 +115,30 @@ def test_taps_left_out_are_left_out() -> None:
     found = prepare(update, network(), request)
     assert found.target.anchor is None
     assert found.peeling is None
+
+
+def test_the_average_over_clients_that_trained_is_taken_apart() -> None:
+    """Two clients of two steps each: no limit is left where their images are known."""
+    local = LocalTraining(0.05, epochs=1, batch_size=1)
+    ours = [train_locally(network(), photos()[part], LABELS[part], local=local) for part in (slice(0, 2), slice(2, 4))]
+    gradients = {name: (one + ours[1].gradients[name]) / 2 for name, one in ours[0].gradients.items()}
+    update = replace(ours[0], gradients=gradients).stating(image_count=told(4), clients=told(2))
+    found = prepare(update, network(), AttackConfig().request)
+    anchor = found.target.anchor
+    assert anchor is not None, found.messages
+    labels = found.labels.labels.tolist()
+    order = [LABELS.tolist().index(label) for label in labels]
+    # Both first steps stand first, then both second ones, the clients in one order.
+    assert order in ([0, 2, 1, 3], [2, 0, 3, 1])
+    pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(pixels.float(), photos()[order]).min()) > 40
+    assert found.limits == ()
+    without = prepare(update, network(), replace(AttackConfig().request, peeling=PeelingConfig(taps=False)))
+    assert "average of 2 clients, each with local steps of its own" in " ".join(without.limits)
+
+
+def test_clients_of_unlike_numbers_of_images_are_a_sentence() -> None:
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=1)).stating(clients=told(3))
+    found = prepare(update, network(), AttackConfig().request)
+    assert found.target.anchor is None
+    assert any("4 images are not as many for each of 3" in message for message in found.messages)

@@ -16,7 +16,7 @@ from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.rules import Derivation, derive
 from torch import Tensor, nn
 
-LABELS = torch.tensor([3, 7, 1, 8])
+LABELS = torch.tensor([3, 7, 1, 8, 0, 5, 2, 9])
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,28 @@ def _values(model: nn.Module, images: Tensor, count: int) -> tuple[Graph, dict[s
     return graph, values
 
 
-def _train(model: nn.Module, images: Tensor, batches: list[list[int]], steps: LocalSteps) -> Trained:
+def _train(model: nn.Module, images: Tensor, batches: list[list[list[int]]], steps: LocalSteps) -> Trained:
+    """One list of batches for each client."""
+    clients = [_trained_by(model, images, own, steps) for own in batches]
+    graph, _ = _values(model, images, steps.visit_count)
+    moved = {
+        name: torch.stack([after[name] - one for _, _, after in clients]).mean(dim=0).detach()
+        for name, one in model.named_parameters()
+    }
+    gradients = {name: steps.summed(one.detach(), moved[name]) for name, one in model.named_parameters()}
+    # All first steps stand before all second ones.
+    seen = [values for step in zip(*(seen for seen, _, _ in clients), strict=True) for values in step]
+    weights = [values for step in zip(*(weights for _, weights, _ in clients), strict=True) for values in step]
+    truth = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+    return Trained(
+        graph, steps, gradients, truth, {name: torch.stack([one[name] for one in weights]) for name in moved}
+    )
+
+
+def _trained_by(
+    model: nn.Module, images: Tensor, batches: list[list[int]], steps: LocalSteps
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Values and weights of each step of one client, and the weights that it sends."""
     after = copy.deepcopy(model)
     optimiser = torch.optim.SGD(
         after.parameters(), lr=steps.rate, momentum=steps.momentum, weight_decay=steps.weight_decay
@@ -57,15 +78,7 @@ def _train(model: nn.Module, images: Tensor, batches: list[list[int]], steps: Lo
         optimiser.zero_grad()
         F.cross_entropy(after(images[batch]), LABELS[batch]).backward()
         optimiser.step()
-    graph, _ = _values(model, images, steps.visit_count)
-    moved = dict(after.named_parameters())
-    gradients = {
-        name: steps.summed(one.detach(), (moved[name] - one).detach()) for name, one in model.named_parameters()
-    }
-    truth = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
-    return Trained(
-        graph, steps, gradients, truth, {name: torch.stack([one[name] for one in weights]) for name in moved}
-    )
+    return seen, weights, dict(after.named_parameters())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +86,7 @@ def trained(residual_case: Callable[..., object], residual_network: Callable[...
     """Two steps of two images, with momentum and weight decay."""
     case = residual_case(count=4, seed=0, model=residual_network(0, wide=96))
     steps = LocalSteps((2, 2), rate=0.02, momentum=0.9, weight_decay=0.01)
-    return _train(case.model, case.images, [[0, 1], [2, 3]], steps)  # type: ignore[attr-defined]
+    return _train(case.model, case.images, [[[0, 1], [2, 3]]], steps)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +133,26 @@ def test_visits_that_obey_no_weights_are_refused(trained: Trained) -> None:
     wrong = trained.derived(LocalSteps((2, 2), rate=0.2, momentum=0.0))
     assert not wrong.steps
     assert {one.why for one in wrong.refused if one.rule == "taps"} & {Why.STEPS, Why.LENGTHS, Why.INEXACT}
+
+
+@pytest.mark.parametrize(("clients", "size"), [(2, 2), (3, 1)])
+def test_the_average_over_clients_tells_whose_images_are_together(
+    clients: int, size: int, residual_case: Callable[..., object], residual_network: Callable[..., nn.Module]
+) -> None:
+    """Two steps of each; the client with images 0 to 2 size - 1 comes first."""
+    cases = [residual_case(count=4, seed=seed, model=residual_network(0, wide=96)) for seed in (0, 1)]
+    images = torch.cat([case.images for case in cases])  # type: ignore[attr-defined]
+    each = [list(range(2 * size * client, 2 * size * (client + 1))) for client in range(clients)]
+    steps = LocalSteps((size,) * 2 * clients, rate=0.02, momentum=0.9, clients=clients)
+    trained = _train(cases[0].model, images, [[own[:size], own[size:]] for own in each], steps)  # type: ignore[attr-defined]
+    found = trained.derived()
+    assert found.steps, [one.words for one in found.refused]
+    value = found.steps[0].value
+    own, true = found.knowledge.activations[value], trained.truth[value].flatten(1)
+    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
+    off, which = (apart / true.norm(dim=1)).min(dim=1)
+    assert bool((off <= 10 * own.error.clamp_min(1e-5)).all())
+    # The clients are in any order; visits of one step stay together, and with those of the same client's next step.
+    groups = [sorted(which[part].tolist()) for part in steps.slices]
+    assert sorted(groups[:clients]) == [list(range(size * client, size * (client + 1))) for client in range(clients)]
+    assert [[one + size * clients for one in group] for group in groups[:clients]] == groups[clients:]
