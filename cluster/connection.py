@@ -14,7 +14,8 @@ from typing import Any
 import ray
 
 from .failures import ClusterError, LostError, first_line, in_one_sentence
-from .ray_internals import LOOPBACK, address_of_this_machine, loopback_alone, token_of_its_own
+from .orphans import ended_with_this_process
+from .ray_internals import LOOPBACK, address_of_this_machine, loopback_alone, raylet, token_of_its_own
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LAST_PORT = 65535
@@ -65,6 +66,7 @@ def _start(stack: ExitStack, store_bytes: int, options: dict[str, Any]) -> None:
     try:
         with loopback_alone():
             ray.init(**local)
+        stack.enter_context(ended_with_this_process(raylet()))
     except OSError as error:
         # Among them a path that is too long for a socket, of which Ray makes some in its folder.
         raise ClusterError(

@@ -32,6 +32,13 @@ def address_of_this_machine() -> str | None:
     return None if found is None else str(found)
 
 
+def raylet() -> int | None:
+    """The number of the process that manages the Ray that was started here; None where none was."""
+    node: Any = ray._private.worker._global_node
+    found = {} if node is None else node.all_processes
+    return next((int(one.process.pid) for one in found.get(ray_constants.PROCESS_TYPE_RAYLET, [])), None)
+
+
 @contextmanager
 def loopback_alone() -> Iterator[None]:
     """A Ray that is started meanwhile listens on the loopback interface alone, as it does on a Mac of itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 from gradinversion.cluster import ray_internals
-from ray._private import services, state
+from ray._private import ray_constants, services, state
+from ray._private.node import Node
 
 PACKAGE = Path(ray_internals.__file__).parents[1]
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -19,8 +21,17 @@ TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def test_ray_still_has_what_is_used() -> None:
     assert callable(state.state.get_draining_nodes)
     assert callable(services.find_bootstrap_address)
+    assert ray_constants.PROCESS_TYPE_RAYLET == "raylet"
+    assert "self.all_processes" in inspect.getsource(Node)
+    assert hasattr(ray._private.worker, "_global_node")
     for part in ("has_token", "get_raw_token", "reset_cache"):
         assert hasattr(ray._raylet.AuthenticationTokenLoader, part)  # type: ignore[attr-defined]
+
+
+def test_where_no_ray_was_started_there_is_no_raylet() -> None:
+    if ray.is_initialized():
+        pytest.skip("this process has a Ray")
+    assert ray_internals.raylet() is None
 
 
 def test_meanwhile_this_machine_has_its_loopback_address_alone() -> None:
