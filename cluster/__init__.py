@@ -4,10 +4,12 @@ from .cells import Ended, Job, available_resources, run_side_by_side
 from .connection import connected
 from .failures import ClusterError, LostError
 from .launch import DetachedError, attend, reconstruct, require_no_run, stop
+from .pulse import Activity, Pulse, clock_time
 from .resources import Allotment, allot
 from .view import ProgressView
 
 __all__ = [
+    "Activity",
     "Allotment",
     "ClusterError",
     "DetachedError",
@@ -15,9 +17,11 @@ __all__ = [
     "Job",
     "LostError",
     "ProgressView",
+    "Pulse",
     "allot",
     "attend",
     "available_resources",
+    "clock_time",
     "connected",
     "reconstruct",
     "require_no_run",

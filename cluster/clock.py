@@ -6,6 +6,7 @@ import time
 
 from ..agents import Outcome
 from ..coordinator import Phase, SeedStatus, Status
+from .pulse import clock_time
 
 # How far one more measurement moves a smoothed value.
 _NEWS = 0.3
@@ -21,12 +22,15 @@ class Clock:
         self._round = -1
         self._overhead = 1.0
         self._left: float | None = None
+        self._doing, self._since = "", time.monotonic()
 
     def look(self, status: Status) -> None:
         """Take in one status."""
         now = time.monotonic()
         elapsed = 0.0 if self._looked is None else now - self._looked
         self._looked = now
+        if status.phase != self._doing:
+            self._doing, self._since = status.phase, now
         for seed in status.seeds:
             done = seed.step - self._steps.get(seed.seed, seed.step)
             # A seed that began again went back; what it had done is no speed.
@@ -48,12 +52,15 @@ class Clock:
         """Steps per second."""
         return seed.steps_per_second or self._measured.get(seed.seed, 0.0)
 
+    def lasted(self) -> str:
+        """Hours, minutes and seconds since the run, or this view of it, entered its phase."""
+        return clock_time(time.monotonic() - self._since)
+
     def left(self) -> str:
         """Hours, minutes and seconds until the last seed has done its last step."""
         if self._left is None:
             return "…"
-        seconds = round(self._left)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return clock_time(self._left)
 
     def _estimate(self, status: Status) -> float | None:
         times = [

@@ -18,6 +18,7 @@ from ..coordinator.event_log import left_out_line
 from ..coordinator.phase import Phase
 from ..foreign_text import safe_lines
 from .clock import Clock
+from .pulse import Pulse
 
 # What a column is called, and which loss terms give way first when the terminal is narrow.
 _HEADINGS = {
@@ -56,8 +57,11 @@ class ProgressView:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._status: Status | None = None
         self._clock = Clock()
+        # Asked again at each refresh: what shows how long it lasts moves while nothing else does.
+        self._live = Live(get_renderable=self._screen, console=self._console, refresh_per_second=2, transient=True)
+        self._pulse = Pulse(lambda line: self._write([line]), self._alive)
         self._messages: _Messages | None = None
         self._printed_round = -1
         self._printed_phase = ""
@@ -65,6 +69,8 @@ class ProgressView:
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            self._pulse.__enter__()
         return self
 
     def __exit__(
@@ -72,28 +78,49 @@ class ProgressView:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        else:
+            self._pulse.__exit__(kind, error, trace)
         if self._messages is not None:
             self._print(self._messages.last())
 
     def __call__(self, status: Status) -> None:
         """Show where the run is."""
         self._clock.look(status)
+        self._status = status
         if self._messages is None:
             self._messages = _Messages()
             self._print(self._messages.first(_lines_by_event(status)))
         else:
             self._print(self._messages.news(_lines_by_event(status)))
-        if self._console.is_terminal:
-            self._live.update(self._screen(status))
-        else:
+        if not self._console.is_terminal:
             self._lines(status)
 
     def _print(self, lines: list[str]) -> None:
+        if lines:
+            self._pulse.heard()
+        self._write(lines)
+
+    def _write(self, lines: list[str]) -> None:
         for line in lines:
             self._console.print(safe_lines(line), markup=False, highlight=False, soft_wrap=True)
 
-    def _screen(self, status: Status) -> RenderableType:
+    def _alive(self) -> str:
+        """What goes on, where nothing else was told for a while."""
+        status = self._status
+        if status is None:
+            return f"{Phase.STARTING} ({self._clock.lasted()})"
+        facts = [self._clock.lasted()]
+        if status.phase is Phase.OPTIMISING and status.seeds:
+            facts.insert(0, f"step {_span([str(step) for step in sorted(seed.step for seed in status.seeds)])}")
+            facts[0] += f" of {status.iterations}"
+        return f"{status.doing} ({', '.join(facts)})"
+
+    def _screen(self) -> RenderableType:
+        status = self._status
+        if status is None:
+            return Text(f"{Phase.STARTING} · {self._clock.lasted()}", style="bold")
         facts = [f"round {status.round}/{status.rounds}", f"time left {self._clock.left()}"]
+        facts.append(f"at this for {self._clock.lasted()}")
         if status.saved_round >= 0:
             facts.append(f"saved up to round {status.saved_round + 1}")
         absent = _absent(status)

@@ -12,7 +12,7 @@ from ..audit.controls import MEANINGS
 from ..audit.pipeline import Assessment, Stage, assess
 from ..audit.verdict import Leak
 from ..capture import CapturedUpdate, ModelSource, simulate_client
-from ..cluster import ProgressView, attend, reconstruct, require_no_run, stop
+from ..cluster import Activity, ProgressView, attend, reconstruct, require_no_run, stop
 from ..coordinator import AttackConfig, Reconstruction, Storage, read_result
 from ..foreign_text import safe_lines
 from ..settings.case import obtain
@@ -21,6 +21,14 @@ from ..settings.run import RunConfig
 from ..storage.lock import holding
 from ..sweep.audit import run_audit
 from .rescue import kept_whatever_comes
+
+# What a command is at between its attacks.
+_OBTAINS = "reading or making the update"
+_STAGES = {
+    Stage.ATTACK: "beginning the attack",
+    Stage.CONTROL: "preparing a control",
+    Stage.JUDGING: "judging the images and writing the report",
+}
 
 
 def attack(config: RunConfig, console: Console) -> int:
@@ -31,14 +39,15 @@ def attack(config: RunConfig, console: Console) -> int:
     if "no_gradient" in config.audit.controls:
         without_gradient(config)  # what is refused is refused before hours of work
     storage = check_folder(config)
-    with holding(storage):
+    with holding(storage), _active(console) as activity:
+        activity.begins(_OBTAINS)
         case = obtain(config)
         case.require_comparisons()
         # Now that all else is right: what a refused command overwrites could not be gone on with.
         open_folder(config)
         if case.evidence:
             _say(console, case.evidence)
-        runner = _Runner(case, config, console)
+        runner = _Runner(case, config, console, activity)
         found = runner.attack(case.update, case.attack, None)
         with kept_whatever_comes(found, config, console):
             return _report(assess(case, found, runner, config.out), config, console)
@@ -57,8 +66,8 @@ def watch(config: RunConfig, console: Console) -> int:
     config = settings_of_the_run(config)
     with ProgressView(console) as view:
         found = attend(config.out, watch=view)
-    with kept_whatever_comes(found, config, console):
-        return _assess(found, config, console)
+    with _active(console) as activity, kept_whatever_comes(found, config, console):
+        return _assess(found, config, console, activity)
 
 
 def report(config: RunConfig, console: Console) -> int:
@@ -67,7 +76,8 @@ def report(config: RunConfig, console: Console) -> int:
     found = read_result(Storage(config.out))
     if found is None:
         raise ReportError(f"out={config.out} holds no result yet: `watch` waits for the end of a run.")
-    return _assess(found, config, console)
+    with _active(console) as activity:
+        return _assess(found, config, console, activity)
 
 
 def end(config: RunConfig, console: Console) -> int:
@@ -82,7 +92,8 @@ def capture(config: RunConfig, console: Console) -> int:
     storage = check_folder(config)
     if not storage.is_local:
         raise ReportError(f"out={config.out}: an update is captured into a folder of this machine; give one.")
-    with holding(storage):
+    with holding(storage), _active(console) as activity:
+        activity.begins(_OBTAINS)
         update, _, _ = simulate_client(config.client, config.seed)
         open_folder(config)
         path = storage.path / "update.safetensors"
@@ -98,9 +109,11 @@ class _Runner:
     case: Case
     config: RunConfig
     console: Console
+    activity: Activity
 
     def attack(self, update: CapturedUpdate, config: AttackConfig, control: str | None) -> Reconstruction:
         model = self.case.model
+        self.activity.begins("")  # the view tells how it goes
         with ProgressView(self.console) as view:
             if control is not None:
                 return reconstruct(update, model, config, watch=view)
@@ -113,14 +126,16 @@ class _Runner:
             )
 
     def begins(self, stage: Stage, control: str | None = None) -> None:
+        self.activity.begins(_STAGES[stage])
         if control is not None:
             self.console.print(f"Control: {MEANINGS[control]}", markup=False, highlight=False)
 
 
-def _assess(found: Reconstruction, config: RunConfig, console: Console) -> int:
+def _assess(found: Reconstruction, config: RunConfig, console: Console, activity: Activity) -> int:
+    activity.begins(_OBTAINS)
     case = obtain(config)
     case.require_comparisons()
-    return _report(assess(case, found, _Runner(case, config, console), config.out), config, console)
+    return _report(assess(case, found, _Runner(case, config, console, activity), config.out), config, console)
 
 
 def _report(found: Assessment, config: RunConfig, console: Console) -> int:
@@ -139,6 +154,10 @@ def exit_status(leak: Leak, config: RunConfig) -> int:
         "unknown": frozenset(Leak) - {Leak.NONE},
     }
     return 4 if leak in grave[config.fail_on] else 0
+
+
+def _active(console: Console) -> Activity:
+    return Activity(lambda line: _say(console, line))
 
 
 def _say(console: Console, text: str) -> None:

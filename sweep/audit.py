@@ -90,7 +90,7 @@ def _run_in(storage: Storage, config: RunConfig, grid: Grid, notes: list[str], c
         elif not config.resume:
             forget(cell.config)
     try:
-        with connected(_store_bytes(grid)):
+        with view, connected(_store_bytes(grid)):
             _run(audit)
     except BaseException:
         # What has been found so far is not lost, whatever ended the audit.
@@ -111,14 +111,12 @@ def _run(audit: _Audit) -> None:
     for cell in grid.cells:
         if cell.config is not None:
             audit.configs[cell.name] = with_effort(cell.config, config, plan, placing, threads)
-    with audit.view as view:
-        for name, result in list(audit.results.items()):
-            view.ended(name, result)
-        _keep_finished(audit)
-        _leave_out(audit, plan)
-        gpus = placing.gpus
-        for end in run_side_by_side(_jobs(audit, plan, gpus), placing.at_once, view.look):
-            _take(audit, plan, end)
+    for name, result in list(audit.results.items()):
+        audit.view.ended(name, result)
+    _keep_finished(audit)
+    _leave_out(audit, plan)
+    for end in run_side_by_side(_jobs(audit, plan, placing.gpus), placing.at_once, audit.view.look):
+        _take(audit, plan, end)
 
 
 def _plan(audit: _Audit, placing: Placing, available: dict[str, float]) -> tuple[Plan, int]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..audit.figures import psnr_in_words, share_in_words
+from ..cluster import Pulse, clock_time
 from ..foreign_text import safe_lines
 from .cell import Progress
 from .results import CellResult, State
@@ -37,10 +38,13 @@ class GridView:
         self._running: dict[str, Progress | None] = {}
         self._began = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._pulse = Pulse(self._write, self._alive)
 
     def __enter__(self) -> GridView:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            self._pulse.__enter__()
         return self
 
     def __exit__(
@@ -50,6 +54,8 @@ class GridView:
             self._live.stop()
             if kind is None:
                 self._console.print(self._table(list(self._titles)))
+        else:
+            self._pulse.__exit__(kind, error, trace)
 
     def look(self, running: Mapping[str, Any]) -> None:
         """Take in what the running jobs told."""
@@ -67,6 +73,16 @@ class GridView:
 
     def say(self, text: str) -> None:
         """One line above the table."""
+        self._pulse.heard()
+        self._write(text)
+
+    def _alive(self) -> str:
+        """What runs, where no cell has ended for a while."""
+        told = [f"{self._titles.get(name, name)}: {_doing(progress)}" for name, progress in dict(self._running).items()]
+        elapsed = clock_time(time.monotonic() - self._began)
+        return f"audit, {elapsed}, {len(self._results)}/{len(self._titles)} ended; {'; '.join(told) or 'planning'}"
+
+    def _write(self, text: str) -> None:
         self._console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def screen(self) -> RenderableType:
@@ -122,6 +138,12 @@ def _line(result: CellResult) -> str:
         f"{share}, PSNR {psnr_in_words(result.psnr)} (floor {psnr_in_words(result.floor)}){similar}, "
         f"{_seconds(result.seconds)}"
     )
+
+
+def _doing(progress: Progress | None) -> str:
+    if progress is None:
+        return "beginning"
+    return f"{progress.phase}, step {progress.step} of {progress.steps}" if progress.steps else progress.phase
 
 
 def _seconds(value: float) -> str:

@@ -67,3 +67,11 @@ def test_the_whole_table_is_left_behind(fakes: Any) -> None:
         for name in TITLES:
             view.ended(name, fakes.done(1))
     assert text.getvalue().count("1/4") == len(TITLES)
+
+
+def test_what_runs_is_told_while_no_cell_ends() -> None:
+    view = GridView(console(terminal=False)[0], TITLES)
+    assert view._alive() == "audit, 0:00:00, 0/8 ended; planning"
+    view.look({"cell-0": Progress("attack", 12, 300), "cell-1": None, "measure 8": Progress("client")})
+    running = "batch 0, no defence: attack, step 12 of 300; batch 1, no defence: beginning; measure 8: client"
+    assert view._alive() == f"audit, 0:00:00, 0/8 ended; {running}"
