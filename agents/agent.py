@@ -41,7 +41,7 @@ class Agent:
     ) -> None:
         self.seed = seed
         self._config = config
-        self._objective = Objective(target, objective, device)
+        self._objective = Objective(target, objective, device, config.images_at_once)
         self._inverter = Inverter(self._objective, config, seed)
         self._dropped = False
         # Where the round began: a seed that fails starts again there, also when the round was made in parts.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +20,10 @@ from ..target.adaptation import Adaptation
 from ..target.known_statistics import KnownStatistics
 from ..target.second_derivative import client_batch, needs_composing, twice_differentiable
 from .local_steps import LocalSteps
-from .matches import Anchored, BehindCut, Comparison, Inside, Match, Plain, Retraced
+from .matches import Anchored, BehindCut, Comparison, Inside, Match, Parted, Plain, Retraced
 from .objective_config import PRIORS, HeldAgainst, ObjectiveConfig
+
+Whole = TypeVar("Whole", Plain, Retraced)
 
 # The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5
@@ -37,9 +40,16 @@ class Objective:
         target: The captured update, the model it was made with, labels, anchor or cut. The model is copied.
         config: Terms and weights.
         device: Where to compute.
+        images_at_once: Images whose graph is held at once, where images do not depend on each other; 0: all of them.
     """
 
-    def __init__(self, target: Target, config: ObjectiveConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        target: Target,
+        config: ObjectiveConfig,
+        device: torch.device | str = "cpu",
+        images_at_once: int = 0,
+    ) -> None:
         update, model = target.update, target.model
         self.config, self.device, self.update = config, torch.device(device), update
         self._model = copy_model(model).to(self.device)
@@ -56,16 +66,44 @@ class Objective:
         self._statistics = {name: (m.to(self.device), v.to(self.device)) for name, (m, v) in known.targets.items()}
         self._observed = {name: layers[name] for name in known.targets}
         self.messages = [*allowed.messages, *known.messages]
-        self._inside, self._match = self._matches(target, allowed)
+        self._inside, self._match = self._matches(target, allowed, images_at_once)
         self._require_a_term()
 
-    def _matches(self, target: Target, allowed: Adaptation) -> tuple[Inside | None, Match]:
+    def _matches(self, target: Target, allowed: Adaptation, at_once: int) -> tuple[Inside | None, Match]:
         """The match by activations that are known, if there are any, and the match that is descended."""
-        model, update, config = self._model, target.update, self.config
-        gradients = Comparison.of(model, mean_gradients(update), config.gradient_loss, allowed, target.scale_known)
-        whole: Match = Plain(model, self.labels, ClientLoss.of(update.facts), gradients)
+        model, update = self._model, target.update
+        loss = self.config.gradient_loss
+        gradients = Comparison.of(model, mean_gradients(update), loss, allowed, target.scale_known)
+        plain = Plain(model, self.labels, ClientLoss.of(update.facts), gradients)
         if update.local is not None:
-            whole = Retraced(LocalSteps(model, gradients.names, self.labels, update), gradients)
+            steps = LocalSteps(model, gradients.names, self.labels, update)
+            if at_once:
+                self.messages.append(
+                    f"agents.images_at_once={at_once} has no effect: several local steps are made again as a whole."
+                )
+            return self._behind(target, Retraced(steps, gradients), gradients)
+        inside, match = self._behind(target, plain, gradients)
+        if not 0 < at_once < update.image_count:
+            return inside, match
+        reason = self._one_graph(target)
+        if reason:
+            self.messages.append(f"agents.images_at_once={at_once} has no effect: {reason}, so the batch is one graph.")
+            return inside, match
+        return inside, Parted(match, plain, at_once, self._observed, self._as_the_client)
+
+    def _one_graph(self, target: Target) -> str:
+        """Why a batch cannot be taken in parts, if it cannot."""
+        if target.joint_labels:
+            return "labels are optimised with the images"
+        if target.update.batch_norm is not BatchNormMode.EVAL and batch_norm_layers(self._model):
+            return "batch norm in train mode makes images depend on each other"
+        return ""
+
+    def _behind(
+        self, target: Target, whole: Whole, gradients: Comparison
+    ) -> tuple[Inside | None, Anchored | BehindCut | Whole]:
+        """The matches inside the network where something is known there; the last one is descended."""
+        model, config = self._model, self.config
         if target.cut is not None:
             cut = BehindCut(target.cut, whole, bool(self._observed), self.device, self._dtype)
             return cut, cut

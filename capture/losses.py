@@ -123,6 +123,10 @@ class ClientLoss:
         """Whether a sum over the batch is one over every output of every image too."""
         return KNOWN_LOSSES[self.name].elementwise
 
+    def share(self, images: int, batch: int) -> float:
+        """By what the loss of some images of a batch counts in that of the batch."""
+        return images / batch if self.reduction is Reduction.MEAN else 1.0
+
     def factor(self, images: int) -> float:
         """By what the gradient is larger than that of the mean over the batch."""
         return self.scale * (images if self.reduction is Reduction.SUM else 1)

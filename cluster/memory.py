@@ -35,8 +35,10 @@ def told_what_to_lower(update: CapturedUpdate, model: nn.Module, config: AttackC
     except MemoryLostError as error:
         count, megabytes = config.agents.count, least_bytes(update, model) / 2**20
         height, width = update.image_shape[-2:]
+        at_once = config.agents.images_at_once or f"all {update.image_count}"
         raise MemoryLostError(
             f"{error} Each of the {count} agents needs {megabytes:,.0f} MB, and the activations of its "
             f"{update.image_count} images of {height} x {width} px in the model; the coordinator needs as much. Lower "
-            f"agents.count (now {count}), end other programs, or take a machine with more memory."
+            f"agents.count (now {count}) or agents.images_at_once (now {at_once}), end other programs, or take a "
+            "machine with more memory."
         ) from None

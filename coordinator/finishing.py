@@ -69,7 +69,7 @@ def conclude(
     prepared = with_found_labels(prepared, candidates)
     own = permute(torch.stack([c.images for c in candidates]), permutations)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
-    objective = Objective(prepared.target, config.objective)
+    objective = Objective(prepared.target, config.objective, images_at_once=config.agents.images_at_once)
     batches, evidence = [Source(candidate.seed) for candidate in candidates], objective.evidence
     start = prepared.target.start
     if start is not None and start.fitted:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...peeling import Anchor
 from ...priors import InputStatistics
 from ...target.second_derivative import forward_to
+from ..in_parts import Pieces
 from .comparison import Comparison
 from .match import Match
 
@@ -19,8 +20,8 @@ _EXACT = 0.015
 
 
 class Anchored:
-    """Implements `Match` behind an anchor (see ``peeling``): the relative distance to the recovered activations, and
-    the gradients of the layers before it with the exact cotangent.
+    """Implements `Separable` behind an anchor (see ``peeling``): the relative distance to the recovered activations,
+    and the gradients of the layers before it with the exact cotangent.
 
     Args:
         model: Of the objective, which runs it in the client's mode.
@@ -40,11 +41,23 @@ class Anchored:
 
     def terms(self, images: Tensor, labels: Tensor, statistics: InputStatistics) -> dict[str, Tensor]:
         """See `Match`."""
+        return self.terms_of(self.pieces(images, labels, slice(None), statistics, create_graph=True))
+
+    def pieces(
+        self, images: Tensor, labels: Tensor, rows: slice, statistics: InputStatistics, create_graph: bool
+    ) -> Pieces:
+        """See `Separable`."""
         reached = forward_to(self._model, images, self._anchor.module)
-        terms = {"activation": self._off(reached).norm() / self._size}
+        if not self._open.names:
+            return Pieces((), (reached,))
+        cotangent = self._anchor.cotangent[rows]
+        return Pieces(self._open.derivatives(reached, cotangent, create_graph=create_graph), (reached,))
+
+    def terms_of(self, pieces: Pieces) -> dict[str, Tensor]:
+        """See `Separable`."""
+        terms = {"activation": self._off(pieces.joined[0]).norm() / self._size}
         if self._open.names:
-            found = self._open.derivatives(reached, self._anchor.cotangent, create_graph=True)
-            terms["gradient"] = self._open.distance(found)
+            terms["gradient"] = self._open.distance(pieces.summed)
         return terms
 
     def observe(self, images: Tensor, statistics: InputStatistics) -> None:

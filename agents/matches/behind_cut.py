@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...peeling.cut import Cut, features_off
 from ...priors import InputStatistics
+from ..in_parts import Pieces
 from .match import Match
 
 # Estimated error of features up to which a prior can be spared at the end.
@@ -15,8 +16,8 @@ _EXACT = 0.015
 
 
 class BehindCut:
-    """Implements `Match` by the features at a cut (see ``peeling/cut``): at a unit that was surely open the value in
-    front of the rectifier has to be the known one, at the others what of it is above zero. What differs is measured
+    """Implements `Separable` by the features at a cut (see ``peeling/cut``): at a unit that was surely open the value
+    in front of the rectifier has to be the known one, at the others what of it is above zero. What differs is measured
     image by image against the length of its own features, so that a faint image counts as much as a loud one.
 
     Gradients of the layers in front of the cut are left out: they jump with every unit that opens or shuts, and from a
@@ -41,9 +42,19 @@ class BehindCut:
 
     def terms(self, images: Tensor, labels: Tensor, statistics: InputStatistics) -> dict[str, Tensor]:
         """See `Match`."""
+        return self.terms_of(self.pieces(images, labels, slice(None), statistics, create_graph=True))
+
+    def pieces(
+        self, images: Tensor, labels: Tensor, rows: slice, statistics: InputStatistics, create_graph: bool
+    ) -> Pieces:
+        """See `Separable`."""
         if self._observed:
             self._whole.observe(images, statistics)
-        return {"activation": torch.linalg.vector_norm(self._off(images), dim=1).mean()}
+        return Pieces((), (torch.linalg.vector_norm(self._off(images, rows), dim=1),))
+
+    def terms_of(self, pieces: Pieces) -> dict[str, Tensor]:
+        """See `Separable`."""
+        return {"activation": pieces.joined[0].mean()}
 
     def observe(self, images: Tensor, statistics: InputStatistics) -> None:
         """See `Match`."""
@@ -84,9 +95,10 @@ class BehindCut:
         error = max(float(place.error.max()) for place in self._cut.places)
         return error <= _EXACT and not self._cut.is_pooled
 
-    def _off(self, images: Tensor) -> Float[Tensor, "batch feature"]:
+    def _off(self, images: Tensor, rows: slice = slice(None)) -> Float[Tensor, "batch feature"]:
         parts = []
         told = zip(self._forward(images), self._targets, self._is_open, self._is_held, self._lengths, strict=True)
         for value, target, is_open, is_held, length in told:
-            parts.append((features_off(value, target, is_open, is_held) / length).flatten(1))
+            off = features_off(value, target[rows], is_open[rows], is_held[rows])
+            parts.append((off / length[rows]).flatten(1))
         return torch.cat(parts, dim=1)

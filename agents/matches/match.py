@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...priors import InputStatistics
+from ..in_parts import Pieces
 
 
 class Match(Protocol):
@@ -44,6 +45,30 @@ class Match(Protocol):
 
         Args:
             images: Normalised pixels.
+        """
+
+
+class Separable(Match, Protocol):
+    """A match that looks at each image by itself, so that a batch can be taken in parts."""
+
+    def pieces(
+        self, images: Tensor, labels: Tensor, rows: slice, statistics: InputStatistics, create_graph: bool
+    ) -> Pieces:
+        """What some images come to; those of all parts, added up or joined, are what `terms_of` takes.
+
+        Args:
+            images: Normalised pixels of these images.
+            labels: Of the whole batch.
+            rows: Which images of the batch they are.
+            statistics: Entered around this call; holds those of these images afterwards.
+            create_graph: Whether the pieces have a derivative by the images.
+        """
+
+    def terms_of(self, pieces: Pieces) -> dict[str, Float[Tensor, ""]]:
+        """The distances of `Match.terms`.
+
+        Args:
+            pieces: Of the whole batch.
         """
 
 

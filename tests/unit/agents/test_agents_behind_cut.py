@@ -165,3 +165,14 @@ def test_the_consensus_and_the_priors_are_terms_beside_it() -> None:
     terms = objective.terms(known.truth, consensus=known.truth + 1)
     assert {"activation", "total_variation", "group", "total"} <= terms.keys()
     assert objective.evidence(known.truth) < 1e-5 < objective.evidence(known.truth + 0.1)
+
+
+def test_a_cut_in_parts_comes_to_what_the_whole_comes_to() -> None:
+    found = case(dtype=torch.float64)
+    whole, parted = (Objective(found.target, ALONE, images_at_once=count) for count in (0, 1))
+    images = (found.truth + 0.2).requires_grad_()
+    terms = [objective.terms(images)["total"] for objective in (whole, parted)]
+    torch.testing.assert_close(terms[1], terms[0], rtol=1e-9, atol=1e-12)
+    derivatives = [torch.autograd.grad(term, images)[0] for term in terms]
+    torch.testing.assert_close(derivatives[1], derivatives[0], rtol=1e-9, atol=1e-12)
+    assert parted.gradient_loss(images.detach()) == pytest.approx(whole.gradient_loss(images.detach()), rel=1e-9)
