@@ -31,7 +31,9 @@ from .rule import Derived, Setting
 
 RULE = "convolution input"
 
-# A solution by gradients alone with a larger error is made again with all that is known.
+# A solution by gradients alone whose usual image has a larger error is made again with all that is known. What a single
+# image has more than the others is the noise of the gradient over its own small derivatives, as where the network is
+# sure of it, and comes out of known outputs as large.
 _CLEAN = 1e-4
 # So many entries below zero tell how large errors are; each deviation is at least this share of what was estimated.
 _MANY, _LEAST_SHOWN = 100, 0.5
@@ -139,7 +141,7 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
         checks |= {"channels left out": solution.left_out}
         equations = [one.of_outputs(kept) for one, kept in zip(equations, solution.kept, strict=True)]
     before = known.activations.get(value) or _nothing(shape)
-    unclean = best is None or not float(best.error.max()) <= _CLEAN
+    unclean = best is None or not float(best.error.median()) <= _CLEAN
     if unclean and _enough_together(equations, outputs, before):
         if setting.effort.affords(most_joint_operations(places, shape[1], outputs)):
             joint = solve_jointly(equations, outputs, before, rectified)

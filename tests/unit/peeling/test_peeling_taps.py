@@ -136,6 +136,21 @@ def test_more_places_than_channels_are_refused_and_a_wrong_number_of_images_is_s
     assert factor_taps(torch.full_like(gradient, torch.nan), 2, (3, 3)) is None
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_rounding_to_bfloat16_hides_no_faint_place(seed: int) -> None:
+    inputs = rectified(4, 48, 3, 3, seed=seed)
+    cotangents = torch.randn(4, 48, 3, 3, generator=torch.Generator().manual_seed(50 + seed), dtype=torch.float64)
+    cotangents[:, :, 0, 0] *= 0.08
+    factors = factor_taps(gradient_of(inputs, cotangents, (3, 3)).bfloat16(), 4, (3, 3))
+    assert factors is not None
+    assert factors.leak > 0.05
+    apart = tell_apart(factors)
+    assert apart is not None
+    true = float(off(apart.inputs, inputs.flatten(2).transpose(1, 2)).max())
+    assert true < 0.05
+    assert true < 10 * max(3 * factors.misfit, float(apart.error.max()))
+
+
 def test_noise_as_large_as_the_gradient_is_refused() -> None:
     noise = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))
     assert factor_taps(noise, 2, (3, 3)) is None
