@@ -12,31 +12,27 @@ convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..checksums import error_shown
 from ..graph import Node
 from ..kinds import BatchStatisticsNorm, Convolution, Needs
-from ..units import Units
 from . import by_step
 from .batch_statistics import derivative_in_front
-from .channel_sums import channel_sums
 from .equations import deviant
 from .knowledge import Knowledge, Known
 from .output_derivative import patches_of, solve_derivative
 from .rule import Derived, Setting
+from .switched_units import with_switched
 
 # A derivative counts where it is so many deviations of the one that was solved back.
 _SEEN = 10.0
 # What has to be left of a row, as a share of what was left before.
 _EXPLAINED = 0.2
-# What a unit is set to that was open and came out at zero or below, in deviations.
-_BARELY_OPEN = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def mended_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         if behind is None or switched is None:
             yield Derived("units examined", node.name, seen)
             continue
-        mended = _mended(setting, seen, behind, switched)
+        mended = with_switched(setting, seen, behind.rectifier, switched)
         yield Derived("units mended", behind.rectifier, mended, {"switched": float(switched.sum())}, notable=True)
 
 
@@ -134,36 +130,3 @@ def _switched(
     flips = ((open_then != open_now) & better).T.reshape(len(chosen), len(entering.values), *node.shape[1:])
     switched[:, chosen] = flips.transpose(0, 1)
     return switched if bool(switched.any()) else None
-
-
-def _mended(setting: Setting, known: Knowledge, behind: _Behind, switched: Tensor) -> Knowledge:
-    """With these units on the other side; what was derived from the units as they were is forgotten."""
-    name = behind.rectifier
-    units, output = known.units[name], known.activations[name]
-    is_open = units.is_open ^ switched
-    doubt = output.deviation.expand_as(output.values)
-    least = torch.finfo(torch.float32).eps * output.values.square().mean().sqrt()
-    barely = _BARELY_OPEN * doubt.maximum(least)
-    held = setting.graph.by_name[name].kind.held(output.values)
-    values = torch.where(is_open, output.values.maximum(barely), held)
-    fresh = replace(output, values=values, deviation=torch.where(is_open, doubt.maximum(barely), 0.0))
-    units = Units(is_open, torch.where(switched, 0.0, units.wrong), units.doubtful)
-    unmasked = known.arriving[name].values
-    shown = error_shown(channel_sums(setting, name, unmasked), unmasked, units)
-    size = float((unmasked * is_open).norm())
-    stale = setting.graph.before(setting.graph.by_name[name].inputs[0])
-    return replace(
-        known.with_activations(name, fresh).with_units(name, units, shown * size if size > 0 else 0.0),
-        arriving=_without(known.arriving, stale),
-        weights=_but_of(setting, known, stale),
-    )
-
-
-def _but_of(setting: Setting, known: Knowledge, stale: frozenset[str]) -> Mapping[str, Tensor]:
-    """Steps' weights that do not rest on these derivatives."""
-    gone = {name for node in setting.graph.nodes if node.name in stale for name in node.tensors.values()}
-    return {name: one for name, one in known.weights.items() if name not in gone}
-
-
-def _without(arriving: Mapping[str, Known], stale: frozenset[str]) -> Mapping[str, Known]:
-    return {name: one for name, one in arriving.items() if name not in stale or one.rule != "derivatives"}

@@ -29,7 +29,9 @@ Rectify = Callable[[str, Tensor], Tensor]
 class End:
     """A rectifier whose output is known, and the derivative by what enters it."""
 
+    rectifier: str
     before: str
+    """What enters it."""
     target: Tensor
     deviation: Tensor
     is_open: Tensor
@@ -178,7 +180,7 @@ def _ends(setting: Setting, known: Knowledge) -> tuple[End, ...]:
         if passed is None or not passed.complete or len(node.shape) != 3:
             return ()
         target, spread = (output.values * units.is_open).float(), output.deviation.expand_as(output.values)
-        found.append(End(node.inputs[0], target, spread.float(), units.is_open, passed.values.float()))
+        found.append(End(node.name, node.inputs[0], target, spread.float(), units.is_open, passed.values.float()))
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ from . import annealed, settled
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 from .segment import Segment, find_segment
+from .switched_units import with_switched
 
 RULE = "segment input"
 
@@ -37,7 +38,7 @@ def segment_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refu
     segment = find_segment(setting, known)
     if segment is None or not segment.rectifiers:
         return
-    given = [known.arriving[end.before] for end in segment.ends]
+    given = [part[end.rectifier] for end in segment.ends for part in (known.arriving, known.units)]
     yield setting.effort.once(RULE, segment.value, given, lambda: _attempt(setting, known, segment))
 
 
@@ -57,8 +58,15 @@ def _attempt(setting: Setting, known: Knowledge, segment: Segment) -> Derived | 
     error = worst(float(found.error.max()), *checks.values())
     if not error <= setting.tolerance:
         return Refused(RULE, value, Why.INEXACT, places, equations, error=error)
-    checks |= {"places": places, "equations": equations}
-    return Derived(RULE, value, known.with_activations(value, found), checks, notable=True)
+    checks |= {"places": places, "equations": equations, "switched": 0.0}
+    with_units = known.with_activations(value, found)
+    for rectifier, is_open in solution.opened.items():
+        switched = is_open ^ known.units[rectifier].is_open
+        checks["switched"] += float(switched.sum())
+        if bool(switched.any()):
+            # The derivative in front of the block rests on them too.
+            with_units = with_switched(setting, with_units, rectifier, switched)
+    return Derived(RULE, value, with_units, checks, notable=True)
 
 
 def _operations(segment: Segment) -> float:

@@ -6,6 +6,8 @@
    below zero: entries that would be are zero, and are let go where that leaves less (Lawson & Hanson 1974). A channel
    whose gradient fits worse than the others has a unit that is still wrong, and counts for less.
 3. Both in turn, until nothing gets better.
+4. At the end each side counts by how well it is known: outputs that were themselves derived are a hundred times as
+   uncertain as gradients, and a unit whose output is as small as their error would come out shut.
 
 The gradients of batch norms' weights are not used, and show what is wrong.
 """
@@ -34,6 +36,8 @@ _FIRST = 1e-2
 # A channel that is off by so many times what channels usually are counts for half.
 _HALF = 3.0
 _DAMPING, _SETTLED = 1e-5, 1e-5
+# What known outputs count at the end, at least, where gradients are known better.
+_LEAST_COUNT = 1e-2
 # What a round of equations must leave of the misfit for another one.
 _FALLS = 0.8
 # A round that makes the misfit larger than that goes astray.
@@ -55,6 +59,8 @@ class Settled:
     """What it leaves of the gradients that it was found by, relative, where that is most."""
     contradiction: float
     """What it leaves of those that it was not found by."""
+    opened: Mapping[str, Tensor]
+    """The units of the segment's ends that it was found with, by rectifier."""
 
 
 def settled(segment: Segment, start: Tensor) -> Settled:
@@ -80,6 +86,8 @@ def settled(segment: Segment, start: Tensor) -> Settled:
             break
         if same and not misfit <= _FALLS * last:
             break
+    if misfit < system.error:
+        system.count = max(_LEAST_COUNT, system.rounding / system.error)
     for _ in range(_LAST):
         trial = system.solved(found, masks, None, _LAST_ITERATIONS)
         last, misfit = misfit, system.misfits(trial, masks)
@@ -110,7 +118,8 @@ def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit:
     usual = (other - found).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     deviation = local.maximum(usual).expand_as(found)
     used, unused = system.left(found, masks)
-    return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0))
+    opened = {end.rectifier: end.is_open for end in system.segment.ends}
+    return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0), opened)
 
 
 def _sides(segment: Segment, entering: Tensor) -> dict[str, Tensor]:
@@ -125,6 +134,13 @@ class _System:
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self.length = float(torch.stack([end.target.square().sum() for end in segment.ends]).sum().sqrt())
+        off = torch.stack([(end.deviation * end.is_open).square().sum() for end in segment.ends]).sum().sqrt()
+        self.error = float(off) / self.length
+        """Of the known outputs, relative, as stated."""
+        self.rounding = max((rounding(one.gradient) for one in segment.given), default=0.0)
+        """Of gradients."""
+        self.count = 1.0
+        """What known outputs count, against gradients."""
         # Sums over units are for the units; batch norms' weights are kept to hold the result against.
         self.used = [position for position, one in enumerate(segment.given) if one.gradient.dim() > 1]
         self.kept = [
@@ -186,7 +202,7 @@ class _System:
         heard = [end.is_open | (value > 0) for end, value in zip(self.segment.ends, values, strict=True)]
 
         def scaled(values: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-            parts = [mask * value / self.length for mask, value in zip(heard, values, strict=True)]
+            parts = [mask * value * (self.count / self.length) for mask, value in zip(heard, values, strict=True)]
             for position in self.used:
                 one = self.segment.given[position].gradient
                 parts.append(weights[position] * gradients[position] / one.norm())

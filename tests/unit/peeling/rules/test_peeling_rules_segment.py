@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from gradinversion.peeling.refusals import Why
+from gradinversion.peeling.rules import engine
+from gradinversion.peeling.rules.knowledge import Knowledge
+from gradinversion.peeling.rules.rule import Derived, Setting
+from gradinversion.peeling.rules.segment import End, find_segment
+from gradinversion.peeling.rules.segment_input import segment_input
+from gradinversion.peeling.rules.switched_units import with_switched
 from torch import nn
 
 Cases = Callable[..., Any]
@@ -68,3 +75,51 @@ def test_more_unknowns_than_equations_are_refused(residual_case: Cases, narrow: 
     refused = [one for one in derivation.refused if one.rule == "segment input"]
     assert [one.why for one in refused] == [Why.FEW_EQUATIONS]
     assert refused[0].places == 256
+
+
+@pytest.fixture
+def in_front_of_a_segment(
+    residual_case: Cases, narrow: Callable[..., nn.Sequential], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Setting, Knowledge, End]:
+    """A case, what is known of it before a segment's input is looked for, and the segment's end."""
+    case = residual_case(4, 0, narrow(0))
+    monkeypatch.setattr(engine, "RULES", tuple(rule for rule in engine.RULES if rule is not segment_input))
+    known, setting = case.derived().knowledge, Setting(case.graph, case.gradients, 4, 3e-2)
+    segment = find_segment(setting, known)
+    assert segment is not None
+    (end,) = segment.ends
+    return case, setting, known, end
+
+
+def test_units_of_the_segments_end_go_back_to_their_side_with_the_derivative_in_front(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+) -> None:
+    case, setting, known, end = in_front_of_a_segment
+    value = known.activations[end.rectifier].values
+    # The smallest of the units that the derivative goes through, which were open.
+    heard = known.units[end.rectifier].is_open & (end.passed.abs() > 0.1 * end.passed.abs().amax())
+    wrong = torch.zeros_like(heard).flatten()
+    wrong[torch.where(heard, value, torch.inf).flatten().argsort()[:2]] = True
+    planted = with_switched(setting, known, end.rectifier, wrong.reshape(heard.shape))
+    assert end.before not in planted.arriving
+    (found,) = segment_input(setting, planted)
+    assert isinstance(found, Derived), found
+    assert found.checks["switched"] == 2
+    assert torch.equal(found.knowledge.units[end.rectifier].is_open, known.units[end.rectifier].is_open)
+    assert end.before not in found.knowledge.arriving
+    assert bool((found.knowledge.activations[end.rectifier].values.flatten()[wrong] > 0).all())
+    assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
+
+
+def test_the_input_is_known_better_than_the_outputs_that_are_known_less_well_than_the_gradients(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+) -> None:
+    case, setting, known, end = in_front_of_a_segment
+    output, error = known.activations[end.rectifier], 1e-3
+    spread = error * output.values.square().mean().sqrt() * known.units[end.rectifier].is_open
+    noise = torch.randn(output.values.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    off = replace(output, values=(output.values + spread * noise).clamp_min(0), deviation=spread)
+    (found,) = segment_input(setting, known.with_activations(end.rectifier, off))
+    assert isinstance(found, Derived), found
+    true = case.errors(found.value, found.knowledge.activations[found.value].values)
+    assert max(true) < 0.3 * error
