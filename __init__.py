@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents import AgentsConfig, ObjectiveConfig
+    from .agents.own_priors import PriorFunction
     from .audit.evaluate import evaluate
     from .audit.report import write_report
     from .audit.results import AuditReport
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         CapturedUpdate,
         ClientConfig,
         PrivateBatch,
+        RecoveredLabels,
         capture_gradient,
         capture_weight_delta,
         load_batch,
@@ -27,11 +29,17 @@ if TYPE_CHECKING:
         recover_labels,
         train_locally,
     )
+    from .capture.client.own_defence import DefenceFunction
+    from .capture.labels.final_layer import FinalLayer
+    from .capture.labels.own_rule import LabelRule
     from .cluster import reconstruct
     from .coordinator import AttackConfig, CoordinatorConfig, Reconstruction
     from .peeling import PeelingConfig
+    from .peeling.cut.own_decoder import DecoderFactory
+    from .plugins import PluginError
     from .refusal import ConfigError, Refusal
     from .registration.config import RegistrationConfig
+    from .registration.own_method import WarpFinder
     from .registration.register import register
 
 __version__ = "0.1.0"
@@ -39,16 +47,23 @@ __version__ = "0.1.0"
 # Where each public name is: to import the package alone takes no time.
 _PLACES = {
     "agents": ("AgentsConfig", "ObjectiveConfig"),
+    "agents.own_priors": ("PriorFunction",),
     "audit": ("AuditReport", "evaluate", "write_report"),
     "capture": (
         *("CapturedUpdate", "ClientConfig", "PrivateBatch", "capture_gradient", "capture_weight_delta", "load_batch"),
-        *("load_model", "recover_labels", "train_locally"),
+        *("RecoveredLabels", "load_model", "recover_labels", "train_locally"),
     ),
+    "capture.client.own_defence": ("DefenceFunction",),
+    "capture.labels.final_layer": ("FinalLayer",),
+    "capture.labels.own_rule": ("LabelRule",),
     "cluster": ("reconstruct",),
     "coordinator": ("AttackConfig", "CoordinatorConfig", "Reconstruction"),
     "peeling": ("PeelingConfig",),
+    "peeling.cut.own_decoder": ("DecoderFactory",),
+    "plugins": ("PluginError",),
     "refusal": ("ConfigError", "Refusal"),
     "registration": ("RegistrationConfig", "register"),
+    "registration.own_method": ("WarpFinder",),
 }
 _HOME = {name: place for place, names in _PLACES.items() for name in names}
 
@@ -60,12 +75,20 @@ __all__ = [
     "ClientConfig",
     "ConfigError",
     "CoordinatorConfig",
+    "DecoderFactory",
+    "DefenceFunction",
+    "FinalLayer",
+    "LabelRule",
     "ObjectiveConfig",
     "PeelingConfig",
+    "PluginError",
+    "PriorFunction",
     "PrivateBatch",
     "Reconstruction",
+    "RecoveredLabels",
     "Refusal",
     "RegistrationConfig",
+    "WarpFinder",
     "capture_gradient",
     "capture_weight_delta",
     "evaluate",

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import ModelError
-from ..capture.models import accepts, build_own
+from ..capture.models import build_own
 from ..capture.weights import load_state, read_weights
+from ..plugins import accepts
 
 # Pixels outside [0, 1] by so much are rounding.
 _ROUNDING = 1e-3

@@ -22,6 +22,7 @@ from ..target.second_derivative import client_batch, needs_composing, twice_diff
 from .local_steps import LocalSteps
 from .matches import Anchored, BehindCut, Comparison, Inside, Match, Parted, Plain, Retraced
 from .objective_config import PRIORS, HeldAgainst, ObjectiveConfig
+from .own_priors import OwnPriors
 
 Whole = TypeVar("Whole", Plain, Retraced)
 
@@ -31,7 +32,7 @@ _FADES_FROM = 0.5
 
 class Objective:
     """``a_G L_grad + a_A L_activation + a_TV R_TV + a_l2 R_l2 + a_BN R_BN + a_group R_group`` (Yin et al. 2021, eq. 2
-    and 8), each term in the configured form.
+    and 8), each term in the configured form, and the priors of the user's own.
 
     With an anchor (see ``peeling``) the gradient loss covers the layers before it, with the exact cotangent, and
     ``L_activation`` is the relative distance to the recovered activations. With a cut there is no gradient loss.
@@ -41,6 +42,10 @@ class Objective:
         config: Terms and weights.
         device: Where to compute.
         images_at_once: Images whose graph is held at once, where images do not depend on each other; 0: all of them.
+
+    Raises:
+        ConfigError: No term is left that a batch can be scored by.
+        PluginError: A prior of the user's own that cannot be had, or does not keep its protocol.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class Objective:
         self._observed = {name: layers[name] for name in known.targets}
         self.messages = [*allowed.messages, *known.messages]
         self._inside, self._match = self._matches(target, allowed, images_at_once)
+        batch = (update.image_count, *update.image_shape)
+        self._own = OwnPriors(config.own_priors, batch, self.device)
         self._require_a_term()
 
     def _matches(self, target: Target, allowed: Adaptation, at_once: int) -> tuple[Inside | None, Match]:
@@ -116,7 +123,9 @@ class Objective:
     def _require_a_term(self) -> None:
         weights = ["gradient_weight"]
         weights += [f"{name}_weight" for name, prior in PRIORS.items() if prior.target is HeldAgainst.NOTHING]
-        if any(getattr(self.config, name) for name in weights) or self._statistics or self.generator is not None:
+        if any(getattr(self.config, name) for name in weights) or self._statistics or self._own.weights:
+            return
+        if self.generator is not None:
             return
         raise ConfigError(
             [
@@ -172,6 +181,7 @@ class Objective:
             arguments = looked_at[prior.target]
             if self.config.weight(name) > 0 and arguments is not None:
                 terms[name] = prior.equation(self.config)(*arguments)
+        terms |= self._own.terms(images)
         terms["total"] = self._total(terms, progress)
         return terms
 
@@ -201,6 +211,8 @@ class Objective:
             if name in terms:
                 share = self._fade(progress) if name in PRIORS and PRIORS[name].fades else 1.0
                 total = total + share * self.config.weight(name) * terms[name]
+        for name, weight in self._own.weights.items():
+            total = total + weight * terms[name]
         return total
 
     def _fade(self, progress: float) -> float:

@@ -9,6 +9,7 @@ from enum import Enum, StrEnum, auto
 from jaxtyping import Float
 from torch import Tensor
 
+from ..plugins import PluginKind, is_plugin
 from ..priors.batch_norm import batch_norm_distance, relative_batch_norm_distance
 from ..priors.group import group_distance, relative_group_distance
 from ..priors.l2 import l2_norm, mean_square
@@ -65,6 +66,15 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class OwnPrior:
+    """One term that is code of the user's own."""
+
+    name: str
+    """``module:callable``, or the name of an entry point."""
+    weight: float
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig(Checked):
     """What a candidate batch is scored by. Weights are non-negative; 0 switches a term off."""
 
@@ -90,6 +100,8 @@ class ObjectiveConfig(Checked):
     """Weight of the batch-norm statistics; skipped, with a message, where the running statistics were never updated."""
     group_weight: float = 0.01
     """Weight of the distance to the consensus of all seeds."""
+    priors: tuple[str, ...] = ()
+    """Priors of your own, each with its weight, as in my_priors:edges:0.1."""
     adaptive: bool = True
     """Allow for the defence that the update shows or the client states; without one nothing changes."""
 
@@ -110,7 +122,31 @@ class ObjectiveConfig(Checked):
             value = getattr(self, field.name)
             if isinstance(field.default, float) and not 0 <= value < float("inf"):
                 found.append(f"objective.{field.name}={value}: give a finite number that is not negative.")
+        return found + self._own_problems()
+
+    def _own_problems(self) -> list[str]:
+        found, names = [], []
+        for word in self.priors:
+            prior = _own_prior(word)
+            if prior is None or not 0 <= prior.weight < float("inf"):
+                found.append(
+                    f"objective.priors={word}: give module:callable:WEIGHT with a finite weight that is not negative, "
+                    "such as my_priors:edges:0.1."
+                )
+            elif not is_plugin(PluginKind.PRIOR, prior.name):
+                found.append(
+                    f"objective.priors={word}: no prior is installed as {prior.name}; give module:callable:WEIGHT."
+                )
+            elif prior.name in names:
+                found.append(f"objective.priors names {prior.name} twice: give it once, with one weight.")
+            else:
+                names.append(prior.name)
         return found
+
+    @property
+    def own_priors(self) -> tuple[OwnPrior, ...]:
+        """Those of the user's own that count for something."""
+        return tuple(prior for prior in map(_own_prior, self.priors) if prior is not None and prior.weight > 0)
 
     @staticmethod
     def _kinds() -> dict[str, type[StrEnum]]:
@@ -130,7 +166,17 @@ class ObjectiveConfig(Checked):
     def empty(self) -> bool:
         """Whether no weight is left by which a single seed is scored."""
         alone = (name for name, prior in PRIORS.items() if prior.target is not HeldAgainst.CONSENSUS)
-        return self.gradient_weight == 0 and all(self.weight(name) == 0 for name in alone)
+        own = self.own_priors
+        return self.gradient_weight == 0 and not own and all(self.weight(name) == 0 for name in alone)
+
+
+def _own_prior(word: str) -> OwnPrior | None:
+    """What a word of ``objective.priors`` says; None where that is no name with a number."""
+    name, _, number = word.rpartition(":")
+    try:
+        return OwnPrior(name, float(number)) if name else None
+    except ValueError:
+        return None
 
 
 def _in_form(paper: Equation, scale_free: Equation) -> Callable[[ObjectiveConfig], Equation]:

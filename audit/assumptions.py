@@ -11,6 +11,7 @@ from typing import Any
 from .. import __version__
 from ..capture.client.images import PHOTOS
 from ..coordinator import Reconstruction, flatten
+from ..peeling.config import LINEAR
 from ..peeling.record import DecoderPhotos, ImagesBy
 from .initialisation import WeightState
 
@@ -95,7 +96,9 @@ def _start(reconstruction: Reconstruction) -> list[str]:
     descended = record is not None and record.found is not None and record.found.by is ImagesBy.DESCENT
     if record is None or not (descended or record.decoded):
         return []
-    return [f"Start of the descent on features: what a linear decoder makes of them{_fitted(record.photos)}."]
+    named = dict(flatten(reconstruction.config)).get("peeling.decoder", LINEAR)
+    decoder = "a linear decoder" if named == LINEAR else f"the decoder {named}, code of the user's own,"
+    return [f"Start of the descent on features: what {decoder} makes of them{_fitted(record.photos)}."]
 
 
 def _fitted(photos: DecoderPhotos | None) -> str:

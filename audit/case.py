@@ -13,6 +13,7 @@ from torch import nn
 from ..capture import CapturedUpdate, ClientConfig, ImageError, PrivateBatch
 from ..capture.fitting import fit
 from ..coordinator import AttackConfig
+from ..plugins import Plugin
 from .config import AuditConfig
 from .identification import Embedding, make_embedding
 from .pool import Pool, draw_batch, load_pool
@@ -43,6 +44,8 @@ class Case:
     """Everything that the run was asked for, as plain values: the report tells it."""
     command: str = ""
     """What runs it again, as one would type it; empty where it was made by hand."""
+    plugins: tuple[Plugin, ...] = ()
+    """Code of the user's own that the run calls: the report names it."""
     captured: bool = False
     """Whether the update came from outside, so that the images told to be behind it may be others."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..capture.facts import CROSS_ENTROPY
 from ..coordinator import Reconstruction
@@ -13,7 +14,7 @@ from .exposure import Exposure, measure_exposure
 from .feature_leak import FeatureLeak
 from .features import measure_feature_leak
 from .initialisation import weight_state
-from .results import AuditReport
+from .results import AuditReport, UsedPlugin
 from .truth import measure_truth_gap
 
 
@@ -28,7 +29,7 @@ def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control
     Raises:
         ValueError, LpipsError: see `evaluate` and `Case.embedding`.
     """
-    return evaluate(
+    report = evaluate(
         reconstruction,
         case.private,
         weights=weight_state(case.model, case.client, case.update.image_shape[-1]),
@@ -40,6 +41,8 @@ def judge(reconstruction: Reconstruction, case: Case, controls: Sequence[Control
         truth_gap=_truth_gap(reconstruction, case),
         features=_features(reconstruction, case),
     )
+    plugins = tuple(UsedPlugin(one.kind.value, one.name, one.source) for one in case.plugins)
+    return replace(report, plugins=plugins)
 
 
 def _exposure(case: Case) -> Exposure | None:

@@ -132,6 +132,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "peeling": None if reconstruction.peeling is None else peeling_facts(reconstruction.peeling),
         "features": None if report.features is None else _features(report.features),
         "assumptions": report.assumptions,
+        "plugins": [asdict(one) for one in report.plugins],
         "provenance": report.provenance,
         "config": reconstruction.config,
     }

@@ -30,6 +30,18 @@ class ControlResult:
 
 
 @dataclass(frozen=True)
+class UsedPlugin:
+    """Code of the user's own that the run called."""
+
+    kind: str
+    """What it stood in for, such as ``prior``."""
+    name: str
+    """As the command has it."""
+    source: str
+    """The file with the beginning of its SHA-256, and what installed it."""
+
+
+@dataclass(frozen=True)
 class AgentResult:
     """How one agent ended. Each agent is matched on its own, so no agent pays for the order of another."""
 
@@ -98,6 +110,9 @@ class AuditReport:
     """The features that the attack recovered, held against those of the private images; None where there are none."""
     truth_gap: float | None = None
     """Relative distance between the captured update and the one that its facts make of the private images."""
+
+    plugins: tuple[UsedPlugin, ...] = ()
+    """In the order of their keys."""
 
     @property
     def facts_confirmed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -22,13 +22,15 @@ def simulated(client: ClientConfig, seed: int) -> Send:
     return lambda batch: simulate_client(client, seed, batch)[0]
 
 
-def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int) -> Send:
+def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int, trusted: Collection[str] = ()) -> Send:
     """What the client behind a captured update would have sent, as far as the update tells it.
 
     Args:
         update: that was attacked.
         model: that it belongs to.
         seed: of the order of shuffled local epochs, and of the defences' noise.
+        trusted: names of defences that are code of the user's own, as the user tells them: what a file alone names is
+            not run.
     """
 
     def send(batch: PrivateBatch) -> CapturedUpdate:
@@ -38,6 +40,11 @@ def like_the_client(update: CapturedUpdate, model: nn.Module, seed: int) -> Send
         for defence in update.defences:
             if defence.name in FROM_IMAGES:
                 raise UpdateError(f"the client's defence {defence.name!r} cannot be carried out on other images")
+            if defence.is_own and defence.name not in trusted:
+                raise UpdateError(
+                    f"the client's defence {defence.name!r} is code that only the update's file names, so that it is "
+                    "not run on other images; name it in told.defences too"
+                )
             gradients = apply_defence(gradients, defence.name, defence.strength, generator)
         return replace(sent, gradients=gradients, facts=update.facts)
 

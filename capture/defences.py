@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..plugins import PluginKind, is_own_code, is_plugin
 from ..refusal import Refusal
 
 # These need the images and the model, so the client applies them while it computes its gradient.
@@ -22,10 +23,16 @@ class Defence:
     """One defence of those that a client applies."""
 
     name: str
+    """One of those that are known, or a plug-in's: ``module:callable``, or an entry point's name."""
     strength: float = 0.0
     """See ``apply_defence``; of ``dp_sgd`` the noise multiplier, of ``soteria`` the share of the features."""
     clip: tuple[float, ...] = ()
     """``dp_sgd``: largest L2 norm of one image's gradient; several: of each parameter's, in order; empty: not known."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is code of the user's own."""
+        return self.name not in _NAMES
 
 
 def defence_words(defences: Sequence[Defence]) -> str:
@@ -45,14 +52,15 @@ def parse_defences(text: str, strength: float = 0.0) -> tuple[Defence, ...]:
 
     Args:
         text: A name, whose strength is the other argument; or ``name:strength``, several of them with plus signs
-            between, as in ``clip:0.5+noise:0.1``.
+            between, as in ``clip:0.5+noise:0.1``. A plug-in's name may be ``module:callable``, so that
+            ``module:callable:0.3`` is one with its strength.
         strength: See above; 0 where the text gives strengths.
 
     Raises:
         DefenceError: What cannot be read or does not go together, in one sentence.
     """
     words = text.split("+")
-    if len(words) == 1 and ":" not in text:
+    if len(words) == 1 and (":" not in text or taken_apart(text)[1] is None):
         return (_checked(Defence(text, strength)),)
     if strength != 0:
         raise DefenceError(
@@ -66,16 +74,33 @@ def parse_defences(text: str, strength: float = 0.0) -> tuple[Defence, ...]:
 
 
 def _parse(word: str, text: str) -> Defence:
-    name, colon, number = word.partition(":")
-    if name not in _NAMES:
-        raise DefenceError(defence_problem(name, 0.0))
+    name, number = taken_apart(word)
+    problem = _name_problem(name)
+    if problem:
+        raise DefenceError(problem)
     try:
-        return Defence(name, 0.0 if name == "none" and not colon else float(number))
+        return Defence(name, 0.0 if number is None and (name == "none" or name not in _NAMES) else float(number or ""))
     except ValueError:
         raise DefenceError(
             f"the defence {text!r} gives no number as the strength of {name!r}; give each one as name:number, as in "
             "clip:0.5+noise:0.1"
         ) from None
+
+
+def taken_apart(word: str) -> tuple[str, str | None]:
+    """The name and the strength in ``name:strength``; the latter is None where a word has none."""
+    name, colon, number = word.partition(":")
+    if name in _NAMES or not is_own_code(":".join(word.split(":")[:2])):
+        return name, number if colon else None
+    # A colon within the name.
+    parts = word.split(":", 2)
+    return ":".join(parts[:2]), parts[2] if len(parts) > 2 else None
+
+
+def _name_problem(name: str) -> str | None:
+    if name in _NAMES or is_plugin(PluginKind.DEFENCE, name):
+        return None
+    return f"the defence is {name!r}; use one of {', '.join(_NAMES)}, or module:callable"
 
 
 def _checked(defence: Defence) -> Defence:
@@ -114,8 +139,12 @@ def defence_names() -> tuple[str, ...]:
 
 def defence_problem(name: str, strength: float) -> str | None:
     """What is wrong with this defence, in one sentence; None when nothing is."""
+    problem = _name_problem(name)
+    if problem is not None:
+        return problem
     if name not in _NAMES:
-        return f"the defence is {name!r}; use one of {', '.join(_NAMES)}"
+        fits = math.isfinite(strength)
+        return None if fits else f"the strength of the defence {name!r} is {strength:g}; it must be a finite number"
     allowed = {
         "none": (strength == 0, "0, for there is nothing to be strong"),
         "noise": (math.isfinite(strength) and strength > 0, "a number above 0 (a usual range is 0.01 to 1)"),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from ..plugins import PluginKind, is_plugin
 from ..storage.safetensors_reader import short
 from .defences import Defence, defence_names
 from .errors import UpdateError
@@ -195,7 +196,10 @@ def _defences(name: str, value: object) -> tuple[Defence, ...]:
     found = []
     for item in value:
         parts = _object("defence", item, {"name", "strength", "clip"})
-        kind = _choice("defence", parts["name"], list(defence_names()))
+        kind = parts["name"]
+        # A plug-in's is only named here: code runs where the command names it.
+        if not isinstance(kind, str) or not is_plugin(PluginKind.DEFENCE, kind):
+            kind = _choice("defence", kind, list(defence_names()))
         found.append(Defence(kind, _number("strength", parts["strength"]), _numbers("clip", parts["clip"])))
     return tuple(found)
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..plugins import PluginError, accepts, import_callable
 from .batch_norm import client_mode
 from .facts import BatchNormMode
 from .unwrap import unwrap
@@ -245,8 +242,10 @@ def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
     Raises:
         ModelError: It cannot be found, fails, or builds no ``torch.nn.Module``.
     """
-    module_name, _, attribute = name.partition(":")
-    build = _find(name, module_name, attribute, what)
+    try:
+        build = import_callable(name, what)
+    except PluginError as error:
+        raise ModelError(str(error)) from error
     try:
         model = build(**{keyword: value for keyword, value in offered.items() if accepts(build, keyword)})
     # The user's own code may raise anything.
@@ -255,33 +254,3 @@ def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return unwrap(model)
-
-
-def _find(name: str, module_name: str, attribute: str, what: str) -> Callable[..., Any]:
-    # Last, so that nothing in the current folder takes the place of what is installed.
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelError(
-            f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable of a "
-            "module in the current folder or in one on PYTHONPATH"
-        ) from error
-    found = getattr(module, attribute, None) if attribute else None
-    if not callable(found):
-        near = difflib.get_close_matches(attribute, [key for key, value in vars(module).items() if callable(value)])
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(f"the module {module_name!r} has no callable {attribute!r}{hint}")
-    build: Callable[..., Any] = found
-    return build
-
-
-def accepts(build: Callable[..., Any], keyword: str) -> bool:
-    """Whether a callable takes an argument of this name."""
-    try:
-        parameters = inspect.signature(build).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.kind is p.VAR_KEYWORD or (p.name == keyword and p.kind is not p.POSITIONAL_ONLY) for p in parameters)

@@ -76,6 +76,11 @@ class ToldConfig(Checked):
         """Names of the facts that are told."""
         return tuple(one.name for one in fields(self) if getattr(self, one.name) != "")
 
+    @property
+    def stated_defences(self) -> tuple[Defence, ...]:
+        """The defences that are told, in order; none where nothing is said of them."""
+        return _defences(self.defences) if self.defences else ()
+
     def facts(self, channels: int = 3) -> dict[str, Fact[Any]]:
         """The facts by their names, as every writer of updates takes them in ``stated``.
 

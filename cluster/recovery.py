@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError, RayError
 from ..agents import AgentsConfig
 from ..capture import LabelError, ModelError, UpdateError
 from ..coordinator import EventKind, FencedError, Level, Listener, Phase, Wait
+from ..plugins import PluginError
 from ..refusal import ConfigError
 from .agent_loop import Reply, StaleOrderError
 from .failures import cause_of, first_line
@@ -17,7 +18,7 @@ from .member import Member, State
 from .roster import Roster
 
 # What an agent says of an update and a model that it was given, and would say again.
-_REFUSALS = (ConfigError, LabelError, ModelError, UpdateError)
+_REFUSALS = (ConfigError, LabelError, ModelError, PluginError, UpdateError)
 # Failures of one agent within a round after which something is taken to kill it every time.
 _MOST_FAILURES = 5
 
@@ -41,7 +42,7 @@ class Recovery:
 
         Raises:
             FencedError: Another coordinator has taken the run over.
-            ConfigError, LabelError, ModelError, UpdateError: The agent refuses what it was given.
+            ConfigError, LabelError, ModelError, PluginError, UpdateError: The agent refuses what it was given.
         """
         cause = cause_of(error)
         if isinstance(cause, StaleOrderError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..agents import AgentsConfig, ObjectiveConfig
 from ..peeling import PeelingConfig
+from ..plugins import PluginKind, is_plugin
 from ..refusal import Checked
 from ..registration import RegistrationConfig
 from ..target.labels import JOINT, LABEL_RULES
@@ -65,8 +66,8 @@ class AttackConfig(Checked):
     """Base of every random number; agent k uses seed + k."""
     labels: str = "auto"
     """auto, minimum (the paper's rule), counts (repeats), separation (trained models), unmixing (any labels and models
-    without pooling), joint (optimised with the images, as in DLG; for one agent without peeling), or the labels
-    themselves: 0,1,2,3."""
+    without pooling), joint (optimised with the images, as in DLG; for one agent without peeling), a rule of your own
+    (module:callable), or the labels themselves: 0,1,2,3."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What a candidate is scored by."""
     peeling: PeelingConfig = field(default_factory=PeelingConfig)
@@ -83,8 +84,9 @@ class AttackConfig(Checked):
         found = []
         if not 0 <= self.seed <= _LARGEST_SEED:
             found.append(f"seed={self.seed}: give a whole number from 0 to {_LARGEST_SEED}.")
-        if self.labels not in LABEL_RULES and not re.fullmatch(r"\d{1,9}(,\d{1,9})*", self.labels, re.ASCII):
-            found.append(f"labels={self.labels}: give {', '.join(LABEL_RULES)}, or the labels such as 0,1,2,3.")
+        if self.own_label_rule is not None and not is_plugin(PluginKind.LABEL_RULE, self.labels):
+            listed = ", ".join(LABEL_RULES)
+            found.append(f"labels={self.labels}: give {listed}, module:callable, or the labels such as 0,1,2,3.")
         if self.objective.empty and self.agents.generator is None:
             found.append("every weight of the objective is 0: give at least one of them a positive number.")
         if self.labels == JOINT and (
@@ -95,6 +97,12 @@ class AttackConfig(Checked):
                 "peeling.enabled=false with it, and no agents.generator."
             )
         return found
+
+    @property
+    def own_label_rule(self) -> str | None:
+        """The name of a label rule of the user's own; None where the rule is known, or the labels are given."""
+        known = self.labels in LABEL_RULES or re.fullmatch(r"\d{1,9}(,\d{1,9})*", self.labels, re.ASCII)
+        return None if known else self.labels
 
     @property
     def request(self) -> Request:

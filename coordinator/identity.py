@@ -12,6 +12,7 @@ from torch import nn
 
 from ..agents import load_generator
 from ..capture import CapturedUpdate, weight_hash
+from ..plugins import Plugin, PluginKind, find_plugin
 from .config import AttackConfig, flatten
 
 # Settings that say where a run computes, or where a file lies whose content is compared instead.
@@ -30,6 +31,21 @@ def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | 
     return load_generator(config.agents.generator, weights, update.image_count, update.image_shape)
 
 
+def attack_plugins(config: AttackConfig) -> list[Plugin]:
+    """Code of the user's own that the attack calls, found.
+
+    Raises:
+        PluginError: It is not there, or cannot be imported.
+    """
+    named = [
+        (PluginKind.LABEL_RULE, config.own_label_rule),
+        (PluginKind.DECODER, config.peeling.own_decoder),
+        (PluginKind.REGISTRATION, config.registration.own_method),
+        *((PluginKind.PRIOR, prior.name) for prior in config.objective.own_priors),
+    ]
+    return [find_plugin(kind, name) for kind, name in named if name is not None]
+
+
 def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module | None = None) -> dict[str, Any]:
     """All that decides the numbers of a run, flat and plain: a checkpoint is continued only where this is equal."""
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(AttackConfig)}
@@ -45,4 +61,6 @@ def identity(config: AttackConfig, update: CapturedUpdate, generator: nn.Module 
     flat |= {f"fact.{name}": str(fact.value) for name, fact in update.facts.items()}
     if generator is not None:
         flat["generator"] = weight_hash(generator)
+    # Other code under the same name makes another run.
+    flat |= {f"{one.kind} {one.name}": one.source for one in attack_plugins(config)}
     return flat | {"update": digest.hexdigest(), "model": update.weight_hash}

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..plugins import PluginKind, is_plugin
 from ..refusal import Checked
+
+LINEAR = "linear"
+"""The decoder of the package: ridge regression."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class PeelingConfig(Checked):
     photos_without: tuple[str, ...] = ()
     """Names of photos that are left out, such as astronaut; those of the client that are known are added by
     themselves."""
+    decoder: str = LINEAR
+    """What makes images of features to start that descent at: linear, or one of your own that is fitted on these photos
+    (module:callable)."""
     tolerance: float = 3e-2
     """Largest estimated relative error at which activations count as recovered; a strong defence exceeds it."""
 
@@ -37,4 +44,11 @@ class PeelingConfig(Checked):
             found.append(f"peeling.operations={self.operations}: give 0, or a number above it.")
         if not self.photos:
             found.append("peeling.photos= is empty: give a folder of public photos, or the word photos.")
+        if self.own_decoder is not None and not is_plugin(PluginKind.DECODER, self.own_decoder):
+            found.append(f"peeling.decoder={self.decoder}: give {LINEAR}, or module:callable.")
         return found
+
+    @property
+    def own_decoder(self) -> str | None:
+        """The name of a decoder of the user's own; None for the package's."""
+        return None if self.decoder == LINEAR else self.decoder

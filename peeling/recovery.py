@@ -18,6 +18,7 @@ from .cut import (
     NoCut,
     Stem,
     decode,
+    decode_with,
     decoder_photos,
     find_cut,
     find_stem,
@@ -218,6 +219,8 @@ def decoded_start(
         pictures = list(named.values())
     _, height, width = update.image_shape
     crops = update.normalisation.apply(photo_crops(pictures, (height, width), count))
+    if config.own_decoder is not None:
+        return decode_with(config.own_decoder, cut, crops, device=device), photos
     return decode(cut, crops, device=device), photos
 
 
@@ -242,7 +245,7 @@ def _descended(
     record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(shown.error.tolist())))
     record = replace(record, contrast=shown.contrast)
     message = (
-        f"{reached(record)} From there a descent, started by a linear decoder fitted on public photos, met the "
+        f"{reached(record)} From there a descent, started by a decoder fitted on public photos, met the "
         f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most); what the features "
         "leave open of an image is what the start had there."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..plugins import PluginKind, is_plugin
 from ..refusal import Checked, Refusal
 
 METHODS = ("coarse_to_fine", "coarse", "none")
@@ -19,7 +20,8 @@ class RegistrationConfig(Checked):
     """Settings of `register`; the defaults are those measured by ``benchmarks/registration.py``."""
 
     method: str = "coarse_to_fine"
-    """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone) or `none` (the plain mean)."""
+    """`coarse_to_fine` (homography, then a dense flow), `coarse` (homography alone), `none` (the plain mean), or a way
+    of your own to find the warps (module:callable)."""
     rounds: int = 3
     """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
     consensus: str = "huber"
@@ -36,10 +38,15 @@ class RegistrationConfig(Checked):
     fine_min_displacement: float = 0.004
     """The dense flow is skipped for an image whose coarse displacement stays under this share of the shorter side."""
 
+    @property
+    def own_method(self) -> str | None:
+        """The name of a way of the user's own; None where the method is known."""
+        return None if self.method in METHODS else self.method
+
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, one sentence each."""
         return [
-            *_choice("method", self.method, METHODS),
+            *_method(self),
             *_choice("consensus", self.consensus, CONSENSUS),
             *_range("rounds", self.rounds, 1, 20),
             *_range("max_displacement", self.max_displacement, 0.0, 0.5),
@@ -48,6 +55,12 @@ class RegistrationConfig(Checked):
             *_range("fine_min_size", self.fine_min_size, 8, 1 << 20),
             *_range("fine_min_displacement", self.fine_min_displacement, 0.0, 1.0),
         ]
+
+
+def _method(config: RegistrationConfig) -> list[str]:
+    if config.own_method is None or is_plugin(PluginKind.REGISTRATION, config.own_method):
+        return []
+    return [f"registration.method={config.method}: choose one of {', '.join(METHODS)}, or give module:callable."]
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> list[str]:

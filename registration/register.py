@@ -14,6 +14,7 @@ from .candidates import SMALLEST_SIDE, Usable, check
 from .config import RegistrationConfig
 from .consensus import Consensus, average
 from .guard import no_gain, refuse
+from .own_method import own_displacement
 from .schedule import Schedule
 from .warp import base_grid, inside, remove_shared_displacement, resize_field, sample, to_pixels
 
@@ -46,6 +47,7 @@ def register(
 
     Raises:
         RegistrationError: input that cannot be registered (see `candidates.check`).
+        PluginError: a method of the user's own that cannot be had, or does not keep its protocol.
 
     Note:
         The paper registers each candidate once to the pixel mean, by RANSAC-flow with pretrained features. Here
@@ -62,7 +64,11 @@ def register(
     if min(usable.images.shape[-2:]) < SMALLEST_SIDE:
         return _unmoved(usable, evidence, round, config)
     finest = schedule.sizes[-1]
-    displacement = remove_shared_displacement(schedule.estimate().displacement(*finest))
+    if config.own_method is not None:
+        estimated = resize_field(own_displacement(config.own_method, usable.images), *finest)
+    else:
+        estimated = schedule.estimate().displacement(*finest)
+    displacement = remove_shared_displacement(estimated)
     rejected = _refused(displacement, evidence, usable.weights, config)
     displacement = displacement * ~rejected[..., None, None, None]
     plain, agreement = _falls_back(displacement, evidence, usable.weights, config)

@@ -13,6 +13,7 @@ from ..capture.client.private_images import load_private
 from ..capture.fitting import fit
 from ..capture.server import load_checkpoints, load_server_model
 from ..capture.told_config import apply_told
+from .own_code import own_plugins
 from .run import RunConfig, command_words, to_plain
 
 
@@ -26,22 +27,26 @@ def obtain(config: RunConfig) -> Case:
     Raises:
         UpdateError, ModelError, ImageError, ClientError, DefenceError: What cannot be read, built or run, or does not
             belong together, in one sentence.
+        PluginError: Code of the user's own that is not there or cannot be imported.
     """
+    plugins = own_plugins(config)
     if config.before is not None and config.after is not None:
         update, model, classes = load_checkpoints(config.before, config.after, config.client, config.seed)
     elif config.update is not None:
         update = CapturedUpdate.load(config.update)
         model, classes = load_server_model(update, config.client, config.seed)
     else:
-        return _simulated(config)
+        return replace(_simulated(config), plugins=plugins)
     update, model = fit(update, model)
     update = apply_told(update, config.told)
     config = replace(config, client=replace(config.client, classes=classes))
     private = load_private(config.private, update, classes)
-    send = like_the_client(update, model, config.seed)
+    send = like_the_client(update, model, config.seed, [one.name for one in config.told.stated_defences])
     attack = replace(config, peeling=without_private(config.peeling, private, None))
     asked, command = to_plain(config), _command(config)
-    return Case(update, model, attack, private, send, config.client, config.audit, asked, command, captured=True)
+    return Case(
+        update, model, attack, private, send, config.client, config.audit, asked, command, plugins, captured=True
+    )
 
 
 def _simulated(config: RunConfig) -> Case:

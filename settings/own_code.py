@@ -15,21 +15,92 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..capture.defences import Defence, taken_apart
 from ..capture.models import TIMM_PREFIX
+from ..coordinator.identity import attack_plugins
 from ..foreign_text import safe
+from ..plugins import Plugin, PluginKind, find_plugin, is_plugin
 from ..refusal import ConfigError
 from ..storage.folders import Storage
-from .run import RunConfig, is_preset_file
+from .keys import format_value
+from .run import RunConfig, is_preset_file, settings
 
 
 def own_code(config: RunConfig) -> dict[str, str]:
-    """The ``module:callable`` values of a configuration, by key."""
-    named = {"client.model": config.client.model, "agents.generator": config.agents.generator}
-    return {
-        key: value
-        for key, value in named.items()
-        if value is not None and ":" in value and not value.lower().startswith(TIMM_PREFIX)
+    """What a configuration names that is code and does not come with the package, by key, as a command would say it.
+
+    That is ``module:callable``, plug-ins by the names of their entry points, and grids in which any of these is tried.
+    """
+    built = {"client.model": config.client.model, "agents.generator": config.agents.generator}
+    named = [key for key, value in built.items() if value is not None and _is_built(value)]
+    named += [key for key, names in _plugins(config).items() if names]
+    named += [key for key, names in _tried(config).items() if names]
+    values = settings(config)
+    return {key: format_value(values[key]) for key in named}
+
+
+def own_plugins(config: RunConfig) -> tuple[Plugin, ...]:
+    """The plug-ins that a configuration names, found: so that what is missing is known before any work.
+
+    Raises:
+        PluginError: One is not there, or cannot be imported.
+    """
+    stated = (*config.client.defences, *config.told.stated_defences)
+    found = [find_plugin(PluginKind.DEFENCE, one.name) for one in stated if one.is_own] + attack_plugins(config)
+    return tuple({(one.kind, one.name): one for one in found}.values())
+
+
+_KINDS = {
+    "client.defence": PluginKind.DEFENCE,
+    "told.defences": PluginKind.DEFENCE,
+    "labels": PluginKind.LABEL_RULE,
+    "objective.priors": PluginKind.PRIOR,
+    "peeling.decoder": PluginKind.DECODER,
+    "registration.method": PluginKind.REGISTRATION,
+}
+_BUILT = ("client.model", "agents.generator")
+
+
+def _plugins(config: RunConfig) -> dict[str, list[str]]:
+    """The names of the plug-ins under each key that may name one."""
+    alone = {
+        "labels": config.own_label_rule,
+        "peeling.decoder": config.peeling.own_decoder,
+        "registration.method": config.registration.own_method,
     }
+    return {
+        "client.defence": [one.name for one in config.client.defences if one.is_own],
+        "told.defences": [one.name for one in config.told.stated_defences if one.is_own],
+        "objective.priors": [one.name for one in config.objective.own_priors],
+        **{key: [] if name is None else [name] for key, name in alone.items()},
+    }
+
+
+def _tried(config: RunConfig) -> dict[str, list[str]]:
+    """What the grid of an audit names that is code, by the key of the grid."""
+    defences = [word for word in config.sweep.defences if any(map(_names_defence, word.split("+")))]
+    axes, key = [], ""
+    for word in config.sweep.axes:
+        begins, colon, value = word.partition(":")
+        if colon and begins in settings(config):
+            key, word = begins, value
+        built = key in _BUILT and _is_built(word)
+        if built or (key in _KINDS and any(is_plugin(_KINDS[key], part) for part in _parts(word))):
+            axes.append(word)
+    return {"sweep.defences": defences, "sweep.axes": axes}
+
+
+def _names_defence(word: str) -> bool:
+    return Defence(taken_apart(word)[0]).is_own and "=" not in word
+
+
+def _parts(word: str) -> list[str]:
+    """A value as it stands, and without the weights and strengths in it."""
+    return [word, *(taken_apart(part)[0] for part in word.split("+"))]
+
+
+def _is_built(name: str) -> bool:
+    return ":" in name and not name.lower().startswith(TIMM_PREFIX)
 
 
 def remember_own_code(storage: Storage, config: RunConfig) -> None:

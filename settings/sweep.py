@@ -22,7 +22,8 @@ class SweepConfig(Checked):
     """Weight files of the model, and "untrained" for random weights; with none given the state is client.weights."""
     axes: tuple[str, ...] = ()
     """Further keys to vary, each with its values, as in client.local_epochs:0,1,agents.count:1,4; by what is no setting
-    of the client, such as agents.count, no change is recommended: the worst of its levels counts."""
+    of the client, such as agents.count, no change is recommended: the worst of its levels counts. So of published
+    attacks: preset:gradinversion,inverting_gradients, where what you set yourself holds in all."""
     side_by_side: int = 0
     """Cells that run at once; 0: as many as there are CPUs or GPUs for their agents."""
     train_images: str | None = None

@@ -13,17 +13,21 @@ from typing import TypeVar
 
 from ..audit.config import CONTROLS
 from ..capture.client.images import PHOTOS
+from ..capture.defences import taken_apart
 from ..coordinator import Storage
 from ..refusal import ConfigError
 from ..settings.keys import format_value, keys
 from ..settings.run import RunConfig, settings, with_settings
 from ..settings.sweep import SweepConfig
 from .kinds import Kind, goes_with_a_defence, kind_of
+from .presets import settings_of_preset
 
 CELLS = "cells"
 """The folder in ``out`` in which each cell has one."""
 UNTRAINED = "untrained"
 UNDEFENDED = "no defence"
+PRESET = "preset"
+"""The axis of published attacks: the one along which many keys change at once."""
 _MOST_CELLS = 1000
 _NAME = re.compile(r"[^A-Za-z0-9._=-]+")
 _LONGEST_NAME = 80
@@ -126,11 +130,14 @@ def _axes(config: RunConfig) -> tuple[Axis, ...]:
     found = [
         _axis(config, Kind.STATE, "model", _states(states)),
         _axis(config, Kind.BN, "batch norm", [Level(f"{mode} BN", {"client.bn": mode}) for mode in sweep.bn]),
-        *(_axis(config, kind_of(key), key, levels) for key, levels in _further(sweep)),
+        *(_axis(config, kind_of(key), key, levels) for key, levels in _further(config)),
         _axis(config, Kind.DEFENCE, "defence", [_defence(text) for text in sweep.defences]),
         _axis(config, Kind.BATCH, "batch", [_batch(size) for size in sweep.batch_sizes]),
     ]
-    keys_twice = [key for key, count in _count(axis.levels[0].settings for axis in found).items() if count > 1]
+    # What a preset sets another axis may set otherwise: that one counts.
+    found.sort(key=lambda axis: axis.title != PRESET)
+    varied = ([PRESET] if axis.title == PRESET else axis.levels[0].settings for axis in found)
+    keys_twice = [key for key, count in _count(varied).items() if count > 1]
     if keys_twice:
         raise ConfigError([f"{key} is varied on two axes: give it on one." for key in keys_twice])
     return tuple(found)
@@ -201,7 +208,8 @@ def _defence_settings(parts: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _part(word: str, text: str) -> tuple[str, str]:
-    name, _, strength = word.partition(":")
+    name, number = taken_apart(word)
+    strength = number or ""
     try:
         float(strength or 0)
     except ValueError:
@@ -209,11 +217,11 @@ def _part(word: str, text: str) -> tuple[str, str]:
     return name, strength
 
 
-def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
+def _further(config: RunConfig) -> list[tuple[str, list[Level]]]:
     """Axes from words such as ``client.image_size:32``, ``64``: a word that begins with a key begins an axis."""
     known = keys(RunConfig)
     found: list[tuple[str, list[Level]]] = []
-    for word in sweep.axes:
+    for word in config.sweep.axes:
         key, colon, value = word.partition(":")
         if colon and key in known:
             found.append((key, []))
@@ -223,7 +231,8 @@ def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
             )
         else:
             key, value = found[-1][0], word
-        found[-1][1].append(Level(f"{key.rpartition('.')[2]} {value}", {key: value}))
+        sets = settings_of_preset(config, value) if key == PRESET else {key: value}
+        found[-1][1].append(Level(f"{key.rpartition('.')[2]} {value}", sets))
     refused = [key for key, _ in found if key.startswith(("sweep.", "audit.")) or key in _NOT_VARIED]
     if refused:
         raise ConfigError([f"sweep.axes={key}: this key cannot be varied." for key in refused])
@@ -231,7 +240,7 @@ def _further(sweep: SweepConfig) -> list[tuple[str, list[Level]]]:
 
 
 _CAPTURED = ("update", "before", "after")
-_NOT_VARIED = {"out", "resume", *_CAPTURED, "private.images", "private.labels", "preset", "budget"}
+_NOT_VARIED = {"out", "resume", *_CAPTURED, "private.images", "private.labels", "budget"}
 
 
 def _cell(config: RunConfig, axes: Sequence[Axis], levels: tuple[int, ...], taken: set[str]) -> Cell:

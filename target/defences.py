@@ -34,8 +34,18 @@ def check_defences(update: CapturedUpdate, model: nn.Module, look: OneLook | Non
     layer = None
     if is_one_step(update) and (update.local is None or update.local.learning_rate is not None):
         layer = softmax_layer(as_gradient(update, model), model, look or OneLook())
-    found = [*_unstated(update, layer), *_absent(update, layer)]
-    return Finding(contradictions={"defences": "; ".join(found)}) if found else Finding()
+    # What code of the client's own leaves in an update nobody here knows.
+    own = [one.name for one in update.defences if one.is_own]
+    found = [*(() if own else _unstated(update, layer)), *_absent(update, layer)]
+    contradictions = {"defences": "; ".join(found)} if found else {}
+    return Finding(contradictions=contradictions, limits=tuple(map(_not_allowed_for, own)))
+
+
+def _not_allowed_for(name: str) -> str:
+    return (
+        f"the client's defence {name!r} is code of its own, which the attack takes no account of: an attacker who "
+        "knows what it does may see more."
+    )
 
 
 def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ..update import CapturedUpdate
 from .config import ClientConfig
 from .dp_sgd import noisy_mean
 from .gradient import capture_gradient
+from .own_defence import apply_own_defence
 from .soteria import soteria_gradient
 
 Gradients = dict[str, Tensor]
@@ -82,18 +83,21 @@ def apply_defence(
     - ``prune``: in each tensor the share ``strength`` of entries of smallest magnitude set to zero.
     - ``quantise``: each tensor rounded to 2^strength evenly spaced values between its minimum and its maximum.
 
+    - any other: a plug-in's (see ``DefenceFunction``), which is imported and run.
+
     ``dp_sgd`` and ``soteria`` change the gradient while it is computed: ``simulate_client`` applies them.
 
     Batch-norm statistics that a client shares are not touched: a defence here covers the gradient only.
 
     Args:
         gradients: By parameter name.
-        name: One of the names above.
+        name: One of the names above, or a plug-in's.
         strength: See above; ignored bits of it are an error, never silently dropped.
         generator: Source of the noise, on the CPU; the same state gives the same noise.
 
     Raises:
         DefenceError: An unknown name or a strength outside its range, in one sentence.
+        PluginError: A plug-in that cannot be had, or does not keep its protocol.
     """
     problem = defence_problem(name, strength)
     if problem:
@@ -103,6 +107,8 @@ def apply_defence(
             f"the defence {name!r} needs the images, not only their gradient: simulate_client applies it"
         )
     copies = {key: value.detach().clone() for key, value in gradients.items()}
+    if name not in _DEFENCES:
+        return apply_own_defence(copies, name, strength, generator or torch.Generator())
     return _DEFENCES[name](copies, strength, generator)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ...plugins import PluginKind, is_plugin
 from ..facts import read
 from ..fitting import fit
 from ..losses import BINARY
@@ -19,6 +20,7 @@ from .counts import ClassCounts, estimate_counts
 from .final_layer import FinalLayer, LabelError
 from .learning_rate import estimate_learning_rate
 from .one_look import OneLook
+from .own_rule import by_own_rule
 from .recovered import RecoveredLabels
 from .separation import MOST_IMAGES, Separation, separable, separate
 from .sign import REVERSED, Sign, read_sign
@@ -60,7 +62,7 @@ def recover_labels(
         update: A gradient; with a defence the result may be wrong, and the confidence says so. A weight delta stands
             for the mean of its steps' gradients, which is a gradient exactly only for one step.
         model: The model that the update belongs to.
-        method: See above.
+        method: See above; or a plug-in's name (`LabelRule`), which is imported and run.
         look: At the final layer, where others ask it too.
 
     Raises:
@@ -68,15 +70,18 @@ def recover_labels(
             end in a fully connected layer, or images that ``minimum``, ``separation`` or ``unmixing`` cannot
             tell apart.
         ModelError: The model does not take the client's batch.
+        PluginError: A plug-in that cannot be had, or does not keep its protocol.
     """
     update, model = fit(update, model)
     look = look or OneLook()
-    if method not in METHODS:
-        raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}")
+    if method not in METHODS and not is_plugin(PluginKind.LABEL_RULE, method):
+        raise LabelError(f"the label method is {method!r}; use one of {', '.join(METHODS)}, or module:callable")
     if update.kind is UpdateKind.WEIGHT_DELTA:
         return _from_weight_delta(update, model, method, look)
     update = as_gradient(update, model)
     if not is_softmax(update, model):
+        if method not in METHODS:
+            return by_own_rule(method, look.final_layer(update, model), update.image_count)
         return _by_signs(update, model, look)
     layer = look.final_layer(update, model)
     sign = read_sign(layer, update.image_count)
@@ -92,6 +97,8 @@ def recover_labels(
 
 
 def _by_method(layer: FinalLayer, update: CapturedUpdate, method: str, look: OneLook) -> RecoveredLabels:
+    if method not in METHODS:
+        return by_own_rule(method, layer, update.image_count)
     present = int(layer.present.sum())
     proven = layer.signs_prove and present == update.image_count
     if method == "minimum" or (method == "auto" and proven):

@@ -9,6 +9,7 @@ from .contrast import Contrast, contrast_by_grid, hides_contrast
 from .decoder import Decoded, decode
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
+from .own_decoder import DecoderFactory, decode_with
 from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, features_off, find_cut
 from .winners import Stem, find_stem, images_by_winners, winners_operations
@@ -17,6 +18,7 @@ __all__ = [
     "Contrast",
     "Cut",
     "Decoded",
+    "DecoderFactory",
     "GridEvidence",
     "NoCut",
     "Photos",
@@ -25,6 +27,7 @@ __all__ = [
     "Stem",
     "contrast_by_grid",
     "decode",
+    "decode_with",
     "decoder_photos",
     "features_off",
     "find_cut",

@@ -18,10 +18,10 @@ from .places import Cut
 
 # What is tried, as shares of the mean variance of a feature; those that are best on crops that were held out are used.
 _RIDGES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-# One of so many pieces of the crops is held out.
-_HELD_OUT = 5
-# Pixels that are run at once: what a network keeps of them is a hundred times as much.
-_PIXELS, _AT_ONCE = 150_000, 16
+HELD_OUT = 5
+"""One of so many pieces of the crops is held out."""
+PIXELS, AT_ONCE = 150_000, 16
+"""Pixels, and images, that are run at once: what a network keeps of them is a hundred times as much."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def decode(
         block = (1, 1)  # not one block for each place: each pixel by the place nearest to it
         grid = (height, width)
     fitted, held = _Sums(), _Sums()
-    at_once = max(1, min(_AT_ONCE, _PIXELS // (height * width)))
+    at_once = max(1, min(AT_ONCE, PIXELS // (height * width)))
     if cut.is_coupled:  # statistics of as many images as the cut's
         at_once = len(cut.places[0].values)
         crops = crops[: max(1, len(crops) // at_once) * at_once]
@@ -75,7 +75,7 @@ def decode(
                 offset, scale = features.mean(dim=0), features.std(dim=0)
                 scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
             blocks = F.unfold(given, block, stride=block).transpose(1, 2).flatten(0, 1)
-            (held if index % _HELD_OUT == _HELD_OUT - 1 else fitted).add(_alike(features, offset, scale), blocks)
+            (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(_alike(features, offset, scale), blocks)
     assert offset is not None
     assert scale is not None
     offset, scale = offset.cpu().double(), scale.cpu().double()

@@ -193,3 +193,48 @@ def test_settings_are_checked_as_a_whole() -> None:
     assert config.client.defence_strength == 0.5
     with pytest.raises(ConfigError, match="strength"):
         with_settings(RunConfig(), {"client.defence": "noise"})
+
+
+def test_published_attacks_are_an_axis_whose_worst_level_counts(settings: Settings) -> None:
+    words = ("client.batch_size=2", "sweep.batch_sizes=2", "sweep.defences=none", "sweep.bn=eval", "agents.count=3")
+    grid = make_grid(settings(*words, "sweep.axes=preset:gradinversion,inverting_gradients"))
+    found = {cell.config.preset: cell.config for cell in grid.cells if cell.config is not None}
+    for name, config in found.items():
+        wanted = load_config([f"preset={name}", "client.batch_size=2", "agents.count=3"])
+        assert differences(wanted, config) == []
+    assert found.keys() == {"gradinversion", "inverting_gradients"}
+    (axis,) = [axis for axis in grid.axes if axis.title == "preset"]
+    assert axis.kind is Kind.ATTACK
+    assert axis.levels[axis.base].settings == {"preset": "gradinversion"}
+    assert [grid.distance(cell.levels) for cell in grid.cells] == [(0, 0), (0, 1)]
+
+
+def test_another_axis_wins_over_a_preset(settings: Settings) -> None:
+    axes = "sweep.axes=agents.iterations:5,6,preset:inverting_gradients,dlg"
+    grid = make_grid(settings("sweep.batch_sizes=1", "sweep.defences=none", "sweep.bn=eval", axes))
+    tried = {(c.config.preset, c.config.agents.iterations) for c in grid.cells if c.config is not None}
+    assert tried == {(name, steps) for name in ("inverting_gradients", "dlg") for steps in (5, 6)}
+
+
+def test_a_preset_file_on_an_axis_names_no_code_by_itself(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("objective: {l2_weight: 0.5}\n")
+    (tmp_path / "theirs.yaml").write_text("client: {model: 'os:abort'}\n")
+    grid = make_grid(settings(f"sweep.axes=preset:gradinversion,{tmp_path}/mine.yaml"))
+    assert {c.config.objective.l2_weight for c in grid.cells if c.config is not None} == {0.0, 0.5}
+    theirs = f"sweep.axes=preset:{tmp_path}/theirs.yaml"
+    with pytest.raises(ConfigError, match=r"names code that would run here: .* client\.model=os:abort"):
+        make_grid(settings(theirs))
+    assert make_grid(settings(theirs, "client.model=os:abort")).cells
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("sweep.axes=preset:gradinversoin", "gradinversoin is not known"),
+        ("sweep.axes=preset:nowhere.yaml", "cannot be read"),
+        ("sweep.axes=preset:latent_projection", "agents.generator is missing"),
+    ],
+)
+def test_presets_that_cannot_be_had_are_refused(settings: Settings, word: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        make_grid(settings(word))
