@@ -123,9 +123,8 @@ class Objective:
     def _require_a_term(self) -> None:
         weights = ["gradient_weight"]
         weights += [f"{name}_weight" for name, prior in PRIORS.items() if prior.target is HeldAgainst.NOTHING]
-        if any(getattr(self.config, name) for name in weights) or self._statistics or self._own.weights:
-            return
-        if self.generator is not None:
+        others = self._statistics or self._own.weights or self.generator is not None
+        if others or any(getattr(self.config, name) for name in weights):
             return
         raise ConfigError(
             [

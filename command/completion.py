@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..refusal import ConfigError
-from ..settings.keys import keys
-from ..settings.run import RunConfig
+from ..settings.catalogue import catalogue
 from ..settings.usage import VERBS, preset_names
 
 _BASH = """# Completion for bash; belongs into ~/.local/share/bash-completion/completions/gradinversion.
@@ -32,5 +31,5 @@ def completion(shell: str) -> str:
     if shell != "bash":
         raise ConfigError([f"--completion {shell}: give bash; zsh reads the same after `autoload bashcompinit`."])
     presets = [f"preset={name}" for name in preset_names()]
-    names = [f"{name}=" for name in keys(RunConfig) if name != "preset"]
+    names = [f"{name}=" for name in catalogue() if name != "preset"]
     return _BASH.format(words=" ".join([*VERBS, "--help", "--version", *presets, *names]))

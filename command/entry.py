@@ -7,6 +7,7 @@ import sys
 from .. import __version__
 from ..refusal import ConfigError, Refusal
 from ..settings.usage import first_screen
+from ..settings.words import slips
 from .program import given_out, interrupted, left_behind, program
 from .signals import Signalled, ending_in_order
 from .words import split_verb
@@ -32,6 +33,9 @@ def run(words: list[str]) -> int:
             print(_completion(words[1:]), end="")
             return 0
         verb, settings = split_verb(words)
+        # Before the seconds in which the package is loaded.
+        if found := slips(settings):
+            raise ConfigError(found)
     except Refusal as error:
         return _refused(error)
     with ending_in_order() as signalled:
@@ -41,7 +45,6 @@ def run(words: list[str]) -> int:
 def _help(topics: list[str]) -> str:
     if not topics or topics[0] in ("attack", "audit", "capture", "watch", "stop", "report"):
         return first_screen(program())
-    # With every key comes every component that declares one.
     from ..settings.help import help_on, help_text, strange_topic
 
     if topics == ["all"]:

@@ -41,7 +41,8 @@ def obtain(config: RunConfig) -> Case:
     update = apply_told(update, config.told)
     config = replace(config, client=replace(config.client, classes=classes))
     private = load_private(config.private, update, classes)
-    send = like_the_client(update, model, config.seed, [one.name for one in config.told.stated_defences])
+    trusted = [one.name for one in (*config.told.stated_defences, *config.client.defences)]
+    send = like_the_client(update, model, config.seed, trusted)
     attack = replace(config, peeling=without_private(config.peeling, private, None))
     asked, command = to_plain(config), _command(config)
     return Case(

@@ -94,7 +94,7 @@ def _unless_none(kind: Any) -> Any:
     return inner
 
 
-def unknown(name: str, known: Mapping[str, Key]) -> str:
+def unknown(name: str, known: Mapping[str, object]) -> str:
     """What to say of a key that does not exist, with the one that was probably meant."""
     group = [key for key in known if key.startswith(f"{name}.")]
     if group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
@@ -20,10 +20,11 @@ from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
 from ..coordinator import AttackConfig, flatten
 from ..refusal import ConfigError
-from .keys import Key, convert, format_value, keys, unknown, wanted
+from .keys import Key, convert, format_value, keys, unknown
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
 from .usage import DEFAULT_PRESET, preset_names, preset_text
+from .words import of_wrong_type, split_words
 from .yaml_file import parse_tree, parse_yaml, read_tree
 
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
@@ -41,8 +42,6 @@ FAIL_ON = ("never", "leak", "weak", "unknown")
 _MOST_UNKNOWN = 20
 # What a preset file does not set: where a run goes, and whether it is gone on with.
 _OF_ONE_RUN = frozenset({"out", "resume", "restart", "preset"})
-_SHORT = {"private": "private.images"}
-"""A group of keys that a word names alone, and the key that is meant."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def load_config(words: Sequence[str]) -> RunConfig:
             them, not only the first.
     """
     problems: list[str] = []
-    given = dict(_split(words, problems))
+    given = dict(split_words(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
     return _resolve(_settings_in_preset(name, problems) | given, problems + untold(given))
 
@@ -231,21 +230,12 @@ def _resolve(settings: Mapping[str, Any], problems: list[str]) -> RunConfig:
     return typing.cast(RunConfig, _objects(tree))
 
 
-def _split(words: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        name, equals, value = word.partition("=")
-        if equals and name.strip():
-            yield _SHORT.get(name.strip(), name.strip()), value.strip()
-        else:
-            problems.append(f"{word!r} is not a setting: write key=value, for example agents.count=4.")
-
-
 def _assign(tree: DictConfig, key: Key, value: Any) -> str | None:
     """Puts one value into the tree; what is wrong with it, if anything."""
     try:
         OmegaConf.update(tree, key.name, convert(key.kind, value))
     except (OmegaConfBaseException, ValueError):
-        return f"{key.name}={format_value(value)}: give {wanted(key.kind)}."
+        return of_wrong_type(key.name, key.kind, value)
     return None
 
 

@@ -24,7 +24,18 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) ->
 
 @pytest.mark.parametrize(
     ("words", "status"),
-    [("--help", 0), ("--version", 0), ("help", 0), ("client.batch_size = 8", 2), ("atack", 2), ("audit --help", 0)],
+    [
+        *[
+            ("--help", 0),
+            ("--version", 0),
+            ("help", 0),
+            ("client.batch_size = 8", 2),
+            ("atack", 2),
+            ("audit --help", 0),
+        ],
+        *[("--help all", 0), ("--help agents.count", 0), ("--help client", 0), ("--help nothing.there", 2)],
+        *[("agents.cuont=3", 2), ("audit agents.count=four", 2), ("--completion bash", 0)],
+    ],
 )
 def test_what_needs_no_package_imports_none(words: str, status: int) -> None:
     """A process of its own: in this one everything is loaded."""
