@@ -48,6 +48,25 @@ def shrink_unshared(
     return _inverse(signal * gain, mean, step)
 
 
+def disagreement(
+    mean: Float[Tensor, "image channel height width"],
+    aligned: Float[Tensor, "seed image channel height width"],
+    weights: Float[Tensor, " seed"],
+) -> Float[Tensor, " image"]:
+    """The deviation of the mean's noise, read off the seeds' differences, over that of the mean over its pixels.
+
+    Args:
+        mean: An average of ``aligned``.
+        aligned: Registered candidates of at least two seeds, any linear pixel scale.
+        weights: Share of each seed, summing to 1.
+    """
+    differences = torch.einsum("ks,sbchw->kbchw", _contrasts(weights), aligned)
+    noise = differences.square().mean(dim=(0, 2, 3, 4))
+    contrast = (mean - mean.mean(dim=(-2, -1), keepdim=True)).square().mean(dim=(1, 2, 3))
+    # A flat picture shows nothing beside its noise.
+    return (noise / contrast.clamp_min(1e-30)).sqrt()
+
+
 def _contrasts(weights: Float[Tensor, " seed"]) -> Float[Tensor, "contrast seed"]:
     """Rows that sum to zero and are as long as the weights: the lowest cosines over the seeds."""
     count = weights.shape[0]

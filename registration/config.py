@@ -8,7 +8,7 @@ from ..plugins import PluginKind, is_plugin
 from ..refusal import Checked, Refusal
 
 METHODS = ("coarse_to_fine", "coarse", "none")
-CONSENSUS = ("wiener", "huber", "mean")
+CONSENSUS = ("auto", "wiener", "huber", "mean")
 
 
 class RegistrationError(Refusal, ValueError):
@@ -24,9 +24,9 @@ class RegistrationConfig(Checked):
     of your own to find the warps (module:callable)."""
     rounds: int = 3
     """How often candidates are registered to the re-averaged target; the dense flow runs in the last one."""
-    consensus: str = "huber"
+    consensus: str = "auto"
     """How aligned candidates are averaged: `wiener` (the robust mean less what the seeds do not share), `huber` (that
-    per-pixel robust mean itself) or `mean`."""
+    per-pixel robust mean itself), `mean`, or `auto` (`huber` for an image on which the seeds agree, else `wiener`)."""
     max_displacement: float = 0.15
     """Largest displacement believed, as a share of the shorter side; a warp beyond it is refused."""
     margin: float = 0.005

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from .agreement import OUTSIDE
 from .candidates import LeftOut
-from .coherence import shrink_unshared
+from .coherence import disagreement, shrink_unshared
 
 _HUBER = 1.7
 _ITERATIONS = 2
+# Of an image's contrast: seeds that differ by less have converged to one picture. What they do not share is then too
+# little to be worth filtering, and is no noise.
+_AGREE = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def average(
     weights: Float[Tensor, " seed"],
     kind: str,
 ) -> Float[Tensor, "image channel height width"]:
-    """The mean over seeds, Huber's M-estimate of it per pixel, or that with what seeds do not share shrunk.
+    """The mean over seeds, Huber's M-estimate of it per pixel, or that with what seeds do not share shrunk; ``auto``
+    shrinks image by image, where the seeds disagree by more than 1 % of the image's contrast.
 
     Huber (1964): weights ``min(1, 1.7 s / |r|)`` with ``|r|`` the distance over channels, found by two reweightings
     from the mean; s is the mean distance over the whole image and all seeds.
@@ -51,9 +55,19 @@ def average(
     if visible is not None:
         weight = weight * visible.clamp_min(OUTSIDE)[:, :, None]
     mean = (weight * aligned).sum(0) / weight.sum(0)
-    if kind != "mean" and aligned.shape[0] >= 3:
+    several = aligned.shape[0] >= 3
+    if kind != "mean" and several:
         mean = _robust(mean, aligned, weight)
-    return shrink_unshared(mean, aligned, weights) if kind == "wiener" else mean
+    if kind == "wiener":
+        return shrink_unshared(mean, aligned, weights)
+    return _shrunk_where_they_disagree(mean, aligned, weights) if kind == "auto" and several else mean
+
+
+def _shrunk_where_they_disagree(mean: Tensor, aligned: Tensor, weights: Tensor) -> Tensor:
+    images = (disagreement(mean, aligned, weights) > _AGREE).nonzero()[:, 0]
+    if len(images):
+        mean = mean.index_copy(0, images, shrink_unshared(mean[images], aligned[:, images], weights))
+    return mean
 
 
 def _robust(mean: Tensor, aligned: Tensor, weight: Tensor) -> Float[Tensor, "image channel height width"]:

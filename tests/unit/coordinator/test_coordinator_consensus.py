@@ -70,7 +70,7 @@ def joined(images: Tensor, most: int, config: RegistrationConfig) -> tuple[Conse
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
-@pytest.mark.parametrize("kind", ["mean", "huber", "wiener"])
+@pytest.mark.parametrize("kind", ["mean", "huber", "wiener", "auto"])
 @pytest.mark.parametrize("most", [2, 5])
 def test_the_parts_joined_are_the_whole(size: int, kind: str, most: int) -> None:
     images = pictures(size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.registration import RegistrationConfig, register
-from gradinversion.registration.coherence import _contrasts, _inverse, _transform, shrink_unshared
+from gradinversion.registration.coherence import _contrasts, _inverse, _transform, disagreement, shrink_unshared
+from gradinversion.registration.consensus import average
 from gradinversion.registration.contrast import blur
 from scipy.fft import dctn
 
@@ -83,3 +84,40 @@ def test_register_takes_it_as_a_consensus() -> None:
         for kind in ("mean", "wiener")
     }
     assert errors["wiener"] < 0.8 * errors["mean"]
+
+
+@pytest.mark.parametrize("weights", [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]])
+def test_the_disagreement_is_the_deviation_of_the_mean_over_its_contrast(weights: list[float]) -> None:
+    share, truth = torch.tensor(weights), scene(64)
+    candidates = with_noise(truth, 0.3, seeds=4)
+    mean = (share[:, None, None, None, None] * candidates).sum(0)
+    contrast = (truth - truth.mean(dim=(-2, -1), keepdim=True)).square().mean().sqrt()
+    expected = float(0.3 * share.norm() / contrast)
+    assert float(disagreement(mean, candidates, share)) == pytest.approx(expected, rel=0.1)
+    assert float(disagreement(mean, truth.expand_as(candidates), share)) < 1e-5
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3, 0.01, 0.05, 0.2, 1.0])
+def test_the_default_is_never_the_worse_rule_by_more_than_a_tenth_of_a_decibel(noise: float) -> None:
+    truth = scene(48)
+    candidates = with_noise(truth, noise) + 0.03 * with_noise(0 * truth, 1.0, seeds=1)
+    errors = {
+        kind: float((average(candidates, None, EQUAL, kind) - truth).square().mean())
+        for kind in ("huber", "wiener", "auto")
+    }
+    assert errors["auto"] <= 10**0.01 * min(errors["huber"], errors["wiener"])
+
+
+def test_the_rule_is_chosen_image_by_image() -> None:
+    truth = scene(32)
+    both = torch.cat([with_noise(truth, 1e-4), with_noise(truth, 0.5)], dim=1)
+    found, huber, wiener = (average(both, None, EQUAL, kind) for kind in ("auto", "huber", "wiener"))
+    assert torch.equal(found[0], huber[0])
+    assert not torch.equal(found[1], huber[1])
+    torch.testing.assert_close(found[1], wiener[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_of_two_seeds_the_default_is_the_mean(seeds: int) -> None:
+    candidates, equal = with_noise(scene(32), 0.5, seeds), torch.full((seeds,), 1 / seeds)
+    torch.testing.assert_close(average(candidates, None, equal, "auto"), candidates.mean(0))
