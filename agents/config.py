@@ -39,7 +39,7 @@ class AgentsConfig(Checked):
     """Compute threads of each agent; 0 takes its share of the CPUs. Bit-equal runs need the same number."""
     images_at_once: int = 0
     """Images whose graph an agent, and the coordinator at the end, holds at once; 0: the whole batch. Fewer take less
-    memory and about half as much time again, and give the same to rounding."""
+    memory and up to a fifth more time, and give the same to rounding."""
     generator: str | None = None
     """Your own image generator, module:callable: its latents are descended instead of pixels; see docs/attacks.md."""
     generator_weights: str | None = None

@@ -51,7 +51,8 @@ class Measure:
 
     def __call__(self, found: Tensor) -> dict[str, float]:
         """Of reconstructions in the order of the labels."""
-        near = torch.nn.functional.cosine_similarity(*(self._features.embed(x.float()) for x in (found, self.images)))
+        ours, theirs = (self._features.embed(images.float()) for images in (found, self.images))
+        near = torch.nn.functional.cosine_similarity(ours, theirs)
         return {
             "psnr": float(psnr(found, self.images).mean()),
             "psnr_least": float(psnr(found, self.images).min()),

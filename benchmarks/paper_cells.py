@@ -25,6 +25,7 @@ from .imagenet_resnet import PIXELS as RESNET_PIXELS
 from .imagenet_resnet import HalfResNet50
 from .photos import named_photos
 from .residual_case import Row
+from .trained import CLASSES as TRAINED_CLASSES
 from .trained import trained_cifar_resnet18
 
 POOL = 200
@@ -48,7 +49,7 @@ def _row(kind: str, size: int, batch: int) -> Row:
         return Row(
             name, "ResNet-50 of half width, ImageNet", HalfResNet50, size, batch, 100, normalisation=RESNET_PIXELS
         )
-    return Row(name, "ResNet-18, 3x3 stem, trained here", _trained, size, batch, 10)
+    return Row(name, "ResNet-18, 3x3 stem, trained here", _trained, size, batch, TRAINED_CLASSES)
 
 
 QUICK = ("trained-32-4", "lite0-64-4")

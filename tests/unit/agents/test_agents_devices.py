@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import Objective, ObjectiveConfig
+from gradinversion.agents import GradientLoss, Objective, ObjectiveConfig
+from gradinversion.agents.objective_config import Form
 from gradinversion.peeling import peel
 from gradinversion.target import Target
 
@@ -27,8 +28,8 @@ def require_all_there(target: Target, config: ObjectiveConfig = ALL, at_once: in
     assert derivative.shape == images.shape
 
 
-@pytest.mark.parametrize("loss", ["relative_l2", "layer_l2", "squared_l2", "cosine"])
-def test_plain(smooth_target: Callable[..., Any], loss: str) -> None:
+@pytest.mark.parametrize("loss", list(GradientLoss))
+def test_plain(smooth_target: Callable[..., Any], loss: GradientLoss) -> None:
     require_all_there(smooth_target(batch=BATCH)[0], replace(ALL, gradient_loss=loss))
 
 
@@ -51,4 +52,4 @@ def test_behind_an_anchor(smooth_target: Callable[..., Any], at_once: int) -> No
 
 
 def test_the_paper_s_form(smooth_target: Callable[..., Any]) -> None:
-    require_all_there(smooth_target(batch=BATCH)[0], replace(ALL, form="paper"))
+    require_all_there(smooth_target(batch=BATCH)[0], replace(ALL, form=Form.PAPER))
