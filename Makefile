@@ -9,7 +9,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit distributed slow coverage site notebook bench clean
+.PHONY: help demo example test lint types unit distributed slow coverage site notebook bench clean oldest
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
 	@echo "make distributed  the tests that start Ray or the real command, but for the slow ones"
 	@echo "make slow    these: three hosts, random faults, a lost head, a lost node of a grid"
+	@echo "make oldest  the unit tests with the oldest versions that pyproject.toml allows, in build/oldest"
 	@echo "make coverage  the lines and branches that make test runs, file by file; twice as long"
 	@echo "make site    the documentation as pages, in build/site"
 	@echo "make notebook  the notebook of the documentation, run again"
@@ -58,6 +59,14 @@ distributed: $(INSTALLED)
 # The rest of them: three hosts, random faults, a lost head, a lost node of a grid. Two cores need ten minutes.
 slow: $(INSTALLED)
 	$(PYTEST) tests/distributed tests/end_to_end -m slow
+
+# Before a release: the lower bounds in pyproject.toml are what this passes with.
+OLDEST := build/oldest
+oldest: $(INSTALLED)
+	$(RUN) -m pip install --quiet uv
+	$(RUN) -m uv venv --quiet --clear $(OLDEST)
+	$(RUN) -m uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 nice -n 19 $(OLDEST)/bin/python -m pytest tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Without the check of shapes: it changes no line that runs.
 coverage: $(INSTALLED)

@@ -3,7 +3,8 @@
     python -m benchmarks.fault_kills --kills 50       # into benchmarks/results/fault_kills.json
     python -m benchmarks.fault_kills --kills 5 --seed 7
 
-Each run is the real command in a folder of its own. What is listened on is looked at before each kill.
+What an earlier call with another seed found is kept, and counted in the table. Each run is the real command in a folder
+of its own; what it listens on is looked at before each kill.
 """
 
 from __future__ import annotations
@@ -178,13 +179,20 @@ def main() -> None:
             run_with_kills(place, undisturbed.images, min(left, _KILLS_PER_RUN), chance, found)
             print(f"{sum(found.kills.values())} kills, {found.equal} of {found.runs} runs equal", flush=True)
     found.seconds = round(time.monotonic() - began, 1)
-    print("| kills | of | runs | equal bytes | left running | ports beyond loopback |\n|---|---|---|---|---|---|")
-    kinds = ", ".join(f"{kind} {number}" for kind, number in found.kills.items())
-    print(
-        f"| {sum(found.kills.values())} | {kinds} | {found.runs} | {found.equal} | {found.left} | {found.open_ports} |"
-    )
     print(*found.problems, sep="\n")
-    RESULTS.write_text(json.dumps(asdict(found), indent=1) + "\n")
+    parts = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    parts[str(given.seed)] = asdict(found)
+    RESULTS.write_text(json.dumps(parts, indent=1) + "\n")
+    print(table([Found(**part) for part in parts.values()]))
+
+
+def table(parts: list[Found]) -> str:
+    """For BENCHMARKS.md: all seeds together."""
+    of_kind = {kind: sum(part.kills[kind] for part in parts) for kind in KINDS}
+    kinds = ", ".join(f"{kind} {number}" for kind, number in of_kind.items())
+    counts = [sum(getattr(part, name) for part in parts) for name in ("runs", "equal", "left", "open_ports")]
+    head = "| kills | of | runs | equal bytes | left running | ports beyond loopback |\n|---|---|---|---|---|---|"
+    return f"{head}\n| {sum(of_kind.values())} | {kinds} | {' | '.join(map(str, counts))} |"
 
 
 if __name__ == "__main__":
