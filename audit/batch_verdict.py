@@ -17,7 +17,7 @@ from .contrast_apart import contrast_note
 from .controls import TITLES, Control
 from .doubt import Doubt, find_doubts, in_sentences, withhold
 from .feature_leak import FeatureLeak
-from .features import with_features, with_record
+from .features import resolution_note, with_features, with_record
 from .image_result import ImageResult, compared, means_note
 from .metrics import wrong_labels
 from .verdict import Leak, Verdict, judge_batch, no_ground_truth, no_reconstruction
@@ -54,7 +54,8 @@ def judge_with_truth(
         verdict = replace(verdict, detail=f"{bit_note(results)} {verdict.detail}")
     pictures = sum(image.verdict.leak is Leak.LEAKED for image in results)
     unshown = sum(image.verdict.leak is Leak.NONE for image in results)
-    verdict = with_features(withhold(verdict, unshown, doubts), features, pictures)
+    verdict = withhold(verdict, unshown, doubts)
+    verdict = with_features(verdict, features, pictures, resolution_note(reconstruction))
     return with_record(verdict, reconstruction, features, True)
 
 

@@ -17,6 +17,7 @@ from ..capture import CapturedUpdate, PrivateBatch, client_mode
 from ..capture.labels.final_layer import natural_noise
 from ..coordinator import Reconstruction
 from ..peeling import KnownFeatures
+from ..peeling.resolutions import resolution_sentence
 from ..peeling.wording import reached
 from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
@@ -96,13 +97,21 @@ def _of_image(verdict: Verdict, leak: FeatureLeak, index: int) -> Verdict:
     return Verdict(Leak.LEAKED, f"features leaked: known to {leak.errors[index]:.0e}, {picture}", reason)
 
 
-def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> Verdict:
+def resolution_note(reconstruction: Reconstruction) -> str:
+    """At which resolution features are known, in one sentence; empty where none are."""
+    record = reconstruction.peeling
+    height, width = reconstruction.images.shape[-2:]
+    return "" if record is None else resolution_sentence(record, (height, width))
+
+
+def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int, note: str = "") -> Verdict:
     """The verdict on the batch, which calls no image safe whose features are known.
 
     Args:
         verdict: by the pictures, and by what is doubtful about them.
         leak: None where the attack recovered no features.
         pictures: of how many images a picture leaked.
+        note: at which resolution they are known.
     """
     if leak is None:
         return verdict
@@ -115,6 +124,7 @@ def with_features(verdict: Verdict, leak: FeatureLeak | None, pictures: int) -> 
         f"By {leak.way} the gradient gives {leak.place} of {whose} away, to {largest:.0e}: whoever holds an image can "
         "tell with it that it was in the batch."
     )
+    detail = f"{detail} {note}".rstrip()
     if verdict.leak is Leak.LEAKED:
         if pictures == total:
             return verdict
@@ -140,7 +150,9 @@ def with_record(verdict: Verdict, reconstruction: Reconstruction, leak: FeatureL
         return verdict
     what = "the images" if record.whole else "features of every image"
     start = "No picture" if truth else "No ground truth"
+    at = resolution_note(reconstruction)
     told = "Whoever holds an image can tell by these numbers whether it was in the batch."
     sent = "weight delta" if record.local_steps else "gradient"
     headline = f"{start}, but the {sent} determines {what}"
-    return Verdict(Leak.UNKNOWN, headline, f"{reached(record)} {told} {verdict.detail}")
+    detail = " ".join(filter(None, (reached(record), at, told, verdict.detail)))
+    return Verdict(Leak.UNKNOWN, headline, detail)

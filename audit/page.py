@@ -84,6 +84,7 @@ def render_page(
     environment.loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
     template = environment.get_template("report.html.j2")
     seeds = list_seeds(report, reconstruction)
+    height, width = reconstruction.images.shape[-2:]
     return template.render(
         style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in _STYLES)),
         report=report,
@@ -96,7 +97,7 @@ def render_page(
         next_steps=next_steps(report, reconstruction),
         controls=control_panel(report, reconstruction, private, controls, pictured=not redacted),
         exposure=exposure_panel(report),
-        peeling=peeling_panel(reconstruction.peeling),
+        peeling=peeling_panel(reconstruction.peeling, (height, width)),
         shown_places=SHOWN_PLACES,
         bit_note=bit_note(report.images),
         bits_seen=any(image.bits is not None and (image.bits.exact or image.bits.seen) for image in report.images),

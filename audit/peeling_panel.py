@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..peeling.record import PeelingRecord, RecoveredPlace
+from ..peeling.resolutions import resolutions
 from ..peeling.wording import standing, summary, would_do
 from .network_diagram import Diagram, draw_network
 
@@ -33,10 +34,17 @@ class PeelingPanel:
     """From the images on."""
     ends: tuple[dict[str, str], ...]
     diagram: Diagram | None
+    resolutions: tuple[dict[str, str], ...] = ()
+    """Grids on which features are known at every place, the finest first."""
 
 
-def peeling_panel(record: PeelingRecord | None) -> PeelingPanel | None:
-    """The panel; None where nothing was peeled."""
+def peeling_panel(record: PeelingRecord | None, size: tuple[int, int]) -> PeelingPanel | None:
+    """The panel; None where nothing was peeled.
+
+    Args:
+        record: Of peeling.
+        size: Height and width of the images in pixels.
+    """
     if record is None:
         return None
     order = {node.name: position for position, node in enumerate(record.nodes)}
@@ -50,6 +58,17 @@ def peeling_panel(record: PeelingRecord | None) -> PeelingPanel | None:
             for end in record.ends[:_MOST_ENDS]
         ),
         diagram=draw_network(record),
+        resolutions=tuple(
+            {
+                "stride": one.stride,
+                "grid": f"{one.grid[0]} × {one.grid[1]}",
+                "values": f"{one.values:,}",
+                "channels": f"{one.channels:,}",
+                "place": one.best.place.removeprefix("the "),
+                "error": f"{one.error:.1g}",
+            }
+            for one in resolutions(record, size)
+        ),
     )
 
 

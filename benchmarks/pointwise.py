@@ -5,7 +5,9 @@
 
 One core; seconds are those of the processor. Photos are 8-bit files at the network's size that nothing was tuned on
 (`unseen_photos`), gradients are in float32, labels are not given, batch norm runs on its running statistics. An error
-is relative, of the image whose activations are known least; `constant` is the best flat image of each.
+is relative, of the image whose activations are known least; `constant` is the best flat image of each. The start is
+what a run's seeds begin at, made of the features by a decoder, a small network and a descent with total variation.
+`first` counts images whose start is nearer to them than to each of 200 crops of other photos.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradinversion.audit import constant_images, psnr
+from gradinversion.audit import constant_images, psnr, ssim
 from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling.cut import photo_crops, public_photos
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.recovery import Recovery, recover_images
 from gradinversion.peeling.rules import Derivation, derive
@@ -30,6 +33,7 @@ from .residual_case import Case, Row, case_of
 
 RESULTS = Path(__file__).parent / "results" / "pointwise.json"
 _SURE = 1e-5
+_OTHERS, _OTHERS_SEED = 200, 77
 
 
 def lite0(classes: int) -> nn.Module:
@@ -98,8 +102,19 @@ def _images(found: Recovery, case: Case) -> dict[str, Any]:
             continue
         pixels = PIXELS.invert(images).clamp(0, 1)
         order = _match(pixels, case.images)
-        line[name] = psnr(pixels[order].to(case.images), case.images).tolist()
+        found_pixels = pixels[order].to(case.images)
+        line[name] = psnr(found_pixels, case.images).tolist()
+        line[f"{name} ssim"] = ssim(found_pixels, case.images).tolist()
+        line[f"{name} first"] = _first(found_pixels, case.images)
     return line
+
+
+def _first(found: Tensor, true: Tensor) -> int:
+    """How many reconstructions are nearer to their image than to all other photos, and to the rest of the batch."""
+    size = (true.shape[2], true.shape[3])
+    others = photo_crops(list(public_photos().values()), size, _OTHERS, _OTHERS_SEED).to(true)
+    apart = torch.cdist(found.flatten(1), torch.cat([true, others]).flatten(1))
+    return int((apart.argmin(dim=1) == torch.arange(len(true))).sum())
 
 
 def _match(found: Tensor, true: Tensor) -> list[int]:
@@ -120,6 +135,7 @@ def printed(line: dict[str, Any]) -> str:
     ]
     cells = [line["row"], str(line["set"]), *words, f"{line['seconds']:.0f} s"]
     cells += [" ".join(f"{value:.1f}" for value in line.get(name, ())) for name in ("constant", "start", "images")]
+    cells += [" ".join(f"{value:.2f}" for value in line.get("start ssim", ())), str(line.get("start first", ""))]
     return "| " + " | ".join(cells) + " |"
 
 

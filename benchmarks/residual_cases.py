@@ -166,15 +166,16 @@ def make_network(name: str, seed: int) -> nn.Sequential:
     side, make = _SHAPES[shape]
     model = make()
     if state == "trained":
-        _train(model, side, seed)
+        train(model, side, seed)
     elif state != "random":
-        _shift(model)
+        shift(model)
     if state == "dead":
         _kill(model)
     return model.eval()
 
 
-def _shift(model: nn.Module) -> None:
+def shift(model: nn.Module) -> None:
+    """Batch norms away from 1 and 0."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.get_buffer("running_mean").normal_(0, 0.1)
@@ -192,7 +193,8 @@ def _kill(model: nn.Module) -> None:
                 bias[::8] = -100.0
 
 
-def _train(model: nn.Module, side: int, seed: int) -> None:
+def train(model: nn.Module, side: int, seed: int) -> None:
+    """A few steps on crops of photos; the model is left in training mode."""
     images = photos(_BATCH, side, 1000 + seed)
     labels = torch.arange(_BATCH) % CLASSES
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -228,8 +230,12 @@ def _batch(kind: str, side: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def make_case(network: str, batch: str, noise: str, seed: int) -> Case:
     """One gradient of one of ``NETWORKS`` and ``BATCHES``, with one of ``NOISES`` or ``OTHERS``."""
-    model = make_network(network, seed)
     side = _SHAPES[network.partition(", ")[0]][0]
+    return case_of_model(network, make_network(network, seed), side, batch, noise, seed)
+
+
+def case_of_model(network: str, model: nn.Module, side: int, batch: str, noise: str, seed: int) -> Case:
+    """The same of any model in evaluation mode, whose images are so large."""
     images, labels = _batch(batch, side, seed)
     factors = torch.ones(len(labels))
     if noise == "clipped":

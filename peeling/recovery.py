@@ -17,16 +17,14 @@ from .cut import (
     Decoded,
     NoCut,
     Stem,
-    decode,
-    decode_with,
-    decoder_photos,
     find_cut,
     find_stem,
     images_by_winners,
     images_from_cut,
-    photo_crops,
+    is_open_question,
     winners_operations,
 )
+from .decoded_start import decoded_start, smooth_start
 from .graph import Graph, NoGraph, network_graph
 from .graph.cost import operations
 from .kinds import Identity
@@ -34,7 +32,7 @@ from .known import KnownFeatures, known_by_rules
 from .layers import sizes
 from .own_gradients import without_own_gradient
 from .progress import Tell, descent_told, steps_told, unheard
-from .record import DecoderPhotos, FoundImages, ImagesBy, PeelingRecord
+from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
 from .rules.image_labels import ImageLabels, image_labels
@@ -42,11 +40,6 @@ from .rules.rule import Setting
 from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
-_CROPS = 400
-# With fewer there is no start.
-_FEWEST_CROPS = 100
-# Of the operations, what more crops than the fewest may take.
-_START = 0.1
 # Of the features and their derivative: fewer are no descent.
 _FEWEST_EVALUATIONS = 60
 DESCENT_EVALUATIONS = 1000
@@ -147,7 +140,10 @@ def recover_images(
     cut = on_shared_statistics(update, model, cut)
     found = replace(found, module=module, cut=cut)
     tell("a decoder from the features to pixels")
+    guessed = not cut.is_pooled and not cut.is_coupled and is_open_question(cut)
     try:
+        if guessed:
+            return _smooth(found, update, cut, pictures, config, device, tell)
         found = _with_start(found, update, cut, pictures, config, device)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
@@ -174,6 +170,38 @@ def evaluations_of(cut: Cut, image_count: int, config: PeelingConfig) -> int:
     return int(config.operations / one)
 
 
+def _smooth(
+    found: Recovery,
+    update: CapturedUpdate,
+    cut: Cut,
+    pictures: Sequence[Tensor] | None,
+    config: PeelingConfig,
+    device: torch.device | None,
+    tell: Tell,
+) -> Recovery:
+    """With a start that is smooth where the features leave it open; it is never taken for the private images.
+
+    Raises:
+        ImageError: The photos cannot be had.
+    """
+    assert found.record is not None
+    start, photos, misfit = smooth_start(update, cut, pictures, config, device, tell)
+    why = f"a start would take more than peeling.operations={config.operations:.1g}"
+    if start is not None:
+        why = (
+            "these features are fewer than an image has pixel values, and many images have them. The attack starts at "
+            "what a decoder fitted on public photos makes of the features"
+        )
+    if misfit is not None:
+        why += (
+            ", made by a descent to have them and to be smooth where they leave it open (it leaves "
+            f"{float(misfit.max()):.1g} of the features' length at most)"
+        )
+    record = found.record if photos is None else replace(found.record, photos=photos)
+    message = f"{reached(record)} No images are looked for: {why}."
+    return replace(found, message=message, start=start, record=record)
+
+
 def _with_start(
     found: Recovery,
     update: CapturedUpdate,
@@ -193,35 +221,6 @@ def _with_start(
     assert found.record is not None
     record = found.record if photos is None else replace(found.record, photos=photos)
     return replace(found, start=start, record=record)
-
-
-def decoded_start(
-    update: CapturedUpdate,
-    cut: Cut,
-    pictures: Sequence[Tensor] | None,
-    config: PeelingConfig,
-    device: torch.device | None,
-) -> tuple[Decoded | None, DecoderPhotos | None]:
-    """Images that a cut's features look like, None where that is more than is affordable; and the configured photos
-    that it was learnt from.
-
-    Raises:
-        ImageError: The photos cannot be had.
-    """
-    each = operations(cut.graph, [place.before for place in cut.places])
-    count = min(_CROPS, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
-    if count < _FEWEST_CROPS:
-        return None, None
-    photos = None
-    if pictures is None:
-        named = decoder_photos(config.photos, config.photos_without, update.image_shape)
-        photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
-        pictures = list(named.values())
-    _, height, width = update.image_shape
-    crops = update.normalisation.apply(photo_crops(pictures, (height, width), count))
-    if config.own_decoder is not None:
-        return decode_with(config.own_decoder, cut, crops, device=device), photos
-    return decode(cut, crops, device=device), photos
 
 
 def _descended(

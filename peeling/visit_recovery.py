@@ -14,13 +14,14 @@ from ..capture.image_files import ImageError
 from .config import PeelingConfig
 from .cut import Cut, NoCut, find_cut, images_from_cut
 from .cut.visit_images import Found, StepByStep, VisitImages
+from .decoded_start import decoded_start
 from .graph import NoGraph, network_graph
 from .kinds import Linear
 from .layers import sizes
 from .local_steps import LocalSteps
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
-from .recovery import DESCENT_EVALUATIONS, MET, decoded_start, evaluations_of, first_module
+from .recovery import DESCENT_EVALUATIONS, MET, evaluations_of, first_module
 from .rules import Derivation, Step, derive
 from .wording import ended, reached
 

@@ -6,20 +6,26 @@ that are run through the server's own model, starts near enough for the descent 
 """
 
 from .contrast import Contrast, contrast_by_grid, hides_contrast
-from .decoder import Decoded, decode
+from .decoder import Decoded, LinearDecoder, decode, fit_decoder
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
 from .own_decoder import DecoderFactory, decode_with
 from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, features_off, find_cut
+from .refining import REFINING, refine
+from .smooth import FEWEST_STEPS, STEPS, is_open_question, smooth_images
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
+    "FEWEST_STEPS",
+    "REFINING",
+    "STEPS",
     "Contrast",
     "Cut",
     "Decoded",
     "DecoderFactory",
     "GridEvidence",
+    "LinearDecoder",
     "NoCut",
     "Photos",
     "Place",
@@ -32,11 +38,15 @@ __all__ = [
     "features_off",
     "find_cut",
     "find_stem",
+    "fit_decoder",
     "grid_evidence",
     "hides_contrast",
     "images_by_winners",
     "images_from_cut",
+    "is_open_question",
     "photo_crops",
     "public_photos",
+    "refine",
+    "smooth_images",
     "winners_operations",
 ]

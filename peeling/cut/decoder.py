@@ -1,12 +1,13 @@
 """A linear decoder from the features at a cut to blocks of pixels, by ridge regression.
 
 The features at one place of the grid, behind the rectifiers, are mapped to the block of pixels that the place stands
-for, the same map at every place. It is fitted on photos that are run through the server's own model: no labels, no
-private image, a few seconds.
+for, the same map at every place; its neighbours may be looked at too. It is fitted on photos that are run through the
+server's own model: no labels, no private image, a few seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,30 @@ class Decoded:
     is still the decoder's."""
 
 
+@dataclass(frozen=True)
+class LinearDecoder:
+    """A linear map from what surrounds a place of the grid to its block of pixels."""
+
+    grid: tuple[int, int]
+    block: tuple[int, int]
+    reach: int
+    """Places on a side of the square that is looked at, odd."""
+    offset: Tensor
+    scale: Tensor
+    weights: Float[Tensor, "feature pixel"]
+
+    def images(self, values: Sequence[Tensor]) -> Float[Tensor, "image channel height width"]:
+        """What it makes of features.
+
+        Args:
+            values: Of each place of the cut, behind its rectifier.
+        """
+        rows = _alike(_rows(values, self.grid, self.reach), self.offset.to(values[0]), self.scale.to(values[0]))
+        columns = (rows @ self.weights.to(values[0])).reshape(len(values[0]), self.grid[0] * self.grid[1], -1)
+        size = (self.grid[0] * self.block[0], self.grid[1] * self.block[1])
+        return F.fold(columns.transpose(1, 2), size, self.block, stride=self.block)
+
+
 def decode(
     cut: Cut,
     crops: Float[Tensor, "crop channel height width"],
@@ -51,6 +76,26 @@ def decode(
         crops: Public photos as the model is given them.
         dtype: In which the model is run.
         device: On which.
+    """
+    decoder, error = fit_decoder(cut, crops, dtype, device)
+    return Decoded(decoder.images([place.values for place in cut.places]), error)
+
+
+def fit_decoder(
+    cut: Cut,
+    crops: Float[Tensor, "crop channel height width"],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    reach: int = 1,
+) -> tuple[LinearDecoder, float]:
+    """The decoder, and the root mean square of what it leaves of crops that were held out.
+
+    Args:
+        cut: With the features.
+        crops: Public photos as the model is given them.
+        dtype: In which the model is run.
+        device: On which.
+        reach: Places on a side of the square that each block of pixels is made from, odd.
     """
     device = device or torch.device("cpu")
     forward = cut.forward(dtype, device)
@@ -70,7 +115,7 @@ def decode(
     with torch.no_grad():
         for index, some in enumerate(torch.split(crops, at_once)):
             given = some.to(device, dtype)
-            features = _rows([value.clamp_min(0) for value in forward(given)], grid)
+            features = _rows([value.clamp_min(0) for value in forward(given)], grid, reach)
             if offset is None or scale is None:
                 offset, scale = features.mean(dim=0), features.std(dim=0)
                 scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
@@ -79,12 +124,10 @@ def decode(
     assert offset is not None
     assert scale is not None
     offset, scale = offset.cpu().double(), scale.cpu().double()
-    noise = [place.deviation.square().mean(dim=(0, 2, 3)) for place in cut.places]
+    # Of the places of the square each has the noise of its channel.
+    noise = [place.deviation.square().mean(dim=(0, 2, 3)).repeat_interleave(reach**2) for place in cut.places]
     weights, left = _fit(fitted, held, torch.cat([*noise, torch.zeros(1)]) / scale.square())
-    known = _alike(_rows([place.values for place in cut.places], grid), offset, scale) @ weights
-    images = len(cut.places[0].values)
-    columns = known.reshape(images, grid[0] * grid[1], -1).transpose(1, 2)
-    return Decoded(F.fold(columns, (height, width), block, stride=block), left**0.5)
+    return LinearDecoder(grid, block, reach, offset, scale, weights), left**0.5
 
 
 class _Sums:
@@ -145,8 +188,9 @@ def _alike(features: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     return found
 
 
-def _rows(values: list[Tensor], grid: tuple[int, int]) -> Tensor:
-    """One row for each place of the grid, with a constant."""
+def _rows(values: Sequence[Tensor], grid: tuple[int, int], reach: int) -> Tensor:
+    """One row for each place of the grid, of the square around it, with a constant."""
     alike = [value if tuple(value.shape[2:]) == grid else F.interpolate(value, grid) for value in values]
-    rows = torch.cat(alike, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    around = F.unfold(torch.cat(alike, dim=1), reach, padding=reach // 2)
+    rows = around.transpose(1, 2).flatten(0, 1)
     return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)

@@ -18,7 +18,7 @@ ALLOWED = {
     "capture": {"storage"},
     "priors": set(),
     "registration": set(),
-    "peeling": {"capture"},
+    "peeling": {"capture", "priors"},
     "target": {"capture", "peeling"},
     "agents": {"capture", "peeling", "priors", "target"},
     "coordinator": {"agents", "capture", "peeling", "priors", "registration", "storage", "target"},

@@ -4,16 +4,20 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gradinversion.audit import evaluate, write_report
+import torch
+from gradinversion.audit import Leak, evaluate, write_report
+from gradinversion.audit.feature_leak import FeatureLeak
 from gradinversion.audit.network_diagram import draw_network
 from gradinversion.audit.network_layout import rows_of
 from gradinversion.audit.page import render_page
 from gradinversion.audit.peeling_panel import SHOWN_PLACES, peeling_panel
 from gradinversion.peeling.record import End, FoundImages, ImagesBy, NetworkNode, PeelingRecord, RecoveredPlace
+from gradinversion.peeling.resolutions import resolution_sentence, resolutions
 from gradinversion.peeling.wording import standing, summary, would_do
 
 
@@ -128,7 +132,7 @@ def test_what_passes_on_what_enters_is_no_box() -> None:
 
 def test_the_panel_lists_places_from_the_images_on() -> None:
     deep = RecoveredPlace("mean", "the input of fc", "fc", (8,), "final layer", (1e-8, 1e-8))
-    panel = peeling_panel(record(places=(deep, *record().places)))
+    panel = peeling_panel(record(places=(deep, *record().places)), (32, 32))
     assert panel is not None
     assert [row["place"] for row in panel.places] == ["input of layer1.1.conv1", "input of fc"]
     assert panel.places[0]["error"] == "4e-06"
@@ -136,6 +140,30 @@ def test_the_panel_lists_places_from_the_images_on() -> None:
     assert (
         panel.ends[0]["would"] == "They would be enough for one image of this size, or for as many images of up to 8 px"
     )
+
+
+def test_the_panel_says_what_is_known_at_which_resolution() -> None:
+    fine = RecoveredPlace("relu", "the input of conv2", "conv2", (4, 8, 8), "gradient", (1e-3, 2e-3))
+    vector = RecoveredPlace("mean", "the input of fc", "fc", (8,), "final layer", (1e-8, 1e-8))
+    given = record(places=(*record().places, fine, vector))
+    panel = peeling_panel(given, (32, 64))
+    assert panel is not None
+    assert [row["stride"] for row in panel.resolutions] == ["4 x 8", "8 x 16"]
+    assert [row["error"] for row in panel.resolutions] == ["0.002", "4e-06"]
+    better = RecoveredPlace("other", "the input of conv3", "conv3", (16, 4, 4), "gradient", (1e-8, 1e-7))
+    one = resolutions(replace(given, places=(*given.places, better)), (32, 32))[1]
+    assert (one.values, one.channels, one.grid, one.stride, one.error) == (2, 16, (4, 4), "8", 1e-7)
+
+
+def test_the_sentence_on_resolutions_is_of_features_and_not_of_images() -> None:
+    said = resolution_sentence(record(), (32, 32))
+    assert said == (
+        "Features of every place of every image are known at stride 8 (4 x 4 places, 8 numbers at each, "
+        "estimated error 4e-06)."
+    )
+    assert "every visit" in resolution_sentence(record(local_steps=2), (32, 32))
+    assert not resolution_sentence(record(found=FoundImages(ImagesBy.EQUATIONS, (1e-6,))), (32, 32))
+    assert not resolution_sentence(record(places=()), (32, 32))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +215,8 @@ def test_page_and_json_hold_the_record(attack: Callable[..., Any], tmp_path: Pat
     report = evaluate(reconstruction, private)
     page = render_page(report, reconstruction, private)
     assert "What the gradient determines" in page
+    assert "Known at which resolution" in page
+    assert "leak of its own" in page
     assert page.count("<details><summary>The other 3 places") == (places > 1)
     assert "<script" not in page
     assert page.count('<g class="box') == 1 + len(residual())
@@ -198,6 +228,23 @@ def test_page_and_json_hold_the_record(attack: Callable[..., Any], tmp_path: Pat
     assert facts["ends"][0] | {"most_images": 1, "largest_side": 8} == facts["ends"][0]
     assert {one["name"] for one in facts["nodes"]} == {one.name for one in residual()}
     assert re.fullmatch(r"By the taps of .*\. It ended at .* 8 px\.", facts["summary"])
+
+
+@pytest.mark.parametrize("pictured", [True, False])
+def test_the_verdict_says_at_which_resolution(attack: Callable[..., Any], pictured: bool) -> None:
+    reconstruction, private = attack(batch=2, peeling=record())
+    if not pictured:
+        flat = torch.full_like(private.images, 0.5)
+        reconstruction = replace(reconstruction, images=flat, consensus=flat)
+    height = private.images.shape[-2]
+    said = f"known at stride {height // 4} (4 x 4 places"
+    leak = FeatureLeak("the input of layer1.1.conv1", "the taps of layer1.1.conv1", (1e-6,) * 2, (0.4,) * 2)
+    verdicts = [evaluate(reconstruction, private, features=leak).verdict, evaluate(reconstruction, private).verdict]
+    # A picture of every image says more than its features.
+    assert [said in one.detail for one in verdicts] == [not pictured, not pictured]
+    if not pictured:
+        assert [one.leak for one in verdicts] == [Leak.LEAKED, Leak.UNKNOWN]
+    assert said in evaluate(reconstruction, None).verdict.detail
 
 
 def test_without_a_record_there_is_no_panel(attack: Callable[..., Any]) -> None:

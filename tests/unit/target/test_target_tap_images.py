@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import pickle
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,8 @@ from gradinversion.audit import psnr
 from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
-from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling import PeelingConfig, decoded_start, recovery
+from gradinversion.peeling.cut import refine
 from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
@@ -120,8 +122,10 @@ def _photos(pixels: int) -> Tensor:
     return 0.2 + 0.6 * load_images("photos", 3, pixels)[0]
 
 
-def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
+def test_images_with_the_right_features_that_are_others_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a narrow stem with a stride the features are fewer than the pixels, and a descent meets them anywhere."""
+    # As if they were as many: they may say the same of one pixel twice, and nothing of another.
+    monkeypatch.setattr(recovery, "is_open_question", lambda cut: False)
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
     prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig().request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
@@ -132,6 +136,19 @@ def test_images_with_the_right_features_that_are_others_are_left_out() -> None:
     assert prepared.target.cut is not None
     assert prepared.target.start is not None
     assert not prepared.target.start.is_known
+    assert prepared.peeling is not None
+    assert (prepared.peeling.decoded, prepared.peeling.whole) == (True, False)
+
+
+def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoded_start, "refine", functools.partial(refine, steps=5))
+    model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
+    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig().request)
+    assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
+    assert any("fewer than an image has pixel values" in message for message in prepared.messages)
+    assert prepared.target.cut is not None
+    assert prepared.target.start is not None
+    assert (prepared.target.start.fitted, prepared.target.start.is_known) == (True, False)
     assert prepared.peeling is not None
     assert (prepared.peeling.decoded, prepared.peeling.whole) == (True, False)
 

@@ -12,9 +12,9 @@ import torch
 from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.config import PeelingConfig
 from gradinversion.peeling.cut import Cut, decode_with, find_cut, photo_crops, public_photos
+from gradinversion.peeling.decoded_start import decoded_start
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.kinds import Rectifier
-from gradinversion.peeling.recovery import decoded_start
 from gradinversion.peeling.rules import Derivation, Knowledge, Known
 from gradinversion.peeling.units import Units
 from gradinversion.plugins import PluginError

@@ -1,0 +1,157 @@
+"""Images that a cut's features look like, where a descent or the seeds begin: by a decoder fitted on public photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..capture import CapturedUpdate
+from .config import PeelingConfig
+from .cut import (
+    FEWEST_STEPS,
+    REFINING,
+    STEPS,
+    Cut,
+    Decoded,
+    decode,
+    decode_with,
+    decoder_photos,
+    fit_decoder,
+    photo_crops,
+    refine,
+    smooth_images,
+)
+from .graph.cost import operations
+from .progress import Tell
+from .record import DecoderPhotos
+
+_CROPS = 400
+# With fewer there is no start.
+_FEWEST_CROPS = 100
+# Of the operations, what more crops than the fewest may take.
+_START = 0.1
+# Where what features leave open is guessed, more photos guess better: so many crops, of so many numbers altogether.
+_MORE_CROPS, _MOST_NUMBERS = 1500, 2**26
+# The square of places that a block of pixels is made from then, where its features are so many at most: their products
+# are solved for.
+_REACH, _MOST_FEATURES = 3, 3000
+# Told of the descent so often.
+_TOLD = 10
+
+
+def decoded_start(
+    update: CapturedUpdate,
+    cut: Cut,
+    pictures: Sequence[Tensor] | None,
+    config: PeelingConfig,
+    device: torch.device | None,
+) -> tuple[Decoded | None, DecoderPhotos | None]:
+    """Images that a cut's features look like, None where that is more than is affordable; and the configured photos
+    that it was learnt from.
+
+    Args:
+        update: That is attacked.
+        cut: With the features.
+        pictures: Public photos in [0, 1]; None takes those that are configured.
+        config: Effort and photos.
+        device: On which the model is run.
+
+    Raises:
+        ImageError: The photos cannot be had.
+    """
+    count = _affordable(cut, config, _CROPS)
+    if count < _FEWEST_CROPS:
+        return None, None
+    crops, photos = _crops(update, pictures, config, count)
+    if config.own_decoder is not None:
+        return decode_with(config.own_decoder, cut, crops, device=device), photos
+    return decode(cut, crops, device=device), photos
+
+
+def smooth_start(
+    update: CapturedUpdate,
+    cut: Cut,
+    pictures: Sequence[Tensor] | None,
+    config: PeelingConfig,
+    device: torch.device | None,
+    tell: Tell,
+) -> tuple[Decoded | None, DecoderPhotos | None, Float[Tensor, " image"] | None]:
+    """The same where features are fewer than pixels, and what is open has to be guessed: from more photos, mended by a
+    small network, and then made to have the features and to be smooth. With what the images leave of their features,
+    relative; None where that descent is more than is affordable.
+
+    Args:
+        update: That is attacked.
+        cut: With the features.
+        pictures: Public photos in [0, 1]; None takes those that are configured.
+        config: Effort and photos.
+        device: On which the model is run.
+        tell: Told what it is at.
+
+    Raises:
+        ImageError: The photos cannot be had.
+    """
+    channels, height, width = update.image_shape
+    features = sum(place.values[0].numel() for place in cut.places)
+    most = min(_MORE_CROPS, _MOST_NUMBERS // (channels * height * width + features))
+    count = _affordable(cut, config, max(most, _FEWEST_CROPS))
+    if count < _FEWEST_CROPS:
+        return None, None, None
+    crops, photos = _crops(update, pictures, config, count)
+    start = _guess(cut, crops, config, device, tell)
+    # A descent takes a pass forwards and a derivative, which costs twice as much.
+    steps = min(STEPS, int(config.operations / (3 * update.image_count * _each(cut))))
+    if steps < FEWEST_STEPS:
+        return start, photos, None
+    lowest, highest = update.normalisation.bounds(dtype=torch.float64)
+    told = _steps_told(tell, steps)
+    images, misfit = smooth_images(cut, start.images, lowest, highest, steps, told, device)
+    return replace(start, images=images, fitted=True), photos, misfit
+
+
+def _guess(cut: Cut, crops: Tensor, config: PeelingConfig, device: torch.device | None, tell: Tell) -> Decoded:
+    """By the user's own decoder, or a linear one that a small network mends."""
+    if config.own_decoder is not None:
+        return decode_with(config.own_decoder, cut, crops, device=device)
+    around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
+    decoder, error = fit_decoder(cut, crops, device=device, reach=_REACH if around <= _MOST_FEATURES else 1)
+    if config.operations < REFINING:
+        return Decoded(decoder.images([place.values for place in cut.places]), error)
+    tell("a small network that mends what the decoder makes")
+    return Decoded(refine(cut, decoder, crops, device), error)
+
+
+def _each(cut: Cut) -> float:
+    """Operations of one image up to the cut."""
+    return operations(cut.graph, [place.before for place in cut.places])
+
+
+def _affordable(cut: Cut, config: PeelingConfig, most: int) -> int:
+    """How many crops of public photos may be run through the model."""
+    each = _each(cut)
+    return min(most, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
+
+
+def _crops(
+    update: CapturedUpdate, pictures: Sequence[Tensor] | None, config: PeelingConfig, count: int
+) -> tuple[Tensor, DecoderPhotos | None]:
+    """Crops as the model is given them, and the configured photos where they are of these."""
+    photos = None
+    if pictures is None:
+        named = decoder_photos(config.photos, config.photos_without, update.image_shape)
+        photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
+        pictures = list(named.values())
+    _, height, width = update.image_shape
+    return update.normalisation.apply(photo_crops(pictures, (height, width), count)), photos
+
+
+def _steps_told(tell: Tell, steps: int) -> Callable[[int], None]:
+    def on_step(made: int) -> None:
+        if made % max(1, steps // _TOLD) == 0:
+            tell(f"images that have the features and are smooth, step {made} of {steps}")
+
+    return on_step

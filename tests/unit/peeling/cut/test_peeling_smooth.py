@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from gradinversion.capture import BatchNormMode
+from gradinversion.peeling.cut import (
+    Cut,
+    Place,
+    decode,
+    fit_decoder,
+    is_open_question,
+    photo_crops,
+    public_photos,
+    refine,
+    smooth_images,
+)
+from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.kinds import Rectifier
+from torch import Tensor, nn
+
+PIXELS = 32
+LOW, HIGH = torch.zeros(3, 1, 1, dtype=torch.float64), torch.ones(3, 1, 1, dtype=torch.float64)
+
+
+def photos(count: int, seed: int) -> Tensor:
+    """Of four photos; the private ones below are of another."""
+    return photo_crops(list(public_photos(without=("motorcycle",)).values()), (PIXELS, PIXELS), count, seed)
+
+
+@pytest.fixture(scope="module")
+def private() -> Tensor:
+    pictures = [public_photos(without=("astronaut", "chelsea", "coffee", "rocket"))["motorcycle"]]
+    return photo_crops(pictures, (PIXELS, PIXELS), 2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def cut(private: Tensor) -> Cut:
+    """384 features of 3,072 pixels."""
+    return cut_of(private, 8)
+
+
+def cut_of(images: Tensor, stride: int) -> Cut:
+    """Behind one convolution and a ReLU6."""
+    torch.manual_seed(0)
+    side = images.shape[-1]
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, stride, stride), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)
+    )
+    graph = network_graph(model, (3, side, side), BatchNormMode.EVAL, len(images))
+    assert isinstance(graph, Graph)
+    rectifier = next(node for node in graph.nodes if isinstance(node.kind, Rectifier))
+    first = graph.by_name[rectifier.inputs[0]]
+    entering = first.kind.forward([given(images.double())], graph.tensors_of(first)).detach()
+    spread, error = torch.full_like(entering, 1e-7), torch.full((len(images),), 1e-7, dtype=torch.float64)
+    is_open = (entering > 0) & (entering < 6)
+    return Cut(graph, (Place(rectifier.name, first.name, entering.clamp(0, 6), is_open, spread, error, 6.0),))
+
+
+def given(images: Tensor) -> Tensor:
+    """As the model is given them: contrasts as large as those of normalised photos, and more."""
+    return 8 * images - 4
+
+
+def off(images: Tensor, private: Tensor) -> Tensor:
+    return ((images + 4) / 8 - private).square().mean(dim=(1, 2, 3)).sqrt()
+
+
+def test_a_square_of_places_leaves_less_than_one_place(cut: Cut) -> None:
+    crops = given(photos(200, 0))
+    alone, error = fit_decoder(cut, crops)
+    around, less = fit_decoder(cut, crops, reach=3)
+    assert around.weights.shape[0] == 9 * 24 + 1
+    assert alone.weights.shape[0] == 24 + 1
+    assert less < error
+    values = [place.values for place in cut.places]
+    torch.testing.assert_close(alone.images(values), decode(cut, crops).images)
+
+
+def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tensor) -> None:
+    start = decode(cut, given(photos(100, 0))).images
+    seen: list[int] = []
+    images, misfit = smooth_images(cut, start, given(LOW), given(HIGH), 200, seen.append)
+    assert bool((off(images, private) < off(start, private)).all())
+    assert float(off(images, private).mean()) < 0.9 * float(off(start, private).mean())
+    assert float(misfit.max()) < 0.3
+    assert seen == list(range(1, 201))
+    assert bool((images >= -4 - 1e-5).all() & (images <= 4 + 1e-5).all())
+    # What it says of the features is so.
+    (reached,) = cut.forward(torch.float64, torch.device("cpu"))(images)
+    (place,) = cut.places
+    left = (reached.clamp(0, 6) - place.values).flatten(1).norm(dim=1) / place.values.flatten(1).norm(dim=1)
+    assert bool((left <= 1.01 * misfit + 1e-6).all())
+
+
+def test_an_image_does_not_depend_on_the_others(cut: Cut) -> None:
+    start = decode(cut, given(photos(100, 0))).images
+    both, _ = smooth_images(cut, start, given(LOW), given(HIGH), 20)
+    alone, _ = smooth_images(cut.in_order(torch.tensor([1])), start[1:], given(LOW), given(HIGH), 20)
+    torch.testing.assert_close(both[1:], alone, atol=1e-2, rtol=0)
+
+
+def test_the_network_mends_what_the_decoder_leaves(cut: Cut, private: Tensor) -> None:
+    crops = given(photos(300, 0))
+    decoder, _ = fit_decoder(cut, crops, reach=3)
+    linear = decoder.images([place.values for place in cut.places])
+    before = torch.random.get_rng_state()
+    mended = refine(cut, decoder, crops, steps=60)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert float(off(mended, private).mean()) < float(off(linear, private).mean())
+    # Untrained it adds nothing.
+    torch.testing.assert_close(refine(cut, decoder, crops, steps=0), linear, atol=1e-4, rtol=1e-4)
+
+
+def test_the_network_is_left_out_where_blocks_are_no_power_of_two(private: Tensor) -> None:
+    odd = cut_of(private[..., :30, :30], 6)
+    crops = given(photos(20, 0))[..., :30, :30]
+    decoder, _ = fit_decoder(odd, crops)
+    assert decoder.block == (6, 6)
+    torch.testing.assert_close(refine(odd, decoder, crops, steps=1), decode(odd, crops).images, atol=1e-4, rtol=1e-4)
+
+
+def test_features_that_are_as_many_as_the_pixels_are_no_open_question(cut: Cut) -> None:
+    assert is_open_question(cut)
+    (place,) = cut.places
+    many = torch.ones(2, 192, 4, 4, dtype=torch.float64)
+    some, all_but_one = many.bool(), many.bool()
+    some[0, :100] = False  # of one image alone
+    all_but_one[:, 0, 0, 0] = False
+    for is_open, expected in ((many.bool(), False), (some, False), (all_but_one, True)):
+        told = replace(place, values=many, is_open=is_open, deviation=many)
+        assert is_open_question(Cut(cut.graph, (told,))) is expected
