@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from gradinversion.agents import ObjectiveConfig
 from gradinversion.audit import make_embedding
 from gradinversion.audit.identification import Embedding
 from gradinversion.coordinator import AttackConfig
-from gradinversion.registration import RegistrationConfig
 from gradinversion.settings.run import load_config
 from PIL import Image
 from torch import Tensor, nn
@@ -70,32 +68,28 @@ class Method:
 
     words: str
     config: Callable[[AttackConfig], AttackConfig]
-    """What it makes of the attack without anything but the gradient."""
+    """What it makes of `base_config`."""
     agents: int = 1
 
 
-def _terms(base: AttackConfig, **weights: Any) -> AttackConfig:
-    return replace(base, objective=replace(base.objective, **weights))
-
-
-def _group(base: AttackConfig, registration: RegistrationConfig) -> AttackConfig:
-    return replace(_terms(_FIDELITY(base), group_weight=0.01), registration=registration)
-
-
 def _preset(name: str, base: AttackConfig) -> AttackConfig:
-    found = load_config([f"preset={name}"])
-    agents = replace(found.agents, count=1, iterations=base.agents.iterations)
-    warmup = min(agents.warmup, agents.iterations // 10)
-    return replace(base, objective=found.objective, agents=replace(agents, warmup=warmup))
+    """What a preset says of the descent, with the seeds and steps of the base."""
+    found, seeds = load_config([f"preset={name}"]), base.agents
+    agents = replace(found.agents, count=seeds.count, iterations=seeds.iterations, warmup=seeds.warmup)
+    return replace(base, objective=found.objective, registration=found.registration, agents=agents)
 
 
-_FIDELITY = partial(_terms, total_variation_weight=0.05, batch_norm_weight=0.1)
+def _without_gradient(base: AttackConfig) -> AttackConfig:
+    found = _preset("ablation_fidelity", base)
+    return replace(found, objective=replace(found.objective, gradient_weight=0.0))
+
+
 METHODS = {
-    "gradient": Method("gradient only", lambda base: base),
-    "fidelity": Method("+ fidelity (total variation, batch norm)", _FIDELITY),
-    "group": Method("+ group, plain mean", partial(_group, registration=RegistrationConfig(method="none")), 2),
-    "registered": Method("+ registered group", partial(_group, registration=RegistrationConfig()), 2),
-    "no gradient": Method("DeepInversion control (no gradient)", partial(_FIDELITY, gradient_weight=0.0)),
+    "gradient": Method("gradient only", partial(_preset, "ablation_gradient")),
+    "fidelity": Method("+ fidelity (total variation, batch norm)", partial(_preset, "ablation_fidelity")),
+    "group": Method("+ group, plain mean", partial(_preset, "ablation_group"), 2),
+    "registered": Method("+ registered group", partial(_preset, "ablation_registered"), 2),
+    "no gradient": Method("no gradient (DeepInversion control)", _without_gradient),
     "inverting": Method("Inverting Gradients (preset)", partial(_preset, "inverting_gradients")),
     "default": Method(
         "default, with peeling",
@@ -107,13 +101,11 @@ PEER = "peer"
 
 
 def base_config(agents: int, steps: int) -> AttackConfig:
-    """The gradient alone, nothing peeled, in as many steps of each agent."""
+    """As many steps of each of so many seeds, nothing peeled."""
     found = AttackConfig()
-    objective = replace(found.objective, total_variation_weight=0.0, batch_norm_weight=0.0, group_weight=0.0)
     seeds = replace(found.agents, count=agents, iterations=steps, warmup=min(found.agents.warmup, steps // 10))
     rounds = replace(found.coordinator, period=max(1, steps // 10))
-    peeling = replace(found.peeling, enabled=False)
-    return replace(found, objective=objective, agents=seeds, coordinator=rounds, peeling=peeling)
+    return replace(found, agents=seeds, coordinator=rounds, peeling=replace(found.peeling, enabled=False))
 
 
 def perceptual() -> Embedding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from gradinversion.settings.run import (
     load_config_file,
 )
 from gradinversion.settings.usage import preset_names, preset_text
+from gradinversion.sweep.grid import make_grid
 
 PRESETS = (
     *("gradinversion", "gradinversion_lazy", "gradinversion_paper", "inverting_gradients"),
     *("dlg", "idlg", "deep_inversion", "latent_projection"),
+    *("ablation_gradient", "ablation_fidelity", "ablation_group", "ablation_registered"),
 )
 # What a preset cannot know and the user must say.
 GIVEN = {"latent_projection": ["agents.generator=my.module:build"]}
@@ -188,3 +191,24 @@ def test_what_is_wrong_with_a_preset_file_is_told(tmp_path: Path, content: str |
     if content is not None:
         mine.write_text(content)
     assert any(sentence in problem for problem in problems(f"preset={mine}"))
+
+
+def test_each_row_of_the_ablation_adds_one_thing_to_the_one_before() -> None:
+    rows = [load_config([f"preset={name}"]) for name in PRESETS[-4:]]
+    added = [[change.partition(" ")[0] for change in differences(*pair)] for pair in pairwise(rows)]
+    assert added == [
+        ["objective.total_variation_weight", "objective.batch_norm_weight"],
+        ["objective.group_weight", "registration.method"],
+        ["registration.method"],
+    ]
+    assert not any(row.peeling.enabled for row in rows)
+
+
+def test_the_ablation_is_one_audit() -> None:
+    axis = ",".join(PRESETS[-4:])
+    words = [f"sweep.axes=preset:{axis}", "sweep.batch_sizes=4", "sweep.defences=none", "sweep.bn=eval"]
+    cells = make_grid(load_config(words)).cells
+    assert [cell.config.preset for cell in cells if cell.config is not None] == list(PRESETS[-4:])
+    registered = cells[-1].config
+    assert registered is not None
+    assert registered.objective == load_config(["preset=ablation_registered"]).objective
