@@ -42,6 +42,9 @@ _LEAST_COUNT = 1e-2
 _FALLS = 0.8
 # A round that makes the misfit larger than that goes astray.
 _WORSE = 1.5
+# Entries at zero that show errors, at least; the median of errors on one side, in deviations; and the least share of
+# what deviations were estimated to be.
+_MANY, _MEDIAN, _LEAST_SHOWN = 100, 0.6745, 0.15
 # How far the second solution begins from the first, in misfits.
 _APART = 10.0
 
@@ -117,9 +120,21 @@ def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit:
     local = (other - found).square().mean(dim=1, keepdim=True).sqrt()
     usual = (other - found).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     deviation = local.maximum(usual).expand_as(found)
+    deviation = deviation * error_share(found, deviation)
     used, unused = system.left(found, masks)
     opened = {end.rectifier: end.is_open for end in system.segment.ends}
     return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0), opened)
+
+
+def error_share(found: Tensor, deviation: Tensor) -> float:
+    """What deviations are, as a share of the estimated ones, by entries that were shut: their errors are as often above
+    zero as they would be below it, where they were set to zero. Of the smallest entries as many as are zero are such
+    errors, or values, and then errors are smaller still."""
+    zeros, above = int((found <= 0).sum()), found[found > 0]
+    if zeros < _MANY or zeros > above.numel():
+        return 1.0
+    largest = float(above.kthvalue(zeros // 2).values) / _MEDIAN
+    return min(1.0, max(_LEAST_SHOWN, largest / float(deviation.median())))
 
 
 def _sides(segment: Segment, entering: Tensor) -> dict[str, Tensor]:
