@@ -29,11 +29,14 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
         update: what the client sent, with the facts that the attack believed.
 
     Returns:
-        None where no such number can be had: after a defence that distorts the update, for several clients that each
-        clipped, where the learning rate is estimated or the order of the images is not known.
+        None where no such number can be had: after a defence that distorts the update or is not known, for several
+        clients that each clipped, where the learning rate is estimated or the order of the images is not known.
     """
     names = {one.name for one in update.defences}
     local = update.local
+    # What a defence of the client's own does to an update nobody here knows.
+    if any(one.is_own for one in update.defences):
+        return None
     if names & _DISTORTING or (names and update.facts.clients.value > 1):
         return None
     if local is not None and (_rate_unsure(update) or local.shuffled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import pytest
 import torch
 from gradinversion.audit.judging import judge
 from gradinversion.audit.report import to_dict
+from gradinversion.audit.sending import like_the_client
+from gradinversion.capture import CapturedUpdate, Defence, UpdateError, simulate_client
 from gradinversion.capture.labels.recovery import recover_labels
-from gradinversion.coordinator.identity import attack_plugins
+from gradinversion.coordinator.identity import attack_plugins, identity
 from gradinversion.coordinator.serial_group import attack
 from gradinversion.plugins import PluginError, PluginKind, find_plugin, installed, is_plugin
 from gradinversion.refusal import ConfigError
@@ -23,13 +26,8 @@ from gradinversion.settings.own_code import own_code, own_plugins, require_code_
 from gradinversion.settings.run import config_yaml, load_config
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "own_parts"
-SMALL = (
-    "client.image_size=16",
-    "client.batch_size=2",
-    "agents.iterations=20",
-    "agents.count=2",
-    "coordinator.period=10",
-)
+CLIENT = ("client.image_size=16", "client.batch_size=2")
+SMALL = (*CLIENT, "agents.iterations=20", "agents.count=2", "coordinator.period=10")
 OWN = {
     "objective.priors": "own_parts:curvature:0.05",
     "labels": "own_parts:by_bias",
@@ -88,6 +86,9 @@ def test_a_run_with_plug_ins_of_four_kinds_names_them_in_its_report() -> None:
     # Nothing is calm about a defence that the attack takes no account of.
     assert any("own_parts:signs" in limit for limit in found.limits)
     assert report["leak"] != "none"
+    # Nor is it held against the client's facts that they make another update.
+    assert report["truth_gap"] is None
+    assert "a fact about the client is wrong" not in report["verdict"]
 
 
 def kind_of(name: str) -> str:
@@ -238,6 +239,36 @@ def test_warps_that_break_their_protocol(monkeypatch: pytest.MonkeyPatch) -> Non
     put_module(monkeypatch, find=lambda candidates: candidates)
     with pytest.raises(PluginError, match=r"it must return displacements of shape \(2, 1, 16, 16, 2\)"):
         register(torch.rand(2, 1, 3, 16, 16), config=RegistrationConfig("wrong_parts:find"))
+
+
+def test_a_files_own_defence_is_named_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    defended, model, private = simulate_client(load_config([*CLIENT, "client.defence=own_parts:signs:2"]).client, 0)
+    defended.save(tmp_path / "theirs.safetensors")
+    sys.modules.pop("own_parts", None)
+    update = CapturedUpdate.load(tmp_path / "theirs.safetensors")
+    assert update.defences == (Defence("own_parts:signs", 2.0),)
+    with pytest.raises(UpdateError, match="code that only the update's file names"):
+        like_the_client(update, model, 0)(private)
+    assert "own_parts" not in sys.modules
+    again = like_the_client(update, model, 0, trusted=["own_parts:signs"])(private)
+    assert all(torch.equal(again.gradients[name], gradient) for name, gradient in update.gradients.items())
+    config = load_config([f"update={tmp_path}/theirs.safetensors", "told.defences=own_parts:signs:2"])
+    assert own_code(config) == {"told.defences": "own_parts:signs:2"}
+
+
+def test_other_code_under_the_same_name_is_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = load_config([*CLIENT, "objective.priors=changing_parts:prior:0.1"])
+    update = simulate_client(config.client, 0)[0]
+    found = []
+    for body in ("return images.mean()", "return images.square().mean()"):
+        (tmp_path / "changing_parts.py").write_text(f"def prior(images):\n    {body}\n")
+        sys.modules.pop("changing_parts", None)
+        importlib.invalidate_caches()
+        found.append(identity(config, update)["prior changing_parts:prior"])
+    sys.modules.pop("changing_parts", None)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("key", OWN)
