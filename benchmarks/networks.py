@@ -1,9 +1,10 @@
-"""Networks of the benchmarks that the package does not bundle; `load_model` builds them as ``module:callable``."""
+"""Networks of the benchmarks; what the package does not bundle `load_model` builds as ``module:callable``."""
 
 from __future__ import annotations
 
+from gradinversion.capture.cifar_resnet import cifar_resnet18 as cifar_resnet18
 from torch import nn
-from torchvision.models.resnet import BasicBlock, resnet18
+from torchvision.models.resnet import BasicBlock
 
 POOLED_RESNET = "gradinversion.benchmarks.networks:pooled_resnet"
 WIDTHS = (16, 32, 64)
@@ -29,12 +30,3 @@ def _block(channels: int, width: int) -> nn.Module:
         return BasicBlock(channels, width)
     halved = nn.Sequential(nn.Conv2d(channels, width, 1, 2, bias=False), nn.BatchNorm2d(width))
     return BasicBlock(channels, width, 2, halved)
-
-
-def cifar_resnet18(num_classes: int = 10) -> nn.Module:
-    """torchvision's ResNet-18 with the stem that images of 32 px are given: 3 x 3, stride 1, and no max-pooling."""
-    model = resnet18(weights=None, num_classes=num_classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    return model

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.local_steps import LocalSteps
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -156,6 +157,8 @@ class Case:
     """Activations, by value, float64."""
     derivatives: Mapping[str, Tensor]
     """Of the loss by each value, float64."""
+    steps: LocalSteps | None = None
+    """Of a weight delta; then images are visits."""
 
 
 @cache
@@ -230,8 +233,7 @@ def _batch(kind: str, side: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def make_case(network: str, batch: str, noise: str, seed: int) -> Case:
     """One gradient of one of ``NETWORKS`` and ``BATCHES``, with one of ``NOISES`` or ``OTHERS``."""
-    side = _SHAPES[network.partition(", ")[0]][0]
-    return case_of_model(network, make_network(network, seed), side, batch, noise, seed)
+    return case_of_model(network, make_network(network, seed), side_of(network), batch, noise, seed)
 
 
 def case_of_model(network: str, model: nn.Module, side: int, batch: str, noise: str, seed: int) -> Case:
@@ -247,7 +249,7 @@ def case_of_model(network: str, model: nn.Module, side: int, batch: str, noise: 
     found = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
     graph = network_graph(model, (3, side, side), BatchNormMode.EVAL, len(images))
     assert isinstance(graph, Graph)
-    truth, derivatives = _truth(graph, images, labels, factors)
+    truth, derivatives = truth_of(graph, images, labels, factors)
     name = f"{network}; {batch}; {noise}; seed {seed}"
     return Case(name, noise, model, graph, images, labels, factors, disturbed(found, noise, seed), truth, derivatives)
 
@@ -275,9 +277,15 @@ def disturbed(gradients: Mapping[str, Tensor], noise: str, seed: int) -> dict[st
     return dict(gradients)
 
 
-def _truth(
+def side_of(network: str) -> int:
+    """Of the images of one of ``NETWORKS``."""
+    return _SHAPES[network.partition(", ")[0]][0]
+
+
+def truth_of(
     graph: Graph, images: Tensor, labels: Tensor, factors: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Activations at every value, and the derivative by it of the mean of losses times their factors, in float64."""
     values = {graph.images: images.double().requires_grad_()}
     for node in graph.nodes:
         tensors = graph.tensors_of(node)

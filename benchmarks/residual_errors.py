@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ def measure(case: Case, images: bool = False) -> Outcome:
         images: Whether to go on to images where linear equations do not give them.
     """
     began = time.process_time()
-    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE)
+    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE, steps=case.steps)
     seconds = time.process_time() - began
     known = found.knowledge
     figures: list[Figure] = []
@@ -172,11 +173,11 @@ def cases(seeds: Sequence[int], only: str, noises: Sequence[str], share: tuple[i
                     yield make_case(network, batch, noise, seed)
 
 
-def show(outcomes: Sequence[Outcome]) -> None:
+def show(outcomes: Sequence[Outcome], noises: Sequence[str]) -> None:
     """One line for each noise, the histogram, and each violation."""
     print("| noise | cases | foothold | values known, median | stated, median | true, median | worst ratio | false |")
     print("|---" * 8 + "|")
-    for noise in (*NOISES, *OTHERS):
+    for noise in noises:
         print(_line(noise, [one for one in outcomes if one.noise == noise]))
     figures = [figure for one in outcomes for figure in one.figures]
     print(f"\n{len(outcomes)} cases, {len(figures)} errors; true over stated:")
@@ -209,9 +210,9 @@ def _line(noise: str, found: Sequence[Outcome]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def write(outcomes: Iterable[Outcome], path: Path) -> None:
-    """Each case with the figure that is farthest off, the histogram and medians of all."""
-    lines = []
+def write(outcomes: Iterable[Outcome], path: Path, before: Sequence[dict[str, Any]] = ()) -> None:
+    """Each case with the figure that is farthest off, the histogram and medians of all; behind lines that stay."""
+    lines = list(before)
     for one in outcomes:
         line = {key: value for key, value in asdict(one).items() if key != "figures"}
         worst, figures = one.worst, one.figures
@@ -239,7 +240,7 @@ def main() -> None:
         write(outcomes, arguments.out)
         if outcomes[-1].violates:
             print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
-    show(outcomes)
+    show(outcomes, (*NOISES, *OTHERS))
 
 
 if __name__ == "__main__":

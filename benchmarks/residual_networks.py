@@ -95,13 +95,13 @@ def run_row(row: Row, number: int, operations: float) -> dict[str, Any]:
     line |= {"constant": psnr(constant_images(images), images).tolist(), "operations": operations}
     line |= {"steps": [[one.rule, one.value, list(one.shape), max(one.error)] for one in found.steps]}
     if found.cut is not None:
-        line |= _features(found.cut, row.normalisation.apply(images.double()))
+        line |= feature_errors(found.cut, row.normalisation.apply(images.double()))
     if found.labels is not None:
         line["labels"] = found.labels.tolist()
-    return line | _images(found, images, row)
+    return line | image_figures(found, images, row)
 
 
-def _features(cut: Cut, images: Tensor) -> dict[str, Any]:
+def feature_errors(cut: Cut, images: Tensor) -> dict[str, Any]:
     """The cut's places with their stated and true errors, images matched by their features."""
     places = []
     with torch.no_grad():
@@ -113,7 +113,7 @@ def _features(cut: Cut, images: Tensor) -> dict[str, Any]:
     return {"cut": places}
 
 
-def _images(found: Recovery, images: Tensor, row: Row) -> dict[str, Any]:
+def image_figures(found: Recovery, images: Tensor, row: Row) -> dict[str, Any]:
     """What the decoder and the descent made of the features."""
     made = {"decoded": None if found.start is None else found.start.images, "images": found.images}
     line: dict[str, Any] = {}

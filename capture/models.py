@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..plugins import PluginError, accepts, import_callable
 from .batch_norm import client_mode
+from .cifar_resnet import cifar_resnet18
 from .facts import BatchNormMode
 from .unwrap import unwrap
 from .weights import ModelError as ModelError
@@ -43,9 +44,9 @@ def load_model(
     """A classifier in evaluation mode. The global random state is left as it was.
 
     Args:
-        name: ``convnet`` (bundled), a torchvision classification model, ``timm:NAME`` for one of timm's (such as
-            ``timm:resnet10t``; never downloaded), or ``module:callable``, called with ``num_classes=classes`` when it
-            takes that and with nothing otherwise.
+        name: ``convnet`` or ``cifar_resnet18`` (bundled), a torchvision classification model, ``timm:NAME`` for one of
+            timm's (such as ``timm:resnet10t``; never downloaded), or ``module:callable``, called with
+            ``num_classes=classes`` when it takes that and with nothing otherwise.
         classes: Number of outputs.
         image_size: Side of square RGB images in pixels, or channels, height and width; the model must accept them.
         weights: A .safetensors, .pt, .pth or .ckpt file with the state dict, see `read_weights`; None for random
@@ -75,8 +76,8 @@ def build_model(name: str, classes: int, image_size: int | Sequence[int], seed: 
             model = _timm(name, classes, shape)
         elif ":" in name:
             model = build_own(name, num_classes=classes)
-        elif name.lower() == "convnet":
-            model = _bundled(classes, shape)
+        elif name.lower() in _BUNDLED:
+            model = _bundled(name.lower(), classes, shape)
         else:
             model = _torchvision(name, classes, shape)
     return model.eval()
@@ -91,13 +92,13 @@ def build_skeleton(name: str, classes: int, image_size: int | Sequence[int]) -> 
         return build_model(name, classes, image_size, 0)
 
 
-def _bundled(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def _bundled(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     try:
-        return convnet(classes, shape)
+        return _BUNDLED[name](classes, shape)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(
-            f"the model 'convnet' of {classes} classes cannot be built for {describe_images(shape)} ({reason}); give "
+            f"the model {name!r} of {classes} classes cannot be built for {describe_images(shape)} ({reason}); give "
             "fewer classes or smaller images"
         ) from error
 
@@ -155,11 +156,17 @@ def convnet(classes: int = 10, image_size: int | Sequence[int] = 32, width: int 
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * rows * columns, classes))
 
 
+_BUNDLED: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
+    "convnet": convnet,
+    "cifar_resnet18": lambda classes, shape: cifar_resnet18(classes, shape[0]),
+}
+
+
 def model_names() -> list[str]:
     """Every name that ``load_model`` knows beside ``timm:NAME`` and ``module:callable``."""
     import torchvision  # type: ignore[import-untyped,unused-ignore]
 
-    return ["convnet", *torchvision.models.list_models(module=torchvision.models)]
+    return [*_BUNDLED, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def _torchvision(name: str, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -172,8 +179,8 @@ def _torchvision(name: str, classes: int, image_shape: tuple[int, int, int]) -> 
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ModelError(
-            f"no model is called {name!r}: use convnet, a torchvision classification model such as resnet18, "
-            f"timm:NAME or module:callable{hint}"
+            f"no model is called {name!r}: use {', '.join(_BUNDLED)}, a torchvision classification model such as "
+            f"resnet18, timm:NAME or module:callable{hint}"
         )
     channels, height, width = image_shape
     if channels != 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ..capture import BatchNormMode, CapturedUpdate
 from ..capture.image_files import ImageError
 from .config import PeelingConfig
-from .cut import Cut, NoCut, find_cut, images_from_cut
+from .cut import Cut, NoCut, find_cut, grid_evidence, images_from_cut
 from .cut.visit_images import Found, StepByStep, VisitImages
 from .decoded_start import decoded_start
 from .graph import NoGraph, network_graph
 from .kinds import Linear
 from .layers import sizes
 from .local_steps import LocalSteps
+from .progress import Tell, descent_told, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .recovery import DESCENT_EVALUATIONS, MET, evaluations_of, first_module
@@ -69,7 +70,7 @@ def recover_visits(
     config: PeelingConfig | None = None,
     pictures: Sequence[Float[Tensor, "channel _ _"]] | None = None,
     device: torch.device | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    tell: Tell = unheard,
 ) -> VisitRecovery:
     """Features of every visit of every image, each under the weights of its own step, and from there the images.
 
@@ -79,7 +80,7 @@ def recover_visits(
         config: See `recover_images`.
         pictures: Public photos in [0, 1] in place of the configured ones.
         device: For the descent; by default the CPU.
-        on_step: Called after each value that the delta gave.
+        tell: Told what it is at.
     """
     config = config or PeelingConfig()
     local = update.local
@@ -97,13 +98,14 @@ def recover_visits(
         )
     assert update.facts.local is not None
     steps = LocalSteps.of(update.facts.local.training, each, clients)
+    tell("the network as a graph")
     graph = network_graph(model, update.image_shape, update.batch_norm, steps.visit_count)
     if isinstance(graph, NoGraph):
         return VisitRecovery(f"Peeling by taps is left out: {graph.why}.")
     gradients = {
         name: steps.summed(graph.tensors[name], one) for name, one in update.gradients.items() if name in graph.tensors
     }
-    told = None if on_step is None else lambda step, _: on_step(step)
+    told = steps_told(tell, graph)
     derivation = derive(graph, gradients, steps.visit_count, config.tolerance, told, config.operations, steps)
     record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
     found = VisitRecovery(reached(record), derivation.steps, record, derivation)
@@ -115,8 +117,8 @@ def recover_visits(
         return found
     evaluations = min(evaluations_of(cut, steps.visit_count, config), DESCENT_EVALUATIONS)
     try:
-        looked_for = _Finder(update, config, pictures, evaluations, device)
-        images = StepByStep(cut, derivation.knowledge, gradients, steps).run(looked_for)
+        looked_for = _Finder(update, config, pictures, evaluations, device, tell)
+        images = StepByStep(cut, derivation.knowledge, gradients, steps, tell).run(looked_for)
     except ImageError as error:
         return replace(found, message=f"{found.message} No images follow: {error}.")
     if images is None:
@@ -133,16 +135,28 @@ class _Finder:
     pictures: Sequence[Tensor] | None
     evaluations: int
     device: torch.device | None
+    tell: Tell
 
     def __call__(self, cut: Cut, first: bool) -> Found | None:
         start, _ = decoded_start(self.update, cut, self.pictures, self.config, self.device)
         if start is None:
             return None
         lowest, highest = self.update.normalisation.bounds(dtype=torch.float64)
-        found = images_from_cut(cut, start.images, lowest, highest, self.evaluations, device=self.device)
+        told = descent_told(self.tell, self.evaluations * len(start.images))
+        found = images_from_cut(cut, start.images, lowest, highest, self.evaluations, told, self.device)
         least = MET if first else _MET_LATER
         met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
-        return Found(found.images, torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf))
+        error = torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf)
+        return Found(found.images, error, self._rounded(found.images, found.error, met))
+
+    def _rounded(self, images: Tensor, error: Tensor, met: Tensor) -> Tensor:
+        """Images whose pixels show that they are those of 8-bit files, as these have them."""
+        normalisation = self.update.normalisation
+        pixels = normalisation.invert(images).clamp(0, 1)
+        deviation = sum(normalisation.std) / len(normalisation.std)
+        on_grid = grid_evidence(pixels, error * deviation).on_grid & met
+        levels = normalisation.apply((255 * pixels).round() / 255)
+        return torch.where(on_grid[:, None, None, None], levels, images)
 
 
 def _with_images(found: VisitRecovery, steps: LocalSteps, images: VisitImages, module: str | None) -> VisitRecovery:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -138,8 +137,8 @@ class _Solver:
         """With the images as the anchor, where they follow from the taps."""
         given = self.given is not None
         request = self.request
-        look = partial(images_by_taps, tell=tell) if solved.found.update.local is None else images_by_visits
-        found = look(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed)
+        look = images_by_taps if solved.found.update.local is None else images_by_visits
+        found = look(solved.found.update, self.model, solved.labels, given, request.peeling, request.seed, tell)
         if found is None:
             return solved
         solved = replace(

@@ -11,6 +11,7 @@ from ..capture import BatchNormMode, CapturedUpdate, RecoveredLabels
 from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
 from ..peeling.layers import sizes
+from ..peeling.progress import Tell, unheard
 from ..peeling.visit_recovery import VisitRecovery, recover_visits
 from .start import Start
 from .tap_images import AGREES, TapImages, ordered
@@ -20,7 +21,13 @@ _UNMET = 0.3
 
 
 def images_by_visits(
-    update: CapturedUpdate, model: nn.Module, labels: RecoveredLabels, given: bool, config: PeelingConfig, seed: int = 0
+    update: CapturedUpdate,
+    model: nn.Module,
+    labels: RecoveredLabels,
+    given: bool,
+    config: PeelingConfig,
+    seed: int = 0,
+    tell: Tell = unheard,
 ) -> TapImages | None:
     """The images, where the weight delta of several steps determines them, or what it says of their features; None
     where that is not tried.
@@ -32,6 +39,7 @@ def images_by_visits(
         given: Whether the user states them, in the order of the client's steps.
         config: Of peeling.
         seed: That begins at the images themselves, where these are not sure.
+        tell: Told what it is at.
     """
     wanted = config.enabled and config.taps and config.operations > 0
     local = update.local
@@ -40,7 +48,7 @@ def images_by_visits(
     if update.batch_norm is not BatchNormMode.EVAL:
         return None
     try:
-        found = recover_visits(update, model, config)
+        found = recover_visits(update, model, config, tell=tell)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
     if found.images is None or found.error is None:

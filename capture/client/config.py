@@ -25,7 +25,8 @@ class ClientConfig(Checked):
     """The simulated client."""
 
     model: str = "convnet"
-    """The bundled "convnet", a torchvision classification model by name, "timm:NAME", or "module:callable"."""
+    """The bundled "convnet" or "cifar_resnet18" (ResNet-18 for small images), a torchvision classification model by
+    name, "timm:NAME", or "module:callable"."""
     weights: str | None = None
     """File with the model's weights (.safetensors, .pt, .pth or .ckpt); without it they are random, from the seed."""
     classes: int = 10

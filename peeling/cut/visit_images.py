@@ -3,7 +3,8 @@
 What is known behind a cut are the features of every visit, and the derivative by them; the layers in front of it have
 known weights before the first step alone. A descent finds the images of its visits. Pushed through these layers they
 give, with the derivatives that are known, the gradient of the step, and so the weights that the next step's visits went
-through. An image that was seen before is recognised by its features under the new weights and not looked for again.
+through; images that show themselves to be 8-bit files are rounded for it. An image that was seen before is recognised
+by its features under the new weights and not looked for again.
 
 What all steps' gradients make of the layers in front is held against the delta that was sent: nothing else has used it.
 """
@@ -34,6 +35,9 @@ class Found:
     images: Float[Tensor, "visit channel height width"]
     error: Float[Tensor, " visit"]
     """Relative; infinite where the features were not met."""
+    retraced: Float[Tensor, "visit channel height width"]
+    """The same, as the step is made again with them: where they show that they were 8-bit files, rounded to these. What
+    an image is off by opens and shuts units near zero, and each of them throws the next step's weights off."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class StepByStep:
     gradients: dict[str, Tensor]
     """Sums of all steps' gradients, by parameter."""
     steps: LocalSteps
+    tell: Callable[[str], None] = lambda words: None
+    """Told which step's images are looked for."""
 
     def run(self, find: Callable[[Cut, bool], Found | None]) -> VisitImages | None:
         """Every step's images, as far as they follow; None where not even the first step's do.
@@ -68,22 +74,24 @@ class StepByStep:
             find: Images of visits by their features, told whether these are of the first step, whose weights are
                 exact; None where that is more than is affordable.
         """
-        images, errors, who = list[Tensor](), list[Tensor](), list[int]()
+        images, errors, who, retraced = list[Tensor](), list[Tensor](), list[int](), list[Tensor]()
         made: dict[str, list[Tensor]] = {name: [] for name in self._front}
         for step, visits in enumerate(self.steps.slices):
             cut = _of_visits(self._under(step, made), list(range(visits.start, visits.stop)))
             seen: list[int | None] = _recognised(cut, images) if images else [None] * self.steps.visits[step]
             new = [visit for visit, one in enumerate(seen) if one is None]
             if new:
+                self.tell(f"images of step {step + 1} of {self.steps.count}")
                 found = find(_of_visits(cut, new), self.steps.is_first(step))
                 if found is None:
                     break
-                for visit, image, error in zip(new, found.images, found.error, strict=True):
+                for place, visit in enumerate(new):
                     seen[visit] = len(images)
-                    images.append(image.double())
-                    errors.append(error)
+                    images.append(found.images[place].double())
+                    errors.append(found.error[place])
+                    retraced.append(found.retraced[place].double())
             who += [one for one in seen if one is not None]
-            own = torch.stack([images[one] for one in who[visits]])
+            own = torch.stack([retraced[one] for one in who[visits]])
             gradients = self._gradients_of(cut, own, step)
             if gradients is None:
                 break

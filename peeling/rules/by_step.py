@@ -8,12 +8,14 @@ needs it follows. For a gradient all images have the same weights, and nothing h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..graph import Node
 from ..kinds import Needs, Told
+from ..layers import sizes
 from .knowledge import Knowledge
 from .rule import Setting
 
@@ -79,7 +81,7 @@ def inverse(
         beside = [Told(told.values[visits], told.heard[visits], told.spread[visits]) for told in others]
         return node.kind.inverse(values[visits], spread[visits], tensors, beside)
 
-    return _together(tensors_by_step(setting, known, node), one, values)
+    return _with_errors(setting, known, lambda some: _together(tensors_by_step(setting, some, node), one, values))
 
 
 def carried(setting: Setting, known: Knowledge, node: Node, arriving: Tensor, spread: Tensor) -> Told | None:
@@ -88,7 +90,22 @@ def carried(setting: Setting, known: Knowledge, node: Node, arriving: Tensor, sp
     def one(visits: slice, tensors: dict[str, Tensor]) -> Told | None:
         return node.kind.carried(arriving[visits], spread[visits], tensors)
 
-    return _together(tensors_by_step(setting, known, node, shifted=False), one, arriving)
+    return _with_errors(
+        setting,
+        known,
+        lambda some: _together(tensors_by_step(setting, some, node, shifted=False), one, arriving),
+    )
+
+
+def _with_errors(setting: Setting, known: Knowledge, make: Callable[[Knowledge], Told | None]) -> Told | None:
+    """What is told, with the error that the weights of the steps bring in."""
+    found = make(known)
+    instead = None if setting.steps is None or found is None else make(known.with_other_weights)
+    if found is None or instead is None:
+        return found
+    off = sizes(instead.values - found.values)
+    shape = (-1, *(1 for _ in found.values.shape[1:]))
+    return replace(found, spread=(found.spread.square() + off.reshape(shape).square()).sqrt())
 
 
 def _together(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -67,6 +67,23 @@ def merged(one: Known | None, other: Known) -> Known:
     )
 
 
+class _Shaken(Mapping[str, Known]):
+    """Values off by their errors."""
+
+    def __init__(self, known: Mapping[str, Known], seed: int) -> None:
+        self._known, self._seed = known, seed
+
+    def __getitem__(self, value: str) -> Known:
+        found = self._known[value]
+        return replace(found, values=found.shaken(self._seed))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 @dataclass(frozen=True)
 class Knowledge:
     """All that was derived."""
@@ -86,6 +103,8 @@ class Knowledge:
 
     weights: Mapping[str, Float[Tensor, "step ..."]] = field(default_factory=dict)
     """Of a weight delta: the values of a parameter before each step, by its name."""
+    weights_instead: Mapping[str, Float[Tensor, "step ..."]] = field(default_factory=dict)
+    """What these might have been instead: made of activations and derivatives that are off by their errors."""
     examined: frozenset[str] = frozenset()
     """Convolutions whose gradient was asked which units behind them are on the wrong side."""
 
@@ -110,9 +129,24 @@ class Knowledge:
         """With this derivative."""
         return replace(self, arriving={**self.arriving, value: found})
 
-    def with_weights(self, parameter: str, found: Float[Tensor, "step ..."]) -> Knowledge:
-        """With the values of a parameter before each step."""
-        return replace(self, weights={**self.weights, parameter: found})
+    def with_weights(
+        self, parameter: str, found: Float[Tensor, "step ..."], instead: Float[Tensor, "step ..."]
+    ) -> Knowledge:
+        """With the values of a parameter before each step, and what they might have been instead."""
+        others = {**self.weights_instead, parameter: instead}
+        return replace(self, weights={**self.weights, parameter: found}, weights_instead=others)
+
+    @property
+    def with_other_weights(self) -> Knowledge:
+        """With what the weights of the steps might have been instead."""
+        return replace(self, weights=self.weights_instead)
+
+    @property
+    def shaken(self) -> Knowledge:
+        """All as it might have been instead; entries are made where they are asked for."""
+        return replace(
+            self.with_other_weights, activations=_Shaken(self.activations, 0), arriving=_Shaken(self.arriving, 1)
+        )
 
     def with_units(self, rectifier: str, units: Units, unexplained: float = 0.0) -> Knowledge:
         """With these units, and the length of what they leave open of the derivative in front of them."""

@@ -35,7 +35,7 @@ def forwards(setting: Setting, known: Knowledge) -> Iterator[Derived]:
             continue
         given = [one for one in entering if one is not None]
         values = by_step.forward(setting, known, node, [one.values for one in given])
-        shaken = by_step.forward(setting, known, node, [one.shaken() for one in given])
+        shaken = by_step.forward(setting, known.with_other_weights, node, [one.shaken() for one in given])
         if values is None or shaken is None:
             continue
         error = _moved(values, shaken).maximum(torch.stack([one.error for one in given]).amax(dim=0))
@@ -136,10 +136,8 @@ def through(setting: Setting, known: Knowledge, reader: Node, value: str) -> Kno
             return None
         inputs = [one.values for one in entering if one is not None]
         shaken_inputs = [one.shaken(1) for one in entering if one is not None]
-    parts, moved = (
-        by_step.cotangents(setting, known, reader, given, at)
-        for given, at in ((arriving.values, inputs), (arriving.shaken(), shaken_inputs))
-    )
+    parts = by_step.cotangents(setting, known, reader, arriving.values, inputs)
+    moved = by_step.cotangents(setting, known.with_other_weights, reader, arriving.shaken(), shaken_inputs)
     if parts is None or moved is None:
         return None
     passed, shaken = (_by_value(one, reader, value) for one in (parts, moved))

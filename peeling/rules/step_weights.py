@@ -9,6 +9,8 @@ derivative by what left it, and the weights before every step from these (`Local
 - The scale of a batch norm behind a convolution whose input is not known: by fixed point. With scales near the true
   ones the convolution's gradient gives its input, this the normalised output, and this the scales; a round makes them
   10 to 10,000 times better, since one step moves a scale by little.
+
+Each is made again of activations and derivatives that are off by their errors: later visits rest on the earlier ones.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def step_weights(setting: Setting, known: Knowledge) -> Iterator[Derived]:
             name = _unknown(setting, known, node, role)
             found = None if name is None else _direct(setting, setting.steps, known, node, role)
             if name is not None and found is not None:
-                yield Derived("step weights", node.name, known.with_weights(name, found))
+                instead = _direct(setting, setting.steps, known.shaken, node, role)
+                assert instead is not None
+                yield Derived("step weights", node.name, known.with_weights(name, found, instead))
 
 
 def step_scales(setting: Setting, known: Knowledge) -> Iterator[Derived]:
@@ -56,8 +60,10 @@ def step_scales(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         for way in (_by_output, _by_derivative_before, _by_fixed_point):
             found = way(setting, setting.steps, known, node)
             if found is not None:
-                yield Derived("step scales", node.name, known.with_weights(name, found))
-                break
+                instead = way(setting, setting.steps, known.shaken, node)
+                if instead is not None:
+                    yield Derived("step scales", node.name, known.with_weights(name, found, instead))
+                    break
 
 
 def _unknown(setting: Setting, known: Knowledge, node: Node, role: str) -> str | None:

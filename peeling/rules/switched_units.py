@@ -43,14 +43,15 @@ def with_switched(setting: Setting, known: Knowledge, rectifier: str, switched: 
     return replace(
         known.with_activations(rectifier, fresh).with_units(rectifier, units, shown * size if size > 0 else 0.0),
         arriving=_without(known.arriving, stale),
-        weights=_but_of(setting, known, stale),
+        weights=_but_of(setting, known.weights, stale),
+        weights_instead=_but_of(setting, known.weights_instead, stale),
     )
 
 
-def _but_of(setting: Setting, known: Knowledge, stale: frozenset[str]) -> Mapping[str, Tensor]:
+def _but_of(setting: Setting, weights: Mapping[str, Tensor], stale: frozenset[str]) -> Mapping[str, Tensor]:
     """Steps' weights that do not rest on these derivatives."""
     gone = {name for node in setting.graph.nodes if node.name in stale for name in node.tensors.values()}
-    return {name: one for name, one in known.weights.items() if name not in gone}
+    return {name: one for name, one in weights.items() if name not in gone}
 
 
 def _without(arriving: Mapping[str, Known], stale: frozenset[str]) -> Mapping[str, Known]:

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from gradinversion.capture import ModelError, ModelSource, load_model, weight_hash
+from gradinversion.capture.models import model_names
 from torch import nn
 
 
@@ -27,6 +28,15 @@ def test_convnet_is_the_standard_cell_network() -> None:
     torch.manual_seed(0)
     first = nn.Conv2d(3, 32, 5, 2, 2)
     assert torch.equal(model.get_parameter("0.weight"), first.weight)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_bundled_resnet_keeps_small_images_large(channels: int) -> None:
+    model = load_model("cifar_resnet18", 7, (channels, 32, 32))
+    images = torch.zeros(2, channels, 32, 32)
+    assert model(images).shape == (2, 7)
+    assert model.get_submodule("layer1")(model.get_submodule("conv1")(images)).shape == (2, 64, 32, 32)
+    assert "cifar_resnet18" in model_names()
 
 
 @pytest.mark.parametrize("size", [4, 30, 33, 64])

@@ -87,12 +87,15 @@ def test_seeds_begin_at_these_images_and_leave_nothing(prepared: Preparation) ->
 
 def test_labels_that_are_given_keep_their_order() -> None:
     update = sent(LocalTraining(0.05, epochs=1, batch_size=2))
-    found = prepare(update, network(), AttackConfig(labels="1,8,3,5").request)
+    told_of: list[str] = []
+    found = prepare(update, network(), AttackConfig(labels="1,8,3,5").request, tell=told_of.append)
     assert found.labels.labels.tolist() == [1, 8, 3, 5]
     anchor = found.target.anchor
     assert anchor is not None, found.messages
     pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
     assert float(psnr(pixels.float(), photos()[[1, 0, 3, 2]]).min()) > 40
+    for words in ("the network as a graph", "places known, last", "images of step 2 of 2", "a descent on the features"):
+        assert any(words in one for one in told_of), words
 
 
 def test_the_images_do_not_rest_on_the_learning_rate() -> None:
@@ -142,3 +145,12 @@ def test_clients_of_unlike_numbers_of_images_are_a_sentence() -> None:
     found = prepare(update, network(), AttackConfig().request)
     assert found.target.anchor is None
     assert any("4 images are not as many for each of 3" in message for message in found.messages)
+
+
+def test_images_of_8_bit_files_keep_later_steps_as_exact_as_the_first() -> None:
+    """Rounded before a step is made again with them, they open no unit that was shut."""
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=1))
+    anchor = prepare(update, network(), AttackConfig(labels="8,1,5,3").request).target.anchor
+    assert anchor is not None
+    pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(pixels.float(), photos()).min()) > 85

@@ -156,3 +156,28 @@ def test_the_average_over_clients_tells_whose_images_are_together(
     groups = [sorted(which[part].tolist()) for part in steps.slices]
     assert sorted(groups[:clients]) == [list(range(size * client, size * (client + 1))) for client in range(clients)]
     assert [[one + size * clients for one in group] for group in groups[:clients]] == groups[clients:]
+
+
+def test_later_visits_are_known_as_well_as_the_weights_that_earlier_ones_made(
+    trained: Trained, found: Derivation
+) -> None:
+    """What a step's weights are off by is stated of everything that was run with them."""
+    known = found.knowledge
+    assert known.weights_instead.keys() == known.weights.keys()
+    for name, weights in known.weights.items():
+        assert torch.equal(weights[0], known.weights_instead[name][0])
+        assert not torch.equal(weights[1], known.weights_instead[name][1])
+    ran = [name for name, one in known.activations.items() if one.rule == "forwards" and name in trained.truth]
+    assert len(ran) > 4
+    order = _order(found, trained)
+    for name in ran:
+        own, true = known.activations[name], trained.truth[name][order].flatten(1)
+        off = (own.values.flatten(1) - true).norm(dim=1) / true.norm(dim=1)
+        assert bool((off <= 10 * own.error.clamp_min(2e-7)).all()), (name, off, own.error)
+
+
+def _order(found: Derivation, trained: Trained) -> Tensor:
+    """The true visit of each one."""
+    value = found.steps[0].value
+    own, true = found.knowledge.activations[value].values.flatten(1), trained.truth[value].flatten(1)
+    return torch.cdist(own, true, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
