@@ -173,7 +173,7 @@ def cases(seeds: Sequence[int], only: str, noises: Sequence[str], share: tuple[i
                     yield make_case(network, batch, noise, seed)
 
 
-def show(outcomes: Sequence[Outcome], noises: Sequence[str]) -> None:
+def show(outcomes: Sequence[Outcome], noises: Sequence[str] = (*NOISES, *OTHERS)) -> None:
     """One line for each noise, the histogram, and each violation."""
     print("| noise | cases | foothold | values known, median | stated, median | true, median | worst ratio | false |")
     print("|---" * 8 + "|")
@@ -240,7 +240,7 @@ def main() -> None:
         write(outcomes, arguments.out)
         if outcomes[-1].violates:
             print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
-    show(outcomes, (*NOISES, *OTHERS))
+    show(outcomes)
 
 
 if __name__ == "__main__":
