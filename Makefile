@@ -9,7 +9,7 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
 
-.PHONY: help demo example test lint types unit distributed slow coverage site notebook bench clean oldest
+.PHONY: help demo example test lint types unit distributed slow coverage site notebook fresh bench clean oldest
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make coverage  the lines and branches that make test runs, file by file; twice as long"
 	@echo "make site    the documentation as pages, in build/site"
 	@echo "make notebook  the notebook of the documentation, run again"
+	@echo "make fresh   the wheel in a new environment, with all that it asks for: gigabytes; PYTHON=python3.13 for another"
 	@echo "make bench   the table beside the peer"
 	@echo "make clean   remove .venv and everything that was built"
 	@echo "PYTHON=...   the Python to make .venv with (now: $(PYTHON))"
@@ -92,6 +93,16 @@ site: $(INSTALLED)
 # Runs the notebook of the documentation, and keeps what its cells show.
 notebook: $(INSTALLED)
 	$(RUN) docs/site/notebook.py docs/notebook.ipynb
+
+# As whoever installs the package has it: everything from the index, nothing of the checkout.
+FRESH := build/fresh
+fresh: $(INSTALLED)
+	rm -rf $(FRESH)
+	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir $(FRESH)/dist .
+	$(PYTHON) -m venv $(FRESH)/environment
+	$(FRESH)/environment/bin/pip install --quiet $(FRESH)/dist/*.whl
+	cd $(FRESH) && environment/bin/gradinversion --version
+	cd $(FRESH) && environment/bin/gradinversion out=run agents.count=1 agents.iterations=20 export=csv
 
 bench: $(INSTALLED)
 	$(RUN) -m pip install --quiet -e '.[bench]'

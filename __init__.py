@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from .agents import AgentsConfig, ObjectiveConfig
     from .agents.own_priors import PriorFunction
     from .audit.evaluate import evaluate
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from .registration.config import RegistrationConfig
     from .registration.own_method import WarpFinder
     from .registration.register import register
-
-__version__ = "0.1.0"
 
 # Where each public name is: to import the package alone takes no time.
 _PLACES = {
@@ -103,9 +102,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def _version() -> str:
+    """Of the installed distribution, which had it from git's tags; of a folder that is not installed, none is known."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

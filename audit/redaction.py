@@ -13,7 +13,7 @@ LEFT_OUT = "(left out)"
 _PRIVATE_KEYS = frozenset(
     {"out", "update", "before", "after", "preset", "client.images", "client.weights"}
     | {"private.images", "private.labels", "audit.pool", "audit.lpips_weights"}
-    | {"agents.generator_weights", "sweep.train_images", "sweep.states"}
+    | {"agents.generator_weights", "peeling.photos", "sweep.train_images", "sweep.states"}
 )
 
 

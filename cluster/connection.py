@@ -13,9 +13,17 @@ from typing import Any
 
 import ray
 
+from ..forking import fork_server, handing_over
 from .failures import ClusterError, LostError, first_line, in_one_sentence
 from .orphans import ended_with_this_process
-from .ray_internals import LOOPBACK, address_of_this_machine, loopback_alone, raylet, token_of_its_own
+from .ray_internals import (
+    LOOPBACK,
+    address_of_this_machine,
+    loopback_alone,
+    raylet,
+    token_of_its_own,
+    workers_by,
+)
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 _LAST_PORT = 65535
@@ -63,8 +71,9 @@ def _start(stack: ExitStack, store_bytes: int, options: dict[str, Any]) -> None:
     if store_bytes <= _OBJECT_STORE_BYTES:
         local["object_store_memory"] = _OBJECT_STORE_BYTES  # else Ray's own choice: 30 % of the memory
     stack.enter_context(token_of_its_own())
+    stack.enter_context(fork_server())
     try:
-        with loopback_alone():
+        with loopback_alone(), handing_over() as script, workers_by(script):
             ray.init(**local)
         stack.enter_context(ended_with_this_process(raylet()))
     except OSError as error:

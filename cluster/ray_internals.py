@@ -6,13 +6,14 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import ray
 from ray._private import ray_constants
+from ray._private.parameter import RayParams
 from ray._private.services import find_bootstrap_address
 
 LOOPBACK = "127.0.0.1"
@@ -47,6 +48,23 @@ def loopback_alone() -> Iterator[None]:
     other machines reach.
     """
     with patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        yield
+
+
+@contextmanager
+def workers_by(script: Path | None) -> Iterator[None]:
+    """A Ray that is started meanwhile runs a script in place of its ``default_worker.py``, with the same arguments.
+
+    Args:
+        script: Its path; None leaves Ray as it is.
+    """
+    initialise = RayParams.__init__
+
+    def with_script(self: Any, *arguments: Any, **named: Any) -> None:
+        initialise(self, *arguments, **named)
+        self.worker_path = self.worker_path or str(script)
+
+    with patch.object(RayParams, "__init__", with_script) if script else nullcontext():
         yield
 
 

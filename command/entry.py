@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
-from .. import __version__
+from ..forking import fork_server
 from ..refusal import ConfigError, Refusal
 from ..settings.usage import first_screen
 from ..settings.words import slips
@@ -13,6 +14,7 @@ from .signals import Signalled, ending_in_order
 from .words import split_verb
 
 REFUSED, LOST = 2, 3
+_WITH_WORKERS = {"attack", "audit"}
 _HELP = {"--help", "-h", "help"}
 
 
@@ -24,6 +26,8 @@ def run(words: list[str]) -> int:
     """
     try:
         if "--version" in words:
+            from .. import __version__  # which is looked up
+
             print(f"gradinversion {__version__}")
             return 0
         if _HELP & set(words):
@@ -38,12 +42,13 @@ def run(words: list[str]) -> int:
             raise ConfigError(found)
     except Refusal as error:
         return _refused(error)
-    with ending_in_order() as signalled:
+    # It loads beside this process; a run on this machine has its workers from it.
+    with ending_in_order() as signalled, fork_server() if verb in _WITH_WORKERS else nullcontext():
         return _carry_out(verb, settings, signalled)
 
 
 def _help(topics: list[str]) -> str:
-    if not topics or topics[0] in ("attack", "audit", "capture", "watch", "stop", "report"):
+    if not topics or topics[0] in ("attack", "audit", "capture", "watch", "stop", "report", "export"):
         return first_screen(program())
     from ..settings.help import help_on, help_text, strange_topic
 

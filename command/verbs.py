@@ -14,6 +14,7 @@ from ..audit.verdict import Leak
 from ..capture import CapturedUpdate, ModelSource, simulate_client
 from ..cluster import Activity, ProgressView, attend, reconstruct, require_no_run, stop
 from ..coordinator import AttackConfig, Reconstruction, Storage, read_result
+from ..exporting import export, require_packages
 from ..foreign_text import safe_lines
 from ..settings.case import obtain
 from ..settings.folder import check_folder, open_folder, settings_of_the_run
@@ -39,6 +40,7 @@ def attack(config: RunConfig, console: Console) -> int:
     if "no_gradient" in config.audit.controls:
         without_gradient(config)  # what is refused is refused before hours of work
     storage = check_folder(config)
+    require_packages(config.export, storage)
     with holding(storage), _active(console) as activity:
         activity.begins(_OBTAINS)
         case = obtain(config)
@@ -55,9 +57,11 @@ def attack(config: RunConfig, console: Console) -> int:
 
 def audit(config: RunConfig, console: Console) -> int:
     """Attack a grid of settings side by side, and write the page that says which change stops the leak."""
+    require_packages(config.export, Storage(config.out))
     verdict = run_audit(config, console)
     _say(console, f"\n{verdict.headline}. {verdict.advice}")
     _say(console, f"Report: {Storage(config.out).locate('audit.html')}")
+    _export(config, config.export, console)
     return exit_status(Leak.UNKNOWN if verdict.leaks is None else Leak.LEAKED if verdict.leaks else Leak.NONE, config)
 
 
@@ -84,6 +88,12 @@ def end(config: RunConfig, console: Console) -> int:
     """Have a run end at its next round."""
     stop(config.out)
     console.print("The run ends with its current round; `report` or `watch` writes what it has found.")
+    return 0
+
+
+def export_numbers(config: RunConfig, console: Console) -> int:
+    """Write the numbers of a run that has ended in other forms; no code that the run names is loaded."""
+    _export(config, config.export or ("csv",), console)
     return 0
 
 
@@ -142,7 +152,14 @@ def _report(found: Assessment, config: RunConfig, console: Console) -> int:
     verdict = found.report.verdict
     _say(console, f"\n{verdict.headline}. {verdict.detail}")
     _say(console, f"Report: {Storage(config.out).locate('report.html')}")
+    _export(config, config.export, console)
     return exit_status(verdict.leak, config)
+
+
+def _export(config: RunConfig, formats: tuple[str, ...], console: Console) -> None:
+    if formats:
+        written = export(Storage(config.out), formats)
+        _say(console, f"Exported: {', '.join(Storage(config.out).locate(name) for name in written)}")
 
 
 def exit_status(leak: Leak, config: RunConfig) -> int:
@@ -164,4 +181,12 @@ def _say(console: Console, text: str) -> None:
     console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
 
 
-VERBS = {"attack": attack, "audit": audit, "capture": capture, "watch": watch, "stop": end, "report": report}
+VERBS = {
+    "attack": attack,
+    "audit": audit,
+    "capture": capture,
+    "watch": watch,
+    "stop": end,
+    "report": report,
+    "export": export_numbers,
+}

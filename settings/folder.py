@@ -109,4 +109,5 @@ def settings_of_the_run(config: RunConfig) -> RunConfig:
     private = config.private if config.private != PrivateConfig() else stored.private
     audit = replace(stored.audit, redact=stored.audit.redact or config.audit.redact)
     fail_on = stored.fail_on if config.fail_on == "never" else config.fail_on
-    return replace(stored, out=config.out, private=private, audit=audit, fail_on=fail_on)
+    export = config.export or stored.export
+    return replace(stored, out=config.out, private=private, audit=audit, fail_on=fail_on, export=export)

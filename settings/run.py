@@ -19,6 +19,7 @@ from ..audit.config import AuditConfig
 from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
 from ..coordinator import AttackConfig, flatten
+from ..exporting import FORMATS
 from ..refusal import ConfigError
 from .keys import Key, convert, format_value, keys, unknown
 from .origin import origin_problems, untold
@@ -31,7 +32,7 @@ from .yaml_file import parse_tree, parse_yaml, read_tree
 WITHOUT_EFFECT = frozenset(
     {"out", "resume", "restart", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
     | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
-    | {"budget", "fail_on", "audit.redact"}
+    | {"budget", "fail_on", "audit.redact", "export"}
     | keys(PrivateConfig, "private.").keys()
     | keys(SweepConfig, "sweep.").keys()
 )
@@ -78,6 +79,9 @@ class RunConfig(AttackConfig):
     never. For `audit` the verdict is that at your settings."""
     budget: str | None = None
     """Time that `audit` may take, such as 90s, 10m or 2h: the grid is made to fit; none runs all of it."""
+    export: tuple[str, ...] = ()
+    """Other forms of the numbers, written beside the report: csv (tables), tensorboard (event files) and wandb (a run
+    that stays on this machine); the verb `export` writes them later."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """The grid of `audit`."""
 
@@ -93,6 +97,8 @@ class RunConfig(AttackConfig):
             found.append("resume=true and restart=true: give one; the first goes on with a run, the second deletes it.")
         if self.fail_on not in FAIL_ON:
             found.append(f"fail_on={self.fail_on}: give one of {', '.join(FAIL_ON)}.")
+        if unknown := [name for name in self.export if name not in FORMATS]:
+            found.append(f"export={','.join(unknown)}: choose among {', '.join(FORMATS)}.")
         if self.budget is not None and not self.budget_seconds:
             found.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
         return found + origin_problems(self)

@@ -16,6 +16,7 @@ VERBS = {
     "watch": "look on again at the run in out, on a cluster where it goes on by itself, and write its report",
     "stop": "end the run in out at its next round, with what it has found",
     "report": "write the report of the ended run in out again",
+    "export": "write the numbers of the ended run in out as tables (export=csv), for TensorBoard or for W&B",
 }
 
 EXAMPLES = (

@@ -17,7 +17,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 # Pages of the root, by the name that they have on the site.
-ROOT_PAGES = {f"{name}.md": f"{name.lower()}.md" for name in ("BENCHMARKS", "CHANGELOG", "CONTRIBUTING", "README")}
+ROOT_PAGES = {
+    f"{name}.md": f"{name.lower()}.md" for name in ("BENCHMARKS", "CHANGELOG", "CONTRIBUTING", "README", "SECURITY")
+}
 SCHEMAS = {"report": "audit/report.schema.json", "metrics": "coordinator/metrics.schema.json"}
 NOT_SHIPPED = {"benchmarks", "build", "docs", "tests"}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")

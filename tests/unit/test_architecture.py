@@ -15,6 +15,8 @@ GROUND = {"foreign_text", "plugins", "refusal"}
 # What each folder may import of the package, beside itself, the ground, and the root's docstring and version.
 ALLOWED = {
     "storage": set(),
+    "forking": set(),
+    "exporting": {"storage"},
     "capture": {"storage"},
     "priors": set(),
     "registration": set(),
@@ -22,12 +24,22 @@ ALLOWED = {
     "target": {"capture", "peeling"},
     "agents": {"capture", "peeling", "priors", "target"},
     "coordinator": {"agents", "capture", "peeling", "priors", "registration", "storage", "target"},
-    "cluster": {"agents", "capture", "coordinator", "peeling", "priors", "registration", "storage", "target"},
+    "cluster": {
+        "agents",
+        "capture",
+        "coordinator",
+        "forking",
+        "peeling",
+        "priors",
+        "registration",
+        "storage",
+        "target",
+    },
     "audit": {"agents", "capture", "coordinator", "peeling", "registration", "storage", "target"},
-    "settings": {"agents", "audit", "capture", "coordinator", "presets", "storage"},
+    "settings": {"agents", "audit", "capture", "coordinator", "exporting", "presets", "storage"},
     "sweep": {"agents", "audit", "capture", "cluster", "coordinator", "settings", "storage"},
     "presets": set(),
-    "command": {"audit", "capture", "cluster", "coordinator", "settings", "storage", "sweep"},
+    "command": {"audit", "capture", "cluster", "coordinator", "exporting", "forking", "settings", "storage", "sweep"},
 }
 # Folders in which the attack runs: the private images are out of their reach.
 ATTACK = {"priors", "registration", "peeling", "target", "agents", "coordinator", "cluster"}

@@ -15,7 +15,10 @@ from gradinversion.audit.redaction import LEFT_OUT, without_names, without_paths
 from gradinversion.audit.verdict import Leak, Verdict
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
+from gradinversion.settings.catalogue import catalogue
 
+# Their meanings speak of files, and their values are none.
+NAMES_NO_FILE = {"client.labels", "export"}
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
 
@@ -59,6 +62,14 @@ def test_a_redacted_page_shows_no_picture_and_no_name(attack: Attack, tmp_path: 
     for image in report.images:  # the numbers are all there
         assert image.psnr is not None
         assert f"{image.psnr:.1f} dB" in page
+
+
+def test_every_setting_that_may_name_a_file_is_left_out_of_a_page_for_others() -> None:
+    """One that is added, and that its meaning says to be a file or a folder, is to be listed."""
+    files = re.compile(r"\b(files?|folders?|FOLDER|FILE)\b|\.(safetensors|pt|ya?ml)\b", re.IGNORECASE)
+    words = {name: key for name, key in catalogue().items() if key.kind in (str, str | None, tuple[str, ...])}
+    named = {name for name, key in words.items() if files.search(key.meaning)} - NAMES_NO_FILE
+    assert {name for name in named if without_paths({name: "secret"})[name] != LEFT_OUT} == set()
 
 
 def test_without_redaction_nothing_is_left_out(attack: Attack, tmp_path: Path) -> None:

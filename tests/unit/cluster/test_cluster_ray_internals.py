@@ -13,6 +13,7 @@ import ray
 from gradinversion.cluster import ray_internals
 from ray._private import ray_constants, services, state
 from ray._private.node import Node
+from ray._private.parameter import RayParams
 
 PACKAGE = Path(ray_internals.__file__).parents[1]
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -61,6 +62,16 @@ def test_a_ray_has_a_token_of_its_own_that_only_its_user_reads(monkeypatch: pyte
         assert {name: os.environ.get(name) for name in TOKEN} == before
     assert len(tokens[0]) == 64
     assert tokens[0] != tokens[1]
+
+
+def test_workers_run_another_script_meanwhile() -> None:
+    with ray_internals.workers_by(Path("/a/script.py")):
+        assert RayParams().worker_path == "/a/script.py"
+        assert RayParams(worker_path="given").worker_path == "given"
+    assert RayParams().worker_path is None
+    with ray_internals.workers_by(None):
+        assert RayParams().worker_path is None
+    assert (Path(services.__file__).parent / "workers" / "default_worker.py").is_file()
 
 
 def test_no_other_module_of_the_package_reaches_into_ray() -> None:

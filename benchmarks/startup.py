@@ -1,0 +1,142 @@
+"""What it costs until a run does its work: `python -m benchmarks.startup` prints seconds and memory of the default run.
+
+    python -m benchmarks.startup                    # four agents, the bundled network and photos
+    python -m benchmarks.startup --runs 3 --save before -- agents.count=1
+
+The command itself is run, in a process whose only addition is that it notes when it sees what. Times are those of the
+clock, from the start of the command; beside them the seconds of processor that it and all that it started had used
+until then, which other work on the machine changes little. Memory is proportional: a page that several processes share
+is counted once. With GRADINVERSION_FORK_SERVER=on the processes of a run are forked from one that has loaded all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .cluster_machine import descendants, machine, processor_seconds, proportional_memory, rounded
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
+_SAMPLE_SECONDS = 0.25
+# Run in the command's own process: it notes when it has loaded the package, sees the run begin, and its first step.
+_COMMAND = """
+import sys, time
+def note(name):
+    if name not in seen:
+        seen.add(name)
+        with open(sys.argv[1], "a") as file:
+            file.write(f"{name} {time.time()}\\n")
+seen = set()
+from gradinversion.command.entry import run
+import gradinversion.cluster, gradinversion.command.verbs, gradinversion.settings.run
+note("loaded")
+view = gradinversion.cluster.ProgressView
+show = view.__call__
+def watched(self, status):
+    note("coordinator")
+    if status.phase.name not in ("STARTING", "PREPARING"):
+        note("prepared")
+    if any(seed.step for seed in status.seeds):
+        note("first step")
+    show(self, status)
+view.__call__ = watched
+sys.argv[0] = "gradinversion"
+status = run(sys.argv[2:])
+note("end")
+sys.exit(status)
+"""
+
+
+def measure(words: list[str]) -> dict[str, Any]:
+    """One run of the command: seconds until each moment, and the most memory that it had, by kind of process."""
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder) / "notes"
+        notes.touch()
+        began = time.time()
+        command = [sys.executable, "-c", _COMMAND, str(notes), f"out={folder}/run", *words]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        most: dict[str, float] = {}
+        used: dict[str, float] = {}
+        seconds: dict[int, float] = {}
+        while process.poll() is None:
+            now = memory_by_kind(process.pid, seconds)
+            if sum(now.values()) > sum(most.values()):
+                most = now
+            for name in _moments(notes):
+                used.setdefault(name, sum(seconds.values()))
+            time.sleep(_SAMPLE_SECONDS)
+        if process.returncode:
+            raise SystemExit(f"the command ended with status {process.returncode}")
+        moments = {name: at - began for name, at in _moments(notes).items()}
+    return {"seconds": moments, "processor_seconds": used, "memory_mib": most}
+
+
+def memory_by_kind(root: int, seconds: dict[int, float]) -> dict[str, float]:
+    """MiB of a process and of all that it started, by what they are; the seconds that each used are put down too."""
+    found: dict[str, float] = defaultdict(float)
+    for number in [root, *descendants(root)]:
+        try:
+            kind = _kind((Path("/proc") / str(number) / "cmdline").read_bytes(), number == root)
+            found[kind] += proportional_memory(number) / 2**20
+            seconds[number] = processor_seconds(number)
+        except OSError:
+            continue  # it has just ended
+    return dict(found)
+
+
+def _kind(line: bytes, is_root: bool) -> str:
+    kinds = {b"Agent": "agents", b"Coordinator": "coordinator", b"ray::": "idle workers"}
+    return "command" if is_root else next((kind for mark, kind in kinds.items() if mark in line), "Ray itself")
+
+
+def _moments(notes: Path) -> dict[str, float]:
+    rows = [line.rpartition(" ") for line in notes.read_text().splitlines()]
+    return {name: float(at) for name, _, at in rows}
+
+
+def middle(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The median of every figure."""
+    keys = {part: dict.fromkeys(name for run in runs for name in run[part]) for part in runs[0]}
+    return {
+        part: {name: rounded(median(run[part].get(name, 0.0) for run in runs)) for name in names}
+        for part, names in keys.items()
+    }
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The figures of one run, or of the medians of some, for people."""
+    lines = [
+        f"{name:12} {at:7.1f} s, {found['processor_seconds'].get(name, float('nan')):7.1f} s of processor"
+        for name, at in found["seconds"].items()
+    ]
+    memory = ", ".join(f"{kind} {size:.0f}" for kind, size in found["memory_mib"].items())
+    return "\n".join([*lines, f"memory {sum(found['memory_mib'].values()):.0f} MiB ({memory})"])
+
+
+def main() -> None:
+    """Measure some runs and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--save", metavar="NAME", help="put the medians into benchmarks/results/startup.json")
+    parser.add_argument("words", nargs="*", help="settings of the run")
+    options = parser.parse_args()
+    found = middle([measure(options.words) for _ in range(options.runs)])
+    print(table(found))
+    if options.save:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept[options.save] = {"words": options.words, "runs": options.runs, **found, "machine": machine()}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What a finished run left in its folder, as plain rows; the files may be anybody's, and are read as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..refusal import Refusal
+from ..storage.folders import Storage
+
+METRICS, REPORT, AUDIT = "metrics.jsonl", "report.json", "audit.json"
+_LARGEST = 256 * 2**20
+_COUNTS = ("round", "seed", "step")
+# Of curves that are shown: the others say where a row belongs, and are no curve.
+NO_CURVE = frozenset({"schema_version", "round", "seed", "incarnation", "step"})
+
+Row = Mapping[str, Any]
+
+
+class ExportError(Refusal, RuntimeError):
+    """A run cannot be exported; one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The numbers in a folder; empty or None where it does not have them."""
+
+    curves: tuple[Row, ...]
+    """A row for each seed and round, as in ``metrics.jsonl``."""
+    report: Mapping[str, Any] | None
+    """``report.json``."""
+    grid: Mapping[str, Any] | None
+    """``audit.json``."""
+
+
+def read_run(storage: Storage) -> RunFiles:
+    """The numbers of the run in a folder.
+
+    Raises:
+        ExportError: There are none, or a file is not what its name says.
+        StorageError: It cannot be read.
+    """
+    found = RunFiles(_curves(storage), _object(storage, REPORT), _object(storage, AUDIT))
+    if not found.curves and found.report is None and found.grid is None:
+        raise ExportError(
+            f"out={storage.url} holds nothing to export: there is no {METRICS}, {REPORT} or {AUDIT} in it; give the "
+            "folder of a run that has ended."
+        )
+    return found
+
+
+def _curves(storage: Storage) -> tuple[Row, ...]:
+    if not storage.exists(METRICS):
+        return ()
+    lines = storage.read(METRICS, _LARGEST).splitlines()
+    return tuple(_row(line, f"line {number} of {storage.locate(METRICS)}") for number, line in enumerate(lines, 1))
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or any(type(row.get(name)) is not int for name in _COUNTS):
+        raise ExportError(f"{where} is no row of a loss curve: it needs whole numbers for {', '.join(_COUNTS)}.")
+    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in row.values()):
+        raise ExportError(f"{where} holds something that is no number: every value is a number or null.")
+    return row
+
+
+def _object(storage: Storage, name: str) -> Mapping[str, Any] | None:
+    if not storage.exists(name):
+        return None
+    try:
+        found = json.loads(storage.read(name, _LARGEST))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ExportError(f"{storage.locate(name)} is no JSON object: `report` writes it again.")
+    return found
