@@ -67,15 +67,22 @@ def merged(one: Known | None, other: Known) -> Known:
     )
 
 
+# Of an image's error, what all its entries may share: stated errors may be some times too small, and what later visits
+# state rests on them.
+_SHARED = 2.0
+
+
 class _Shaken(Mapping[str, Known]):
-    """Values off by their errors."""
+    """Values off by their errors: each entry's own, and one that all entries of an image share. Sums over entries that
+    are off independently hardly feel it."""
 
     def __init__(self, known: Mapping[str, Known], seed: int) -> None:
         self._known, self._seed = known, seed
 
     def __getitem__(self, value: str) -> Known:
         found = self._known[value]
-        return replace(found, values=found.shaken(self._seed))
+        shared = _SHARED * found.error.reshape(-1, *(1 for _ in found.values.shape[1:])) * found.values
+        return replace(found, values=found.shaken(self._seed) + shared)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
