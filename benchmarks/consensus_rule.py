@@ -24,7 +24,7 @@ from .registration_scenes import PHOTOS, SEVERITIES, canvas_of, make_trial
 
 RULES = ("huber", "wiener", "auto")
 RESULTS = Path(__file__).parent / "results" / "consensus_rule.json"
-WARPED = [(224, 0.05, 1), (224, 0.05, 2), (224, 0.05, 3), (224, 0.02, 0), (64, 0.05, 1), (64, 0.05, 3), (64, 0.08, 0),
+WARPED = [(224, 0.05, 1), (224, 0.05, 2), (224, 0.05, 3), (224, 0.02, 0), (64, 0.05, 1), (64, 0.05, 3),
           (32, 0.05, 2), (32, 0.08, 0), (32, 0.0, 0)]  # fmt: skip
 OWN = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
