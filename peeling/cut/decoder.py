@@ -35,8 +35,8 @@ class Decoded:
     """Root mean square of what it leaves of crops that were held out, in the same units: of other photos it leaves
     rather more."""
     fitted: bool = False
-    """Whether the images were made to fit, from there on, all that is known behind a max-pooling (`winners`); the error
-    is still the decoder's."""
+    """Whether the images were made to fit, from there on, all that is known behind a max-pooling (`winners`), or the
+    features and to be smooth otherwise (`smooth`); the error is still the decoder's."""
 
 
 @dataclass(frozen=True)
