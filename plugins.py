@@ -117,7 +117,8 @@ def import_callable(name: str, what: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    # A script without a guard ends the process where it is imported.
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"the {what} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:callable of a "
             "module in the current folder or in one on PYTHONPATH"
@@ -152,8 +153,8 @@ def called(plugin: Plugin, *arguments: Any, **keywords: Any) -> Any:
         return plugin.call(*arguments, **keywords)
     except Refusal:
         raise
-    # The user's own code may raise anything.
-    except Exception as error:
+    # The user's own code may raise anything, and must not end an attack with the status of one that found nothing.
+    except (Exception, SystemExit) as error:
         raise broken(plugin, f"failed with {type(error).__name__}: {error}") from error
 
 

@@ -38,8 +38,8 @@ class AgentsConfig(Checked):
     threads: int = 0
     """Compute threads of each agent; 0 takes its share of the CPUs. Bit-equal runs need the same number."""
     images_at_once: int = 0
-    """Images whose graph an agent, and the coordinator at the end, holds at once; 0: the whole batch. Fewer take less
-    memory and up to a fifth more time, and give the same to rounding."""
+    """Images whose graph an agent holds at once; 0: the whole batch. Fewer take less memory and up to a fifth more
+    time, and give the same to rounding. The coordinator judges at the end with as many, and two of 224 px at most."""
     generator: str | None = None
     """Your own image generator, module:callable: its latents are descended instead of pixels; see docs/attacks.md."""
     generator_weights: str | None = None

@@ -28,6 +28,8 @@ Whole = TypeVar("Whole", Plain, Retraced)
 
 # The share of the descent before total variation begins to fade.
 _FADES_FROM = 0.5
+# What a model may make otherwise of a batch in parts, relative: rounding.
+_SAME = 1e-3
 
 
 class Objective:
@@ -92,19 +94,35 @@ class Objective:
         inside, match = self._behind(target, plain, gradients)
         if not 0 < at_once < update.image_count:
             return inside, match
-        reason = self._one_graph(target)
+        reason = self._one_graph(target, at_once)
         if reason:
             self.messages.append(f"agents.images_at_once={at_once} has no effect: {reason}, so the batch is one graph.")
             return inside, match
         return inside, Parted(match, plain, at_once, self._observed, self._as_the_client)
 
-    def _one_graph(self, target: Target) -> str:
+    def _one_graph(self, target: Target, at_once: int) -> str:
         """Why a batch cannot be taken in parts, if it cannot."""
         if target.joint_labels:
             return "labels are optimised with the images"
         if target.update.batch_norm is not BatchNormMode.EVAL and batch_norm_layers(self._model):
             return "batch norm in train mode makes images depend on each other"
+        if not self._takes_parts(at_once):
+            return "the model does not make of some images what it makes of these among others"
         return ""
+
+    def _takes_parts(self, at_once: int) -> bool:
+        """Whether the model makes the same of a batch in parts, tried on noise."""
+        shape = (self.update.image_count, *self.update.image_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device, self._dtype)
+        with torch.no_grad(), self._as_the_client():
+            whole = self._model(noise)
+            try:
+                found = torch.cat([self._model(part) for part in torch.split(noise, at_once)])
+            # Somebody's own model may raise anything.
+            except Exception:
+                return False
+        # Without numbers, where shapes alone are run, they are taken for equal.
+        return found.shape == whole.shape and bool(found.is_meta or (found - whole).norm() <= _SAME * whole.norm())
 
     def _behind(
         self, target: Target, whole: Whole, gradients: Comparison

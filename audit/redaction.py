@@ -13,14 +13,15 @@ LEFT_OUT = "(left out)"
 _PRIVATE_KEYS = frozenset(
     {"out", "update", "before", "after", "preset", "client.images", "client.weights"}
     | {"private.images", "private.labels", "audit.pool", "audit.lpips_weights"}
-    | {"agents.generator_weights", "peeling.photos", "sweep.train_images", "sweep.states"}
+    | {"agents.generator_weights", "peeling.photos", "sweep.train_images", "sweep.states", "sweep.axes"}
 )
 
 
 def without_names(report: AuditReport) -> AuditReport:
-    """The report with images called by their place in the batch."""
+    """The report with images called by their place in the batch, and nothing of where the user's own code lies."""
     images = tuple(replace(image, name=f"image {image.index + 1}") for image in report.images)
-    return replace(report, images=images)
+    plugins = tuple(replace(one, source=LEFT_OUT) for one in report.plugins)
+    return replace(report, images=images, plugins=plugins)
 
 
 def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
 
     Returns:
         None where no such number can be had: after a defence that distorts the update or is not known, for several
-        clients that each clipped, where the learning rate is estimated or the order of the images is not known.
+        clients that each clipped or made several steps, where the learning rate is estimated or the order of the
+        images is not known.
     """
     names = {one.name for one in update.defences}
     local = update.local
@@ -40,6 +41,8 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
     if names & _DISTORTING or (names and update.facts.clients.value > 1):
         return None
     if local is not None and (_rate_unsure(update) or local.shuffled):
+        return None
+    if local is not None and update.facts.clients.value > 1 and local.steps(update.image_count) > 1:
         return None
     if update.facts.dropout.value and not update.facts.dropout.assumed:
         return None

@@ -255,8 +255,8 @@ def build_own(name: str, what: str = "model", **offered: Any) -> nn.Module:
         raise ModelError(str(error)) from error
     try:
         model = build(**{keyword: value for keyword, value in offered.items() if accepts(build, keyword)})
-    # The user's own code may raise anything.
-    except Exception as error:
+    # The user's own code may raise anything, and may be a script that ends the process.
+    except (Exception, SystemExit) as error:
         raise ModelError(f"building the {what} {name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")

@@ -102,7 +102,10 @@ class CapturedUpdate:
         if self.facts.local is None:
             return None
         own, clients = self.facts.local.training, self.facts.clients.value
-        return own if own.batch_size is None else replace(own, batch_size=own.batch_size * clients)
+        if own.batch_size is None:
+            return own
+        # Clients may have fewer images than their batches would hold, or not as many each.
+        return replace(own, batch_size=min(own.batch_size * clients, max(own.batch_size, self.image_count)))
 
     def stating(self, **facts: Any) -> CapturedUpdate:
         """The same update with other facts in place of these; see ``ClientFacts.stating``.

@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
 
 
 def _help(topics: list[str]) -> str:
-    if not topics or topics[0] in ("attack", "audit", "capture", "watch", "stop", "report", "export"):
+    if not topics or topics[0] in ("attack", "audit", "capture", "watch", "stop", "report"):
         return first_screen(program())
     from ..settings.help import help_on, help_text, strange_topic
 

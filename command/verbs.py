@@ -16,6 +16,7 @@ from ..cluster import Activity, ProgressView, attend, reconstruct, require_no_ru
 from ..coordinator import AttackConfig, Reconstruction, Storage, read_result
 from ..exporting import export, require_packages
 from ..foreign_text import safe_lines
+from ..refusal import ConfigError
 from ..settings.case import obtain
 from ..settings.folder import check_folder, open_folder, settings_of_the_run
 from ..settings.run import RunConfig
@@ -57,7 +58,13 @@ def attack(config: RunConfig, console: Console) -> int:
 
 def audit(config: RunConfig, console: Console) -> int:
     """Attack a grid of settings side by side, and write the page that says which change stops the leak."""
-    require_packages(config.export, Storage(config.out))
+    if curves := [name for name in config.export if name != "csv"]:
+        raise ConfigError(
+            [
+                f"export={','.join(curves)}: an audit has no loss curves of its own; give export=csv, and afterwards "
+                "`export` for a folder in cells/."
+            ]
+        )
     verdict = run_audit(config, console)
     _say(console, f"\n{verdict.headline}. {verdict.advice}")
     _say(console, f"Report: {Storage(config.out).locate('audit.html')}")

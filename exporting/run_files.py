@@ -13,6 +13,10 @@ from ..storage.folders import Storage
 METRICS, REPORT, AUDIT = "metrics.jsonl", "report.json", "audit.json"
 _LARGEST = 256 * 2**20
 _COUNTS = ("round", "seed", "step")
+# What the libraries that show curves can hold.
+_LARGEST_COUNT = 2**63
+MOST_SEEDS = 10_000
+"""Of one run, whose curves are shown."""
 # Of curves that are shown: the others say where a row belongs, and are no curve.
 NO_CURVE = frozenset({"schema_version", "round", "seed", "incarnation", "step"})
 
@@ -55,19 +59,26 @@ def _curves(storage: Storage) -> tuple[Row, ...]:
     if not storage.exists(METRICS):
         return ()
     lines = storage.read(METRICS, _LARGEST).splitlines()
-    return tuple(_row(line, f"line {number} of {storage.locate(METRICS)}") for number, line in enumerate(lines, 1))
+    rows = tuple(_row(line, f"line {number} of {storage.locate(METRICS)}") for number, line in enumerate(lines, 1))
+    if len({row["seed"] for row in rows}) > MOST_SEEDS:
+        raise ExportError(f"{storage.locate(METRICS)} has curves of more than {MOST_SEEDS:,} seeds.")
+    return rows
 
 
 def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict) or any(type(row.get(name)) is not int for name in _COUNTS):
+    if not isinstance(row, dict) or any(not _counts(row.get(name)) for name in _COUNTS):
         raise ExportError(f"{where} is no row of a loss curve: it needs whole numbers for {', '.join(_COUNTS)}.")
     if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in row.values()):
         raise ExportError(f"{where} holds something that is no number: every value is a number or null.")
     return row
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_COUNT
 
 
 def _object(storage: Storage, name: str) -> Mapping[str, Any] | None:
@@ -75,7 +86,7 @@ def _object(storage: Storage, name: str) -> Mapping[str, Any] | None:
         return None
     try:
         found = json.loads(storage.read(name, _LARGEST))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ExportError(f"{storage.locate(name)} is no JSON object: `report` writes it again.")

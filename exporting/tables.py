@@ -23,7 +23,7 @@ def write_tables(run: RunFiles, storage: Storage) -> list[str]:
     }
     written = {name: table(rows) for name, rows in tables.items() if rows}
     for name, content in written.items():
-        storage.write(name, content.encode())
+        storage.write(name, content.encode(errors="backslashreplace"))
     return list(written)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from ..storage.folders import Storage
-from .run_files import NO_CURVE, RunFiles
+from .run_files import NO_CURVE, Row, RunFiles
 
 FOLDER = "tensorboard"
 
@@ -16,10 +18,13 @@ def write_events(run: RunFiles, storage: Storage) -> list[str]:
     from torch.utils.tensorboard import SummaryWriter
 
     storage.remove(FOLDER)  # else the curves of both exports would lie over each other
-    for seed in sorted({row["seed"] for row in run.curves}):
+    by_seed: dict[int, list[Row]] = defaultdict(list)
+    for row in run.curves:
+        by_seed[row["seed"]].append(row)
+    for seed, rows in sorted(by_seed.items()):
         with SummaryWriter(str(storage.path / FOLDER / f"seed-{seed}")) as writer:
-            for row in run.curves:
+            for row in rows:
                 for name, value in row.items():
-                    if row["seed"] == seed and name not in NO_CURVE and value is not None:
+                    if name not in NO_CURVE and value is not None:
                         writer.add_scalar(name, value, row["step"])
     return [FOLDER] if run.curves else []

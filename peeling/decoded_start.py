@@ -21,6 +21,7 @@ from .cut import (
     decode_with,
     decoder_photos,
     fit_decoder,
+    has_blocks,
     photo_crops,
     refine,
     smooth_images,
@@ -118,7 +119,8 @@ def _guess(cut: Cut, crops: Tensor, config: PeelingConfig, device: torch.device 
     if config.own_decoder is not None:
         return decode_with(config.own_decoder, cut, crops, device=device)
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
-    decoder, error = fit_decoder(cut, crops, device=device, reach=_REACH if around <= _MOST_FEATURES else 1)
+    wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
+    decoder, error = fit_decoder(cut, crops, device=device, reach=_REACH if wide else 1)
     if config.operations < REFINING:
         return Decoded(decoder.images([place.values for place in cut.places]), error)
     tell("a small network that mends what the decoder makes")

@@ -156,7 +156,8 @@ class VisitsOrdering:
         def leaves(some: tuple[int, ...]) -> float:
             own = [*(pairs[one] for one in some), *(pair for one, pair in enumerate(pairs) if one not in some)]
             order = [one for _, one, _ in own], [one for _, _, one in own]
-            return sorted(self._pairs(front, back, *order, self.steps.clients, inverse))[size - 1][0]
+            second = self.steps.clients
+            return sorted(self._pairs(front, back, *order, second, inverse))[self.steps.visits[second] - 1][0]
 
         groups, rival = divided(len(pairs), size, leaves)
         return [pairs[one] for group in groups for one in group], rival

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import combinations
 
-MOST_GROUPS = 500
+MOST_GROUPS = 70
 """Groups of visits that are tried; each takes a look at all visits that are left."""
 
 

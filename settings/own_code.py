@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..capture.defences import Defence, taken_apart
+from ..capture.defences import taken_apart
 from ..capture.models import TIMM_PREFIX
 from ..coordinator.identity import attack_plugins
 from ..foreign_text import safe
@@ -59,6 +60,8 @@ _KINDS = {
     "registration.method": PluginKind.REGISTRATION,
 }
 _BUILT = ("client.model", "agents.generator")
+# What may stand between the names in one value.
+_BETWEEN = re.compile(r"[+,\s\[\]\"']+")
 
 
 def _plugins(config: RunConfig) -> dict[str, list[str]]:
@@ -78,25 +81,56 @@ def _plugins(config: RunConfig) -> dict[str, list[str]]:
 
 def _tried(config: RunConfig) -> dict[str, list[str]]:
     """What the grid of an audit names that is code, by the key of the grid."""
-    defences = [word for word in config.sweep.defences if any(map(_names_defence, word.split("+")))]
-    axes, key = [], ""
+    defences: list[str] = []
+    for word in config.sweep.defences:
+        for part in word.split("+"):
+            key, equals, value = part.partition("=")
+            defences += _named(key.strip(), value) if equals else _named("client.defence", part)
+    axes, key = list[str](), ""
     for word in config.sweep.axes:
         begins, colon, value = word.partition(":")
-        if colon and begins in settings(config):
-            key, word = begins, value
-        built = key in _BUILT and _is_built(word)
-        if built or (key in _KINDS and any(is_plugin(_KINDS[key], part) for part in _parts(word))):
-            axes.append(word)
+        if colon and begins.strip() in settings(config):
+            key, word = begins.strip(), value
+        axes += _named(key, word)
     return {"sweep.defences": defences, "sweep.axes": axes}
 
 
-def _names_defence(word: str) -> bool:
-    return Defence(taken_apart(word)[0]).is_own and "=" not in word
+def _named(key: str, value: str) -> list[str]:
+    """The code in the words of one value, whatever stands between and behind its names."""
+    if key in _BUILT:
+        return [value.strip()] if _is_built(value.strip()) else []
+    if key not in _KINDS:
+        return []
+    parts = [part for part in _BETWEEN.split(value) if part]
+    names = dict.fromkeys([*(taken_apart(part)[0] for part in parts), *parts])
+    return [name for name in names if is_plugin(_KINDS[key], name)]
 
 
-def _parts(word: str) -> list[str]:
-    """A value as it stands, and without the weights and strengths in it."""
-    return [word, *(taken_apart(part)[0] for part in word.split("+"))]
+def require_seen_code(config: RunConfig, cells: Iterable[RunConfig]) -> None:
+    """Refuse a grid whose cells run code that `own_code` did not see in its words, however these are written.
+
+    Args:
+        config: Of the audit.
+        cells: What its grid makes of it.
+
+    Raises:
+        ConfigError: With the code, and where to name it.
+    """
+    seen = _names(config).union(*_tried(config).values())
+    for cell in cells:
+        if unseen := _names(cell) - seen:
+            raise ConfigError(
+                [
+                    f"a cell of the grid would run {', '.join(map(safe, sorted(unseen)))}, and sweep does not name it "
+                    "plainly: give it as KEY:NAME in sweep.axes."
+                ]
+            )
+
+
+def _names(config: RunConfig) -> set[str]:
+    """The code that a configuration itself names."""
+    built = {name for name in (config.client.model, config.agents.generator) if name is not None and _is_built(name)}
+    return built.union(*_plugins(config).values())
 
 
 def _is_built(name: str) -> bool:

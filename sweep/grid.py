@@ -17,10 +17,11 @@ from ..capture.defences import taken_apart
 from ..coordinator import Storage
 from ..refusal import ConfigError
 from ..settings.keys import format_value, keys
+from ..settings.own_code import require_seen_code
 from ..settings.run import RunConfig, settings, with_settings
 from ..settings.sweep import SweepConfig
 from .kinds import Kind, goes_with_a_defence, kind_of
-from .presets import settings_of_preset
+from .presets import is_fixed, settings_of_preset
 
 CELLS = "cells"
 """The folder in ``out`` in which each cell has one."""
@@ -104,7 +105,8 @@ def make_grid(config: RunConfig) -> Grid:
     """The grid that a configuration asks for.
 
     Raises:
-        ConfigError: An axis cannot be read, there are too many cells, or not one of them can be run.
+        ConfigError: An axis cannot be read, there are too many cells, not one of them can be run, or one would run code
+            that the settings do not plainly name.
     """
     for key in _CAPTURED:
         if getattr(config, key) is not None:
@@ -120,6 +122,7 @@ def make_grid(config: RunConfig) -> Grid:
     cells = [_cell(config, axes, levels, taken) for levels in product(*(range(len(axis.levels)) for axis in axes))]
     if all(cell.config is None for cell in cells):
         raise ConfigError(list(dict.fromkeys(cell.problem for cell in cells)))
+    require_seen_code(config, [cell.config for cell in cells if cell.config is not None])
     grid = Grid(axes, ())
     return replace(grid, cells=tuple(sorted(cells, key=lambda cell: grid.distance(cell.levels))))
 
@@ -233,14 +236,13 @@ def _further(config: RunConfig) -> list[tuple[str, list[Level]]]:
             key, value = found[-1][0], word
         sets = settings_of_preset(config, value) if key == PRESET else {key: value}
         found[-1][1].append(Level(f"{key.rpartition('.')[2]} {value}", sets))
-    refused = [key for key, _ in found if key.startswith(("sweep.", "audit.")) or key in _NOT_VARIED]
+    refused = [key for key, _ in found if is_fixed(key)]
     if refused:
         raise ConfigError([f"sweep.axes={key}: this key cannot be varied." for key in refused])
     return found
 
 
 _CAPTURED = ("update", "before", "after")
-_NOT_VARIED = {"out", "resume", *_CAPTURED, "private.images", "private.labels", "budget"}
 
 
 def _cell(config: RunConfig, axes: Sequence[Axis], levels: tuple[int, ...], taken: set[str]) -> Cell:

@@ -8,6 +8,15 @@ from ..settings.keys import format_value
 from ..settings.own_code import own_code
 from ..settings.run import RunConfig, command_words, is_preset_file, load_config, settings
 
+# What a file may say of itself, and what is for the audit to say.
+_NOT_HERE = ("preset", "export", "fail_on", "out", "restart", "resume")
+_FIXED = {"out", "resume", "update", "before", "after", "private.images", "private.labels", "budget"}
+
+
+def is_fixed(key: str) -> bool:
+    """Whether all cells of a grid have this key's value in common."""
+    return key.startswith(("sweep.", "audit.")) or key in _FIXED
+
 
 def settings_of_preset(config: RunConfig, name: str) -> dict[str, str]:
     """What this preset sets otherwise than the audit's own settings, key by key as words.
@@ -34,5 +43,9 @@ def settings_of_preset(config: RunConfig, name: str) -> dict[str, str]:
             ]
         )
     usual, wanted = settings(config), settings(found)
-    changed = {key: format_value(value) for key, value in wanted.items() if value != usual[key]}
+    changed = {
+        key: format_value(value) for key, value in wanted.items() if value != usual[key] and key not in _NOT_HERE
+    }
+    if fixed := [key for key in changed if is_fixed(key)]:
+        raise ConfigError([f"sweep.axes=preset:{safe(name)} sets {', '.join(fixed)}: what cannot be varied."])
     return {"preset": name} | changed

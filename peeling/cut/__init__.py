@@ -6,7 +6,7 @@ that are run through the server's own model, starts near enough for the descent 
 """
 
 from .contrast import Contrast, contrast_by_grid, hides_contrast
-from .decoder import Decoded, LinearDecoder, decode, fit_decoder
+from .decoder import Decoded, LinearDecoder, decode, fit_decoder, has_blocks
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
 from .own_decoder import DecoderFactory, decode_with
@@ -40,6 +40,7 @@ __all__ = [
     "find_stem",
     "fit_decoder",
     "grid_evidence",
+    "has_blocks",
     "hides_contrast",
     "images_by_winners",
     "images_from_cut",

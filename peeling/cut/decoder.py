@@ -81,6 +81,16 @@ def decode(
     return Decoded(decoder.images([place.values for place in cut.places]), error)
 
 
+def has_blocks(cut: Cut, size: tuple[int, int]) -> bool:
+    """Whether images of this height and width are as many whole blocks of pixels as the finest grid has places."""
+    return all(side % places == 0 for side, places in zip(size, _finest(cut), strict=True))
+
+
+def _finest(cut: Cut) -> tuple[int, int]:
+    grids = [(place.values.shape[2], place.values.shape[3]) for place in cut.places]
+    return max(grids, key=lambda size: size[0] * size[1])
+
+
 def fit_decoder(
     cut: Cut,
     crops: Float[Tensor, "crop channel height width"],
@@ -99,11 +109,10 @@ def fit_decoder(
     """
     device = device or torch.device("cpu")
     forward = cut.forward(dtype, device)
-    grids = [(place.values.shape[2], place.values.shape[3]) for place in cut.places]
-    grid = max(grids, key=lambda size: size[0] * size[1])
+    grid = _finest(cut)
     height, width = crops.shape[2:]
     block = (height // grid[0], width // grid[1])
-    if block[0] * grid[0] != height or block[1] * grid[1] != width:
+    if not has_blocks(cut, (height, width)):
         block = (1, 1)  # not one block for each place: each pixel by the place nearest to it
         grid = (height, width)
     fitted, held = _Sums(), _Sums()

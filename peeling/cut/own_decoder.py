@@ -63,8 +63,15 @@ def decode_with(
     if cut.is_coupled:  # statistics of as many images as the cut's
         at_once = images
     pieces = [piece for piece in torch.split(crops, at_once) if not cut.is_coupled or len(piece) == images]
-    held = torch.cat(pieces[HELD_OUT - 1 :: HELD_OUT] or pieces[-1:])
-    fitted_on = [piece for index, piece in enumerate(pieces) if index % HELD_OUT != HELD_OUT - 1]
+    if len(pieces) < 2:
+        raise broken(
+            plugin,
+            f"has {len(crops)} public photos for {images} images in one batch; it needs twice as many as these, since "
+            "some are held out",
+        )
+    apart = set(range(HELD_OUT - 1, len(pieces), HELD_OUT)) or {len(pieces) - 1}
+    held = torch.cat([piece for index, piece in enumerate(pieces) if index in apart])
+    fitted_on = [piece for index, piece in enumerate(pieces) if index not in apart]
 
     def features_of(given: Tensor) -> list[Tensor]:
         with torch.no_grad():
@@ -74,7 +81,7 @@ def decode_with(
     known = [place.values.cpu().float() for place in cut.places]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.default_generator.manual_seed(0)
-        decoder = called(plugin, torch.cat(fitted_on or pieces), features_of)
+        decoder = called(plugin, torch.cat(fitted_on), features_of)
     if not callable(decoder):
         raise broken(plugin, f"returned a {type(decoder).__name__}; it must return a function from features to images")
     fitted = Plugin(plugin.kind, plugin.name, decoder, plugin.source)

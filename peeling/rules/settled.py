@@ -119,11 +119,23 @@ def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit:
     other = system.solved(moved, masks, found > 0, _LAST_ITERATIONS, noise=random)
     local = (other - found).square().mean(dim=1, keepdim=True).sqrt()
     usual = (other - found).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    deviation = local.maximum(usual).expand_as(found)
-    deviation = deviation * error_share(found, deviation)
+    deviation = stated_deviation(found, local, usual)
     used, unused = system.left(found, masks)
     opened = {end.rectifier: end.is_open for end in system.segment.ends}
     return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0), opened)
+
+
+def stated_deviation(found: Tensor, local: Tensor, usual: Tensor) -> Tensor:
+    """Of each entry: no less than is usual for the image, and by as much smaller as shut entries show.
+
+    Args:
+        found: The input, ``(image, channel, row, column)``, zero where it was shut.
+        local: By how much two solutions differ, ``(image, 1, row, column)``.
+        usual: The same over the whole image, ``(image, 1, 1, 1)``.
+    """
+    # Shut entries are held against their own places: an image's good places say nothing of its bad ones.
+    share = error_share(found, local.expand_as(found))
+    return local.maximum(usual).expand_as(found) * share
 
 
 def error_share(found: Tensor, deviation: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch
 from gradinversion.audit.judging import judge
 from gradinversion.audit.report import to_dict
 from gradinversion.audit.sending import like_the_client
-from gradinversion.capture import CapturedUpdate, Defence, UpdateError, simulate_client
+from gradinversion.capture import CapturedUpdate, Defence, ModelError, UpdateError, simulate_client
 from gradinversion.capture.labels.recovery import recover_labels
 from gradinversion.coordinator.identity import attack_plugins, identity
 from gradinversion.coordinator.serial_group import attack
@@ -22,8 +22,9 @@ from gradinversion.plugins import PluginError, PluginKind, find_plugin, installe
 from gradinversion.refusal import ConfigError
 from gradinversion.registration import RegistrationConfig, register
 from gradinversion.settings.case import obtain
-from gradinversion.settings.own_code import own_code, own_plugins, require_code_of_preset
+from gradinversion.settings.own_code import own_code, own_plugins, require_code_of_preset, require_seen_code
 from gradinversion.settings.run import config_yaml, load_config
+from gradinversion.sweep.grid import make_grid
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "own_parts"
 CLIENT = ("client.image_size=16", "client.batch_size=2")
@@ -289,6 +290,10 @@ def test_a_preset_file_does_not_run_code_that_the_command_does_not_name(key: str
         ("sweep.axes=labels:auto,own_parts:by_bias", True),
         ("sweep.axes=objective.priors:own_parts:curvature:0.1", True),
         ("sweep.defences=none,own_parts:signs:1", True),
+        ("sweep.defences=none,none+client.model=os:abort", True),
+        ("sweep.defences=none,none+client.defence=own_parts:signs", True),
+        ("sweep.axes=objective.priors: own_parts:curvature:0.1", True),
+        ("sweep.axes=client.model: os:abort", True),
         ("sweep.defences=none,noise:0.1+client.bn=eval", False),
         ("sweep.axes=labels:auto,counts,client.model:timm:resnet10t", False),
         ("sweep.axes=client.local_epochs:0,1", False),
@@ -297,3 +302,47 @@ def test_a_preset_file_does_not_run_code_that_the_command_does_not_name(key: str
 def test_code_in_a_grid_is_code(word: str, named: bool) -> None:
     config = load_config([word])
     assert own_code(config) == ({word.partition("=")[0]: word.partition("=")[2]} if named else {})
+
+
+def planned(words: list[str]) -> None:
+    """All that an audit does before anything is run."""
+    config = load_config(words)
+    require_code_of_preset(config, words)
+    make_grid(config)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'defences: [none, "none+client.model=own_parts:by_bias"]',
+        'defences: [none, "noise:0.1+ client.defence=own_parts:signs"]',
+        'axes: ["objective.priors: own_parts:curvature:0.5"]',
+        'axes: ["client.model:convnet", " os:abort"]',
+    ],
+)
+def test_a_preset_files_grid_runs_no_code_however_it_is_written(lines: str, tmp_path: Path) -> None:
+    preset = tmp_path / "theirs.yaml"
+    preset.write_text(f"sweep: {{batch_sizes: [1], bn: [eval], {lines}}}\n")
+    words = [f"preset={preset}"]
+    with pytest.raises(ConfigError, match=r"code that would run here|is no key; after a plus sign"):
+        planned(words)
+
+
+def test_cells_run_no_code_that_their_grid_does_not_show() -> None:
+    config = load_config(["sweep.axes=client.model:convnet,os:abort"])
+    require_seen_code(config, [load_config(["client.model=os:abort"]), load_config(["client.model=convnet"])])
+    with pytest.raises(
+        ConfigError, match=r"a cell of the grid would run own_parts:by_bias, and sweep does not name it"
+    ):
+        require_seen_code(config, [load_config(["labels=own_parts:by_bias"])])
+
+
+def test_code_that_ends_the_process_is_refused_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a script without a guard does; status 0 would say that nothing leaked."""
+    (tmp_path / "ending_parts.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(PluginError, match=r"cannot be imported .SystemExit"):
+        obtain(load_config(["labels=ending_parts:rule"]))
+    with pytest.raises(ModelError, match=r"cannot be imported .SystemExit"):
+        obtain(load_config(["client.model=ending_parts:build"]))

@@ -91,6 +91,40 @@ def test_images_that_depend_on_each_other_stay_together(smooth_target: Callable[
     require_equal(whole, parted, truth + 0.3)
 
 
+class Squeezed(nn.Module):
+    """Takes every batch but those of one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.mean(dim=(2, 3), keepdim=True).squeeze())
+
+
+class Coupled(nn.Module):
+    """Each image is held against the mean of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.mean(dim=(2, 3))
+        return self.fc(values - values.mean(dim=0))
+
+
+@pytest.mark.parametrize("build", [Squeezed, Coupled])
+def test_a_model_that_does_not_take_parts_is_given_the_whole(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, images, labels = build(), torch.rand(3, 3, 8, 8), torch.arange(3)
+    update = capture_gradient(model, images, labels)
+    whole, parted = both(Target(update, model, labels), 2, replace(ALL, batch_norm_weight=0.0))
+    assert any("images_at_once=2 has no effect: the model does not make" in text for text in parted.messages)
+    batch = update.normalisation.apply(images) + 0.1
+    assert parted.gradient_loss(batch) == pytest.approx(whole.gradient_loss(batch), rel=1e-6)
+
+
 def test_the_graph_of_one_part_is_held_at_a_time() -> None:
     at_once: list[int] = []
 

@@ -120,6 +120,19 @@ def test_the_gap_is_zero_where_the_facts_are_right_and_large_where_one_is_wrong(
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"clients": 2, "local_epochs": 1, "local_batch_size": 2, "learning_rate": 0.05},
+        {"clients": 2, "local_epochs": 2, "learning_rate": 0.05},
+    ],
+)
+def test_several_clients_with_steps_of_their_own_have_no_gap_either(settings: dict[str, object]) -> None:
+    """One client with the batches of all of them makes other steps than each of them."""
+    update, model, private = simulate_client(ClientConfig(**settings), 0)  # type: ignore[arg-type]
+    assert measure_truth_gap(model, private, update) is None
+
+
+@pytest.mark.parametrize(
     "settings", [{"defence": "noise:0.1"}, {"defence": "dp_sgd:0.1"}, {"defence": "clip:0.1", "clients": 2}]
 )
 def test_after_a_defence_that_distorts_there_is_no_gap_to_speak_of(settings: dict[str, object]) -> None:
@@ -134,6 +147,7 @@ def test_after_a_defence_that_distorts_there_is_no_gap_to_speak_of(settings: dic
         {"local_epochs": 1, "weight_decay": 0.01},
         {"bn": "train_shared"},
         {"clients": 2, "batch_size": 2},
+        {"clients": 2, "batch_size": 2, "local_epochs": 1, "learning_rate": 0.05},
         {"defence": "clip:0.1"},
     ],
 )

@@ -166,6 +166,14 @@ def test_clients_that_train_send_the_mean_of_their_weights() -> None:
     assert (update.local.batch_size, update.local.steps(update.image_count)) == (4, 2)
 
 
+def test_batches_of_all_clients_together_hold_no_more_than_there_are_images() -> None:
+    config = ClientConfig(batch_size=10, image_size=8, local_epochs=1, local_batch_size=3, learning_rate=0.1)
+    update, _, _ = simulate_client(config, 0)
+    several = update.stating(clients=told(4))  # not as many images each
+    assert several.local is not None
+    assert several.local.batch_size == 10
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gradinversion.exporting import FORMATS, export, require_packages
 from gradinversion.exporting import formats as formats_module
-from gradinversion.exporting.run_files import ExportError
+from gradinversion.exporting.run_files import MOST_SEEDS, ExportError
 from gradinversion.exporting.tables import table
 from gradinversion.settings.run import load_config
 from gradinversion.storage.folders import Storage
@@ -94,6 +94,23 @@ def test_a_run_for_weights_and_biases_lies_on_this_machine_and_names_no_file_of_
     for word in (b"seed-3/gradient", b"psnr_mean", b"31.5"):
         assert word in content, word
     assert b"cmd()" not in content
+    # Nor what the library says of its own work, or of what is installed here.
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [record.name]
+    assert [path.name for path in (run.path / "wandb").iterdir()] == [folder.name]
+
+
+def test_a_link_in_a_strangers_folder_is_not_followed(run: Storage, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("wandb")
+    others = tmp_path_factory.mktemp("others")
+    (others / "debug.log").write_text("precious")
+    (run.path / "wandb").symlink_to(others)
+    with pytest.raises(ExportError, match="is no folder: remove it"):
+        export(run, ["wandb"])
+    assert [path.name for path in others.iterdir()] == ["debug.log"]
+    (run.path / "wandb").unlink()
+    (run.path / "wandb").write_text("a file")
+    with pytest.raises(ExportError, match="is no folder: remove it"):
+        export(run, ["wandb"])
 
 
 @pytest.mark.parametrize(
@@ -103,6 +120,10 @@ def test_a_run_for_weights_and_biases_lies_on_this_machine_and_names_no_file_of_
         ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1, "total": "high"}', "no number"),
         ("metrics.jsonl", '{"round": 0, "seed": true, "step": 1}', "whole numbers"),
         ("metrics.jsonl", "no json", "whole numbers"),
+        ("metrics.jsonl", "[" * 200_000, "whole numbers"),
+        ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1000000000000000000000000000000}', "whole numbers"),
+        ("metrics.jsonl", '{"round": 0, "seed": -1, "step": 1}', "whole numbers"),
+        ("report.json", "[" * 200_000, "no JSON object"),
         ("report.json", "[1]", "no JSON object"),
         ("audit.json", "{", "no JSON object"),
     ],
@@ -112,6 +133,19 @@ def test_what_is_no_run_is_refused(tmp_path: Path, name: str, content: str, word
     with pytest.raises(ExportError, match=words):
         export(Storage(tmp_path), ["csv"])
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_names_that_no_file_can_hold_are_written_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"images": [{"name": "\\ud800x"}]}')
+    assert export(Storage(tmp_path), ["csv"]) == ["images.csv"]
+    assert "x" in (tmp_path / "images.csv").read_text()
+
+
+def test_curves_of_very_many_seeds_are_refused(tmp_path: Path) -> None:
+    lines = (f'{{"round": 0, "seed": {seed}, "step": 1}}\n' for seed in range(MOST_SEEDS + 1))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    with pytest.raises(ExportError, match="more than 10,000 seeds"):
+        export(Storage(tmp_path), ["csv"])
 
 
 def test_an_empty_folder_holds_nothing_to_export(tmp_path: Path) -> None:

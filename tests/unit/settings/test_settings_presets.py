@@ -70,6 +70,7 @@ def test_the_default_preset_is_the_defaults() -> None:
 
 def test_the_paper_preset_is_the_paper() -> None:
     config = load_config(["preset=gradinversion_paper"])
+    assert config.registration.consensus == "mean"
     objective, agents = config.objective, config.agents
     assert (objective.form, objective.gradient_loss) == (Form.PAPER, GradientLoss.LAYER_L2)
     assert objective.total_variation is TotalVariation.ANISOTROPIC
@@ -198,7 +199,7 @@ def test_each_row_of_the_ablation_adds_one_thing_to_the_one_before() -> None:
     added = [[change.partition(" ")[0] for change in differences(*pair)] for pair in pairwise(rows)]
     assert added == [
         ["objective.total_variation_weight", "objective.batch_norm_weight"],
-        ["objective.group_weight", "registration.method"],
+        ["objective.group_weight", "registration.method", "registration.consensus"],
         ["registration.method"],
     ]
     assert not any(row.peeling.enabled for row in rows)

@@ -227,6 +227,16 @@ def test_a_preset_file_on_an_axis_names_no_code_by_itself(settings: Settings, tm
     assert make_grid(settings(theirs, "client.model=os:abort")).cells
 
 
+def test_a_preset_file_on_an_axis_sets_nothing_that_cannot_be_varied(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("update: /tmp/some.safetensors\nexport: [wandb]\n")
+    with pytest.raises(ConfigError, match="sets update: what cannot be varied"):
+        make_grid(settings(f"sweep.axes=preset:{tmp_path}/theirs.yaml"))
+    (tmp_path / "theirs.yaml").write_text("objective: {l2_weight: 0.5}\nexport: [wandb]\nout: elsewhere\n")
+    cells = make_grid(settings(f"sweep.axes=preset:{tmp_path}/theirs.yaml")).cells
+    assert {cell.config.export for cell in cells if cell.config is not None} == {()}
+    assert {cell.config.objective.l2_weight for cell in cells if cell.config is not None} == {0.5}
+
+
 @pytest.mark.parametrize(
     ("word", "part"),
     [

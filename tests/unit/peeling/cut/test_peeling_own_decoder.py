@@ -88,6 +88,20 @@ def test_a_decoder_never_sees_what_its_error_is_measured_on(cut: Cut, monkeypatc
     assert decoded.error == pytest.approx(float((torch.stack(held) - 0.5).square().mean().sqrt()), rel=1e-5)
 
 
+def test_few_photos_are_held_out_too_and_one_piece_is_not_enough(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def build(photos: Tensor, features_of: Callable[[Tensor], list[Tensor]]) -> Callable[[list[Tensor]], Tensor]:
+        seen.append(len(photos))
+        return lambda features: torch.zeros(len(features[0]), 3, PIXELS, PIXELS)
+
+    name = put_decoder(monkeypatch, build)
+    decode_with(name, cut, photo_crops(list(public_photos().values()), (PIXELS, PIXELS), 40, 0))
+    assert seen == [32]  # in pieces of sixteen the last one is held out
+    with pytest.raises(PluginError, match=r"has 12 public photos for 3 images in one batch; it needs twice as many"):
+        decode_with(name, cut, photo_crops(list(public_photos().values()), (PIXELS, PIXELS), 12, 0))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

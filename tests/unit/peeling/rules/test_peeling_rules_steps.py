@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import BatchNormMode
+from gradinversion.capture import BatchNormMode, LocalTraining
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.local_steps import LocalSteps
 from gradinversion.peeling.refusals import Why
@@ -156,6 +156,25 @@ def test_the_average_over_clients_tells_whose_images_are_together(
     groups = [sorted(which[part].tolist()) for part in steps.slices]
     assert sorted(groups[:clients]) == [list(range(size * client, size * (client + 1))) for client in range(clients)]
     assert [[one + size * clients for one in group] for group in groups[:clients]] == groups[clients:]
+
+
+def test_second_steps_may_have_fewer_visits_than_first_ones(
+    residual_case: Callable[..., object], residual_network: Callable[..., nn.Module]
+) -> None:
+    """Three images of each of two clients, in batches of two: the last batch has one."""
+    cases = [residual_case(count=4, seed=seed, model=residual_network(0, wide=96)) for seed in (0, 1)]
+    images = torch.cat([case.images for case in cases])  # type: ignore[attr-defined]
+    steps = LocalSteps.of(LocalTraining(0.02, batch_size=2), 3, clients=2)
+    assert steps.visits == (2, 2, 1, 1)
+    trained = _train(cases[0].model, images, [[[0, 1], [2]], [[3, 4], [5]]], steps)  # type: ignore[attr-defined]
+    found = trained.derived()
+    assert found.steps, [one.words for one in found.refused]
+    value = found.steps[0].value
+    own, true = found.knowledge.activations[value].values.flatten(1), trained.truth[value].flatten(1)
+    which = torch.cdist(own, true, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1).tolist()
+    # In the truth the first steps' visits are 0 to 3, of client 0 and then of client 1; their second ones are 4 and 5.
+    groups = [sorted(which[part]) for part in steps.slices]
+    assert groups in ([[0, 1], [2, 3], [4], [5]], [[2, 3], [0, 1], [5], [4]])
 
 
 def test_later_visits_are_known_as_well_as_the_weights_that_earlier_ones_made(
