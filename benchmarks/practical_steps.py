@@ -12,8 +12,6 @@ of each.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from .networks import cifar_resnet18
 from .residual import match
 from .residual_case import CLASSES, PHOTOS
+from .rows_command import rows_command
 from .unseen_photos import write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "practical_steps.json"
@@ -120,25 +119,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run the rows that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
-    parser.add_argument("--sets", type=int, default=3)
-    parser.add_argument("--first", type=int, default=0, help="number of the first set")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    # What other runs measured of other rows is kept.
-    lines: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
-    for row in ROWS:
-        for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
-            lines = [line for line in lines if (line["row"], line["set"]) != (row.name, number)]
-            lines.append(run_row(row, number))
-            print(
-                json.dumps({key: lines[-1].get(key) for key in ("row", "set", "psnr", "seconds", "message")}),
-                flush=True,
-            )
-            options.out.write_text(json.dumps(lines, indent=1) + "\n")
-    show(lines)
+    rows_command(__doc__, ROWS, run_row, show, RESULTS)
 
 
 if __name__ == "__main__":

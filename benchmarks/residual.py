@@ -10,8 +10,6 @@ scikit-image; the private ones are those of `unseen_photos`. `constant` is the b
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from .networks import cifar_resnet18
 from .residual_case import Row, case_of
+from .rows_command import rows_command
 from .trained import CLASSES as TRAINED_CLASSES
 from .trained import trained_cifar_resnet18
 
@@ -128,25 +127,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run the rows that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
-    parser.add_argument("--sets", type=int, default=3)
-    parser.add_argument("--first", type=int, default=0, help="number of the first set")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    lines = []
-    for row in ROWS:
-        for number in range(options.first, options.first + options.sets if row.name in options.rows else 0):
-            lines.append(run_row(row, number))
-            print(
-                json.dumps(
-                    {key: lines[-1].get(key) for key in ("row", "set", "psnr", "start_psnr", "seconds", "message")}
-                ),
-                flush=True,
-            )
-    options.out.write_text(json.dumps(lines, indent=1) + "\n")
-    show(lines)
+    rows_command(__doc__, ROWS, run_row, show, RESULTS)
 
 
 if __name__ == "__main__":
