@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .residual_cases import BATCHES, CLASSES, NOISES, OTHERS, Case, case_of_model, shift, train
-from .residual_errors import measure, show, write
+from .residual_errors import measure_all, show
 
 RESULTS = Path(__file__).parent / "results" / "pointwise_errors.json"
 SIDE = 8
@@ -109,13 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    outcomes = []
-    for case in cases(arguments.seeds, arguments.only, arguments.noises):
-        outcomes.append(measure(case))
-        write(outcomes, arguments.out)
-        if outcomes[-1].violates:
-            print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
-    show(outcomes)
+    show(measure_all(cases(arguments.seeds, arguments.only, arguments.noises), arguments.out))
 
 
 if __name__ == "__main__":

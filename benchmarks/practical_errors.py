@@ -28,7 +28,7 @@ from gradinversion.peeling.local_steps import LocalSteps
 from torch import Tensor, nn
 
 from .residual_cases import CLASSES, NETWORKS, Case, disturbed, make_network, photos, side_of, truth_of
-from .residual_errors import Outcome, measure, show, write
+from .residual_errors import measure_all, show
 
 RESULTS = Path(__file__).parent / "results" / "practical_errors.json"
 _EVAL, _TRAIN = BatchNormMode.EVAL, BatchNormMode.TRAIN_PRIVATE
@@ -166,14 +166,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    outcomes = list[Outcome]()
-    for case in cases(arguments.seed, arguments.only, tuple(arguments.share)):
-        outcomes.append(measure(case))
-        before = [line for line in before if line["case"] != case.name]
-        write(outcomes, arguments.out, before)
-        if outcomes[-1].violates:
-            print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
-    show(outcomes, [setting.name for setting in SETTINGS])
+    chosen = cases(arguments.seed, arguments.only, tuple(arguments.share))
+    show(measure_all(chosen, arguments.out, before), [setting.name for setting in SETTINGS])
 
 
 if __name__ == "__main__":

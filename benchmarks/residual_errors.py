@@ -223,6 +223,27 @@ def write(outcomes: Iterable[Outcome], path: Path, before: Sequence[dict[str, An
     path.write_text(json.dumps(lines, indent=1) + "\n")
 
 
+def measure_all(
+    chosen: Iterable[Case], path: Path, before: Sequence[dict[str, Any]] = (), images: bool = False
+) -> list[Outcome]:
+    """Each case in turn, written as it comes; a false statement is printed at once.
+
+    Args:
+        chosen: The cases.
+        path: Of the file.
+        before: Lines of other cases, which stay.
+        images: Whether to go on to the images.
+    """
+    outcomes = list[Outcome]()
+    for case in chosen:
+        outcomes.append(measure(case, images))
+        before = [line for line in before if line["case"] != case.name]
+        write(outcomes, path, before)
+        if outcomes[-1].violates:
+            print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
+    return outcomes
+
+
 def main() -> None:
     """Measure the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,13 +255,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    outcomes = []
-    for case in cases(arguments.seeds, arguments.only, arguments.noises, tuple(arguments.share)):
-        outcomes.append(measure(case, arguments.images))
-        write(outcomes, arguments.out)
-        if outcomes[-1].violates:
-            print(f"{outcomes[-1].case}: {outcomes[-1].worst}", flush=True)
-    show(outcomes)
+    chosen = cases(arguments.seeds, arguments.only, arguments.noises, tuple(arguments.share))
+    show(measure_all(chosen, arguments.out, images=arguments.images))
 
 
 if __name__ == "__main__":
