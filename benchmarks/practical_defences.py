@@ -37,6 +37,7 @@ from .residual_networks import feature_errors, image_figures
 RESULTS = Path(__file__).parent / "results" / "practical_defences.json"
 _NETWORK = Network("defended", "ResNet-18, 3x3 stem, random", cifar_resnet18, 32, 4)
 _SAMPLE_RATE, _STEPS, _DELTA = 0.01, 1000, 1e-5
+_MULTIPLIERS = (0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1)
 _FRONT = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -54,7 +55,7 @@ ROWS = (
     Row("none"),
     *(Row(f"noise {size:g}", Defence("noise", size)) for size in (1e-5, 1e-4, 1e-3, 1e-2)),
     Row("clip 1", Defence("clip", 1.0)),
-    *(Row(f"dp_sgd {size:g}, clip 1", Defence("dp_sgd", size, (1.0,))) for size in (0, 1e-4, 1e-3, 1e-2, 1e-1, 1)),
+    *(Row(f"dp_sgd {size:g}, clip 1", Defence("dp_sgd", size, (1.0,))) for size in _MULTIPLIERS),
     *(Row(f"prune {share:g}", Defence("prune", share)) for share in (0.9, 0.99)),
     *(Row(f"quantise {bits}", Defence("quantise", bits)) for bits in (16, 8, 4, 1)),
     Row("frozen to layer1", frozen=_FRONT[:3]),

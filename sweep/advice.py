@@ -67,6 +67,32 @@ def advise(grid: Grid, changes: Sequence[Change]) -> str:
     return sentence
 
 
+def advise_on_exactness(effect: Effect, places: int | None, changes: Sequence[Change]) -> str:
+    """What equations alone give at the user's settings, and the smallest change with which they give nothing.
+
+    Args:
+        effect: Of the user's own settings.
+        places: Of the network, that follow at them.
+        changes: The smallest first.
+
+    Returns:
+        Empty where nothing is known of it.
+    """
+    if effect is Effect.UNKNOWN:
+        return ""
+    if effect is not Effect.LEAKS:
+        return "No activations follow from the update exactly at your settings, as far as peeling went."
+    what = "the activations at one place" if places == 1 else f"the activations at {places} places"
+    sentence = f"From the update alone, up to stated errors, follow {what} of the network at your settings"
+    stopping = [change for change in changes if change.exactness is Effect.STOPS]
+    usable = [change for change in stopping if change.usable] or stopping
+    if usable:
+        return f"{sentence}; the smallest change with which none do: {usable[0].name} ({_price(usable[0])})."
+    unknown = sum(change.exactness is Effect.UNKNOWN for change in changes)
+    also = f" (of {unknown} it is not known)" if unknown else ""
+    return f"{sentence}, and no change in this grid was shown to end that{also}."
+
+
 def elsewhere(changes: Sequence[Change]) -> str:
     """Where nothing leaks at the user's settings: which changes to beware of."""
     if not changes:

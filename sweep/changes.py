@@ -26,6 +26,10 @@ class Change:
     defence: str
     """The defence that these settings have, by the name of its level."""
     alters_defence: bool
+    exactness: Effect
+    """The same as `effect`, of the places of the network that the update determines exactly."""
+    exact_places: int | None
+    """So many, in the worst cell; None where that is not known."""
     price: Price | None
     """Of that defence; None where it was not measured."""
 

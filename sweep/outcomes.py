@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
@@ -41,6 +41,8 @@ class Tally:
     """Leaked or weakly visible."""
     labels: float | None
     """Share of the labels that were recovered; None where no cell has that number."""
+    exact_places: int | None
+    """Places of the network whose activations follow; None where no cell has that number."""
 
 
 class Outcomes:
@@ -66,12 +68,14 @@ class Outcomes:
         """The worst of the cells with these settings."""
         done = [one for _, one in self.cells(levels) if one is not None and one.state is State.DONE]
         labels = [one.labels for one in done if one.labels is not None]
+        places = [one.exact_places for one in done if one.exact_places is not None]
         return Tally(
             cells=len(done),
             images=max((one.images for one in done), default=0),
             leaked=max((one.leaked for one in done), default=0),
             shown=max((one.leaked + one.weak for one in done), default=0),
             labels=max(labels, default=None),
+            exact_places=max(places, default=None),
         )
 
     def spread(self, levels: tuple[int, ...]) -> str:
@@ -98,14 +102,28 @@ class Outcomes:
                 return Effect.UNKNOWN
         return Effect.STOPS
 
+    def exactness(self, levels: tuple[int, ...]) -> Effect:
+        """The same of what the update determines exactly: a leak is any place of the network that follows."""
+        if self.tally(levels).exact_places:
+            return Effect.LEAKS
+        known = all(one is not None and one.exact_places is not None for _, one in self.cells(levels))
+        return Effect.STOPS if known else Effect.UNKNOWN
+
     def effect_of_change(self, levels: tuple[int, ...]) -> Effect:
         """The effect; where a stronger level of what is altered leaks, it is not taken for a stop."""
-        effect = self.effect(levels)
+        return self._of_change(levels, self.effect)
+
+    def exactness_of_change(self, levels: tuple[int, ...]) -> Effect:
+        """See `exactness`, by the same rule."""
+        return self._of_change(levels, self.exactness)
+
+    def _of_change(self, levels: tuple[int, ...], judge: Callable[[tuple[int, ...]], Effect]) -> Effect:
+        effect = judge(levels)
         if effect is not Effect.STOPS:
             return effect
         for position in self._grid.changes(levels):
             for other in _stronger(self._grid.axes[position], levels[position]):
-                if self.effect((*levels[:position], other, *levels[position + 1 :])) is Effect.LEAKS:
+                if judge((*levels[:position], other, *levels[position + 1 :])) is Effect.LEAKS:
                     return Effect.UNPROVEN
         return effect
 

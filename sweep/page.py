@@ -120,6 +120,7 @@ def render(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, str
         levels={"weak": "weakly visible", "none": "not shown", "unknown": "cannot be told"},
         prices=bool(facts.prices),
         price=_price,
+        placed=any(change.exact_places is not None for change in verdict.changes),
         accuracies=_accuracies(facts),
         accuracy_problems=facts.accuracy_problems,
         trained=facts.accuracies.get(UNDEFENDED) or next(iter(facts.accuracies.values()), None),

@@ -37,6 +37,7 @@ def to_dict(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, st
     return {
         "leaks": verdict.leaks,
         "verdict": f"{verdict.headline}. {verdict.advice}",
+        "exactness": verdict.exactness,
         "caution": verdict.caution,
         "worst_case": verdict.worst_case,
         "changes": [
@@ -46,6 +47,8 @@ def to_dict(facts: AuditFacts, verdict: GridVerdict, provenance: Mapping[str, st
                 "leaked": change.leaked,
                 "images": change.images,
                 "labels": change.labels,
+                "exactness": change.exactness,
+                "exact_places": change.exact_places,
                 "accuracy_cost": change.cost,
                 "training": None if change.price is None else change.price.training,
             }

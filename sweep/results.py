@@ -89,6 +89,9 @@ class CellResult:
     peeling: str = ""
     """What the gradient determines exactly and where that ends, in one or two sentences; empty where nothing was
     peeled."""
+    exact_places: int | None = None
+    """Places of the network whose activations the update determines, the images among them; None where nothing was
+    peeled, or an earlier version did not keep it."""
     seconds: float = 0.0
     agents: int = 0
     iterations: int = 0

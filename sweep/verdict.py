@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from .advice import advise, describe, elsewhere, labels_in_words, unknown
+from .advice import advise, advise_on_exactness, describe, elsewhere, labels_in_words, unknown
 from .changes import Change
 from .grid import Axis, Grid
 from .kinds import Kind, worst_case_in_words
@@ -38,6 +38,9 @@ class GridVerdict:
     """All other combinations of settings, the smallest change first."""
     worst_case: str = ""
     """Which axes are no settings of the client and were judged by their worst level; empty where there are none."""
+    exactness: str = ""
+    """What the update determines exactly at the user's settings, and the smallest change that ends it; empty where
+    nothing is known of it."""
 
 
 def judge_grid(grid: Grid, results: Mapping[str, CellResult], prices: Mapping[str, Price] | None = None) -> GridVerdict:
@@ -64,7 +67,8 @@ def judge_grid(grid: Grid, results: Mapping[str, CellResult], prices: Mapping[st
     else:
         labels = "" if not tally.labels else f", but {labels_in_words(tally.labels)}"
         leaks, headline, advice = False, f"{where} no image leak was shown{labels}", elsewhere(changes)
-    return GridVerdict(leaks, headline, advice, _CAUTION, changes, worst_case)
+    exact = advise_on_exactness(outcomes.exactness(base), tally.exact_places, changes)
+    return GridVerdict(leaks, headline, advice, _CAUTION, changes, worst_case, exact)
 
 
 _CAUTION = (
@@ -93,6 +97,8 @@ def _changes(grid: Grid, outcomes: Outcomes, prices: Mapping[str, Price]) -> lis
                 labels=tally.labels,
                 defence=grid.axes[defence].levels[levels[defence]].name,
                 alters_defence=defence in altered,
+                exactness=outcomes.exactness_of_change(levels),
+                exact_places=tally.exact_places,
                 price=prices.get(grid.axes[defence].levels[levels[defence]].name),
             )
         )

@@ -254,6 +254,25 @@ def test_changes_are_listed_with_price_and_labels(facts: Facts, tmp_path: Path) 
     ]
 
 
+def test_what_the_update_determines_exactly_stands_on_the_page(facts: Facts, tmp_path: Path) -> None:
+    found = facts("sweep.batch_sizes=4", "sweep.defences=none,noise:1")
+    places = {"no defence": 12, "noise 1": 0}
+    known = {
+        cell.name: replace(
+            found.results[cell.name], exact_places=places[found.grid.axes[-2].levels[cell.levels[-2]].name]
+        )
+        for cell in found.grid.cells
+    }
+    _, text = read(replace(found, results=known))
+    assert "the activations at 12 places of the network at your settings" in text
+    assert "noise 1 no leak shown 0 of 4 75% 0" in text
+    assert "places known exactly" in text
+    assert "places known exactly" not in read(found)[1]
+    write_audit(replace(found, results=known))
+    (change,) = audit_json(tmp_path)["changes"]
+    assert (change["exactness"], change["exact_places"]) == ("no leak shown", 0)
+
+
 def test_labels_that_were_given_are_no_leak_of_the_update(facts: Facts) -> None:
     found = facts()
     given = {name: replace(one, labels=None, label_scores=None) for name, one in found.results.items()}

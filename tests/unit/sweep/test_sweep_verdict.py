@@ -170,3 +170,43 @@ def test_images_of_which_nothing_can_be_said_prove_nothing(settings: Settings, f
     known = fakes.results(grid, fakes.leak_undefended)
     known = {name: replace(result, unknown=1) for name, result in known.items()}
     assert Effect.STOPS not in effects(judge_grid(grid, known)).values()
+
+
+def with_places(known: dict[str, CellResult], places: Callable[[str], int | None]) -> dict[str, CellResult]:
+    return {name: replace(result, exact_places=places(name)) for name, result in known.items()}
+
+
+def test_the_smallest_change_that_ends_what_follows_exactly(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    found = judge_grid(grid, with_places(known, lambda name: 0 if "noise-1" in name else 12), {"noise 1": learned(0.1)})
+    assert found.exactness == (
+        "From the update alone, up to stated errors, follow the activations at 12 places of the network at your "
+        "settings; the smallest change with which none do: noise 1 (it costs 10.0 points of accuracy)."
+    )
+    # The images are stopped by less.
+    assert "stops the image leak: noise" in found.advice
+    assert {change.name: change.exactness for change in found.changes} == {
+        "noise 0.1": Effect.LEAKS,
+        "noise 1": Effect.STOPS,
+    }
+    assert [change.exact_places for change in found.changes if change.name == "noise 1"] == [0]
+
+
+def test_no_change_ends_what_follows_exactly_where_a_stronger_one_does_not(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    found = judge_grid(grid, with_places(known, lambda name: 0 if "noise-0.1" in name else 1))
+    assert "the activations at one place of the network" in found.exactness
+    assert found.exactness.endswith("no change in this grid was shown to end that.")
+    assert {change.exactness for change in found.changes} == {Effect.UNPROVEN, Effect.LEAKS}
+
+
+def test_what_follows_exactly_is_not_claimed_where_peeling_did_not_look(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    assert judge_grid(grid, known).exactness == ""
+    partly = judge_grid(grid, with_places(known, lambda name: 2 if "no-defence" in name else None))
+    assert partly.exactness.endswith("no change in this grid was shown to end that (of 2 it is not known).")
+    nothing = judge_grid(grid, with_places(known, lambda name: 0))
+    assert nothing.exactness.startswith("No activations follow from the update exactly at your settings")
