@@ -54,7 +54,11 @@ def peeling_panel(record: PeelingRecord | None, size: tuple[int, int]) -> Peelin
         standing=standing(record),
         places=tuple(map(_place, places)),
         ends=tuple(
-            {"place": _capital(end.place), "words": end.words, "would": _capital(would_do(end))}
+            {
+                "place": _capital(end.place),
+                "words": end.words,
+                "would": _capital(would_do(end, visits=record.local_steps > 0)),
+            }
             for end in record.ends[:_MOST_ENDS]
         ),
         diagram=draw_network(record),

@@ -115,7 +115,7 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
         seen = line.get("images_identified", line.get("decoded_identified", "–"))
         cells = [line["row"], line["set"], places, "; ".join(last) or "none"]
         cells += [_range(line.get(name)) for name in ("constant", "decoded", "images")]
-        epsilon = line.get("privacy", "").removeprefix("epsilon ").split(" at ")[0] or "–"
+        epsilon = line.get("privacy", "").removeprefix("epsilon ").removeprefix("is ").split(" at ")[0] or "–"
         print("| " + " | ".join(map(str, [*cells, seen, epsilon, f"{line['seconds']:.0f}"])) + " |")
 
 

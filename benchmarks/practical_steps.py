@@ -4,31 +4,43 @@
     python -m benchmarks.practical_steps --rows steps-4x2 --sets 1
 
 One core; seconds are those of the processor. ResNet-18 with a 3x3 stem, random weights, 32 px, batch norm on its
-running statistics, float32. The server knows the learning rate, momentum, epochs and batch size; neither labels nor the
-order of a shuffled epoch, nor which image is of which client where it has an average over several. Photos are 8-bit
-files of `unseen_photos`; the decoder is fitted on those that come with scikit-image. `constant` is the best flat image
-of each.
+running statistics, float32, unless the row says otherwise. The server knows the learning rate and momentum, and epochs
+and batch size but where the row has it read them; neither labels nor the order of a shuffled epoch, nor which image is
+of which client where it has an average over several. Photos are 8-bit files of `unseen_photos`, more than 16 crops of
+those that come with scikit-image; on these the decoder is fitted. `constant` is the best flat image of each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradinversion.audit import constant_images, psnr
-from gradinversion.capture import IMAGENET, CapturedUpdate, LocalTraining, load_images, told, train_locally
+from gradinversion.capture import (
+    IMAGENET,
+    BatchNormMode,
+    CapturedUpdate,
+    LocalTraining,
+    assumed,
+    load_images,
+    told,
+    train_locally,
+)
+from gradinversion.peeling.cut import photo_crops, public_photos
 from gradinversion.peeling.visit_recovery import recover_visits
+from gradinversion.target.local_steps import check_local_steps
 from torch import Tensor, nn
 
 from .networks import cifar_resnet18
-from .residual import match
+from .residual import match, trained
 from .residual_case import CLASSES, PHOTOS
 from .rows_command import rows_command
-from .unseen_photos import write_unseen_photos
+from .trained import CLASSES as TRAINED_CLASSES
+from .unseen_photos import MOST, write_unseen_photos
 
 RESULTS = Path(__file__).parent / "results" / "practical_steps.json"
 _SIZE = 32
@@ -43,6 +55,12 @@ class Row:
     local: LocalTraining
     clients: int = 1
     """Of as many images each; the server has the average of their deltas."""
+    make: Callable[[int], nn.Module] = cifar_resnet18
+    """Given the number of classes."""
+    classes: int = CLASSES
+    batch_norm: BatchNormMode = BatchNormMode.EVAL
+    untold: bool = False
+    """Neither epochs nor batch size are told: both are read off the delta."""
 
 
 ROWS = (
@@ -51,21 +69,31 @@ ROWS = (
     Row("epochs-2x2x4", 8, LocalTraining(0.01, 2, 4, shuffled=True)),
     Row("clients-2-of-2x2", 8, LocalTraining(0.01, 1, 2), 2),
     Row("clients-4-of-2x1", 8, LocalTraining(0.01, 1, 1), 4),
+    Row("untold-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), untold=True),
+    Row("untold-2x2x4", 8, LocalTraining(0.01, 2, 4, shuffled=True), untold=True),
+    Row("trained-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), make=trained, classes=TRAINED_CLASSES),
+    Row("private-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), batch_norm=BatchNormMode.TRAIN_PRIVATE),
+    Row("usual-5x10x8", 80, LocalTraining(0.01, 5, 8, shuffled=True)),
 )
 
 
 def run_row(row: Row, number: int) -> dict[str, Any]:
     """One set of photos."""
-    folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.images))
-    images = (load_images(str(folder), row.images, _SIZE)[0] * 255).round() / 255
+    images = _photos(row.images, number)
     torch.manual_seed(number)
-    model = cifar_resnet18(CLASSES).eval()
-    labels = (torch.arange(row.images) * 7 + number) % CLASSES
+    model = row.make(row.classes).eval()
+    labels = (torch.arange(row.images) * 7 + number) % row.classes
     generator = torch.Generator().manual_seed(number)
     update = _sent(row, model, images, labels, generator)
+    line: dict[str, Any] = {"row": row.name, "set": number}
     began = time.process_time()
+    if row.untold:
+        update = update.stating(epochs=assumed(1), batch_size=assumed(None))
+        update = update.stating(**check_local_steps(update, model).facts)
+        assert update.local is not None
+        line["read"] = [update.local.epochs, update.local.batch_size]
     found = recover_visits(update, model)
-    line: dict[str, Any] = {"row": row.name, "set": number, "seconds": time.process_time() - began}
+    line["seconds"] = time.process_time() - began
     steps = row.clients * row.local.steps(row.images // row.clients)
     line |= {"visits": row.images * row.local.epochs, "steps": steps, "message": found.message}
     line |= {"places": [[step.rule, step.value, list(step.shape), max(step.error)] for step in found.steps]}
@@ -92,10 +120,22 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     return line
 
 
+def _photos(count: int, number: int) -> Tensor:
+    """As 8-bit files have them."""
+    if count > MOST:
+        found = photo_crops(list(public_photos().values()), (_SIZE, _SIZE), count, number)
+    else:
+        folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, count))
+        found = load_images(str(folder), count, _SIZE)[0]
+    return (found * 255).round() / 255
+
+
 def _sent(row: Row, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> CapturedUpdate:
     """What the server holds: of several clients the average, each of whom has the images that come next."""
+    how: dict[str, Any] = {"local": row.local, "normalisation": IMAGENET, "batch_norm": row.batch_norm}
+    how["generator"] = generator
     parts = zip(images.chunk(row.clients), labels.chunk(row.clients), strict=True)
-    sent = [train_locally(model, *own, local=row.local, normalisation=IMAGENET, generator=generator) for own in parts]
+    sent = [train_locally(model, *own, **how) for own in parts]
     average = {name: torch.stack([one.gradients[name] for one in sent]).mean(dim=0) for name in sent[0].gradients}
     facts = sent[0].facts.stating(image_count=told(len(images)), clients=told(row.clients))
     return replace(sent[0], gradients=average, facts=facts)

@@ -33,7 +33,7 @@ _SHUT, _ERRORS = 1e-5, 5.0
 # Units that far above that line tell how a visit's features were made.
 _SURELY = 10.0
 # A visit belongs to a step where its pair leaves at most this share, and a third of what visits of later steps leave.
-_OBEYS, _APART = 0.02, 1 / 3
+OBEYS, APART = 0.02, 1 / 3
 # Passes over all steps, each with the lengths that the one before gave; what a pair may leave without another one.
 _PASSES, _EXACT = 4, 1e-5
 # Singular values drop by at least this much behind the last place; smaller than this share of the first they are none.
@@ -94,9 +94,7 @@ class Ordered:
     @property
     def is_clear(self) -> bool:
         """Whether every step's visits stand out from those of later ones."""
-        return all(
-            one <= _OBEYS and one <= _APART * other for one, other in zip(self.left, self.next_left, strict=True)
-        )
+        return all(one <= OBEYS and one <= APART * other for one, other in zip(self.left, self.next_left, strict=True))
 
 
 @dataclass(frozen=True)
@@ -161,6 +159,10 @@ class VisitsOrdering:
 
         groups, rival = divided(len(pairs), size, leaves)
         return [pairs[one] for group in groups for one in group], rival
+
+    def left_at_first(self, front: VisitList, back: VisitList) -> list[float]:
+        """What each visit leaves of its features under the weights that the server sent, the least first."""
+        return [left for left, _, _ in sorted(self._pairs(front, back, [], [], 0, None))]
 
     def lengths(self, back: VisitList) -> tuple[Float[Tensor, " visit"], float, Float[Tensor, " visit"]]:
         """One over each visit's length, all in the order of the steps; see `fit_lengths`."""
@@ -276,6 +278,8 @@ def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size:
     gradient = weight_gradient.detach().cpu().double()
     found = []
     for taps in (gradient.flatten(1), gradient.transpose(0, 1).flatten(1)):
+        # A channel that no visit opened has no gradient, and is no drop of the others.
+        taps = taps[taps.any(dim=1)]
         singular = torch.linalg.eigvalsh(taps @ taps.T).clamp_min(0).sqrt().flip(0)
         drops = singular[1:] / singular[:-1].clamp_min(1e-300)
         # Beyond what float32 keeps there is nothing but rounding, which drops at will.

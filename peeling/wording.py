@@ -50,7 +50,7 @@ def went_wrong(record: PeelingRecord) -> str:
     if not record.ends:
         return (record.reason[:1].lower() + record.reason[1:]) or "nothing more follows."
     end = record.ends[0]
-    would = "" if record.local_steps else would_do(end)
+    would = would_do(end, visits=record.local_steps > 0)
     return f"{end.place}: {end.words}{f'; {would}' if would else ''}."
 
 
@@ -63,15 +63,24 @@ def ended(record: PeelingRecord) -> str:
     return f"It ended at {went_wrong(record)}"
 
 
-def would_do(end: End) -> str:
+def would_do(end: End, *, visits: bool = False) -> str:
     """What would have let it go on, as a clause; empty where the number and the size of the images are not in the
-    way."""
+    way.
+
+    Args:
+        end: Where it ended.
+        visits: Whether what is counted are visits of local steps.
+    """
     if end.most_images is None or end.largest_side is None:
         return ""
-    images = "one image" if end.most_images == 1 else f"{end.most_images} images"
+    what, many = ("visits of images", "visits") if visits else ("images", "images")
+    images = (
+        ("one visit of an image" if visits else "one image") if end.most_images == 1 else f"{end.most_images} {what}"
+    )
     ways = [f"for {images} of this size"] if end.most_images else []
-    ways += [f"for as many images of up to {end.largest_side} px"] if end.largest_side else []
-    return f"they would be enough {', or '.join(ways)}" if ways else "one image alone is too large"
+    ways += [f"for as many {many} of up to {end.largest_side} px"] if end.largest_side else []
+    alone = "one visit alone is too much" if visits else "one image alone is too large"
+    return f"they would be enough {', or '.join(ways)}" if ways else alone
 
 
 def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:

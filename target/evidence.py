@@ -19,6 +19,7 @@ from .defences import check_defences
 from .dropout import check_dropout
 from .finding import Finding
 from .image_count import check_image_count
+from .local_steps import check_local_steps
 from .loss import check_loss
 from .missing import check_missing
 from .penalty import check_penalty
@@ -39,6 +40,7 @@ def _plain(check: Callable[[CapturedUpdate, nn.Module], Finding]) -> Check:
 # The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have.
 CHECKS: tuple[Check, ...] = (
     _plain(check_step_counter),
+    _plain(check_local_steps),
     _plain(check_sampling),
     _plain(check_clients),
     _plain(check_loss),

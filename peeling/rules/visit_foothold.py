@@ -36,7 +36,7 @@ _LARGEST_MISFIT = 0.01
 
 
 @dataclass(frozen=True)
-class _Pair:
+class VisitPair:
     """Two convolutions, and the batch norm between them."""
 
     first: Node
@@ -49,7 +49,7 @@ def visit_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Ref
     """Input and derivative of one convolution in every visit, where nothing is known yet."""
     if setting.steps is None or known.arriving:
         return
-    pairs = [pair for node in setting.graph.nodes if (pair := _pair(setting, node)) is not None]
+    pairs = [pair for node in setting.graph.nodes if (pair := visit_pair(setting, node)) is not None]
     if setting.foothold is not None:
         pairs = [pair for pair in pairs if pair.second.name == setting.foothold]
     pairs.sort(key=lambda pair: (crowding(setting, pair.second), setting.graph.nodes.index(pair.second)))
@@ -62,7 +62,7 @@ def visit_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Ref
             yield _taken(setting, setting.steps, known, pair)
 
 
-def _pair(setting: Setting, second: Node) -> _Pair | None:
+def visit_pair(setting: Setting, second: Node) -> VisitPair | None:
     """A convolution with the one in front of it, where both have taps and nothing else lies between."""
     graph = setting.graph
     rectifier = graph.by_name.get(second.inputs[0]) if second.inputs else None
@@ -79,23 +79,23 @@ def _pair(setting: Setting, second: Node) -> _Pair | None:
     whole = first.kind.groups == 1 and isinstance(second.kind, Convolution) and second.kind.groups == 1
     if not (alone and plain and sent and whole):
         return None
-    return _Pair(first, norm, rectifier, second)
+    return VisitPair(first, norm, rectifier, second)
 
 
-def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: _Pair) -> Derived | Refused:
+def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: VisitPair) -> Derived | Refused:
     value, places = pair.second.inputs[0], places_of(setting, pair.second)
     cost = sum(taps_operations(setting, one) for one in (pair.first, pair.second))
     if not setting.effort.affords(cost):
         return Refused(RULE, value, Why.COST, places)
     lists = []
     for node in (pair.first, pair.second):
-        found = _visits(setting, node)
+        found = visits_of(setting, node)
         if found is Why.RANK and (seen := _seen(setting, node)) not in (None, steps.visit_count):
             return Refused(RULE, value, Why.VISITS, steps.visit_count, seen)
         if isinstance(found, Why):
             return Refused(RULE, value, found, places)
         lists.append(found)
-    ordering = _ordering(setting, steps, pair)
+    ordering = ordering_of(setting, steps, pair)
     ordered = ordering.ordered(*lists)
     if not ordered.is_clear:
         return Refused(RULE, value, Why.STEPS, places, error=max(ordered.left))
@@ -117,7 +117,7 @@ def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: _Pair) -
     return Derived(RULE, value, found_all, checks, notable=True)
 
 
-def _ordering(setting: Setting, steps: LocalSteps, pair: _Pair) -> VisitsOrdering:
+def ordering_of(setting: Setting, steps: LocalSteps, pair: VisitPair) -> VisitsOrdering:
     def layer(node: Node) -> Layer:
         assert isinstance(node.kind, Convolution)
         return Layer(node.kind, setting.graph.tensors_of(node)["weight"])
@@ -129,7 +129,7 @@ def _ordering(setting: Setting, steps: LocalSteps, pair: _Pair) -> VisitsOrderin
     return VisitsOrdering(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
 
 
-def _visits(setting: Setting, node: Node) -> VisitList | Why:
+def visits_of(setting: Setting, node: Node) -> VisitList | Why:
     """By the taps of one convolution."""
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gradinversion.capture import capture_gradient
@@ -58,6 +60,10 @@ def test_where_it_ended_says_what_would_have_been_enough() -> None:
     assert reached(record) == (
         "Peeling found no foothold: the input of 2.conv2: it has 1,024 unknowns, and equations for at most 128; they "
         "would be enough for 2 images of this size, or for as many images of up to 8 px."
+    )
+    # The same of the visits of a client that trained.
+    assert reached(replace(record, local_steps=4)).endswith(
+        "would be enough for 2 visits of images of this size, or for as many visits of up to 8 px."
     )
 
 

@@ -1,0 +1,83 @@
+"""How many visits a weight delta is of, and how many of them its first steps had, where nobody needs to say so.
+
+The taps of a convolution have a place for each place of each visit, so that their rank counts the visits. Of the visits
+told apart those of the first step obey the weights that the server sent, which they show without any number of the
+client's settings: of all others more is left (see `visits`).
+
+Only updates without weight decay: its share of the delta, as large as the number of steps has it, has no low rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from ..local_steps import LocalSteps
+from ..refusals import Why
+from ..visits import APART, OBEYS, VisitList, visits_seen
+from .rule import Setting
+from .tap_foothold import crowding, places_of
+from .visit_foothold import VisitPair, ordering_of, visit_pair, visits_of
+
+
+@dataclass(frozen=True)
+class VisitsRead:
+    """What the delta shows."""
+
+    visits: int
+    """Of images, over all steps and clients."""
+    first: int | None
+    """Those of every client's first step; None where they do not stand out from the others, as where there is one step
+    alone or where the steps are very small."""
+
+
+def visits_read(setting: Setting, expected: int | None = None) -> VisitsRead | None:
+    """By the pair of convolutions with the fewest places; None where no rank shows a number of visits.
+
+    Args:
+        setting: With the weight delta over minus any learning rate, and of any number of images.
+        expected: Where there are as many visits, it is not looked at which of them are the first step's.
+    """
+    pairs = [pair for node in setting.graph.nodes if (pair := visit_pair(setting, node)) is not None]
+    for pair in sorted(pairs, key=lambda one: places_of(setting, one.second)):
+        gradient = setting.gradient(pair.second.name, "weight")
+        assert gradient is not None
+        seen = visits_seen(gradient, (pair.second.shape[1], pair.second.shape[2]))
+        if seen is not None:
+            return VisitsRead(seen, None if seen == expected else _first(replace(setting, image_count=seen), pair))
+    return None
+
+
+def _first(setting: Setting, pair: VisitPair) -> int | None:
+    nodes = (pair.first, pair.second)
+    if max(crowding(setting, node) for node in nodes) > 1:
+        return None
+    lists = []
+    for node in nodes:
+        found = visits_of(setting, node)
+        if isinstance(found, Why):
+            return None
+        lists.append(found)
+    front, back = lists
+    return standing_out(_left(setting, pair, front, back))
+
+
+def _left(setting: Setting, pair: VisitPair, front: VisitList, back: VisitList) -> list[float]:
+    # Under the weights that were sent neither the steps nor their rate have a part in it.
+    ordering = ordering_of(setting, LocalSteps((setting.image_count,), 1.0), pair)
+    return ordering.left_at_first(front, back)
+
+
+def standing_out(left: Sequence[float]) -> int | None:
+    """How many of these obey while all others do not; None where no number does.
+
+    Args:
+        left: What each visit leaves of its features, the least first.
+    """
+    gaps = {
+        count: after / max(before, 1e-300)
+        for count, (before, after) in enumerate(pairwise(left), start=1)
+        if before <= OBEYS < after and before <= APART * after
+    }
+    return max(gaps, key=lambda count: gaps[count], default=None)

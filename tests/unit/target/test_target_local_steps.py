@@ -1,0 +1,121 @@
+"""Local steps held against the weight delta, and read off it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, assumed, told, train_locally
+from gradinversion.peeling.cut import photo_crops, public_photos
+from gradinversion.target import weigh_evidence
+from gradinversion.target.local_steps import check_local_steps, shown_visits
+from torch import Tensor, nn
+
+PIXELS, IMAGES = 8, 4
+
+
+class Block(nn.Module):
+    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(entering, leaving, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(leaving)
+        self.conv2 = nn.Conv2d(leaving, leaving, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(leaving)
+        self.down = nn.Sequential() if stride == 1 else nn.Conv2d(entering, leaving, 1, stride, bias=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(value))))) + self.down(value))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """Places 8 x 8, 4 x 4, 2 x 2."""
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    blocks = [Block(32, 64, 2), Block(64, 96, 2), Block(96, 96, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)).eval()
+
+
+def sent(model: nn.Module, local: LocalTraining, mode: BatchNormMode = BatchNormMode.EVAL) -> CapturedUpdate:
+    images = photo_crops(list(public_photos().values()), (PIXELS, PIXELS), IMAGES, seed=77)
+    return train_locally(model, images, torch.tensor([8, 1, 5, 3]), local=local, batch_norm=mode)
+
+
+TRUE = LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.5)
+
+
+@pytest.fixture(scope="module")
+def update(model: nn.Module) -> CapturedUpdate:
+    return sent(model, TRUE)
+
+
+def test_visits_and_those_of_the_first_step_are_seen(model: nn.Module, update: CapturedUpdate) -> None:
+    shown = shown_visits(update, model)
+    assert shown is not None
+    assert (shown.visits, shown.first) == (8, 2)
+
+
+def test_what_was_told_rightly_is_not_spoken_of(model: nn.Module, update: CapturedUpdate) -> None:
+    found = check_local_steps(update, model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+def test_steps_that_nobody_told_are_read(model: nn.Module, update: CapturedUpdate) -> None:
+    untold = update.stating(epochs=assumed(1), batch_size=assumed(None))
+    evidence = weigh_evidence(untold, model)
+    assert evidence.update.local == TRUE
+    local = evidence.update.facts.local
+    assert local is not None
+    assert (local.epochs.provenance, local.batch_size.provenance) == ("read", "read")
+    assert not {"epochs", "batch_size"} & set(evidence.contradictions)
+    assert any("shows 8 visits of images, 2 epochs of steps of 2" in message for message in evidence.messages)
+
+
+@pytest.mark.parametrize(("epochs", "size"), [(1, 2), (2, None), (4, 2), (2, 3)])
+def test_steps_told_wrongly_give_way_to_what_the_delta_shows(
+    model: nn.Module, update: CapturedUpdate, epochs: int, size: int | None
+) -> None:
+    wrong = update.stating(epochs=told(epochs), batch_size=told(size))
+    evidence = weigh_evidence(wrong, model)
+    assert evidence.update.local == TRUE
+    said = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    words = f"where the facts say {said} of steps of {size or IMAGES}; what it shows is used."
+    assert any(words in message for message in evidence.messages), evidence.messages
+
+
+def test_epochs_that_do_not_divide_are_spoken_of(model: nn.Module, update: CapturedUpdate) -> None:
+    found = check_local_steps(update.stating(image_count=told(3), batch_size=told(2)), model)
+    assert not found.facts
+    assert "shows 8 visits of images, which are no whole epochs of 3 images" in found.contradictions["epochs"]
+
+
+def test_a_rate_that_is_not_known_changes_nothing(model: nn.Module, update: CapturedUpdate) -> None:
+    untold = update.stating(learning_rate=assumed(None), epochs=told(1), batch_size=told(None))
+    found = check_local_steps(untold, model)
+    assert {name: fact.value for name, fact in found.facts.items()} == {"epochs": 2, "batch_size": 2}
+
+
+def test_one_step_shows_no_size(model: nn.Module) -> None:
+    """All visits obey the weights that were sent: that there is one step alone is not claimed."""
+    one = sent(model, LocalTraining(0.05))
+    found = check_local_steps(one.stating(epochs=assumed(1), batch_size=assumed(None)), model)
+    assert {name: fact.value for name, fact in found.facts.items()} == {"epochs": 1}
+
+
+def test_one_step_that_was_told_is_not_spoken_of(model: nn.Module) -> None:
+    found = check_local_steps(sent(model, LocalTraining(0.05)), model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.mark.parametrize("mode", [BatchNormMode.TRAIN_PRIVATE, BatchNormMode.TRAIN_SHARED])
+def test_batch_statistics_show_nothing(model: nn.Module, mode: BatchNormMode) -> None:
+    local = replace(TRUE, epochs=1)
+    found = check_local_steps(sent(model, local, mode).stating(epochs=assumed(3)), model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+def test_weight_decay_is_left_alone(model: nn.Module) -> None:
+    decayed = sent(model, replace(TRUE, weight_decay=0.01))
+    assert check_local_steps(decayed.stating(epochs=told(1)), model).messages == ()
