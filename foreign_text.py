@@ -14,8 +14,8 @@ LONGEST_TEXT = 10_000
 """Characters of several lines together: a list of what is wrong, not a file."""
 
 _HIDDEN = "***"
-# What stands before the @ of a URL.
-_USER = re.compile(r"(\b[a-z][a-z0-9+.\-]{0,30}://)[^\s/?#]+@", re.IGNORECASE)
+# What stands before the @ of a URL; of one that was taken for a path, a slash is gone.
+_USER = re.compile(r"(\b[a-z][a-z0-9+.\-]{1,30}:/{1,3})[^\s/?#]+@", re.IGNORECASE)
 # Signed URLs carry their secret as a parameter.
 _SECRET = re.compile(
     r"([?&;][^=&;\s]{0,60}(?:token|secret|signature|sig|passw|pwd|credential|key|auth)[^=&;\s]{0,60}=)[^&;\s'\"]+",
@@ -43,7 +43,7 @@ def safe_lines(text: object, longest: int = LONGEST_TEXT) -> str:
 
 def without_credentials(text: str) -> str:
     """The text without what stands before the @ of a URL, and without the values of its secret parameters."""
-    if "://" not in text:
+    if ":/" not in text:
         return text
     return _SECRET.sub(rf"\1{_HIDDEN}", _USER.sub(rf"\1{_HIDDEN}@", text))
 

@@ -10,6 +10,7 @@ of its own; what it listens on is looked at before each kill.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import random
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "fault_kills.json"
 KINDS = ("an agent", "the coordinator", "both", "the command", "everything")
 _WORDS = ("agents.count=2", "agents.iterations=600", "coordinator.period=50", "coordinator.start=0.5")
-_AGENT, _COORDINATOR = "ray::AgentProcess", "ray::CoordinatorProcess"
+AGENT, COORDINATOR = "ray::AgentProcess", "ray::CoordinatorProcess"
 # Of one run, so that no coordinator is killed more often than it is made again.
 _KILLS_PER_RUN = 4
 _LONGEST_SECONDS = 300.0
@@ -39,15 +40,23 @@ class Found:
     """What became of the runs."""
 
     runs: int = 0
-    kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    kills: dict[str, int] = field(default_factory=dict)
     equal: int = 0
     """Runs whose images are those of the undisturbed run, byte for byte."""
     problems: list[str] = field(default_factory=list)
     left: int = 0
     """Processes that were still there a minute after their command had ended."""
-    open_ports: int = 0
-    """Ports that other machines reach."""
+    open_ports: int | None = 0
+    """Ports of a local run that other machines reach; None of a cluster, which is meant to be reached."""
     seconds: float = 0.0
+    place: str = "local"
+    """Or ``cluster``."""
+
+
+def saved_round(out: Path) -> int:
+    """The newest whole round of a folder; -1 before there is one."""
+    rounds = (out / "checkpoints").glob("round-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("round-")) for path in rounds), default=-1)
 
 
 class Run:
@@ -74,9 +83,7 @@ class Run:
 
     @property
     def saved(self) -> int:
-        """The newest whole round; -1 before there is one."""
-        rounds = (self.out / "checkpoints").glob("round-*/manifest.json")
-        return max((int(path.parent.name.removeprefix("round-")) for path in rounds), default=-1)
+        return saved_round(self.out)
 
     def wait_for_a_round(self, after: int) -> None:
         until = time.monotonic() + _LONGEST_SECONDS
@@ -87,9 +94,10 @@ class Run:
         """Kill what is named; False where it is not there now."""
         processes = cluster_ports.session(self._command.pid)
         listening = cluster_ports.listeners([one.number for one in processes])
+        assert self._found.open_ports is not None
         self._found.open_ports += sum(not one.is_loopback for one in listening)
-        agents = [one.number for one in processes if one.command.startswith(_AGENT)]
-        coordinators = [one.number for one in processes if one.command.startswith(_COORDINATOR)]
+        agents = [one.number for one in processes if one.command.startswith(AGENT)]
+        coordinators = [one.number for one in processes if one.command.startswith(COORDINATOR)]
         chosen = {
             "an agent": [chance.choice(agents)] if agents else [],
             "the coordinator": coordinators,
@@ -152,7 +160,7 @@ def run_with_kills(folder: Path, whole: bytes, kills: int, chance: random.Random
             break
         kind = chance.choice(KINDS)
         if run.kill(kind, chance):
-            found.kills[kind] += 1
+            found.kills[kind] = found.kills.get(kind, 0) + 1
     status = run.finish()
     found.runs += 1
     if status == 0 and run.images == whole:
@@ -168,6 +176,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0, help="no run is begun later than this")
     given = parser.parse_args()
     found, chance, began = Found(), random.Random(given.seed), time.monotonic()
+    parts: list[Found] = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "whole").mkdir()
         undisturbed = Run(Path(folder) / "whole", found)
@@ -178,21 +187,34 @@ def main() -> None:
             place.mkdir()
             run_with_kills(place, undisturbed.images, min(left, _KILLS_PER_RUN), chance, found)
             print(f"{sum(found.kills.values())} kills, {found.equal} of {found.runs} runs equal", flush=True)
-    found.seconds = round(time.monotonic() - began, 1)
+            found.seconds = round(time.monotonic() - began, 1)
+            parts = keep(str(given.seed), found)
     print(*found.problems, sep="\n")
+    print(table(parts))
+
+
+def keep(name: str, found: Found) -> list[Found]:
+    """Write down what one seed found so far; all that is written down."""
     parts = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    parts[str(given.seed)] = asdict(found)
+    parts[name] = asdict(found)
     RESULTS.write_text(json.dumps(parts, indent=1) + "\n")
-    print(table([Found(**part) for part in parts.values()]))
+    return [Found(**part) for part in parts.values()]
 
 
 def table(parts: list[Found]) -> str:
-    """For BENCHMARKS.md: all seeds together."""
-    of_kind = {kind: sum(part.kills[kind] for part in parts) for kind in KINDS}
-    kinds = ", ".join(f"{kind} {number}" for kind, number in of_kind.items())
-    counts = [sum(getattr(part, name) for part in parts) for name in ("runs", "equal", "left", "open_ports")]
-    head = "| kills | of | runs | equal bytes | left running | ports beyond loopback |\n|---|---|---|---|---|---|"
-    return f"{head}\n| {sum(of_kind.values())} | {kinds} | {' | '.join(map(str, counts))} |"
+    """For BENCHMARKS.md: all seeds of a place together."""
+    lines = ["| place | kills | of | runs | equal bytes | left running | ports beyond loopback |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for place in dict.fromkeys(part.place for part in parts):
+        of_place = [part for part in parts if part.place == place]
+        kinds: collections.Counter[str] = collections.Counter()
+        for part in of_place:
+            kinds.update(part.kills)
+        counts = [sum(getattr(part, name) for part in of_place) for name in ("runs", "equal", "left")]
+        ports = [part.open_ports for part in of_place if part.open_ports is not None]
+        cells = [place, kinds.total(), ", ".join(f"{kind} {number}" for kind, number in kinds.items()), *counts]
+        lines.append(f"| {' | '.join(map(str, cells))} | {sum(ports) if ports else '–'} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

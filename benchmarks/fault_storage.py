@@ -1,6 +1,7 @@
 """The real command with its folder in a bucket whose server is slow, fails, loses answers and breaks connections off.
 
     python -m benchmarks.fault_storage               # into benchmarks/results/fault_storage.json; needs moto and s3fs
+    python -m benchmarks.fault_storage --only slow refused           # rows whose name holds a word; the others are kept
 
 In each row the images at the end are held against those of an undisturbed run in a folder. In the last the server is
 gone from the second round on; the command must end with one sentence, and go on with ``resume=true`` once it is back.
@@ -122,9 +123,10 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose name holds one of these")
     given = parser.parse_args()
-    server, rows = FaultyS3(Weather()), []
+    server = FaultyS3(Weather())
+    names = [name for name in (*WEATHERS, GONE) if any(word in name for word in given.only)]
     with tempfile.TemporaryDirectory() as folder, server.running() as environment:
         status, said = end(begin(folder + "/whole", {}))
         if status != 0:
@@ -132,15 +134,23 @@ def main() -> None:
         whole = (Path(folder) / "whole" / _IMAGES).read_bytes()
         os.environ |= environment
         _make_bucket()
-        for name, weather in WEATHERS.items():
-            if given.only in name:
-                rows.append(run_in(weather, name, server, environment, whole))
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
-        if given.only in GONE:
-            rows.append(run_without(server, environment, whole))
-    print(table(rows), *(f"{row.storage}: {row.said}" for row in rows if row.said), sep="\n")
-    if not given.only:
-        RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        for name in names:
+            if name == GONE:
+                row = run_without(server, environment, whole)
+            else:
+                row = run_in(WEATHERS[name], name, server, environment, whole)
+            rows = keep(row)
+            print(table([row]).splitlines()[-1], row.said, flush=True)
+    print(table(rows))
+
+
+def keep(row: Row) -> list[Row]:
+    """Write down a row in its place; all that are written down, in the order in which they are run."""
+    known = {one["storage"]: Row(**one) for one in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    known[row.storage] = row
+    rows = [known[name] for name in (*WEATHERS, GONE) if name in known]
+    RESULTS.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    return rows
 
 
 def _make_bucket() -> None:

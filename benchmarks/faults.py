@@ -28,7 +28,7 @@ from .mutants import DOORS
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 SLOW_SECONDS = 5.0
 _ENDED_AFTER_SECONDS = 60
-_ALLOWED_BYTES = 200 * 2**20
+ALLOWED_BYTES = 200 * 2**20
 _SHOWN = 3
 
 
@@ -69,15 +69,15 @@ def run_kind(kind: str, count: int, seed: int, folder: Path) -> Found:
     outcomes: collections.Counter[str] = collections.Counter()
     for _ in range(count):
         path, size = door.mutate(chance)
-        before, began = _memory(reset=True), time.perf_counter()
+        before, began = memory(reset=True), time.perf_counter()
         outcome = _outcome(door.read, path)
-        seconds, used = time.perf_counter() - began, _memory(reset=False) - before
+        seconds, used = time.perf_counter() - began, memory(reset=False) - before
         outcomes[outcome] += 1
         found.mutants += 1
         found.read += outcome == "read"
         found.refused += outcome == "refused"
         found.slow += outcome == "slow" or seconds > SLOW_SECONDS
-        found.large += used > 4 * size + _ALLOWED_BYTES
+        found.large += used > 4 * size + ALLOWED_BYTES
         found.most_megabytes = max(found.most_megabytes, round(used / 2**20, 1))
         found.longest_seconds = max(found.longest_seconds, round(seconds, 2))
         door.restore(path)
@@ -108,7 +108,7 @@ def _outcome(read: object, path: Path) -> str:
         signal.alarm(0)
 
 
-def _memory(reset: bool) -> int:
+def memory(reset: bool) -> int:
     """Most bytes that this process held since the last reset, on Linux; 0 elsewhere."""
     try:
         if reset:

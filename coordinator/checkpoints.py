@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from ..storage.folders import Storage, StorageError
+from ..storage.json_file import read_json
+from ..storage.safetensors_reader import FormatError
 from ..storage.schema import misfit
 from ..storage.tensor_file import (
     LARGEST_TENSORS,
@@ -265,8 +267,8 @@ def _entry(file: StateFile) -> dict[str, Any]:
 def _read_json(storage: Storage, name: str) -> dict[str, Any]:
     where = storage.locate(name)
     try:
-        values = json.loads(read_file(storage, name, _LARGEST_JSON))
-    except (ValueError, RecursionError) as error:
+        values = read_json(read_file(storage, name, _LARGEST_JSON))
+    except FormatError as error:
         raise TornError(f"{where} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise TornError(f"{where} cannot be read: it is not a JSON object")

@@ -27,6 +27,8 @@ from ..peeling.record import (
     RecoveredPlace,
 )
 from ..storage.folders import AbsentError, Storage, StorageError
+from ..storage.json_file import read_json
+from ..storage.safetensors_reader import FormatError
 from ..storage.schema import misfit
 from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, read_tensors, write_tensors
 from ..target.belief import Belief
@@ -69,8 +71,8 @@ def write_result(storage: Storage, result: Reconstruction) -> None:
 def _tensors_in_use(storage: Storage) -> str | None:
     """The file of tensors of the result that is there; None where there is none that could be read."""
     try:
-        name = json.loads(storage.read(_FACTS, _LARGEST_FACTS))["tensors"]["name"]
-    except (StorageError, ValueError, RecursionError, KeyError, TypeError):
+        name = read_json(storage.read(_FACTS, _LARGEST_FACTS))["tensors"]["name"]
+    except (StorageError, FormatError, KeyError, TypeError):
         return None
     return name if name in _TENSORS else None
 
@@ -84,10 +86,10 @@ def read_result(storage: Storage) -> Reconstruction | None:
     """
     where = storage.locate(_FACTS)
     try:
-        content = json.loads(storage.read(_FACTS, _LARGEST_FACTS))
+        content = read_json(storage.read(_FACTS, _LARGEST_FACTS))
     except AbsentError:
         return None
-    except (ValueError, RecursionError) as error:
+    except FormatError as error:
         raise CheckpointError(f"{where} is torn or no result of gradinversion: {error}") from None
     try:
         if content["format"] != _FORMAT:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..refusal import Refusal
 from ..storage.folders import Storage
+from ..storage.json_file import read_json
+from ..storage.safetensors_reader import FormatError
 
 METRICS, REPORT, AUDIT = "metrics.jsonl", "report.json", "audit.json"
 _LARGEST = 256 * 2**20
@@ -58,8 +60,9 @@ def read_run(storage: Storage) -> RunFiles:
 def _curves(storage: Storage) -> tuple[Row, ...]:
     if not storage.exists(METRICS):
         return ()
-    lines = storage.read(METRICS, _LARGEST).splitlines()
-    rows = tuple(_row(line, f"line {number} of {storage.locate(METRICS)}") for number, line in enumerate(lines, 1))
+    # One line at a time: a list of them all may take many times the file.
+    lines = enumerate(io.BytesIO(storage.read(METRICS, _LARGEST)), 1)
+    rows = tuple(_row(line, f"line {number} of {storage.locate(METRICS)}") for number, line in lines)
     if len({row["seed"] for row in rows}) > MOST_SEEDS:
         raise ExportError(f"{storage.locate(METRICS)} has curves of more than {MOST_SEEDS:,} seeds.")
     return rows
@@ -67,14 +70,18 @@ def _curves(storage: Storage) -> tuple[Row, ...]:
 
 def _row(line: bytes, where: str) -> Row:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = read_json(line)
+    except FormatError:
         row = None
     if not isinstance(row, dict) or any(not _counts(row.get(name)) for name in _COUNTS):
         raise ExportError(f"{where} is no row of a loss curve: it needs whole numbers for {', '.join(_COUNTS)}.")
-    if any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in row.values()):
+    if not all(map(_is_number, row.values())):
         raise ExportError(f"{where} holds something that is no number: every value is a number or null.")
     return row
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) is float or (type(value) is int and abs(value) < _LARGEST_COUNT)
 
 
 def _counts(value: Any) -> bool:
@@ -85,9 +92,9 @@ def _object(storage: Storage, name: str) -> Mapping[str, Any] | None:
     if not storage.exists(name):
         return None
     try:
-        found = json.loads(storage.read(name, _LARGEST))
-    except (ValueError, RecursionError):
-        found = None
+        found, reason = read_json(storage.read(name, _LARGEST)), "it holds something else"
+    except FormatError as error:
+        found, reason = None, str(error)
     if not isinstance(found, dict):
-        raise ExportError(f"{storage.locate(name)} is no JSON object: `report` writes it again.")
+        raise ExportError(f"{storage.locate(name)} is no JSON object ({reason}): `report` writes it again.")
     return found

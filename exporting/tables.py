@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..storage.folders import Storage
-from .run_files import Row, RunFiles
+from .run_files import ExportError, Row, RunFiles
 
 # A spreadsheet takes a text that begins so for a formula, and names of files are anybody's.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Rows that all have other names would make a table that grows with their square.
+_MOST_CELLS = 2**25
+# Objects within objects, of which a report has three.
+_DEEPEST = 8
 
 
 def write_tables(run: RunFiles, storage: Storage) -> list[str]:
@@ -28,8 +32,17 @@ def write_tables(run: RunFiles, storage: Storage) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as comma-separated values with a line of names; what a row does not have is empty."""
+    """Rows as comma-separated values with a line of names; what a row does not have is empty.
+
+    Raises:
+        ExportError: The table would have more than 33 million cells.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
+    if len(names) * len(rows) > _MOST_CELLS:
+        raise ExportError(
+            f"A table of {len(rows):,} rows that have {len(names):,} different names together is not written: at most "
+            f"{_MOST_CELLS:,} cells are; the folder's files are not those of a run."
+        )
     file = io.StringIO()
     writer = csv.DictWriter(file, [_plain(name) for name in names], restval="", lineterminator="\n")
     writer.writeheader()
@@ -43,10 +56,11 @@ def _numbered(found: Any) -> list[Row]:
     return [dict(_flat(entry)) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
-def _flat(entry: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(entry: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterable[tuple[str, Any]]:
     for name, value in entry.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
+            if depth < _DEEPEST:
+                yield from _flat(value, f"{before}{name}.", depth + 1)
         elif not isinstance(value, list):
             yield before + name, value
 

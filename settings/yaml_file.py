@@ -13,6 +13,8 @@ LARGEST_BYTES = 256 * 2**10
 _MOST_NODES = 2_000
 _DEEPEST = 8
 _LARGEST_NUMBER = 2**63
+_LONGEST_NUMBER = 100
+_TEXT = "tag:yaml.org,2002:str"
 _ANYTHING_WRONG = (ValueError, yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
 
 
@@ -31,6 +33,9 @@ class _Loader(yaml.SafeLoader):
             raise ValueError(f"it has more than {_MOST_NODES:,} entries, or they lie within each other")
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
+            # Numbers to the base of 60 take time that grows with the square of their length.
+            raise ValueError(f"it holds a number of {len(node.value):,} characters")
         return node
 
 

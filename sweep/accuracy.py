@@ -18,6 +18,8 @@ from ..capture.client.images import count_images, load_images
 from ..capture.copying import copy_model
 from ..coordinator import Storage, StorageError
 from ..settings.run import RunConfig, settings
+from ..storage.json_file import read_json
+from ..storage.schema import misfit
 from .cell import Progress
 
 _SEEDS = 3
@@ -213,12 +215,12 @@ def accuracy_identity(config: RunConfig, folder: str, steps: int) -> dict[str, o
 def load_accuracy(storage: Storage, name: str, identity: dict[str, object]) -> Accuracy | None:
     """A stored accuracy; None where there is none of this identity."""
     try:
-        facts = json.loads(storage.read(_file(name), _LARGEST_FILE))
+        facts = read_json(storage.read(_file(name), _LARGEST_FILE))
         found = Accuracy(**facts["accuracy"] | {"values": tuple(facts["accuracy"]["values"])})
-        fits = facts["identity"] == identity and all(math.isfinite(value) for value in found.values)
+        fits = facts["identity"] == identity and misfit(found, Accuracy) is None
     except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return found if fits else None
+    return found if fits and found.values and all(map(math.isfinite, found.values)) else None
 
 
 def save_accuracy(storage: Storage, name: str, identity: dict[str, object], accuracy: Accuracy) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from ..cluster import Job, run_side_by_side
 from ..coordinator import Storage, StorageError
 from ..settings.run import RunConfig, settings
+from ..storage.json_file import read_json
+from ..storage.schema import misfit
 from .budget import Cost, Plan, fit, interpolate
 from .calibrate import calibrate
 from .grid import Cell, Grid
@@ -38,14 +40,15 @@ class PlanStore:
     def load(self) -> tuple[Plan, int] | None:
         """The plan and the threads of each agent; None where there is none for these settings."""
         try:
-            facts = json.loads(self._storage.read(_FILE, _LARGEST))
+            facts = read_json(self._storage.read(_FILE, _LARGEST))
             if facts["identity"] != self._identity:
                 return None
             plan = facts["plan"]
             plan |= {"kept": tuple(plan["kept"]), "notes": tuple(plan["notes"])}
-            return Plan(**plan), int(facts["threads"])
+            found = Plan(**plan), facts["threads"]
         except (StorageError, ValueError, TypeError, KeyError, AttributeError):
             return None
+        return found if misfit(found, tuple[Plan, int]) is None else None
 
     def save(self, plan: Plan, threads: int) -> None:
         """Keep it."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..audit import LabelScores
 from ..coordinator import Storage, StorageError
+from ..storage.json_file import read_json
+from ..storage.schema import misfit
 
 _FILE = "cell.json"
 _LARGEST = 16 * 2**20
@@ -119,7 +121,7 @@ def save_result(storage: Storage, result: CellResult) -> None:
 def load_result(storage: Storage) -> CellResult | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
-        facts: dict[str, Any] = json.loads(storage.read(_FILE, _LARGEST))
+        facts: dict[str, Any] = read_json(storage.read(_FILE, _LARGEST))
         if facts.pop("rules", 1) != _RULES:
             return None
         worst, scores = facts.get("worst"), facts.get("label_scores")
@@ -130,9 +132,16 @@ def load_result(storage: Storage) -> CellResult | None:
             "worst": None if worst is None else Worst(**worst),
             "risks": tuple(Risk(**risk) for risk in facts["risks"]),
         }
-        return CellResult(**facts | changes)
+        found = CellResult(**facts | changes)
     except (StorageError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    return found if misfit(found, CellResult) is None and _is_closed(found.worst) else None
+
+
+def _is_closed(worst: Worst | None) -> bool:
+    """Whether its pictures are in it: a page asks no other machine for one."""
+    pictures = () if worst is None else (worst.original, worst.reconstruction, worst.control or "data:")
+    return all(picture.startswith("data:") for picture in pictures)
 
 
 def forget_result(storage: Storage) -> None:

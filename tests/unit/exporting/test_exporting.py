@@ -118,6 +118,7 @@ def test_a_link_in_a_strangers_folder_is_not_followed(run: Storage, tmp_path_fac
     [
         ("metrics.jsonl", "{}\n", "line 1 of .* whole numbers for round, seed, step"),
         ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1, "total": "high"}', "no number"),
+        ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1, "total": 1' + "0" * 400 + "}", "no number"),
         ("metrics.jsonl", '{"round": 0, "seed": true, "step": 1}', "whole numbers"),
         ("metrics.jsonl", "no json", "whole numbers"),
         ("metrics.jsonl", "[" * 200_000, "whole numbers"),
@@ -146,6 +147,20 @@ def test_curves_of_very_many_seeds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     with pytest.raises(ExportError, match="more than 10,000 seeds"):
         export(Storage(tmp_path), ["csv"])
+
+
+def test_rows_that_all_have_other_names_make_no_table() -> None:
+    with pytest.raises(ExportError, match="A table of 6,000 rows that have 6,000 different names together"):
+        table([{str(number): 0} for number in range(6_000)])
+
+
+def test_objects_within_objects_are_columns_to_a_depth_that_no_report_has(tmp_path: Path) -> None:
+    nested: dict[str, Any] = {"end": 1}
+    for _ in range(600):
+        nested = {"a": nested}
+    (tmp_path / "report.json").write_text(json.dumps({"images": [{"psnr": 7, "deep": nested}]}))
+    export(Storage(tmp_path), ("csv",))
+    assert read(tmp_path / "images.csv") == [{"psnr": "7"}]
 
 
 def test_an_empty_folder_holds_nothing_to_export(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ HOSTILE = {
     "no truth": "resume: !!bool maybe\n",
     "a huge number": "seed: " + "9" * 6_000 + "\n",
     "a huge number in hexadecimal": "seed: 0x" + "f" * 6_000 + "\n",
+    "a huge number to the base of 60": "seed: 1" + ":1" * 100_000 + "\n",
+    "a fraction to the base of 60": "seed: 1" + ":1" * 100_000 + ".5\n",
     "an infinite number": "seed: .inf\n",
     "a list of lists": "seed: [[1], [2]]\n",
     "a group as a value": "agents: 3\n",

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from gradinversion.audit import ControlScore, ImageResult
 from gradinversion.coordinator import Source, Storage
-from gradinversion.settings.run import RunConfig, config_yaml
+from gradinversion.settings.run import RunConfig, config_yaml, load_config
 from gradinversion.sweep.budget import Plan
 from gradinversion.sweep.cell import finished, forget
 from gradinversion.sweep.grid import make_grid
 from gradinversion.sweep.placing import Placing
 from gradinversion.sweep.planning import PlanStore, whole, with_effort
-from gradinversion.sweep.results import CellResult, State, load_result, save_result
+from gradinversion.sweep.results import CellResult, State, Worst, load_result, save_result
 from gradinversion.sweep.worst import find_risk
 
 Settings = Any
@@ -54,6 +54,38 @@ def test_a_result_of_before_class_presence_and_counts_were_kept_still_counts(fak
 def test_a_torn_or_hostile_result_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cell.json").write_bytes(content)
     assert load_result(Storage(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"leaked": "all"},
+        {"images": 10**400},
+        {"versions": {"torch": {}}},
+        {"problems": [[1]]},
+        {"worst": {"original": "http://elsewhere/a.png"}},
+        {"worst": {"reconstruction": "file:///etc/passwd"}},
+        {"worst": {"control": "//elsewhere/a.png"}},
+    ],
+)
+def test_a_result_of_other_types_or_with_pictures_elsewhere_is_none(
+    fakes: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    worst = Worst("a.png", "data:image/png;base64,AA==", "data:image/png;base64,AA==", 31.5, None, "none", 12.0)
+    save_result(Storage(tmp_path), replace(fakes.done(2), worst=worst))
+    assert load_result(Storage(tmp_path)) is not None
+    content = json.loads((tmp_path / "cell.json").read_text())
+    for name, value in change.items():
+        content[name] = content[name] | value if name == "worst" else value
+    (tmp_path / "cell.json").write_text(json.dumps(content))
+    assert load_result(Storage(tmp_path)) is None
+
+
+def test_deep_nesting_is_none(tmp_path: Path) -> None:
+    for name in ("cell.json", "plan.json"):
+        (tmp_path / name).write_bytes(b"[" * 100_000)
+    assert load_result(Storage(tmp_path)) is None
+    assert PlanStore(Storage(tmp_path), load_config([])).load() is None
 
 
 def test_a_finished_cell_counts_for_its_settings_alone(settings: Settings, fakes: Any) -> None:
@@ -95,6 +127,10 @@ def test_an_audit_that_goes_on_keeps_its_plan(settings: Settings, tmp_path: Path
     assert PlanStore(storage, replace(config, resume=True, out="elsewhere")).load() == (plan, 3)
     assert PlanStore(storage, settings("budget=20m")).load() is None
     assert PlanStore(storage, settings("budget=10m", "agents.iterations=9")).load() is None
+    content = json.loads((tmp_path / "plan.json").read_text())
+    for change in ({"threads": math.inf}, {"threads": "3"}, {"plan": content["plan"] | {"kept": [7]}}):
+        (tmp_path / "plan.json").write_text(json.dumps(content | change))
+        assert PlanStore(storage, config).load() is None
     (tmp_path / "plan.json").write_text("{}")
     assert PlanStore(storage, config).load() is None
 
