@@ -17,6 +17,7 @@ _RULES = {
     "convolution input, gradient": "weight gradient",
     "convolution input, jointly": "gradient and outputs",
     "convolution input": "weight gradient",
+    "convolution input in groups": "weight gradient",
     "linear input": "weight gradient",
     "open units": "forwards",
     "output derivative": "weight gradient",

@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, store: Store, folder: Path) -> None:
         if "peer" in options.part:
             measure_peer(bench, cell, sets, steps, tuple(options.weights))
         if "ours" in options.part:
-            measure_ours(bench, cell, sets, steps, peelings)
+            measure_ours(bench, cell, sets, steps, peelings, options.alone)
         if "race" in options.part:
             measure_race(bench, cell, sets, steps, options.turns)
 
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--weights", type=float, nargs="+", default=list(TUNED_OVER), help="that the peer chooses from")
     parser.add_argument("--peeling", choices=("both", "with", "without"), default="both", help="for ours")
+    parser.add_argument("--alone", action="store_true", help="of ours nothing but one agent, to see whether it is less")
     parser.add_argument("--turns", type=int, default=3, help="of the race")
     parser.add_argument("--again", action="store_true", help="measure ours also where other code has")
     parser.add_argument("--out", type=Path, default=RESULTS)

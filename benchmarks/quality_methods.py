@@ -174,17 +174,31 @@ def measure_peer(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, wei
             bench.peer(cell, number, Peer(steps, weight_found, restarts))
 
 
-def measure_ours(bench: Bench, cell: str, sets: tuple[int, ...], steps: int, peelings: tuple[bool, ...]) -> None:
-    """One agent, four, one with the steps of four, and short runs; the paper's preset on the first set."""
+def measure_ours(
+    bench: Bench, cell: str, sets: tuple[int, ...], steps: int, peelings: tuple[bool, ...], alone: bool = False
+) -> None:
+    """One agent, four, one with the steps of four, and short runs; the paper's preset on the first set.
+
+    Args:
+        bench: Measures.
+        cell: By its name.
+        sets: Numbers of the photo sets.
+        steps: Of one agent.
+        peelings: With layer peeling, without, or both.
+        alone: Measure nothing but the one agent.
+    """
     for number in sets:
         bench.constant(cell, number)
         for peeling in peelings:
             bench.ours(cell, number, Ours(1, steps, peeling))
+            if alone:
+                continue
             bench.ours(cell, number, Ours(RESTARTS, steps, peeling))
             bench.ours(cell, number, Ours(1, RESTARTS * steps, peeling))
             for rung in ladder(steps)[:-1]:
                 bench.ours(cell, number, Ours(1, rung, peeling))
-    bench.ours(cell, sets[0], Ours(RESTARTS, steps, False, "gradinversion_paper"))
+    if not alone:
+        bench.ours(cell, sets[0], Ours(RESTARTS, steps, False, "gradinversion_paper"))
 
 
 def ladder(steps: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -37,12 +37,12 @@ class Basic(nn.Module):
 class Bottleneck(nn.Module):
     """A 3x3 convolution between two pointwise ones, and a skip."""
 
-    def __init__(self, entering: int, leaving: int, stride: int) -> None:
+    def __init__(self, entering: int, leaving: int, stride: int, groups: int = 1) -> None:
         super().__init__()
         inner = leaving // 2
         self.conv1 = nn.Conv2d(entering, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, leaving, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(leaving)
@@ -130,6 +130,14 @@ _SHAPES: dict[str, tuple[int, Callable[[], nn.Sequential]]] = {
         ),
     ),
     "strided stem": (16, lambda: _network(_stem(32, kernel=5, stride=2), _blocks(Basic, (32, 64, 64), (2, 2)), 64)),
+    "in groups": (
+        8,
+        lambda: _network(
+            _stem(32, stride=2),
+            [*_blocks(partial(Bottleneck, groups=2), (32, 64, 128), (1, 2)), Basic(128, 128, 1)],
+            128,
+        ),
+    ),
 }
 _STATES = ("random", "shifted", "trained", "dead")
 NETWORKS = tuple(f"{shape}, {state}" for shape in _SHAPES for state in _STATES)

@@ -1,6 +1,6 @@
 """The errors that peeling by taps states against the true ones, over small residual networks and damaged gradients.
 
-    python -m benchmarks.residual_errors --share 0 2          # half of seed 0's 560 cases, ten minutes of one core
+    python -m benchmarks.residual_errors --share 0 2          # half of seed 0's 616 cases, ten minutes of one core
     python -m benchmarks.residual_errors --seeds 1 2          # all cases of others
     python -m benchmarks.residual_errors --only bottlenecks   # networks whose name holds this
     python -m benchmarks.residual_errors --images             # and the images by a descent from a decoded start, slower

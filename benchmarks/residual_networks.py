@@ -162,13 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], choices=[row.name for row in ROWS])
     parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first set")
     parser.add_argument("--operations", type=float, default=1e13)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = json.loads(options.out.read_text()) if options.out.exists() else []
     for row in ROWS:
-        for number in range(options.sets) if row.name in options.rows else ():
+        for number in range(options.first, options.first + options.sets) if row.name in options.rows else ():
             line = run_row(row, number, options.operations)
             lines = [one for one in lines if (one["row"], one["set"]) != (row.name, number)] + [line]
             options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -55,18 +55,19 @@ def convolution_input(setting: Setting, known: Knowledge) -> Iterator[Derived | 
     """Inputs of convolutions, the smallest first."""
     graph = setting.graph
     wanted = [name for name in (graph.images, *graph.by_name) if _worth_trying(setting, known, name)]
-    for value in sorted(wanted, key=lambda name: _places(setting, name)):
+    for value in sorted(wanted, key=lambda name: places_of_value(setting, name)):
         names = [node.name for node in graph.readers(value)]
         given = (known.activations.get(value), *map(known.arriving.get, names), *map(known.activations.get, names))
         yield setting.effort.once(RULE, value, given, partial(_attempt, setting, known, value))
     for node in graph.nodes:
         if node.inputs and known.complete(node.inputs[0]) is None and _is_too_large(setting, known, node):
             assert isinstance(node.kind, Convolution)
-            most, places = most_places(node.kind, node.shape[0]), _places(setting, node.inputs[0])
+            most, places = most_places(node.kind, node.shape[0]), places_of_value(setting, node.inputs[0])
             yield Refused(RULE, node.inputs[0], Why.LARGE, places, most)
 
 
-def _places(setting: Setting, value: str) -> int:
+def places_of_value(setting: Setting, value: str) -> int:
+    """Of all images together, at one value with channels."""
     _, height, width = setting.graph.shape(value)
     return setting.image_count * height * width
 
@@ -78,15 +79,15 @@ def _worth_trying(setting: Setting, known: Knowledge, value: str) -> bool:
 
 
 def _has_equations(setting: Setting, known: Knowledge, node: Node) -> bool:
-    return _is_affordable(setting, node) and _is_told(setting, known, node)
+    return _is_affordable(setting, node) and is_told(setting, known, node)
 
 
 def _is_affordable(setting: Setting, node: Node) -> bool:
     kind = node.kind
-    return isinstance(kind, Convolution) and affordable(kind, _places(setting, node.inputs[0]), node.shape[0])
+    return isinstance(kind, Convolution) and affordable(kind, places_of_value(setting, node.inputs[0]), node.shape[0])
 
 
-def _is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
+def is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
     """Whether a convolution's weight gradient and the derivative by its output are known."""
     arriving = known.arriving.get(node.name)
     return arriving is not None and arriving.complete and setting.gradient(node.name, "weight") is not None
@@ -95,7 +96,7 @@ def _is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
 def _is_too_large(setting: Setting, known: Knowledge, node: Node) -> bool:
     """Whether the equations of a convolution are known, and more than are solved."""
     plain = isinstance(node.kind, Convolution) and node.kind.groups == 1
-    return plain and _is_told(setting, known, node) and not _is_affordable(setting, node)
+    return plain and is_told(setting, known, node) and not _is_affordable(setting, node)
 
 
 def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
@@ -112,7 +113,7 @@ def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
 def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
     graph = setting.graph
     nodes = [node for node in graph.readers(value) if isinstance(node.kind, Convolution)]
-    places, channels = _places(setting, value), graph.shape(value)[0]
+    places, channels = places_of_value(setting, value), graph.shape(value)[0]
     rows = sum(_rows(node) for node in nodes if _has_equations(setting, known, node))
     if not setting.effort.affords(operations_of(places, rows, channels)):
         return Refused(RULE, value, Why.COST, places)
@@ -129,14 +130,14 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
     shape = (setting.image_count, *setting.graph.shape(value))
     rectified = is_rectified(setting.graph, value)
     equations = [one.equations for one in readers if one.equations is not None]
-    places, rows = _places(setting, value), sum(one.matrix.shape[1] for one in equations)
+    places, rows = places_of_value(setting, value), sum(one.matrix.shape[1] for one in equations)
     outputs = [given for one in readers if (given := _outputs(setting, known, one)) is not None]
     checks: dict[str, float] = {"places": places, "equations": rows}
     best, why = None, Why.FEW_EQUATIONS if rows < OVERDETERMINED * places else Why.OPEN
     solution = solve(equations) if rows >= OVERDETERMINED * places else None
     if solution is not None:
-        values, deviation = _maps(solution.values, shape), _maps(solution.deviation, shape)
-        best = _shown(Known(values, torch.ones_like(values).bool(), deviation, "gradient"), rectified)
+        values, deviation = as_maps(solution.values, shape), as_maps(solution.deviation, shape)
+        best = shown(Known(values, torch.ones_like(values).bool(), deviation, "gradient"), rectified)
         checks |= {"misfit": solution.misfit, "contradiction": _contradiction(outputs, values)}
         checks |= {"channels left out": solution.left_out}
         equations = [one.of_outputs(kept) for one, kept in zip(equations, solution.kept, strict=True)]
@@ -146,7 +147,7 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
         if setting.effort.affords(most_joint_operations(places, shape[1], outputs)):
             joint = solve_jointly(equations, outputs, before, rectified)
             everywhere = torch.ones_like(joint.values).bool()
-            found = _shown(Known(joint.values, everywhere, joint.deviation, "jointly"), rectified)
+            found = shown(Known(joint.values, everywhere, joint.deviation, "jointly"), rectified)
             if best is None or float(found.error.max()) < float(best.error.max()):
                 best = found
                 checks |= {"misfit": joint.gradient_misfit, "contradiction": joint.output_misfit}
@@ -175,7 +176,8 @@ def _enough_together(equations: list[GradientEquations], outputs: list[Outputs],
     return enough and joint_is_affordable(images * height * width, channels, outputs)
 
 
-def _maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def as_maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows of one place each, in the shape of a value."""
     batch, channels, height, width = shape
     return (
         rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2).expand(batch, channels, height, width).contiguous()
@@ -206,7 +208,7 @@ def _contradiction(outputs: list[Outputs], values: Tensor) -> float:
     return found
 
 
-def _shown(found: Known, rectified: bool) -> Known:
+def shown(found: Known, rectified: bool) -> Known:
     """What comes out of a rectifier is not negative: where it is, that is error, and its largest tells each image's."""
     if not rectified:
         return found

@@ -16,6 +16,7 @@ from .batch_statistics import derivatives_behind_statistics
 from .column_input import column_input
 from .convolution_input import convolution_input
 from .effort import Effort
+from .grouped_input import grouped_input
 from .knowledge import Knowledge
 from .mended_units import mended_units
 from .open_units import open_units
@@ -43,6 +44,7 @@ RULES: tuple[Rule, ...] = (
     step_scales,
     output_derivative,
     convolution_input,
+    grouped_input,
     statistics_input,
     column_input,
     tap_foothold,
