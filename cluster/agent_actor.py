@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import torch
 
-from ..agents import Agent, AgentsConfig, ObjectiveConfig
+from ..agents import Account, Agent, AgentsConfig, ObjectiveConfig
 from ..coordinator import Order, StateFile, Storage
 from ..target import Target
 from .agent_loop import AgentLoop, Reply
@@ -86,6 +86,10 @@ class AgentProcess:
     def saved(self, round: int) -> StateFile:
         """The file with the state of a round, once it is written."""
         return self._loop.saved(round)
+
+    def save_within(self, round: int, part: int) -> tuple[StateFile, Account]:
+        """The file with the state in the middle of a round, once it is written; see `AgentLoop`."""
+        return self._loop.save_within(round, part)
 
     def leave(self) -> None:
         """Save the state and answer the order with it: the node will be taken away."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..agents import Account, Agent
 from ..coordinator import Leg, Order, StateFile, Storage, read_tensors
 from ..target import Target
-from .state_writer import StateWriter
+from .state_writer import Asked, StateWriter
 
 
 class StaleOrderError(RuntimeError):
@@ -87,7 +87,9 @@ class AgentLoop:
         self._agent: Agent | None = None
         self._stint: _Stint | None = None
         self._epoch = 0
-        self._queue: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        """Orders; None wakes the loop for what was asked beside them."""
+        self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._task: _Task | None = None
         self._error: BaseException | None = None
@@ -120,6 +122,19 @@ class AgentLoop:
         self._urgent.set()
         self._writer.go_on()
 
+    def save_within(self, round: int, part: int) -> tuple[StateFile, Account]:
+        """The file with the agent's state in the middle of a round, once it is written, and what happened since the
+        round began.
+
+        Raises:
+            StorageError: It could not be written, or this process stands nowhere yet.
+        """
+        asked = Asked(round, part)
+        self._asked.put(asked)
+        self._queue.put(None)
+        self._urgent.set()
+        return asked.found.result()
+
     def saved(self, round: int) -> StateFile:
         """The state of a round, once it is written.
 
@@ -144,6 +159,7 @@ class AgentLoop:
             self._take_order()
             try:
                 self._move()
+                self._save_within()
                 self._answer()
             # Whatever went wrong is the coordinator's to decide about.
             except BaseException as error:
@@ -160,12 +176,14 @@ class AgentLoop:
         self._urgent.clear()
         while not self._queue.empty() or not self._has_work():
             task = self._queue.get()
+            if task is None:
+                continue
             if self._task is not None:
                 self._task.answer.set_exception(StaleOrderError("a newer order came"))
             self._task = task
 
     def _has_work(self) -> bool:
-        if self._task is not None:
+        if self._task is not None or not self._asked.empty():
             return True
         if self._leaving.is_set():
             return False
@@ -183,13 +201,14 @@ class AgentLoop:
             if self._answer_to(task.order) is not None:
                 return
             self._begin(task)
-        if self._leaving.is_set():
+        if self._leaving.is_set() or self._stint is None:
             return
         agent, stint = self._running
         if self._chunk is not None:
             self._descend(min(agent.step + self._chunk, agent.iterations), stint.consensus[1])
             return
-        assert task is not None
+        if task is None:
+            return
         for leg in task.order.legs:
             if agent.step < leg.until_step and not self._urgent.is_set():
                 self._descend(leg.until_step, self._consensus_of(leg))
@@ -282,6 +301,17 @@ class AgentLoop:
         left: Future[StateFile] = Future()
         self._writer.write(leg.round, agent, left)
         return Reply(leg.round, self._newest(agent, stint), agent.images, notes, left.result())
+
+    def _save_within(self) -> None:
+        """Begin to write what was asked for beside the orders."""
+        while not self._asked.empty():
+            asked, stint = self._asked.get(), self._stint
+            if stint is None or self._agent is None:
+                asked.refuse("the process of an agent had not begun its round yet")
+                continue
+            told = stint.last.account if stint.last is not None and stint.last.round == asked.round else None
+            accounts = [*([] if told is None else [told]), *stint.unseen, self._agent.account()]
+            asked.write(self._writer, self._agent, reduce(lambda earlier, later: later.after(earlier), accounts))
 
     @staticmethod
     def _newest(agent: Agent, stint: _Stint) -> Account:

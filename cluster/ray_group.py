@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from ..agents import Account, Candidate
-from ..coordinator import AttackConfig, EventKind, Level, Listener, Mode, Order, Storage, parts_by_label
+from ..coordinator import AttackConfig, EventKind, Level, Listener, Mode, Order, Part, Storage, parts_by_label
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
 from .agent_actor import AgentActor, AgentSpec
@@ -65,6 +65,8 @@ class RayGroup:
         """Rounds under way: who makes them, and references to the images of each part."""
         self._writes: dict[Any, tuple[Member, int]] = {}
         """States on their way to the storage: whose, and of which round."""
+        self._parts_written: dict[Any, tuple[Member, Part]] = {}
+        """The same in the middle of rounds."""
 
     # Placing.
 
@@ -158,7 +160,7 @@ class RayGroup:
 
     def _hear(self, seconds: float) -> None:
         """Take what has come: replies, saved states, signs of life."""
-        waiting = [*self._calls, *self._writes, *self._roster.awaited]
+        waiting = [*self._calls, *self._writes, *self._parts_written, *self._roster.awaited]
         if not waiting:
             time.sleep(seconds)
             return
@@ -170,6 +172,8 @@ class RayGroup:
                 self._take_reply(*self._calls.pop(reference), reference)
             elif reference in self._writes:
                 self._take_write(*self._writes.pop(reference), reference)
+            elif reference in self._parts_written:
+                self._take_part(*self._parts_written.pop(reference), reference)
             else:
                 self._take_presence(reference)
 
@@ -191,13 +195,19 @@ class RayGroup:
         if member.is_behind(reply):
             self._send(member)  # async: it was busy with an earlier round when this order came
 
+    def save_within(self, part: Part) -> None:
+        """See `AgentGroup`."""
+        for member in self._at(part.positions):
+            if member.presence is None:
+                self._listener.saved_within(part, member.position, None)
+            else:
+                self._parts_written[member.actor.save_within.remote(part.round, part.number)] = member, part
+
     def _take_write(self, member: Member, round: int, reference: Any) -> None:
-        try:
-            self._listener.saved(round, member.position, ray.get(reference))
-        except RayTaskError as error:
-            self._listener.saved(round, member.position, str(cause_of(error)))
-        except RayError:
-            self._listener.saved(round, member.position, "the process of an agent was lost while it wrote")
+        self._listener.saved(round, member.position, _written(reference))
+
+    def _take_part(self, member: Member, part: Part, reference: Any) -> None:
+        self._listener.saved_within(part, member.position, _written(reference))
 
     def _take_presence(self, reference: Any) -> None:
         member, presence = self._roster.take(reference)
@@ -242,7 +252,7 @@ class RayGroup:
 
     def await_writes(self, seconds: float) -> None:
         """See `AgentGroup`."""
-        if self._writes:
+        if self._writes or self._parts_written:
             self._hear(seconds)
 
     def close(self) -> None:
@@ -250,3 +260,13 @@ class RayGroup:
         for member in self._members:
             if member.actor is not None:
                 ray.kill(member.actor)
+
+
+def _written(reference: Any) -> Any:
+    """What an agent says of a state that it was to save, or why there is none."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        return str(cause_of(error))
+    except RayError:
+        return "the process of an agent was lost while it wrote"

@@ -8,8 +8,9 @@ import sys
 import threading
 import uuid
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
-from ..agents import Agent
+from ..agents import Account, Agent
 from ..coordinator import StateFile, Storage, StorageError, state_name, write_state
 
 # At most so long does the file of a state wait for the next round to begin.
@@ -73,17 +74,18 @@ class StateWriter:
             raise StorageError(f"the process that was to write the state of seed {self._seed} was lost")
         return write.result()
 
-    def write(self, round: int, agent: Agent, written: Future[StateFile]) -> None:
+    def write(self, round: int, agent: Agent, written: Future[StateFile], part: int | None = None) -> None:
         """Begin to write the agent's state; the agent may move on meanwhile, since a state is a copy.
 
         Args:
             round: Names the file.
             agent: Whose state.
             written: Gets the file, or why there is none.
+            part: Of the round, see `state_name`.
         """
         # A name of its own for each file: a write that the storage kept waiting must not replace a later one.
         self._files += 1
-        name = state_name(round, self._seed, f"{self.token}-{self._files}")
+        name = state_name(round, self._seed, f"{self.token}-{self._files}", part)
         try:
             state, step = agent.state(), agent.step
         except BaseException as error:
@@ -101,6 +103,34 @@ class StateWriter:
                 written.set_exception(error)
 
         threading.Thread(target=write, daemon=True, name=f"state of seed {self._seed}").start()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """To save a seed's state in the middle of a round."""
+
+    round: int
+    part: int
+    found: Future[tuple[StateFile, Account]] = field(default_factory=Future)
+    """The file, and what happened to the seed since the round began."""
+
+    def refuse(self, reason: str) -> None:
+        """There is nothing to save."""
+        self.found.set_exception(StorageError(reason))
+
+    def write(self, writer: StateWriter, agent: Agent, account: Account) -> None:
+        """Begin to write the agent's state; see `StateWriter.write`."""
+
+        def tell(written: Future[StateFile]) -> None:
+            error = written.exception()
+            if error is None:
+                self.found.set_result((written.result(), account))
+            else:
+                self.found.set_exception(error)
+
+        written: Future[StateFile] = Future()
+        written.add_done_callback(tell)
+        writer.write(self.round, agent, written, self.part)
 
 
 def give_way() -> None:

@@ -15,6 +15,7 @@ from .phase import Phase, Wait
 from .reconstruction import Reconstruction, Source
 from .result_file import read_result
 from .rounds import AllSeedsFailedError
+from .saving import Part
 from .selection import Choice, choose
 from .status import SeedStatus, Status
 
@@ -40,6 +41,7 @@ __all__ = [
     "Mode",
     "Order",
     "Origin",
+    "Part",
     "Phase",
     "Reconstruction",
     "SeedStatus",

@@ -1,4 +1,6 @@
-"""One folder per finished round; the manifest is written last, so a folder with a good manifest is a whole round."""
+"""One folder per checkpoint: of a round that has ended, or of a part of one that is under way. The manifest is written
+last, so a folder with a good manifest is whole.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +12,30 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import Tensor
 
 from ..storage.folders import Storage, StorageError
-from ..storage.json_file import read_json
-from ..storage.safetensors_reader import FormatError
-from ..storage.schema import misfit
 from ..storage.tensor_file import (
-    LARGEST_TENSORS,
     CheckpointError,
     StateFile,
     TornError,
-    read_file,
     read_tensors,
     require_content,
     require_size,
     write_tensors,
 )
+from .manifest import FORMAT, TENSORS, parse_files, read_manifest
 
-_FORMAT = 2
 _KEPT_ROUNDS = 2
 _FOLDER = "checkpoints"
 _OWNER = f"{_FOLDER}/owner.json"
 _MANIFEST = "manifest.json"
-_TENSORS = "consensus.safetensors"
-_ROUND = re.compile(r"round-(\d{6,})")
+_ROUND = re.compile(r"round-(\d{6,})(?:-part-(\d{6,}))?")
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 RESULT_FILE = "result.json"
 """Beside the rounds, once a run has ended."""
-_LARGEST_JSON = 256 * 2**20
 # Checksums are bound by the disk or the network, not by Python.
 _READERS = 4
 
@@ -51,27 +46,29 @@ class FencedError(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole round in the storage."""
+    """What a run continues from."""
 
     round: int
+    """The last one that has ended, or -1. Seeds may stand further on, within the next one."""
     progress: dict[str, Any]
     states: dict[int, StateFile]
     """By seed; a seed without a state took no part."""
     tensors: dict[str, Tensor]
 
 
-def state_name(index: int, seed: int, writer: str) -> str:
-    """Where a seed's state after a round lies.
+def state_name(index: int, seed: int, writer: str, part: int | None = None) -> str:
+    """Where a seed's state lies.
 
     Args:
         index: The round.
         seed: The seed.
         writer: Made up anew by each process that writes: one that was thought dead and writes late does not overwrite
             the file of its successor, and the manifest says whose file counts.
+        part: Which of the checkpoints within the round, counted from 0; None for that of its end.
     """
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"writer={writer!r}: give up to 80 letters, digits, '-' and '_'.")
-    return f"{_folder(index)}/seed-{seed}.{writer}.safetensors"
+    return f"{_folder(index, part)}/seed-{seed}.{writer}.safetensors"
 
 
 def require_no_saved_run(storage: Storage) -> None:
@@ -82,10 +79,10 @@ def require_no_saved_run(storage: Storage) -> None:
         StorageError: It cannot be listed now.
     """
     names = storage.names(_FOLDER)
-    rounds = sum(_ROUND.fullmatch(name) is not None for name in names)
-    if not rounds and RESULT_FILE not in names:
+    saved = sum(_ROUND.fullmatch(name) is not None for name in names)
+    if not saved and RESULT_FILE not in names:
         return
-    held = "the result of a run" if RESULT_FILE in names else f"a run with {rounds} saved rounds"
+    held = "the result of a run" if RESULT_FILE in names else f"a run with {saved} saved rounds"
     raise CheckpointError(
         f"{storage.url} holds {held}: resume=true goes on with it, restart=true deletes it and begins anew; or give "
         "another out folder."
@@ -119,33 +116,40 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove all rounds, for a run that begins anew in the same folder; who owns it stays known."""
-        for index in self._rounds():
-            self._storage.remove(_folder(index))
+        for index, part in self._saved():
+            self._storage.remove(_folder(index, part))
 
     def commit(
-        self, index: int, files: Mapping[int, StateFile], progress: Mapping[str, Any], tensors: Mapping[str, Tensor]
+        self,
+        index: int,
+        files: Mapping[int, StateFile],
+        progress: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        part: int | None = None,
     ) -> None:
-        """Make a round whole by writing its manifest, then drop rounds beyond the last two. ``claim`` goes before.
+        """Make a checkpoint whole by writing its manifest, then drop rounds beyond the last two, and earlier parts.
+        ``claim`` goes before.
 
         Args:
             index: The round.
-            files: The state of each seed that takes part, under its ``state_name`` in this round.
-            progress: What else a coordinator needs to go on, as plain values.
+            files: The state of each seed that takes part, under its ``state_name`` in this checkpoint.
+            progress: What else a coordinator needs to go on, as plain values; of a part, as the round began.
             tensors: And what of that is tensors; may be empty.
+            part: See `state_name`.
 
         Raises:
             FencedError: Another coordinator claimed the run since.
             StorageError: The round cannot be written; those before it stay.
         """
-        folder = _folder(index)
+        folder = _folder(index, part)
         wrong = [file.name for file in files.values() if file.name.rpartition("/")[0] != folder]
-        assert not wrong, f"not in the folder of round {index}: {wrong}"
+        assert not wrong, f"not in {folder}: {wrong}"
         self._require_ownership()
         entries = {Path(file.name).name: _entry(file) | {"seed": seed} for seed, file in files.items()}
         if tensors:
-            entries[_TENSORS] = _entry(write_tensors(self._storage, f"{folder}/{_TENSORS}", tensors))
+            entries[TENSORS] = _entry(write_tensors(self._storage, f"{folder}/{TENSORS}", tensors))
         manifest = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "round": index,
             "identity": self._identity,
             "files": entries,
@@ -154,27 +158,27 @@ class CheckpointStore:
         self._storage.write(f"{folder}/{_MANIFEST}", json.dumps(manifest).encode())
         # The round is saved; what could not be removed is removed after the next one.
         with contextlib.suppress(StorageError):
-            self._drop_before(index)
+            self._drop_before(index, part)
 
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """The newest whole round, and a message for each newer one that is torn.
+        """The newest whole checkpoint, and a message for each newer one that is torn.
 
         Raises:
-            CheckpointError: The newest whole round belongs to another run (every difference is named), or an older
+            CheckpointError: The newest whole checkpoint belongs to another run (every difference is named), or an older
                 version wrote it.
             StorageError: The storage cannot be read now.
         """
         messages: list[str] = []
         unreadable: StorageError | None = None
-        for index in self._rounds():
-            manifest = f"{_folder(index)}/{_MANIFEST}"
+        for index, part in self._saved():
+            manifest = f"{_folder(index, part)}/{_MANIFEST}"
             try:
                 if not self._storage.exists(manifest):
                     messages.append(
                         f"Passed over an unfinished checkpoint: there is no {self._storage.locate(manifest)}"
                     )
                     continue
-                return self._open_round(index), tuple(messages)
+                return self._open(index, part), tuple(messages)
             except TornError as error:
                 messages.append(f"Skipped a torn checkpoint: {error}")
             except CheckpointError:
@@ -187,16 +191,16 @@ class CheckpointStore:
             raise unreadable
         return None, tuple(messages)
 
-    def _open_round(self, index: int) -> Checkpoint:
-        folder = _folder(index)
+    def _open(self, index: int, part: int | None) -> Checkpoint:
+        folder = _folder(index, part)
         where = self._storage.locate(f"{folder}/{_MANIFEST}")
-        manifest = _read_json(self._storage, f"{folder}/{_MANIFEST}")
+        manifest = read_manifest(self._storage, f"{folder}/{_MANIFEST}")
         if manifest.get("format") == 1:
             raise CheckpointError(
-                f"{where} was written by an older version of gradinversion (format 1, this one reads {_FORMAT}); "
+                f"{where} was written by an older version of gradinversion (format 1, this one reads {FORMAT}); "
                 "finish the run with that version, or give another out folder."
             )
-        states, tensors_file = _parse_files(where, folder, index, manifest)
+        states, tensors_file = parse_files(where, folder, index, manifest)
         self._require_same_run(folder, manifest["identity"])
         files = [*states.values(), *([tensors_file] if tensors_file else [])]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -204,23 +208,28 @@ class CheckpointStore:
             for check in (require_size, require_content):
                 list(pool.map(check, [self._storage] * len(files), files))
         tensors = {} if tensors_file is None else read_tensors(self._storage, tensors_file)
-        return Checkpoint(index, manifest["progress"], states, tensors)
+        return Checkpoint(index if part is None else index - 1, manifest["progress"], states, tensors)
 
-    def _rounds(self) -> list[int]:
-        """Rounds of which there is anything, the newest first."""
-        found = [_ROUND.fullmatch(name) for name in self._storage.names(_FOLDER)]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+    def _saved(self) -> list[tuple[int, int | None]]:
+        """Round and part of all checkpoints of which there is anything, the newest first."""
+        matches = [_ROUND.fullmatch(name) for name in self._storage.names(_FOLDER)]
+        found = [(int(match[1]), None if match[2] is None else int(match[2])) for match in matches if match]
+        return sorted(found, key=_moment, reverse=True)
 
-    def _drop_before(self, index: int) -> None:
-        """Remove rounds older than the last two whole ones, and what lies between without a manifest."""
+    def _drop_before(self, index: int, part: int | None) -> None:
+        """Remove what this checkpoint makes worthless: rounds older than the last two whole ones, what lies between
+        without a manifest, and earlier parts."""
         kept = 1
-        for older in self._rounds():
-            if older >= index:  # this one, and those that are being written
+        for older in self._saved():
+            if _moment(older) >= _moment((index, part)):  # this one, and those that are being written
                 continue
-            if kept < _KEPT_ROUNDS and self._storage.exists(f"{_folder(older)}/{_MANIFEST}"):
+            of_a_round = older[1] is None
+            if of_a_round and part is not None:
+                continue
+            if of_a_round and kept < _KEPT_ROUNDS and self._storage.exists(f"{_folder(*older)}/{_MANIFEST}"):
                 kept += 1
             else:
-                self._storage.remove(_folder(older))
+                self._storage.remove(_folder(*older))
 
     def _require_ownership(self) -> None:
         assert self._owner is not None, "claim() goes before commit()"
@@ -237,7 +246,7 @@ class CheckpointStore:
         where = self._storage.locate(_OWNER)
         if not self._storage.exists(_OWNER):
             return None
-        owner = _read_json(self._storage, _OWNER)
+        owner = read_manifest(self._storage, _OWNER)
         if type(owner.get("epoch")) is not int or not isinstance(owner.get("token"), str):
             raise CheckpointError(f"{where} does not say who owns the run; remove it if no run uses this folder.")
         return {"epoch": owner["epoch"], "token": owner["token"]}
@@ -256,61 +265,16 @@ class CheckpointStore:
         )
 
 
-def _folder(index: int) -> str:
-    return f"{_FOLDER}/round-{index:06d}"
+def _moment(saved: tuple[int, int | None]) -> tuple[int, float]:
+    """By which checkpoints follow each other: the end of a round comes after all its parts."""
+    index, part = saved
+    return index, float("inf") if part is None else part
+
+
+def _folder(index: int, part: int | None = None) -> str:
+    within = "" if part is None else f"-part-{part:06d}"
+    return f"{_FOLDER}/round-{index:06d}{within}"
 
 
 def _entry(file: StateFile) -> dict[str, Any]:
     return {"sha256": file.sha256, "size": file.size, "step": file.step}
-
-
-def _read_json(storage: Storage, name: str) -> dict[str, Any]:
-    where = storage.locate(name)
-    try:
-        values = read_json(read_file(storage, name, _LARGEST_JSON))
-    except FormatError as error:
-        raise TornError(f"{where} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise TornError(f"{where} cannot be read: it is not a JSON object")
-    return values
-
-
-class _File(TypedDict):
-    sha256: str
-    size: int
-    step: int
-
-
-class _SeedFile(_File, total=False):
-    seed: int
-    """Only of a seed's state."""
-
-
-class _Manifest(TypedDict):
-    format: int
-    round: int
-    identity: dict[str, Any]
-    files: dict[str, _SeedFile]
-    progress: dict[str, Any]
-
-
-def _parse_files(
-    where: str, folder: str, index: int, manifest: Mapping[str, Any]
-) -> tuple[dict[int, StateFile], StateFile | None]:
-    """The states by seed, and the file of the other tensors."""
-    wrong = misfit(manifest, _Manifest)
-    if wrong or (manifest["format"], manifest["round"]) != (_FORMAT, index):
-        raise TornError(f"{where} is not the manifest of round {index} in format {_FORMAT} ({wrong or 'of another'})")
-    states: dict[int, StateFile] = {}
-    others: dict[str, StateFile] = {}
-    for name, entry in manifest["files"].items():
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise TornError(f"{where} names a file outside its folder: {name!r}")
-        file = StateFile(f"{folder}/{name}", entry["sha256"], entry["size"], entry["step"])
-        if not 0 <= file.size <= LARGEST_TENSORS or file.step < 0 or entry.get("seed") in states:
-            raise TornError(f"{where} describes {name!r} badly")
-        if "seed" in entry:
-            states[entry["seed"]] = file
-        else:
-            others[name] = file
-    return states, others.get(_TENSORS)

@@ -15,6 +15,7 @@ from ..refusal import Checked
 from ..registration import RegistrationConfig
 from ..target.labels import JOINT, LABEL_RULES
 from ..target.request import Request
+from ..time_span import seconds_of
 
 
 class Mode(StrEnum):
@@ -36,6 +37,9 @@ class CoordinatorConfig(Checked):
     """Share of the steps after which the first consensus is formed (the paper: 0.25)."""
     staleness: int = 2
     """async only: a candidate more periods behind the median seed than this is left out of the consensus."""
+    save_every: str | None = "5m"
+    """A checkpoint within a round after so much time, such as 90s, 5m or 2h, beside that of each round; none saves
+    rounds alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +56,16 @@ class CoordinatorConfig(Checked):
             found.append(f"coordinator.start={self.start}: give a share of the steps between 0 and 1.")
         if self.staleness < 1:
             found.append(f"coordinator.staleness={self.staleness}: give a whole number of at least 1.")
+        if self.save_every is not None and not self.save_seconds:
+            found.append(
+                f"coordinator.save_every={self.save_every}: give a time above zero, such as 90s, 5m or 2h, or none."
+            )
         return found
+
+    @property
+    def save_seconds(self) -> float | None:
+        """``save_every`` in seconds; None where only rounds are saved."""
+        return seconds_of(self.save_every)
 
 
 _LARGEST_SEED = 2**32 - 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..agents import Candidate, Outcome
+from ..agents import Account, Candidate, Outcome
 from ..capture import CapturedUpdate
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import StateFile
@@ -30,7 +30,7 @@ from .reconstruction import Reconstruction
 from .result_file import read_result, write_result
 from .resuming import find_checkpoint
 from .rounds import Rounds
-from .saving import Saving
+from .saving import Part, Saving
 from .status import Status, seed_statuses
 
 _POLL_SECONDS = 0.05
@@ -75,7 +75,7 @@ class Coordinator:
         self._progress = Progress()
         for text in notes:
             self.note(EventKind.NOTE, text)
-        self._saving = Saving(self._store, storage, group.seeds, self.note)
+        self._saving = Saving(self._store, storage, group.seeds, self.note, config.coordinator.save_seconds)
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
         self._told, self.kept = 0.0, True  # the latter of the result, where there is a storage
@@ -99,7 +99,8 @@ class Coordinator:
             if result is not None and result.outcome is Outcome.FINISHED:
                 return result
         if self._store is not None:
-            self._itinerary = Itinerary(self._store.claim())
+            self._saving.epoch = self._store.claim()
+            self._itinerary = Itinerary(self._saving.epoch)
         self._enter(Phase.PREPARING)
         prepared = prepare(self._update, self._model, self._config.request, self._generator, self._prepares)
         for text in prepared.messages:
@@ -176,12 +177,18 @@ class Coordinator:
         """A seed's state of a round lies in the storage, or why it does not."""
         self._saving.add_state(round, position, state)
 
+    def saved_within(self, part: Part, position: int, found: tuple[StateFile, Account] | str | None) -> None:
+        """A seed's state in the middle of a round lies in the storage, or why it does not."""
+        self._saving.add_state_within(part, position, found)
+
     def idle(self) -> None:
-        """While a round runs: complete checkpoints, tell where the run is."""
+        """While a round runs: complete checkpoints, begin one where one is due, tell where the run is."""
         round, states = self._saving.poll()
         for position, state in states.items():
             if self._itinerary.moved(position, round, state):
                 self._group.renew(position, self._itinerary.again(position))
+        if (part := self._saving.due()) is not None:
+            self._group.save_within(part)
         now = time.monotonic()
         if now - self._told >= _TELL_SECONDS:
             self._told = now
@@ -249,7 +256,10 @@ class Coordinator:
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)
         self._saving.newest = checkpoint.round
-        text = f"Continued after round {checkpoint.round + 1} of {len(self._plan)}."
+        slowest = min((state.step for state in checkpoint.states.values()), default=0)
+        whole = self._plan[checkpoint.round].until_step if checkpoint.round >= 0 else 0
+        within = f", from step {slowest} on" if slowest > whole else ""
+        text = f"Continued after round {checkpoint.round + 1} of {len(self._plan)}{within}."
         self.note(EventKind.COORDINATOR_RESTARTED, text, round=checkpoint.round)
 
     def _conclude(self, rounds: Rounds, prepared: Preparation) -> Reconstruction:
@@ -276,20 +286,9 @@ class Coordinator:
 
     def _save_last(self, rounds: Rounds) -> None:
         """Bring the last round into the storage too, which was skipped if another one was still being written."""
-        if self._store is None:
-            return
-        last, members = self._progress.next_round - 1, self._itinerary.members
-        if members and self._saving.pending and self._progress.next_round < len(self._plan):
-            # Agents hold their states back until the next round begins, and none does: asked again, they write.
-            rounds.again(members)
-        self._finish_saving()
-        members = self._itinerary.members
-        if members and self._saving.newest < last:
-            self._saving.begin(last, members)
-            self._saving.add_progress(last, self._progress)
-            rounds.again(members, save=last)
-            self._finish_saving()
-        self._saving.write_curves(self._progress, wait=True)
+        if self._store is not None:
+            rounds.save_last(self._progress.next_round == len(self._plan), self._finish_saving)
+            self._saving.write_curves(self._progress, wait=True)
 
     def _finish_saving(self) -> None:
         while self._saving.pending:

@@ -15,6 +15,7 @@ from ..target import Target
 from .events import EventKind, Level
 from .orders import Order
 from .phase import Wait
+from .saving import Part
 
 
 class Listener(Protocol):
@@ -25,6 +26,10 @@ class Listener(Protocol):
 
     def saved(self, round: int, position: int, state: StateFile | str) -> None:
         """A seed's state of a round lies in the storage, or why it does not."""
+
+    def saved_within(self, part: Part, position: int, found: tuple[StateFile, Account] | str | None) -> None:
+        """A seed's state in the middle of a round lies in the storage, with what happened to it since the round began;
+        or why there is none; None: it has no process now."""
 
     def note(self, kind: EventKind, text: str, *, seeds: tuple[int, ...] = (), level: Level = Level.INFO) -> None:
         """Something that a person should know; see `EventLog.note`."""
@@ -78,6 +83,9 @@ class AgentGroup(Protocol):
 
     def renew(self, position: int, order: Order) -> None:
         """An order that begins later, since a state was saved meanwhile: for a process that is lost on its way."""
+
+    def save_within(self, part: Part) -> None:
+        """Have the seeds save where they stand, and tell of each by `Listener.saved_within`; does not wait."""
 
     def form_consensus(
         self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig

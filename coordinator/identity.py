@@ -15,8 +15,9 @@ from ..capture import CapturedUpdate, weight_hash
 from ..plugins import Plugin, PluginKind, find_plugin
 from .config import AttackConfig, flatten
 
-# Settings that say where a run computes, or where a file lies whose content is compared instead.
-_PLACEMENT = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights")
+# Settings that say where a run computes, how often it is saved, or where a file lies whose content is compared instead.
+_PLACEMENT = frozenset({"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "agents.generator_weights"})
+_PLACEMENT |= {"coordinator.save_every"}
 
 
 def find_generator(config: AttackConfig, update: CapturedUpdate) -> nn.Module | None:

@@ -15,9 +15,10 @@ _OUT = (Outcome.DROPPED, Outcome.NOT_FINITE, Outcome.DIVERGED)
 
 @dataclass(frozen=True)
 class Round:
-    """One round: where it ends, and whether a consensus is formed then."""
+    """One round: where it begins and ends, and whether a consensus is formed then."""
 
     index: int
+    from_step: int
     until_step: int
     forms_consensus: bool
 
@@ -26,7 +27,11 @@ def plan_rounds(iterations: int, config: CoordinatorConfig) -> list[Round]:
     """All rounds of a run. The last round always forms a consensus: it is a candidate for the answer."""
     ends = [*range(config.period, iterations, config.period), iterations]
     start = config.start * iterations
-    return [Round(index, end, end >= start or end == iterations) for index, end in enumerate(ends)]
+    begins = [0, *ends[:-1]]
+    return [
+        Round(index, begin, end, end >= start or end == iterations)
+        for index, (begin, end) in enumerate(zip(begins, ends, strict=True))
+    ]
 
 
 def usable(standings: Sequence[Standing]) -> list[int]:

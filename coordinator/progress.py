@@ -140,10 +140,14 @@ class Progress:
         for failure in account.failures:
             kind = EventKind.SEED_DROPPED if failure.dropped else EventKind.SEED_DIVERGED
             self.events.note(kind, failure.of("{seed}"), seeds=(account.seed,), level=Level.WARNING, round=round)
-        rate = steps_per_second(account)
-        for row in account.trace:
-            facts = {"round": round, "seed": account.seed, "incarnation": account.incarnation}
-            self.history.append({**facts, **row, "steps_per_second": rate})
+        self.history += rows(round, account)
+
+
+def rows(round: int, account: Account) -> list[dict[str, float]]:
+    """An account's losses as rows of the history."""
+    facts = {"round": round, "seed": account.seed, "incarnation": account.incarnation}
+    rate = steps_per_second(account)
+    return [{**facts, **row, "steps_per_second": rate} for row in account.trace]
 
 
 def steps_per_second(account: Account) -> float:

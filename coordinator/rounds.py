@@ -76,7 +76,10 @@ class Rounds:
         }
         waits = self._config.coordinator.mode is Mode.SYNC
         enough = partial(enough_done, last_round=last, waits_for_all=waits)
+        steps = (current.from_step, current.until_step) if waits else None
+        self._saving.enter(current.index, members, self._progress, steps)
         accounts, gone = self._group.run_round(orders, enough, self._give_up)
+        self._saving.leave()
         self._leave(gone)
         for account in accounts.values():
             self._progress.record(current.index, account)
@@ -118,6 +121,25 @@ class Rounds:
         found, gone = self._group.run_round(orders, enough, self._give_up)
         self._leave(gone)
         self._progress.accounts |= found
+
+    def save_last(self, ended: bool, finish: Callable[[], None]) -> None:
+        """Bring the last round into the storage too.
+
+        Args:
+            ended: Whether it was the last one of the run.
+            finish: Waits until all that is on its way is written.
+        """
+        last, members = self._progress.next_round - 1, self._itinerary.members
+        if members and self._saving.pending and not ended:
+            # Agents hold their states back until the next round begins, and none does: asked again, they write.
+            self.again(members)
+        finish()
+        members = self._itinerary.members
+        if members and self._saving.newest < last:
+            self._saving.begin(last, members)
+            self._saving.add_progress(last, self._progress)
+            self.again(members, save=last)
+            finish()
 
     def _give_up(self, lost_seconds: float, others: int) -> bool:
         # Who wants the run to end does not want to wait for a machine first.

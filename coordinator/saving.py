@@ -1,10 +1,11 @@
-"""Checkpoints on the way: each is completed while the next round runs, one after the other."""
+"""Checkpoints on the way: each is completed while rounds go on, one after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..agents import Account
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import CheckpointError, StateFile
 from .checkpoints import CheckpointStore, FencedError
 from .events import EventKind, Level
-from .progress import Progress
+from .progress import Progress, rows
 
 METRICS_FILE = "metrics.jsonl"
 METRICS_VERSION = 1
@@ -24,16 +26,43 @@ METRICS_VERSION = 1
 EVENTS_FILE = "events.jsonl"
 # Rounds whose states are awaited: those of one are written while the next one runs, at whose end its own are due.
 _MOST_AWAITED = 2
+# More than one coordinator makes within a round.
+_PARTS = 1_000_000
 # A storage that fails is tried again for less; this is for one that does not answer at all.
 _CLOSE_SECONDS = 180.0
 
 
+@dataclass(frozen=True)
+class Part:
+    """A checkpoint within a round that is due."""
+
+    round: int
+    number: int
+    """Later ones have larger ones, also those of a coordinator that continues the run."""
+    positions: tuple[int, ...]
+    """Of the seeds whose states belong to it."""
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """The round that seeds make now."""
+
+    index: int
+    positions: tuple[int, ...]
+    progress: Progress
+    """As the round began."""
+    steps: tuple[int, int] | None
+    """Between which a state belongs to it; None where seeds do not wait for each other."""
+
+
 @dataclass
 class _Round:
-    """A round that is being saved: complete when every seed's state and the coordinator's own part are there."""
+    """A checkpoint that is being saved: complete when every seed's state and the coordinator's own part are there."""
 
     index: int
     wanted: frozenset[int]
+    part: int | None = None
+    """See `state_name`."""
     states: dict[int, StateFile] = field(default_factory=dict)
     facts: Mapping[str, Any] | None = None
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -54,12 +83,22 @@ class Saving:
         storage: Of the run, for its curves and events.
         seeds: By position.
         note: `EventLog.note`.
+        every: Seconds without a checkpoint after which one within a round is due; None: never.
     """
 
     def __init__(
-        self, store: CheckpointStore | None, storage: Storage | None, seeds: tuple[int, ...], note: Callable[..., None]
+        self,
+        store: CheckpointStore | None,
+        storage: Storage | None,
+        seeds: tuple[int, ...],
+        note: Callable[..., None],
+        every: float | None = None,
     ) -> None:
         self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
+        self._every, self._since, self._parts = every, time.monotonic(), 0
+        self._under_way: _UnderWay | None = None
+        self.epoch = 1
+        """Of the coordinator."""
         self._rounds: list[_Round] = []
         """Those of which parts are still awaited, or the one before is; the oldest first."""
         self._written: tuple[_Round, Future[None]] | None = None
@@ -73,7 +112,7 @@ class Saving:
     @property
     def free(self) -> bool:
         """Whether the next round can be saved."""
-        return self._store is not None and len(self._rounds) < _MOST_AWAITED
+        return self._store is not None and sum(one.part is None for one in self._rounds) < _MOST_AWAITED
 
     @property
     def pending(self) -> bool:
@@ -85,8 +124,68 @@ class Saving:
         assert self.free
         self._rounds.append(_Round(index, frozenset(positions)))
 
-    def _awaited(self, index: int) -> _Round | None:
-        return next((round for round in self._rounds if round.index == index), None)
+    def _awaited(self, index: int, part: int | None = None) -> _Round | None:
+        return next((round for round in self._rounds if (round.index, round.part) == (index, part)), None)
+
+    # Within a round.
+
+    def enter(
+        self, index: int, positions: tuple[int, ...], progress: Progress, steps: tuple[int, int] | None = None
+    ) -> None:
+        """Seeds at these positions begin a round; until `leave`, parts of it may be due.
+
+        Args:
+            index: The round.
+            positions: Of the seeds.
+            progress: The coordinator's, which does not change but for its events while the round runs.
+            steps: Where the round begins and ends; None where seeds do not wait for each other.
+        """
+        self._under_way = _UnderWay(index, positions, progress, steps)
+
+    def leave(self) -> None:
+        """The round has ended."""
+        self._under_way, self._since = None, time.monotonic()
+
+    def due(self) -> Part | None:
+        """The checkpoint within the round that is due now, if there is one; from here on it is awaited."""
+        now, current = time.monotonic(), self._under_way
+        if self._every is None or self._store is None or current is None or now - self._since < self._every:
+            return None
+        # One at a time, and only when those before are whole: a slow storage makes them rarer.
+        if self._written is not None or any(one.part is not None or one.index < current.index for one in self._rounds):
+            return None
+        self._since, self._parts = now, self._parts + 1
+        part = Part(current.index, self.epoch * _PARTS + self._parts, current.positions)
+        self._rounds.insert(0, _Round(part.round, frozenset(part.positions), part.number))
+        self._rounds[0].facts, self._rounds[0].tensors = current.progress.facts(), current.progress.tensors()
+        return part
+
+    def add_state_within(self, part: Part, position: int, found: tuple[StateFile, Account] | str | None) -> None:
+        """One seed's share of a part, with what happened to it since the round began; or why there is none, where that
+        is worth telling."""
+        awaited, current = self._awaited(part.round, part.number), self._under_way
+        if awaited is None or position not in awaited.wanted:
+            return
+        if found is None or isinstance(found, str):
+            if found is not None:
+                self._failed(part.round, found)
+            self._rounds.remove(awaited)
+            self._write_when_complete()
+            return
+        state, account = found
+        steps = current.steps if current is not None and current.index == part.round else None
+        if steps is not None and not steps[0] <= state.step <= steps[1]:
+            # A process that makes up for rounds before this one: a later run would begin it with another consensus.
+            self._rounds.remove(awaited)
+            self._write_when_complete()
+            return
+        assert awaited.facts is not None
+        history = [*awaited.facts["history"], *rows(part.round, account)]
+        awaited.facts = {**awaited.facts, "history": history}
+        awaited.states[position] = state
+        self._write_when_complete()
+
+    # Both.
 
     def add_progress(self, index: int, progress: Progress) -> None:
         """The coordinator's own part of the round that was begun."""
@@ -127,11 +226,12 @@ class Saving:
         states = {self._seeds[position]: state for position, state in current.states.items()}
         facts, tensors = current.facts, current.tensors
         assert facts is not None
-        self._written = current, self._writer.submit(store.commit, current.index, states, facts, tensors)
+        self._written = current, self._writer.submit(store.commit, current.index, states, facts, tensors, current.part)
         self._rounds.remove(current)
 
     def poll(self, wait: bool = False) -> tuple[int, dict[int, StateFile]]:
-        """A round that became whole since the last call and its states by position; no states when none did.
+        """A round that became whole since the last call and its states by position; no states when none did, or when
+        it was a part of one.
 
         Raises:
             FencedError: Another coordinator owns the run.
@@ -147,12 +247,13 @@ class Saving:
             self._failed(current.index, str(error))
             current.states.clear()
         else:
-            self.newest = current.index
+            if current.part is None:
+                self.newest = current.index
             if self._failing:
                 self._failing = False
                 self._note(EventKind.CHECKPOINT_SAVED_AGAIN, "Checkpoints are saved again.", round=current.index)
         self._write_when_complete()
-        return current.index, current.states
+        return current.index, current.states if current.part is None else {}
 
     def _failed(self, index: int, reason: str) -> None:
         if self._failing:

@@ -17,7 +17,7 @@ from ..capture import CapturedUpdate
 from ..refusal import ConfigError
 from ..registration import Consensus, RegistrationConfig
 from ..target import Target
-from . import AttackConfig, Coordinator, Listener, Mode, Order, Reconstruction, Status, form_consensus
+from . import AttackConfig, Coordinator, Listener, Mode, Order, Part, Reconstruction, Status, form_consensus
 
 
 class SerialGroup:
@@ -73,6 +73,9 @@ class SerialGroup:
 
     def renew(self, position: int, order: Order) -> None:
         """Nobody is lost on the way."""
+
+    def save_within(self, part: Part) -> None:
+        """Nothing is saved."""
 
     def form_consensus(
         self, positions: Sequence[int], labels: Tensor, round: int, config: RegistrationConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -21,6 +20,7 @@ from ..capture.told_config import ToldConfig
 from ..coordinator import AttackConfig, flatten
 from ..exporting import FORMATS
 from ..refusal import ConfigError
+from ..time_span import seconds_of
 from .keys import Key, convert, format_value, keys, unknown
 from .origin import origin_problems, untold
 from .sweep import SweepConfig
@@ -31,13 +31,11 @@ from .yaml_file import parse_tree, parse_yaml, read_tree
 # Keys that leave the numbers of an attack as they are: two runs that differ in nothing else are the same attack.
 WITHOUT_EFFECT = frozenset(
     {"out", "resume", "restart", "preset", "audit.controls", "audit.lpips_weights", "audit.pool", "audit.embedding"}
-    | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience"}
+    | {"agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "coordinator.save_every"}
     | {"budget", "fail_on", "audit.redact", "export"}
     | keys(PrivateConfig, "private.").keys()
     | keys(SweepConfig, "sweep.").keys()
 )
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh])", re.ASCII)
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 FAIL_ON = ("never", "leak", "weak", "unknown")
 _MOST_UNKNOWN = 20
@@ -106,8 +104,7 @@ class RunConfig(AttackConfig):
     @property
     def budget_seconds(self) -> float | None:
         """``budget`` in seconds; None where there is none, or none that can be read."""
-        found = _BUDGET.fullmatch(self.budget or "")
-        return float(found[1]) * _SECONDS[found[2]] if found else None
+        return seconds_of(self.budget)
 
 
 def load_config(words: Sequence[str]) -> RunConfig:

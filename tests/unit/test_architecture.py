@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "gradinversion"
 
 # Modules of the root that everything may import, since they import nothing of the package but each other.
-GROUND = {"foreign_text", "plugins", "refusal"}
+GROUND = {"foreign_text", "plugins", "refusal", "time_span"}
 # What each folder may import of the package, beside itself, the ground, and the root's docstring and version.
 ALLOWED = {
     "storage": set(),

@@ -250,3 +250,57 @@ def test_notes_about_the_objective_are_told_once(process: Callable[..., Any], or
     one.loop._agent._objective.messages.append("a term is skipped")
     assert one.reply(order(1)).notes == ()
     assert one.reply(order(1, stint=(1, 2))).notes == ("a term is skipped",)
+
+
+# In the middle of a round.
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_state_in_the_middle_of_a_round_goes_on_to_the_same_images(
+    process: Callable[..., Any], tmp_path: Path, order: Callable[..., Order], chunk: int | None
+) -> None:
+    one = process(chunk=chunk)
+    asked: list[Any] = []
+    ready = threading.Event()
+
+    def ask() -> None:
+        thread = threading.Thread(target=lambda: asked.append(one.loop.save_within(1, 5)))
+        thread.start()
+        while one.loop._asked.empty():
+            pass
+        ready.set()
+
+    one.hooks[13] = ask
+    reply = one.reply(order(1))
+    assert ready.is_set()
+    while not asked:
+        pass
+    ((state, account),) = asked
+    assert state.name.startswith("checkpoints/round-000001-part-000005/seed-7.")
+    assert state.step == 14
+    assert [row["step"] for row in account.trace][-1] <= 14
+    agent = one.make(one._target)
+    agent.restore(read_tensors(Storage(tmp_path), state))
+    assert agent.step == 14
+    if chunk is None:
+        agent.run(20, None)
+        assert torch.equal(agent.images, reply.images)
+        whole = process().reply(order(1))
+        assert torch.equal(whole.images, reply.images)
+        assert [row["step"] for row in whole.account.trace] == [row["step"] for row in reply.account.trace]
+
+
+def test_a_seed_that_has_ended_its_round_saves_that_end_with_all_that_it_told(
+    process: Callable[..., Any], order: Callable[..., Order]
+) -> None:
+    one = process()
+    reply = one.reply(order(1))
+    state, account = one.loop.save_within(1, 1)
+    assert state.step == 20
+    assert account.trace == reply.account.trace
+    assert one.reply(order(2)).account.step == 30  # and goes on with the next one
+
+
+def test_a_process_that_stands_nowhere_has_nothing_to_save(process: Callable[..., Any]) -> None:
+    with pytest.raises(StorageError, match="had not begun its round yet"):
+        process().loop.save_within(0, 1)

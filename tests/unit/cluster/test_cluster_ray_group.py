@@ -25,6 +25,7 @@ from gradinversion.coordinator import (
     Mode,
     Order,
     Origin,
+    Part,
     StateFile,
     Storage,
     Wait,
@@ -121,6 +122,12 @@ class Actor:
         images = np.full(self.shape, 0.1 * self.seed, np.float32)
         return self.slowness, [Reply(leg.round, account, None), *(images[list(part)] for part in parts)]
 
+    def _save_within(self, round: int, part: int) -> tuple[int, list[Any]]:
+        if self.away:
+            return 1, [_gone()]
+        state = StateFile(state_name(round, self.seed, "w", part), "0" * 64, 1, step=1)
+        return 1, [(state, Account(self.seed, 0, 1, {}, Outcome.RUNNING))]
+
     def _saved(self, round: int) -> tuple[int, list[Any]]:
         return 1, [StateFile(state_name(round, self.seed, "w"), "0" * 64, 1, step=(round + 1) * PERIOD)]
 
@@ -146,6 +153,7 @@ class Listener:
     def __init__(self) -> None:
         self.kinds: list[EventKind] = []
         self.states: list[tuple[int, int]] = []
+        self.parts: list[tuple[Part, int, Any]] = []
 
     def idle(self) -> None:
         """Nothing."""
@@ -155,6 +163,9 @@ class Listener:
 
     def waits(self, wait: Wait | None) -> None:
         """Nothing."""
+
+    def saved_within(self, part: Part, position: int, found: Any) -> None:
+        self.parts.append((part, position, found))
 
     def saved(self, round: int, position: int, state: Any) -> None:
         self.states.append((round, position))
@@ -235,6 +246,29 @@ def test_a_lost_agent_gets_its_order_again_when_it_is_back(opened: tuple[Group, 
     assert (sorted(found), gone) == ([0, 1, 2], frozenset())
     assert actors[2].orders == [order(0), order(0)]
     assert listener.kinds == [EventKind.AGENT_LOST, EventKind.AGENT_BACK]
+
+
+def test_states_in_the_middle_of_a_round_are_told_as_they_are_written(
+    opened: tuple[Group, Listener], actors: list[Actor]
+) -> None:
+    group, listener = opened
+    for actor in actors:
+        actor.slowness = 6
+    part = Part(0, 3, (0, 1, 2))
+    asked = [True]
+    listener.idle = lambda: group.save_within(part) if asked and asked.pop() else None  # type: ignore[method-assign]
+    group.run_round(dict.fromkeys(range(3), order(0)), all_of_them, never)
+    group.await_writes(0.0)
+    told = sorted((position, found[0].name, found[1].seed) for _, position, found in listener.parts)
+    folder = "checkpoints/round-000000-part-000003"
+    assert told == [(seed, f"{folder}/seed-{seed}.w.safetensors", seed) for seed in range(3)]
+    actors[1].away = 1
+    group.save_within(Part(0, 4, (1,)))
+    group.await_writes(0.0)
+    assert listener.parts[-1][1:] == (1, "the process of an agent was lost while it wrote")
+    group._members[0].presence = None
+    group.save_within(Part(0, 5, (0,)))
+    assert listener.parts[-1][1:] == (0, None)
 
 
 def test_an_order_for_an_agent_that_is_away_is_sent_when_it_is_back(

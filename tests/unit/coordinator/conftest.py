@@ -17,6 +17,7 @@ from gradinversion.coordinator import (
     CoordinatorConfig,
     Listener,
     Order,
+    Part,
     Reconstruction,
     StateFile,
     Storage,
@@ -46,7 +47,12 @@ class SerialGroup:
         self.rounds: list[dict[int, Order]] = []
         self.storage = storage
         self.closed = False
+        self.parts: list[Part] = []
         self._stints: dict[int, tuple[int, int]] = {}
+        self.pauses: set[int] = set()
+        """Steps after which an agent stands still, and the coordinator is asked whether it wants anything."""
+        self.within: dict[int, Account] = {}
+        """What happened to each seed since its round began."""
 
     def open(self, target: Target, listener: Listener) -> None:
         self.target, self.listener = target, listener
@@ -67,21 +73,28 @@ class SerialGroup:
         give_up: Callable[[float, int], bool],
     ) -> tuple[dict[int, Account], frozenset[int]]:
         self.rounds.append(dict(orders))
+        self.within = {}
         gone = frozenset(position for position in orders if position not in self.here and give_up(float("inf"), 1))
+        for position in sorted(orders.keys() - gone):
+            if self._stints.get(position) != orders[position].origin.stint:
+                self.begin(position, orders[position])
         found = {position: self.run(position, orders[position]) for position in sorted(orders.keys() - gone)}
         self.accounts |= found
         self.listener.idle()
         return found, gone
 
     def run(self, position: int, order: Order) -> Account:
-        if self._stints.get(position) != order.origin.stint:
-            self.begin(position, order)
         agent = self.agents[position]
-        found = [
-            agent.run(leg.until_step, None if leg.consensus is None else leg.consensus[list(leg.permutation)])
-            for leg in order.legs
-            if agent.step < leg.until_step
-        ]
+        found: list[Account] = []
+        for leg in order.legs:
+            consensus = None if leg.consensus is None else leg.consensus[list(leg.permutation)]
+            for pause in sorted(self.pauses | {leg.until_step}):
+                if agent.step < pause <= leg.until_step:
+                    account = agent.run(leg.until_step, consensus, lambda pause=pause: agent.step >= pause)  # type: ignore[misc]
+                    found = [account.after(found[-1]) if found else account]
+                    self.within[position] = found[-1]
+                    if pause < leg.until_step:
+                        self.listener.idle()
         if order.save is not None:
             self.listener.saved(order.save, position, self.save(position, order.save))
         return found[-1] if found else agent.account()
@@ -103,6 +116,16 @@ class SerialGroup:
             return write_state(self.storage, state_name(index, seed, "test"), agent.state(), agent.step)
         except StorageError as error:
             return str(error)
+
+    def save_within(self, part: Part) -> None:
+        for position in part.positions:
+            agent, seed = self.agents[position], self.seeds[position]
+            assert self.storage is not None
+            name = state_name(part.round, seed, "test", part.number)
+            state = write_state(self.storage, name, agent.state(), agent.step)
+            account = self.within.get(position, agent.account())
+            self.listener.saved_within(part, position, (state, account))
+        self.parts.append(part)
 
     def form_consensus(
         self, positions: Sequence[int], labels: Tensor, round: int, config: RegistrationConfig

@@ -31,7 +31,7 @@ class Store:
         self.open = threading.Event()
         self.open.set()
 
-    def commit(self, index: int, files: Any, facts: Any, tensors: Any) -> None:
+    def commit(self, index: int, files: Any, facts: Any, tensors: Any, part: int | None = None) -> None:
         self.open.wait()
         if self.error is not None:
             raise self.error
