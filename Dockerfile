@@ -19,6 +19,7 @@ RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_GRADINVERSION="${VERSION}" \
     && rm -rf /home/ray/source \
     && gradinversion --version
 
-USER ray
+# The image's user `ray`, by number: Kubernetes can then see that it is not root.
+USER 1000:100
 WORKDIR /home/ray
 CMD ["gradinversion", "--help"]

@@ -16,7 +16,7 @@ help:
 	@echo "make demo    an attack on a simulated client; prints where the report is"
 	@echo "make example the worked audit of docs/audit-example: ten minutes on two cores"
 	@echo "make test    lint, types, site, unit and distributed"
-	@echo "make lint    ruff: rules and format"
+	@echo "make lint    ruff: rules and format; hadolint: the Dockerfile"
 	@echo "make types   mypy, strict"
 	@echo "make unit    the unit tests alone; WORKERS=... processes side by side (now: $(WORKERS))"
 	@echo "make distributed  the tests that start Ray or the real command, but for the slow ones"
@@ -79,6 +79,7 @@ coverage: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/hadolint Dockerfile
 
 # mypy sees the package under its name through a link, whatever the checkout is called.
 types: $(INSTALLED)

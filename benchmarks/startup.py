@@ -6,7 +6,7 @@
 The command itself is run, in a process whose only addition is that it notes when it sees what. Times are those of the
 clock, from the start of the command; beside them the seconds of processor that it and all that it started had used
 until then, which other work on the machine changes little. Memory is proportional: a page that several processes share
-is counted once. With GRADINVERSION_FORK_SERVER=on the processes of a run are forked from one that has loaded all.
+is counted once. With GRADINVERSION_FORK_SERVER=off each process of a run loads everything itself.
 """
 
 from __future__ import annotations
@@ -37,21 +37,28 @@ def note(name):
         with open(sys.argv[1], "a") as file:
             file.write(f"{name} {time.time()}\\n")
 seen = set()
-from gradinversion.command.entry import run
-import gradinversion.cluster, gradinversion.command.verbs, gradinversion.settings.run
-note("loaded")
-view = gradinversion.cluster.ProgressView
-show = view.__call__
-def watched(self, status):
-    note("coordinator")
-    if status.phase.name not in ("STARTING", "PREPARING"):
-        note("prepared")
-    if any(seed.step for seed in status.seeds):
-        note("first step")
-    show(self, status)
-view.__call__ = watched
+from contextlib import contextmanager
+from gradinversion.command import entry
+fork_server = entry.fork_server
+@contextmanager
+def then_watched():
+    with fork_server():
+        import gradinversion.cluster, gradinversion.command.verbs, gradinversion.settings.run
+        note("loaded")
+        view = gradinversion.cluster.ProgressView
+        show = view.__call__
+        def watched(self, status):
+            note("coordinator")
+            if status.phase.name not in ("STARTING", "PREPARING"):
+                note("prepared")
+            if any(seed.step for seed in status.seeds):
+                note("first step")
+            show(self, status)
+        view.__call__ = watched
+        yield
+entry.fork_server = then_watched
 sys.argv[0] = "gradinversion"
-status = run(sys.argv[2:])
+status = entry.run(sys.argv[2:])
 note("end")
 sys.exit(status)
 """

@@ -19,10 +19,10 @@ from .orphans import ended_with_this_process
 from .ray_internals import (
     LOOPBACK,
     address_of_this_machine,
+    lean,
     loopback_alone,
     raylet,
     token_of_its_own,
-    workers_by,
 )
 
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -73,7 +73,7 @@ def _start(stack: ExitStack, store_bytes: int, options: dict[str, Any]) -> None:
     stack.enter_context(token_of_its_own())
     stack.enter_context(fork_server())
     try:
-        with loopback_alone(), handing_over() as script, workers_by(script):
+        with loopback_alone(), handing_over() as script, lean(script):
             ray.init(**local)
         stack.enter_context(ended_with_this_process(raylet()))
     except OSError as error:

@@ -6,13 +6,14 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.services import find_bootstrap_address
 
@@ -52,19 +53,28 @@ def loopback_alone() -> Iterator[None]:
 
 
 @contextmanager
-def workers_by(script: Path | None) -> Iterator[None]:
-    """A Ray that is started meanwhile runs a script in place of its ``default_worker.py``, with the same arguments.
+def lean(worker_script: Path | None) -> Iterator[None]:
+    """A Ray that is started meanwhile is without processes that nobody uses in a run on one machine.
+
+    These are the one that looks for machines to add, the one that sends logs to where nobody reads them, and the server
+    of the dashboard, which without its pages only tells Ray's makers of its use. None of their numbers is missed:
+    Prometheus is served by another process.
 
     Args:
-        script: Its path; None leaves Ray as it is.
+        worker_script: What is run in place of Ray's ``default_worker.py``, with the same arguments; None: that one.
     """
     initialise = RayParams.__init__
 
-    def with_script(self: Any, *arguments: Any, **named: Any) -> None:
+    def leaner(self: Any, *arguments: Any, **named: Any) -> None:
         initialise(self, *arguments, **named)
-        self.worker_path = self.worker_path or str(script)
+        self.no_monitor, self.include_log_monitor = True, False
+        if worker_script is not None and not self.worker_path:
+            self.worker_path = str(worker_script)
 
-    with patch.object(RayParams, "__init__", with_script) if script else nullcontext():
+    def no_server(self: Any, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        assert not include_dashboard, "the dashboard was asked for"
+
+    with patch.object(RayParams, "__init__", leaner), patch.object(Node, "start_api_server", no_server):
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from ..forking import fork_server
 from ..refusal import ConfigError, Refusal
@@ -42,9 +42,8 @@ def run(words: list[str]) -> int:
             raise ConfigError(found)
     except Refusal as error:
         return _refused(error)
-    # It loads beside this process; a run on this machine has its workers from it.
-    with ending_in_order() as signalled, fork_server() if verb in _WITH_WORKERS else nullcontext():
-        return _carry_out(verb, settings, signalled)
+    with ending_in_order() as signalled, ExitStack() as stack:
+        return _carry_out(verb, settings, signalled, stack)
 
 
 def _help(topics: list[str]) -> str:
@@ -67,9 +66,12 @@ def _completion(shells: list[str]) -> str:
     return completion(shells[0] if shells else "")
 
 
-def _carry_out(verb: str, words: list[str], signalled: Signalled) -> int:
+def _carry_out(verb: str, words: list[str], signalled: Signalled, stack: ExitStack) -> int:
     """A verb with its settings; from here on the whole package is loaded."""
     try:
+        if verb in _WITH_WORKERS:
+            # Before Ray is loaded: it is copied from this process, and a run on this machine has its workers from it.
+            stack.enter_context(fork_server())
         from ..cluster import DetachedError, LostError
         from ..settings.own_code import require_code_of_preset
         from ..settings.run import load_config

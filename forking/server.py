@@ -1,10 +1,12 @@
-"""The process that forks: it loads what every agent needs once, and each that it forks shares the memory of that.
+"""The process that forks: it has loaded what every agent needs, and each that it forks shares the memory of that.
 
-Run as a script with the number of a listening socket; it ends when whoever began it closes its standard input.
+Run as a script with the number of a listening socket, it loads all that first. It ends when whoever began it has closed
+the other end of its input, or has ended.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -15,6 +17,8 @@ import select
 import signal
 import socket
 import sys
+import threading
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,25 +26,37 @@ from typing import Any
 
 def main() -> None:
     """Load, then fork for every caller."""
-    # What is forked has another parent as soon as this one ends; nobody waits for it.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(fileno=int(sys.argv[1]))
     told = json.loads(_first_line())
     # This script's folder is no place for imports.
     sys.path[:] = [place for place in told["path"] if place]
-    for name in told["modules"]:
-        # What is not found here is missed, with a message, by the one who needs it.
+    load(told["modules"])
+    if not has_threads():
+        serve(listener, sys.stdin.fileno())
+
+
+def load(names: list[str]) -> None:
+    """Import modules; what is not found here is missed, with a message, by the one who needs it."""
+    for name in names:
         with contextlib.suppress(ImportError):
             import_module(name)
-    if len(os.listdir("/proc/self/task")) > 1:
-        return  # a lock that another thread holds would be held for ever in what is forked
+
+
+def has_threads() -> bool:
+    """Whether this process has others than its main one: a lock of theirs would be held for ever in what is forked."""
+    return len(os.listdir("/proc/self/task")) > 1
+
+
+def serve(listener: socket.socket, lifeline: int) -> None:
+    """Fork for every caller until the lifeline's other end is closed."""
+    # What is forked has another parent as soon as this process ends; nobody waits for it.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # else the next collection would copy all pages
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+    while lifeline not in select.select([listener.fileno(), lifeline], [], [])[0]:
         caller, _ = listener.accept()
         with caller:
-            if _serve(caller, listener):
-                return
+            _answer(caller, listener, lifeline)
 
 
 def _first_line() -> bytes:
@@ -54,8 +70,8 @@ def _first_line() -> bytes:
     return line
 
 
-def _serve(caller: socket.socket, listener: socket.socket) -> bool:
-    """Fork for one caller; whether this is what was forked, at the end of its work."""
+def _answer(caller: socket.socket, listener: socket.socket, lifeline: int) -> None:
+    """Fork for one caller, and tell it so."""
     size, files, _, _ = socket.recv_fds(caller, 8, 3)
     message = b""
     while len(size) == 8 and len(message) < int.from_bytes(size, "big") and (more := caller.recv(2**16)):
@@ -64,13 +80,11 @@ def _serve(caller: socket.socket, listener: socket.socket) -> bool:
         if os.fork() == 0:
             caller.close()
             listener.close()
-            _become(asked, files)
-            return True
+            _live(asked, files, lifeline)
         with contextlib.suppress(OSError):
             caller.send(b"1")
     for number in files:
         os.close(number)
-    return False
 
 
 def _read(message: bytes) -> Any:
@@ -81,12 +95,39 @@ def _read(message: bytes) -> Any:
         return None
 
 
-def _become(asked: dict[str, Any], files: list[int]) -> None:
-    """Be the process that called: its place, its environment, its files and its limits; then its script."""
+def _live(asked: dict[str, Any], files: list[int], lifeline: int) -> None:
+    """The whole life of what was forked. It never returns into what the process was copied from."""
+    status = 1
+    try:
+        _become(asked, files, lifeline)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if status and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    # As an interpreter does at its end.
+    with contextlib.suppress(BaseException):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _become(asked: dict[str, Any], files: list[int], lifeline: int) -> None:
+    """Be the process that called: its place, its environment, its files and its limits."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # As Ray's workers have it: where one ends, Ray ends what is left in its group, and that must be nobody else.
+    os.setpgid(0, 0)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    if lifeline > 2:
+        os.close(lifeline)
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
@@ -95,9 +136,16 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, tuple(asked["files"]))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(asked["oom"])
+    _take_threads()
     sys.argv = asked["words"]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _take_threads() -> None:
+    """The number of threads that the environment asks for, which torch has read before it was this one."""
+    asked, torch = os.environ.get("OMP_NUM_THREADS", ""), sys.modules.get("torch")
+    if torch is not None and asked.isdigit() and int(asked):
+        torch.set_num_threads(int(asked))
 
 
 if __name__ == "__main__":

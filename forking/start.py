@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+from .server import has_threads, load, serve
+
 ADDRESS = "GRADINVERSION_FORK_SERVER"
-"""The environment variable that tells workers where the process listens; a user who wants one sets it to ``on``."""
+"""The environment variable that tells workers where the process listens; a user who wants none sets it to ``off``."""
 # What agents and coordinators load, but for Ray, which reads the environment while it is loaded.
 MODULES = (
     *("gradinversion.agents", "gradinversion.coordinator", "gradinversion.target.preparation"),
@@ -23,6 +29,7 @@ MODULES = (
 )
 _GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 _PATIENCE_SECONDS = 5.0
+_STREAMS = (0, 1, 2)
 _HERE = Path(__file__).parent
 _addresses: list[Path] = []
 
@@ -31,25 +38,25 @@ _addresses: list[Path] = []
 def fork_server() -> Iterator[None]:
     """Have the process for the time of a ``with``; where there is one already, or none can be, nothing happens.
 
-    It loads while this process goes on, so it is worth to begin it before anything else is imported.
+    Where this process has neither threads nor Ray, as the command at its beginning, it loads all itself and is the one
+    that is copied, so that it shares its memory too. Elsewhere another process loads while this one goes on.
     """
-    if _addresses or os.environ.get(ADDRESS) != "on" or not _can_fork():
+    if _addresses or os.environ.get(ADDRESS) == "off" or not _can_fork():
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="gradinversion-", ignore_cleanup_errors=True) as folder:
+    with ExitStack() as stack:
+        # Not one that removes itself at the end of an interpreter: copies of this process have one too.
+        folder = tempfile.mkdtemp(prefix="gradinversion-")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         address = Path(folder) / "fork"
-        process = _begin(address)
+        with socket.socket(socket.AF_UNIX) as listener:
+            # In a folder that only this user can enter. Whoever calls waits until all is loaded.
+            listener.bind(str(address))
+            listener.listen(128)
+            stack.callback(_fork(listener) or _begin(listener))
         _addresses.append(address)
-        try:
-            yield
-        finally:
-            _addresses.remove(address)
-            assert process.stdin is not None
-            process.stdin.close()  # which ends it
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE_SECONDS)
-            process.kill()
-            process.wait()
+        stack.callback(_addresses.remove, address)
+        yield
 
 
 @contextmanager
@@ -67,24 +74,82 @@ def _can_fork() -> bool:
     return sys.platform.startswith("linux") and not any(place.exists() for place in _GPUS)
 
 
-def _begin(address: Path) -> subprocess.Popen[bytes]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        # In a folder that only this user can enter. Whoever calls waits until all is loaded.
-        listener.bind(str(address))
-        listener.listen(128)
-        command = [sys.executable, str(_HERE / "server.py"), str(listener.fileno())]
-        # As Ray does for its workers. A process with threads must not fork, and these libraries would begin some.
-        single = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[listener.fileno()],
-            env=os.environ | single,
-            process_group=0,  # Ctrl-C is for the one who began it
-        )
+def _fork(listener: socket.socket) -> Callable[[], None] | None:
+    """A copy of this process that serves, and how to end it; None where this process is none to be copied."""
+    if "ray" in sys.modules or has_threads():
+        return None
+    # Its threads would begin with the import.
+    with patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": "1"}):
+        load(list(MODULES))
+    if "ray" in sys.modules or has_threads():
+        return None
+    lifeline, ours = os.pipe()
+    if min(lifeline, listener.fileno()) <= _STREAMS[-1]:  # this process was begun without its streams
+        os.close(lifeline)
+        os.close(ours)
+        return None
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # else both would write what waits
+    gc.collect()
+    number = os.fork()
+    if number == 0:
+        os.close(ours)
+        _stand_alone(listener, lifeline)
+    os.close(lifeline)
+
+    def end() -> None:
+        os.close(ours)  # which ends it
+        # A program that does not wait for its children has no number of one that has ended.
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            descriptor = os.pidfd_open(number)
+            if not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
+                os.kill(number, signal.SIGKILL)
+            os.close(descriptor)
+            os.waitpid(number, 0)
+
+    return end
+
+
+def _stand_alone(listener: socket.socket, lifeline: int) -> None:
+    """The life of the copy: it has nothing to do with the terminal and the streams of what it was copied from."""
+    try:
+        os.setpgid(0, 0)  # Ctrl-C is for the one who began it
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in _STREAMS:
+            os.dup2(nothing, number)
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(ending) is not signal.SIG_IGN:
+                signal.signal(ending, signal.SIG_DFL)
+        sys.path[:] = [place for place in sys.path if place]
+        serve(listener, lifeline)
+    finally:
+        os._exit(0)
+
+
+def _begin(listener: socket.socket) -> Callable[[], None]:
+    """Another process that loads and serves, and how to end it."""
+    command = [sys.executable, str(_HERE / "server.py"), str(listener.fileno())]
+    # As Ray does for its workers. A process with threads must not fork, and these libraries would begin some.
+    single = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[listener.fileno()],
+        env=os.environ | single,
+        process_group=0,  # Ctrl-C is for the one who began it
+    )
     assert process.stdin is not None
-    process.stdin.write(json.dumps({"path": sys.path, "modules": MODULES}).encode() + b"\n")
-    process.stdin.flush()
-    return process
+    stream = process.stdin
+    stream.write(json.dumps({"path": sys.path, "modules": MODULES}).encode() + b"\n")
+    stream.flush()
+
+    def end() -> None:
+        stream.close()  # which ends it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE_SECONDS)
+        process.kill()
+        process.wait()
+
+    return end

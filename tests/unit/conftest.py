@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ class Browser:
         quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         done = subprocess.run([self._program, *quiet, *arguments], capture_output=True, text=True, check=True)
         return done.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_that_forks() -> Iterator[None]:
+    """Whoever calls the command or the attack within a test has workers as Ray makes them, if any."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADINVERSION_FORK_SERVER", "off")
+        yield
 
 
 @pytest.fixture

@@ -128,3 +128,11 @@ def test_the_notebook_shows_what_its_cells_gave(notebook: dict[str, Any]) -> Non
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] for cell in cells)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+
+
+def test_the_page_of_the_worked_audit_looks_and_prints_as_pages_do_now() -> None:
+    page = (ROOT / "docs" / "audit-example" / "audit.html").read_text(encoding="utf-8")
+    styles = ("audit/report.css", "sweep/audit.css", "audit/print.css")
+    style = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in styles)
+    # Where this fails: put the style in, and look whether its tables and headings still have these classes.
+    assert page.partition("<style>")[2].partition("</style>")[0] == style

@@ -39,7 +39,7 @@ def test_the_image_is_built_of_the_package_and_nothing_else() -> None:
 
 def test_the_image_runs_as_no_root_keeps_no_cache_and_pins_its_base() -> None:
     lines = [line for line in text("Dockerfile").splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if line.startswith("USER")] == ["USER ray"]
+    assert [line for line in lines if line.startswith("USER")] == ["USER 1000:100"]
     assert not any(":latest" in line for line in lines)
     installs = [line for line in lines if "pip install" in line]
     assert installs

@@ -65,13 +65,30 @@ def test_a_ray_has_a_token_of_its_own_that_only_its_user_reads(monkeypatch: pyte
 
 
 def test_workers_run_another_script_meanwhile() -> None:
-    with ray_internals.workers_by(Path("/a/script.py")):
+    with ray_internals.lean(Path("/a/script.py")):
         assert RayParams().worker_path == "/a/script.py"
         assert RayParams(worker_path="given").worker_path == "given"
     assert RayParams().worker_path is None
-    with ray_internals.workers_by(None):
+    with ray_internals.lean(None):
         assert RayParams().worker_path is None
     assert (Path(services.__file__).parent / "workers" / "default_worker.py").is_file()
+
+
+def test_a_lean_ray_lacks_what_nobody_uses_and_is_lean_meanwhile_alone() -> None:
+    starts = Node.start_api_server
+    with ray_internals.lean(None):
+        assert RayParams().no_monitor
+        assert not RayParams().include_log_monitor
+        assert Node.start_api_server is not starts
+        with pytest.raises(AssertionError, match="dashboard"):
+            Node.start_api_server(None, include_dashboard=True, raise_on_failure=False)  # type: ignore[arg-type]
+    assert not RayParams().no_monitor
+    assert Node.start_api_server is starts
+    # These are what decides.
+    source = inspect.getsource(Node)
+    assert "if not self._ray_params.no_monitor" in source
+    assert "if self._ray_params.include_log_monitor" in source
+    assert "self.start_api_server(\n            include_dashboard=" in source
 
 
 def test_no_other_module_of_the_package_reaches_into_ray() -> None:
