@@ -72,6 +72,7 @@ ROWS = (
     Row("resnet50-224", "torchvision ResNet-50, random", torchvision_network("resnet50"), 224, 4),
     Row("imagenet-224-1", "half ResNet-50, ImageNet", HalfResNet50, 224, 1, normalisation=PIXELS),
     Row("imagenet-224-4", "half ResNet-50, ImageNet", HalfResNet50, 224, 4, normalisation=PIXELS),
+    Row("resnet50", "torchvision ResNet-50, random", torchvision_network("resnet50"), 64, 4),
     Row("wide-resnet50", "WideResNet-50-2, random", torchvision_network("wide_resnet50_2"), 64, 4),
     Row("resnext50", "ResNeXt-50 32x4d, random", torchvision_network("resnext50_32x4d"), 64, 4),
     Row("densenet121", "DenseNet-121, random", torchvision_network("densenet121"), 64, 4),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .chain import Link
 from .descent import Passage, State
 from .graph import Graph
-from .kinds import Kind
+from .kinds import AverageInFront, Kind
 from .record import WHOLE_IMAGES, End, NetworkNode, PeelingRecord, RecoveredPlace, end_of
 from .refusals import Refused
 from .rules import Derivation, Knowledge, Step
@@ -53,12 +53,25 @@ def record_derivation(
         image_count=image_count,
         tolerance=tolerance,
         local_steps=local_steps,
-        reason="" if refused or derivation.steps else _NO_TAPS,
+        reason=_reason(derivation) if not refused else "",
     )
+
+
+def _reason(derivation: Derivation) -> str:
+    """Why it ended where no rule refused anything."""
+    if not derivation.steps:
+        return _NO_TAPS
+    graph, known = derivation.graph, derivation.knowledge
+    means = (node.name for node in graph.nodes if isinstance(node.kind, AverageInFront))
+    return _MEANS if any(known.complete(name) is not None for name in means) else ""
 
 
 # What is taken apart, by the rule that begins.
 _BEGUN = {"taps": "the taps of", "rows": "the rows of"}
+_MEANS = (
+    "It ended at the mean over windows that follows a 1x1 convolution: the gradient of that convolution tells the mean "
+    "of its input and no more."
+)
 _NO_TAPS = "No convolution has few enough places for its channels, with a ReLU in front and gradients of its own."
 
 
@@ -68,7 +81,8 @@ def place_words(graph: Graph, value: str) -> str:
         return WHOLE_IMAGES
     reader = _reader(graph, value)
     if reader:
-        return f"the input of {reader}"
+        averaged = value in graph.by_name and isinstance(graph.by_name[value].kind, AverageInFront)
+        return f"{'the mean over windows of ' if averaged else ''}the input of {reader}"
     behind = _behind(graph, value)
     return f"the output of {value}{f' (behind {behind})' if behind else ''}"
 

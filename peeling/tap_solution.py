@@ -37,7 +37,7 @@ class TapSolution:
     """All that the taps of one convolution give."""
 
     inputs: Float[Tensor, "image channel height width"]
-    cotangents: Float[Tensor, "image channel height width"]
+    cotangents: Float[Tensor, "image output height width"]
     """Derivative of the loss by the convolution's output."""
     is_open: Bool[Tensor, "image channel height width"]
     """Units of the ReLU in front."""

@@ -20,6 +20,7 @@ from ...capture.forward import gradient, on_probes
 from ..kinds import Opaque
 from ..layers import agree
 from .nodes import Graph, Node, NoGraph
+from .pooling_first import pooled_first
 from .thinning import thinned
 from .tracing import Traced, trace
 
@@ -55,7 +56,7 @@ def network_graph(
     if isinstance(found, NoGraph):
         return found
     confirmed = confirm(found, model, images, mode)
-    return confirmed if isinstance(confirmed, NoGraph) else thinned(confirmed)
+    return confirmed if isinstance(confirmed, NoGraph) else pooled_first(thinned(confirmed))
 
 
 def _probe(model: nn.Module, image_shape: Sequence[int], count: int) -> Tensor:

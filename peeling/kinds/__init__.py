@@ -18,6 +18,7 @@ from .opaque import Opaque
 from .passing import Identity, Reshape, Subsample, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
 from .pooling import (
     AdaptiveAveragePool,
+    AverageInFront,
     AveragePool,
     GlobalMean,
     MaxPool,
@@ -101,6 +102,7 @@ __all__ = [
     "MODULES",
     "READERS",
     "AdaptiveAveragePool",
+    "AverageInFront",
     "AveragePool",
     "BatchNorm",
     "BatchStatisticsNorm",

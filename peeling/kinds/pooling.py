@@ -27,6 +27,11 @@ class AveragePool(Kind):
 
 
 @dataclass(frozen=True)
+class AverageInFront(AveragePool):
+    """The mean of each window that the model takes behind a 1x1 convolution, taken in front of it."""
+
+
+@dataclass(frozen=True)
 class AdaptiveAveragePool(Kind):
     """Means over windows that divide the grid as evenly as they can."""
 

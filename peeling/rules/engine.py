@@ -26,6 +26,7 @@ from .passing import backwards, derivatives, derivatives_forwards, forwards
 from .row_foothold import row_foothold
 from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
+from .shut_elsewhere import shut_elsewhere
 from .statistics_input import statistics_input
 from .step_weights import step_scales, step_weights
 from .tap_foothold import few_enough, has_taps, tap_foothold
@@ -41,6 +42,7 @@ RULES: tuple[Rule, ...] = (
     open_units,
     backwards,
     forwards,
+    shut_elsewhere,
     step_scales,
     output_derivative,
     convolution_input,
