@@ -30,7 +30,7 @@ from .fault_kills import AGENT, COORDINATOR, Found, keep, saved_round, table
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("an agent", "the coordinator", "both", "the view", "a node", "everything")
-_WORDS = ("agents.count=2", "agents.iterations=600", "coordinator.period=50", "coordinator.start=0.5")
+_WORDS = ("agents.count=2", "agents.iterations=800", "coordinator.period=50", "coordinator.start=0.5")
 _PLACES = ("agents.cpus=1", "agents.gpus=0", "agents.threads=1", "agents.patience=1000000")
 _STORE_BYTES = 80 * 2**20
 # A killed node is noticed after about two seconds.
@@ -40,7 +40,6 @@ _HEALTH_CHECKS = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 4,
 }
-_KILLS_PER_RUN = 5
 _LONGEST_SECONDS = 300.0
 _LOOK_SECONDS = 0.05
 
@@ -177,16 +176,16 @@ def run_with_kills(run: Run, whole: bytes, kills: int, chance: random.Random, fo
     Args:
         run: Just begun.
         whole: The images of an undisturbed run.
-        kills: Fewer where the run ends before.
+        kills: One of each kind at most; fewer where the run ends before.
         chance: Of kinds and moments.
         found: What is known so far.
     """
-    for _ in range(kills):
+    # In an order by chance, so that few kills are of many kinds.
+    for kind in chance.sample(KINDS, len(KINDS))[:kills]:
         run.wait_for_a_round(saved_round(run.out))
         time.sleep(chance.uniform(0, 0.5))
         if run.ended:
             break
-        kind = chance.choice(KINDS)
         if run.kill(kind, chance):
             found.kills[kind] = found.kills.get(kind, 0) + 1
     status = run.finish()
@@ -219,7 +218,7 @@ def main() -> None:
         while (left := given.kills - sum(found.kills.values())) > 0 and time.monotonic() - began < given.seconds:
             place = Path(folder) / f"run-{found.runs}"
             place.mkdir()
-            run_with_kills(Run(place, machines), undisturbed.images, min(left, _KILLS_PER_RUN), chance, found)
+            run_with_kills(Run(place, machines), undisturbed.images, left, chance, found)
             print(f"{sum(found.kills.values())} kills, {found.equal} of {found.runs} runs equal", flush=True)
             found.seconds = round(time.monotonic() - began, 1)
             parts = keep(f"cluster {given.seed}", found)

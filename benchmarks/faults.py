@@ -1,7 +1,7 @@
 """What becomes of files that were changed at random: read, refused with a sentence, or what nobody documented.
 
     python -m benchmarks.faults --count 1000          # all kinds, into benchmarks/results/faults.json
-    python -m benchmarks.faults --kind images --count 200
+    python -m benchmarks.faults --kind images --count 200      # one; the others are kept
 
 Each kind runs in a process of its own, which is ended where one file takes it longer than a minute.
 """
@@ -157,13 +157,21 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(asdict(run_kind(given.kind, given.count, given.seed, Path(folder)))))
         return
-    rows = [_run_apart(kind, given.count, given.seed) for kind in (DOORS if given.kind == "all" else [given.kind])]
+    rows = []
+    for kind in DOORS if given.kind == "all" else [given.kind]:
+        row = _run_apart(kind, given.count, given.seed)
+        rows = _keep(row)
+        print(*(f"{kind}: {example}" for example in row.examples), sep="\n", flush=True)
     print(table(rows))
-    for row in rows:
-        for example in row.examples:
-            print(f"{row.kind}: {example}")
-    if given.kind == "all":
-        RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def _keep(row: Found) -> list[Found]:
+    """Write down what became of one kind; all kinds that are written down."""
+    known = {one["kind"]: Found(**one) for one in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
+    known[row.kind] = row
+    rows = [known[kind] for kind in DOORS if kind in known]
+    RESULTS.write_text(json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":

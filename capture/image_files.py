@@ -45,6 +45,7 @@ _LONGEST_REASON = 300
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _OWN_CHANNELS = {2: ("LA",), 4: ("RGBA", "CMYK")}
 """Modes whose further channels are no colour: only a file that has them can give them."""
+_ORIENTATION = 0x0112
 _EIGHT_BITS, _SIXTEEN_BITS = 255, 65_535
 _TOO_DARK_OF_8 = 32
 _TOO_DARK_OF_16 = 16_384
@@ -112,7 +113,8 @@ def of_channels(image: Image.Image, channels: int, name: str, size: tuple[int, i
             f"the image {name!r} is of mode {image.mode}, and {channels} channels are wanted; give one of mode "
             f"{' or '.join(own)}"
         )
-    coloured = image if own is not None else image.convert(_MODES[channels])
+    # `convert` makes a copy also where there is nothing to do.
+    coloured = image if own is not None or image.mode == _MODES[channels] else image.convert(_MODES[channels])
     found = np.asarray(_reduced(coloured, size), dtype=np.float32) / _EIGHT_BITS
     return found.reshape(*found.shape[:2], channels)
 
@@ -141,7 +143,7 @@ def looks_like_an_image(path: Path) -> bool:
 
 def _require_one(image: Image.Image, path: Path) -> None:
     kind = str(image.format)
-    free = _FREE_PIXELS.get(kind, _USUAL_FREE_PIXELS) // (1 if image.mode.partition(";")[0] not in _BY_RANGE else 2)
+    free = _FREE_PIXELS.get(kind, _USUAL_FREE_PIXELS) // (1 if image.mode.partition(";")[0] not in _BY_RANGE else 3)
     most = min(LARGEST_PIXEL_COUNT, free + _PIXELS_PER_BYTE.get(kind, 1) * path.stat().st_size)
     if image.width * image.height > most:
         raise ImageError(
@@ -155,15 +157,25 @@ def _require_one(image: Image.Image, path: Path) -> None:
 
 
 def _to_pixels(image: Image.Image, path: Path, channels: int, size: tuple[int, int] | None) -> Pixels:
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     read = _BY_RANGE.get(image.mode.partition(";")[0])
     if read is None:
         _require_bright_colours(image, upright, path)
         return of_channels(upright, channels, str(path), size)
-    grey = read(np.asarray(upright), image, path).astype(np.float32)[..., None]
     if channels in _OWN_CHANNELS:
         raise ImageError(f"the image {str(path)!r} is grey, and {channels} channels are wanted; give one that has them")
-    return np.repeat(grey, channels, axis=2)
+    grey = read(np.asarray(upright), image, path).astype(np.float32, copy=False)
+    if grey.size > _LARGE:
+        grey = np.asarray(_reduced(Image.fromarray(grey), size))
+    return np.repeat(grey[..., None], channels, axis=2)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The same image, turned in its place: a copy beside it would take as much memory again."""
+    image.load()
+    if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _read_floats(values: np.ndarray, image: Image.Image, path: Path) -> np.ndarray:
@@ -183,12 +195,12 @@ def _read_integers(values: np.ndarray, image: Image.Image, path: Path) -> np.nda
     """Whole numbers of more than 8 bits."""
     # Pillow opens 16-bit PNG and PPM files in this mode too, and has brought the latter to the full range.
     if image.format == "PPM":
-        return values / _SIXTEEN_BITS
+        return _shares(values, _SIXTEEN_BITS)
     if image.mode != "I" or image.format == "PNG":
         return _read_sixteen_bits(values, image, path)
     low, high = int(values.min()), int(values.max())
     if low == high == 0 or (low >= 0 and _TOO_DARK_OF_8 <= high <= _EIGHT_BITS):
-        return values / _EIGHT_BITS
+        return _shares(values, _EIGHT_BITS)
     raise ImageError(
         f"the image {str(path)!r} holds integers of more than 8 bits from {low} to {high}; give numbers in "
         f"0 to {_EIGHT_BITS} with a largest one of at least {_TOO_DARK_OF_8}, or save it with 8 or 16 bits"
@@ -201,10 +213,15 @@ def _read_sixteen_bits(values: np.ndarray, image: Image.Image, path: Path) -> np
     bits = _first(tags.get(258)) or 16
     told = [top for top in (_first(tags.get(281)), 2**bits - 1) if top is not None and high <= top < _SIXTEEN_BITS]
     if told:
-        return values / told[0]
+        return _shares(values, told[0])
     if 0 < high < _TOO_DARK_OF_16:
         raise ImageError(_dark(path, high))
-    return values / _SIXTEEN_BITS
+    return _shares(values, _SIXTEEN_BITS)
+
+
+def _shares(values: np.ndarray, top: int) -> np.ndarray:
+    """Whole numbers of at most 16 bits, divided: half the memory that numpy's own quotient of them takes."""
+    return np.divide(values, top, dtype=np.float32)
 
 
 def _first(value: object) -> int | None:

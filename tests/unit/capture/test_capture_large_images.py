@@ -81,6 +81,28 @@ def test_a_large_image_is_the_same_image(tmp_path: Path, suffix: str, turned: bo
     assert float((found - exact).abs().mean()) < 0.01
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_large_image_of_many_bits_is_brought_near_its_size_and_the_same(tmp_path: Path, bits: int) -> None:
+    grey = np.asarray(waves(2_100, 2_600)).mean(2) / 255
+    numbers = (grey * 65_535).astype(np.uint16) if bits == 16 else grey.astype(np.float32)
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    found, _ = load_images(str(tmp_path), 1, (3, 42, 52))
+    exact = grey.reshape(42, 50, 52, 50).mean((1, 3))
+    assert found.shape == (1, 3, 42, 52)
+    assert float((found - torch.from_numpy(exact)).abs().max()) < 0.02
+    assert read_image(tmp_path / "a.tif", size=(42, 52)).shape == (350, 434, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_an_image_that_lies_on_its_side_is_turned(tmp_path: Path, mode: str) -> None:
+    picture = waves(30, 20).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    turned = np.rot90(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255, -1)
+    assert np.array_equal(read_image(tmp_path / "a.png"), turned)
+
+
 def test_an_image_that_is_not_far_larger_keeps_its_pixels(tmp_path: Path) -> None:
     picture = waves(60, 60)
     picture.save(tmp_path / "a.jpg", quality=95)
