@@ -7,11 +7,17 @@ from typing import Any
 
 from ..coordinator import Reconstruction
 from ..peeling.record import PeelingRecord
+from ..peeling.resolutions import Resolution, resolutions
 from ..peeling.wording import summary
 
 
-def peeling_facts(record: PeelingRecord) -> dict[str, Any]:
-    """Every field of the record, with what follows from them and the sentences that say it."""
+def peeling_facts(record: PeelingRecord, size: tuple[int, int]) -> dict[str, Any]:
+    """Every field of the record, with what follows from them and the sentences that say it.
+
+    Args:
+        record: Of peeling.
+        size: Height and width of the images in pixels.
+    """
     places = [
         asdict(place) | {"numbers": place.numbers, "error_max": place.error_max, "error_median": place.error_median}
         for place in record.places
@@ -22,7 +28,20 @@ def peeling_facts(record: PeelingRecord) -> dict[str, Any]:
         "places": places,
         "nearest": None if nearest is None else nearest.value,
         "whole": record.whole,
+        "resolutions": [_resolution(one) for one in resolutions(record, size)],
         "summary": summary(record),
+    }
+
+
+def _resolution(found: Resolution) -> dict[str, Any]:
+    return {
+        "grid": found.grid,
+        "pixels": found.pixels,
+        "values": found.values,
+        "channels": found.channels,
+        "value": found.best.value,
+        "place": found.best.place,
+        "error": found.error,
     }
 
 

@@ -129,7 +129,7 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
         "registration": reconstruction.registration,
         "facts": [{**asdict(fact), "doubtful": fact.doubtful} for fact in reconstruction.facts],
         "truth_gap": report.truth_gap,
-        "peeling": None if reconstruction.peeling is None else peeling_facts(reconstruction.peeling),
+        "peeling": _peeling(reconstruction),
         "features": None if report.features is None else _features(report.features),
         "assumptions": report.assumptions,
         "plugins": [asdict(one) for one in report.plugins],
@@ -139,6 +139,12 @@ def to_dict(report: AuditReport, reconstruction: Reconstruction) -> dict[str, An
     plain = _plain(values)
     assert isinstance(plain, dict)
     return plain
+
+
+def _peeling(reconstruction: Reconstruction) -> dict[str, Any] | None:
+    height, width = reconstruction.images.shape[-2:]
+    record = reconstruction.peeling
+    return None if record is None else peeling_facts(record, (height, width))
 
 
 def _control(report: AuditReport, control: ControlResult) -> dict[str, Any]:

@@ -227,6 +227,11 @@ def test_page_and_json_hold_the_record(attack: Callable[..., Any], tmp_path: Pat
     assert facts["places"][0]["numbers"] == 128
     assert facts["ends"][0] | {"most_images": 1, "largest_side": 8} == facts["ends"][0]
     assert {one["name"] for one in facts["nodes"]} == {one.name for one in residual()}
+    height, width = private.images.shape[-2:]
+    (known,) = facts["resolutions"]
+    assert known["grid"] == [4, 4]
+    assert known["pixels"] == [height / 4, width / 4]
+    assert (known["values"], known["channels"], known["value"], known["error"]) == (places, 8, "relu_2", 4e-06)
     assert re.fullmatch(r"By the taps of .*\. It ended at .* 8 px\.", facts["summary"])
 
 
