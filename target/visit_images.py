@@ -16,6 +16,10 @@ from ..peeling.visit_recovery import VisitRecovery, recover_visits
 from .start import Start
 from .tap_images import AGREES, TapImages, ordered
 
+_STATISTICS = (
+    "The visits of several local steps are not taken apart by taps: batch norm ran on each batch's own statistics, "
+    "which peeling undoes for a single gradient alone."
+)
 # What is taken for the error of an image whose features were not met, as a share of its root mean square.
 _UNMET = 0.3
 
@@ -46,7 +50,7 @@ def images_by_visits(
     if not wanted or local is None or local.learning_rate is None:
         return None
     if update.batch_norm is not BatchNormMode.EVAL:
-        return None
+        return TapImages(labels, _STATISTICS)
     try:
         found = recover_visits(update, model, config, tell=tell)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]

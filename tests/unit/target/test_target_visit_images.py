@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.audit import psnr
-from gradinversion.capture import CapturedUpdate, LocalTraining, told, train_locally
+from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, assumed, told, train_locally
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import photo_crops, public_photos
@@ -154,3 +154,21 @@ def test_images_of_8_bit_files_keep_later_steps_as_exact_as_the_first() -> None:
     assert anchor is not None
     pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
     assert float(psnr(pixels.float(), photos()).min()) > 85
+
+
+def test_batch_statistics_are_said_to_be_in_the_way() -> None:
+    local = LocalTraining(0.05, epochs=1, batch_size=2)
+    update = train_locally(network(), photos(), LABELS, local=local, batch_norm=BatchNormMode.TRAIN_PRIVATE)
+    prepared = prepare(update, network(), AttackConfig().request)
+    assert prepared.target.anchor is None
+    assert any("batch norm ran on each batch's own statistics" in message for message in prepared.messages)
+
+
+def test_steps_that_nobody_told_lead_to_the_images_too() -> None:
+    """Told one epoch of one step in the place of two of two each."""
+    update = sent(LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.5))
+    untold = update.stating(epochs=assumed(1), batch_size=assumed(None))
+    prepared = prepare(untold, network(), AttackConfig().request)
+    assert prepared.target.anchor is not None, prepared.messages
+    assert prepared.target.update.local == update.local
+    assert "the commonest is assumed" not in prepared.training
