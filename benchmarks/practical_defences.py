@@ -103,20 +103,25 @@ def _sent(row: Row, case: Case, number: int) -> CapturedUpdate:
     return replace(update, gradients=gradients, facts=facts)
 
 
-def show(lines: Sequence[dict[str, Any]]) -> None:
-    """One line for each row."""
-    head = "defence | set | places known | nearest, its stated and true error | constant, dB | decoded | images"
-    print(f"| {head} | identified | epsilon | s |")
-    print("|---" * 10 + "|")
-    for line in lines:
+def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for each row, in the order of the rows."""
+    head = "defence | set | places | nearest to the images | its error, stated and true | decoded, dB | images, dB"
+    found = [f"| {head} | identified | epsilon |", "|---" * 9 + "|"]
+    names = [row.name for row in ROWS]
+    for line in sorted(lines, key=lambda line: (names.index(line["row"]), line["set"])):
         cut = line.get("cut", [])
-        places = len({step[1] for step in line["steps"]})
-        last = [f"{name} ({' x '.join(map(str, shape))}), {said:.0e}, {true:.0e}" for name, shape, said, true in cut]
-        seen = line.get("images_identified", line.get("decoded_identified", "–"))
-        cells = [line["row"], line["set"], places, "; ".join(last) or "none"]
-        cells += [_range(line.get(name)) for name in ("constant", "decoded", "images")]
-        epsilon = line.get("privacy", "").removeprefix("epsilon ").removeprefix("is ").split(" at ")[0] or "–"
-        print("| " + " | ".join(map(str, [*cells, seen, epsilon, f"{line['seconds']:.0f}"])) + " |")
+        nearest = " x ".join(map(str, cut[0][1])) if cut else "no foothold"
+        error = f"{max(one[2] for one in cut):.0e}, {max(one[3] for one in cut):.0e}" if cut else "–"
+        seen = line.get("images_identified", line.get("decoded_identified"))
+        cells = [line["row"], line["set"], len({step[1] for step in line["steps"]}), nearest, error]
+        cells += [_range(line.get(name)) for name in ("decoded", "images")]
+        cells += ["–" if seen is None else f"{seen} of 4", _epsilon(line.get("privacy", ""))]
+        found.append("| " + " | ".join(map(str, cells)) + " |")
+    return found
+
+
+def _epsilon(privacy: str) -> str:
+    return privacy.removeprefix("epsilon ").removeprefix("is ").split(" at ")[0] or "–"
 
 
 def _range(values: Sequence[float] | None) -> str:
@@ -137,8 +142,8 @@ def main() -> None:
             lines = [line for line in lines if (line["row"], line["set"]) != (row.name, number)]
             lines.append(run_row(row, number))
             options.out.write_text(json.dumps(lines, indent=1) + "\n")
-            show(lines[-1:])
-    show(lines)
+            print("\n".join(table(lines[-1:])), flush=True)
+    print("\n".join(table(lines)))
 
 
 if __name__ == "__main__":

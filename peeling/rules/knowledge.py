@@ -106,7 +106,7 @@ class Knowledge:
     name."""
     lengths: Float[Tensor, " image"] | None = None
     """Relative error of each image's length: a derivative that is too long by some factor makes activations too short
-    by it, and no misfit shows that."""
+    by it, and no misfit shows that. Of visits also what each may be mixed by with others."""
 
     weights: Mapping[str, Float[Tensor, "step ..."]] = field(default_factory=dict)
     """Of a weight delta: the values of a parameter before each step, by its name."""

@@ -69,9 +69,10 @@ def places_of(setting: Setting, node: Node) -> int:
 
 
 def rank_of(setting: Setting, node: Node) -> int:
-    """The places that the taps tell apart at most."""
+    """The places that the taps tell apart at most, and not more than those of as many images as are told apart."""
     assert isinstance(node.kind, Convolution)
-    return min(min(setting.graph.shape(node.inputs[0])[0], node.shape[0]) // node.kind.groups, MOST_PLACES)
+    channels, height, width = setting.graph.shape(node.inputs[0])
+    return min(min(channels, node.shape[0]) // node.kind.groups, MOST_PLACES, MOST_IMAGES * height * width)
 
 
 def crowding(setting: Setting, node: Node) -> float:
@@ -82,7 +83,7 @@ def crowding(setting: Setting, node: Node) -> float:
 def has_taps(setting: Setting, node: Node) -> bool:
     """Whether a convolution's weight gradient is of the form that is taken apart, whatever the number of places."""
     graph = setting.graph
-    if not node.kind.has_taps or setting.image_count > MOST_IMAGES:
+    if not node.kind.has_taps:
         return False
     if setting.gradient(node.name, "weight") is None or graph.readers(node.inputs[0]) != (node,):
         return False

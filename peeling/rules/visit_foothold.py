@@ -18,6 +18,7 @@ from ..graph import Node
 from ..graph.rectified import is_rectified
 from ..images_apart import tell_apart
 from ..kinds import BatchNorm, Convolution, Needs
+from ..layers import sizes
 from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
@@ -107,14 +108,23 @@ def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: VisitPai
     if not float(error.max()) <= setting.tolerance:
         return Refused(RULE, value, Why.INEXACT, places, error=float(error.max()))
     scaled = ordering.scaled(ordered.back, inverse)
-    found_all = replace(known, lengths=length_error)
+    # Visits that are mixed a little make every later solution a mixture as large, as wrong lengths do, and no misfit
+    # shows either.
+    found_all = replace(known, lengths=error)
     found_all = found_all.with_activations(value, evenly(scaled.inputs, error, RULE))
-    found_all = found_all.with_arriving(pair.second.name, evenly(scaled.cotangents, error, RULE))
+    found_all = found_all.with_arriving(pair.second.name, evenly(scaled.cotangents, _mixed(scaled, error), RULE))
     checks = {"places": places, "equations": rank_of(setting, pair.second), "lengths": misfit}
     checks |= {"visits": steps.visit_count, "steps": steps.count, "own step": max(ordered.left)}
     if steps.count > 1:
         checks["other steps"] = min(ordered.next_left)
     return Derived(RULE, value, found_all, checks, notable=True)
+
+
+def _mixed(visits: VisitList, error: Tensor) -> Tensor:
+    """What the derivative of each visit is off by: where the features of one hold a share of another's, this one's
+    derivative lacks as large a share of that one's, which is the more the smaller its own is."""
+    weight = sizes(visits.inputs) * sizes(visits.cotangents)
+    return ((error * weight).max() / weight.clamp_min(1e-300)).maximum(error)
 
 
 def ordering_of(setting: Setting, steps: LocalSteps, pair: VisitPair) -> VisitsOrdering:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gradinversion.benchmarks import attacks, defences, labels
+from gradinversion.benchmarks import attacks, defences, labels, practical_defences
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,12 +22,14 @@ def printed(name: str) -> list[str]:
         return labels.table(rows("labels.json"))
     if name == "attacks":
         return attacks.table(attacks.in_order(rows("attacks.json"), attacks.CELLS, 300), attacks.CELLS)
+    if name == "practical_defences":
+        return practical_defences.table(rows("practical_defences.json"))
     return defences.table(rows("defences.json"))
 
 
-@pytest.mark.parametrize("name", ["labels", "attacks", "defences"])
+@pytest.mark.parametrize("name", ["labels", "attacks", "defences", "practical_defences"])
 def test_every_line_of_the_table_is_in_the_documentation(name: str) -> None:
-    text = (ROOT / "docs" / f"{name}.md").read_text().splitlines()
+    text = (ROOT / "docs" / f"{name.removeprefix('practical_')}.md").read_text().splitlines()
     lines = [line for line in printed(name) if line.startswith("|")]
     assert len(lines) > 10
     assert [line for line in lines if line not in text] == []

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from gradinversion.capture import BatchNormMode, LocalTraining
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.local_steps import LocalSteps
+from gradinversion.peeling.recording import record_derivation
 from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.rules import Derivation, derive
+from gradinversion.peeling.wording import reached
 from torch import Tensor, nn
 
 LABELS = torch.tensor([3, 7, 1, 8, 0, 5, 2, 9])
@@ -200,3 +202,16 @@ def _order(found: Derivation, trained: Trained) -> Tensor:
     value = found.steps[0].value
     own, true = found.knowledge.activations[value].values.flatten(1), trained.truth[value].flatten(1)
     return torch.cdist(own, true, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+
+
+def test_a_usual_client_makes_more_visits_than_are_told_apart(trained: Trained) -> None:
+    """Five epochs of ten steps of eight: the reason is said in visits."""
+    steps = LocalSteps((8,) * 50, rate=0.02)
+    found = trained.derived(steps)
+    assert not found.steps
+    said = reached(record_derivation(found, steps.visit_count, 3e-2, steps.count))
+    (end,) = [one for one in found.refused if one.why is Why.FEW_EQUATIONS][:1]
+    assert end.places is not None
+    assert end.equations is not None
+    enough = 400 * end.equations // end.places
+    assert f"they would be enough for {enough} visits of images of this size" in said
