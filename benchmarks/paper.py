@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from gradinversion.agents import Objective
 from gradinversion.audit import Gallery, constant_images, fft2d, label_accuracy, make_embedding, psnr, ssim
+from gradinversion.audit.identification import Embedding
 from gradinversion.coordinator.serial_group import attack
 from gradinversion.target import Target
 from torch import Tensor
@@ -32,6 +33,7 @@ from .paper_cells import METHODS, PEER, PERCEPTUAL, QUICK, ROWS, base_config, pe
 from .paper_page import COLUMNS, number, strip, write_page
 from .peers import peer_images
 from .residual_case import Case, Row, case_of
+from .unseen_photos import PhotosError
 
 RESULTS = Path(__file__).parent / "results" / "paper.json"
 PICTURES = Path(__file__).resolve().parents[1] / "build" / "paper"
@@ -45,20 +47,25 @@ class Measure:
     def __init__(self, case: Case) -> None:
         self.images = case.images[case.labels.argsort(stable=True)]
         self.labels = case.labels.sort(stable=True).values
-        self._features = perceptual()
+        self._features: Embedding | None = None
+        try:
+            self._features = perceptual()
+        except PhotosError as error:
+            print(f"Without the perceptual distance: {error}", flush=True)
         gallery = torch.cat([self.images, pool(self.images.shape[-1])])
         self._gallery = Gallery(gallery, make_embedding("pixels"))
 
     def __call__(self, found: Tensor) -> dict[str, float]:
         """Of reconstructions in the order of the labels."""
-        ours, theirs = (self._features.embed(images.float()) for images in (found, self.images))
-        near = torch.nn.functional.cosine_similarity(ours, theirs)
-        return {
+        figures: dict[str, float] = {}
+        if self._features is not None:
+            ours, theirs = (self._features.embed(images.float()) for images in (found, self.images))
+            figures["perceptual"] = float(1 - torch.nn.functional.cosine_similarity(ours, theirs).mean())
+        return figures | {
             "psnr": float(psnr(found, self.images).mean()),
             "psnr_least": float(psnr(found, self.images).min()),
             "ssim": float(ssim(found, self.images).mean()),
             "fft2d": float(fft2d(found, self.images).mean()),
-            "perceptual": float(1 - near.mean()),
             "iip": sum(self._gallery.identify(found)) / len(found),
         }
 

