@@ -30,6 +30,14 @@ class Effort:
         self.left -= operations
         return True
 
+    def give_back(self, operations: float) -> None:
+        """So many that counted as made and were not needed are left again.
+
+        Args:
+            operations: No more than were afforded.
+        """
+        self.left += operations
+
     def once(
         self, rule: str, value: str, given: Sequence[object], attempt: Callable[[], _Found | Refused]
     ) -> _Found | Refused:

@@ -8,7 +8,7 @@ them apart where a sum over the channel, one number, cannot. Units that hardly m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..conjugate_gradients import conjugate_gradients
 from .linearised import Linearised
-from .segment import Segment
+from .segment import Rectify, Segment
 
 # Solutions in turn, each without the units that came out beyond a bound; conjugate gradients in each.
 _ROUNDS, _EACH = 3, 40
@@ -41,18 +41,41 @@ def fitted_units(
         units: Whether each in between is open, by rectifier.
         error: Of values in between, as a share of their size.
     """
-    values = segment.run(entering, lambda name, value: value * units[name])
-    fronts = [values[end.before] for end in segment.ends]
-    fronts += [values[segment.graph.by_name[name].inputs[0]] for name in units]
+    fronts = fronts_of(segment, entering, lambda name, value: value * units[name])
     begun = [*(end.is_open for end in segment.ends), *units.values()]
-    chosen = [front.abs() < _DOUBTFUL * error * front.square().mean().sqrt() for front in fronts]
-    for position, end in enumerate(segment.ends):
-        # Whether a unit was open is in doubt where its known output is next to nothing.
-        chosen[position] &= end.target <= _NOTHING * end.target.square().mean().sqrt()
+    chosen = in_doubt(segment, fronts, _DOUBTFUL * error)
     found = _fitted(segment, entering, list(units), begun, torch.cat([one.flatten() for one in chosen]))
     ends = zip(segment.ends, found, strict=False)
     opened = tuple(replace(end, is_open=one) for end, one in ends)
     return replace(segment, ends=opened), dict(zip(units, found[len(opened) :], strict=True))
+
+
+def fronts_of(segment: Segment, entering: Tensor, rectify: Rectify) -> list[Tensor]:
+    """What enters the rectifiers of the segment's ends, then those in between.
+
+    Args:
+        segment: Of which.
+        entering: Its input.
+        rectify: For the rectifiers in between.
+    """
+    values = segment.run(entering, rectify)
+    before = [segment.graph.by_name[name].inputs[0] for name in segment.rectifiers]
+    return [values[name] for name in (*(end.before for end in segment.ends), *before)]
+
+
+def in_doubt(segment: Segment, fronts: Sequence[Tensor], bound: float) -> list[Tensor]:
+    """Which units of these rectifiers may be on the other side.
+
+    Args:
+        segment: Of which they are.
+        fronts: What enters them, those of the ends first.
+        bound: What is nearer to zero is in doubt, as a share of each rectifier's usual value.
+    """
+    chosen = [front.abs() < bound * front.square().mean().sqrt() for front in fronts]
+    for position, end in enumerate(segment.ends):
+        # Whether a unit was open is in doubt where its known output is next to nothing.
+        chosen[position] &= end.target <= _NOTHING * end.target.square().mean().sqrt()
+    return chosen
 
 
 def _fitted(segment: Segment, entering: Tensor, names: list[str], units: list[Tensor], chosen: Tensor) -> list[Tensor]:
@@ -65,7 +88,7 @@ def _fitted(segment: Segment, entering: Tensor, names: list[str], units: list[Te
     ends = len(segment.ends)
 
     def left(shares: Tensor) -> Tensor:
-        parts = _alike(shares, units)
+        parts = parts_like(shares, units)
         masks = dict(zip(names, parts[ends:], strict=True))
         _, gradients = segment.told(entering, lambda name, value: value * masks[name], parts[:ends])
         off = [(gradients[at] - segment.given[at].gradient) / segment.given[at].gradient.norm() for at in used]
@@ -89,9 +112,10 @@ def _fitted(segment: Segment, entering: Tensor, names: list[str], units: list[Te
         if not bool(beyond.any()):
             break
         free = free & ~beyond
-    return _alike(begun + move > _MIDDLE, units)
+    return parts_like(begun + move > _MIDDLE, units)
 
 
-def _alike(joined: Tensor, units: list[Tensor]) -> list[Tensor]:
+def parts_like(joined: Tensor, units: Sequence[Tensor]) -> list[Tensor]:
+    """One vector as the tensors, one after another, of these forms."""
     parts = torch.split(joined, [one.numel() for one in units])
     return [part.reshape(one.shape) for part, one in zip(parts, units, strict=True)]

@@ -48,7 +48,14 @@ class Linearised:
         return self.back(self.forth(move))
 
 
-def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, steps: int, iterations: int) -> Tensor:
+def levenberg_marquardt(
+    residual: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    iterations: int,
+    damping: float = _DAMPING,
+    settled: float = _SETTLED,
+) -> Tensor:
     """A smaller sum of squares than at the start.
 
     Args:
@@ -56,8 +63,10 @@ def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, ste
         start: Of the variables.
         steps: How many are made.
         iterations: Of conjugate gradients in each.
+        damping: At first, as a share of the mean curvature.
+        settled: What conjugate gradients leave, relative, where they end.
     """
-    found, damping = start, _DAMPING
+    found = start
     random = torch.Generator().manual_seed(0)
     for _ in range(steps):
         near = Linearised(residual, found)
@@ -66,7 +75,7 @@ def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, ste
         square, slope = float(near.value.square().sum()), near.back(near.value)
         part = 0.0
         while part == 0 and damping <= _MOST_DAMPING:
-            move = _step(near, slope, damping * curvature, iterations)
+            move = _step(near, slope, damping * curvature, iterations, settled)
             best, part = _best_part(residual, found, move, square)
             if part == 0:
                 damping *= 10
@@ -78,8 +87,8 @@ def levenberg_marquardt(residual: Callable[[Tensor], Tensor], start: Tensor, ste
     return found
 
 
-def _step(near: Linearised, slope: Tensor, damping: float, iterations: int) -> Tensor:
-    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, _SETTLED).solution
+def _step(near: Linearised, slope: Tensor, damping: float, iterations: int, settled: float) -> Tensor:
+    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, settled).solution
 
 
 def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:

@@ -3,7 +3,8 @@
 Where a block's inner value has more places than its gradient has equations, the block's input is looked for instead:
 the block's known output, the gradients of all its convolutions and the units in between determine it together (see
 `segment`), although it enters them through a rectifier of unknown units. First with soft rectifiers that grow hard
-(`annealed`), then with units that the gradients show (`settled`).
+(`annealed`), then with units that the gradients show (`settled`); where these do not come out, with shares of the units
+in doubt in between (`fractional_units`).
 
 Rank: as many known outputs and entries of gradients as the input has; that this is enough the solution must show, by
 what it leaves of the gradients, and of those that it was not found by.
@@ -17,7 +18,7 @@ from math import prod
 from ..graph.cost import operations
 from ..layers import worst
 from ..refusals import Refused, Why
-from . import annealed, settled
+from . import annealed, fractional_units, settled
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 from .segment import Segment, find_segment
@@ -29,6 +30,8 @@ RULE = "segment input"
 _OVERDETERMINED = 1.1
 # Of one iteration, in runs of the segment: forth and back, each with the gradients of its parameters.
 _RUNS = 6
+# A solution with a larger error has units on the wrong side.
+_CLEAN = 1e-3
 
 
 def segment_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
@@ -52,7 +55,7 @@ def _attempt(setting: Setting, known: Knowledge, segment: Segment) -> Derived | 
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, equations)
     if not setting.effort.affords(_operations(segment)):
         return Refused(RULE, value, Why.COST, places)
-    solution = settled.settled(segment, annealed.annealed(segment))
+    solution = _solution(setting, segment)
     found = known.solved(Known(solution.values, solution.values >= 0, solution.deviation, RULE))
     checks = {"misfit": solution.misfit, "contradiction": solution.contradiction}
     error = worst(float(found.error.max()), *checks.values())
@@ -69,8 +72,27 @@ def _attempt(setting: Setting, known: Knowledge, segment: Segment) -> Derived | 
     return Derived(RULE, value, with_units, checks, notable=True)
 
 
+def _solution(setting: Setting, segment: Segment) -> settled.Settled:
+    """With units set at once; where that leaves more than they can account for, with shares of units first."""
+    effort, runs = setting.effort, _runs(segment)
+    start = annealed.annealed(segment)
+    found = settled.settled(segment, start)
+    effort.give_back(runs * (settled.ITERATIONS - found.iterations))
+    if found.error <= _CLEAN or not effort.affords(runs * (fractional_units.ITERATIONS + settled.ITERATIONS)):
+        return found
+    opened, nearer, error = fractional_units.fractional_units(segment, start)
+    other = settled.settled(opened, nearer, error)
+    effort.give_back(runs * (settled.ITERATIONS - other.iterations))
+    return min(found, other, key=lambda one: one.error)
+
+
 def _operations(segment: Segment) -> float:
-    """Of all iterations."""
+    """Of all iterations, units set at once."""
+    return _runs(segment) * (annealed.ITERATIONS + settled.ITERATIONS)
+
+
+def _runs(segment: Segment) -> float:
+    """Operations of one iteration."""
     values = [end.before for end in segment.ends]
     one = operations(segment.graph, values) - operations(segment.graph, [segment.value])
-    return one * segment.image_count * _RUNS * (annealed.ITERATIONS + settled.ITERATIONS)
+    return one * segment.image_count * _RUNS

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..conjugate_gradients import conjugate_gradients
-from ..layers import rounding
+from ..layers import rounding, worst
 from .fitted_units import ITERATIONS as FITTING
 from .fitted_units import fitted_units
 from .linearised import Linearised
@@ -64,18 +64,28 @@ class Settled:
     """What it leaves of those that it was not found by."""
     opened: Mapping[str, Tensor]
     """The units of the segment's ends that it was found with, by rectifier."""
+    iterations: int
+    """Of conjugate gradients, at most, in the rounds that were made."""
+
+    @property
+    def error(self) -> float:
+        """The largest of what says how far it is off, relative."""
+        stated = (self.deviation.flatten(1).norm(dim=1) / self.values.flatten(1).norm(dim=1).clamp_min(1e-300)).max()
+        return worst(float(stated), self.misfit, self.contradiction)
 
 
-def settled(segment: Segment, start: Tensor) -> Settled:
+def settled(segment: Segment, start: Tensor, error: float = _FIRST) -> Settled:
     """The input, from one that is nearly right.
 
     Args:
         segment: With the equations.
         start: Up to a few hundredths.
+        error: Of values in between at the start, as a share of their size.
     """
     system, found, masks = _System(segment), start, _sides(segment, start)
-    misfit, error = system.misfits(found, masks), _FIRST
+    misfit, made = system.misfits(found, masks), _LAST_ITERATIONS
     for _ in range(_ROUNDS):
+        made += 2 * _ITERATIONS + FITTING
         last, before = misfit, (system, found, masks, misfit)
         segment, masks = fitted_units(segment, found, _sides(segment, found), max(error, _AMPLIFIED * misfit))
         same = _same(segment, masks, before[0].segment, before[2])
@@ -92,6 +102,7 @@ def settled(segment: Segment, start: Tensor) -> Settled:
     if misfit < system.error:
         system.count = max(_LEAST_COUNT, system.rounding / system.error)
     for _ in range(_LAST):
+        made += _LAST_ITERATIONS
         trial = system.solved(found, masks, None, _LAST_ITERATIONS)
         last, misfit = misfit, system.misfits(trial, masks)
         if not misfit < last:
@@ -100,7 +111,7 @@ def settled(segment: Segment, start: Tensor) -> Settled:
         found = trial
         if not misfit <= _FALLS * last:
             break
-    return _judged(system, found, masks, misfit)
+    return _judged(system, found, masks, misfit, made)
 
 
 def _same(one: Segment, units: Mapping[str, Tensor], other: Segment, others: Mapping[str, Tensor]) -> bool:
@@ -111,7 +122,7 @@ def _same(one: Segment, units: Mapping[str, Tensor], other: Segment, others: Map
     )
 
 
-def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit: float) -> Settled:
+def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit: float, made: int) -> Settled:
     """With a second solution, from elsewhere and with every right side off by what was left of it."""
     size = found.flatten(1).square().mean(dim=1).sqrt()[:, None, None, None]
     random = torch.Generator().manual_seed(1)
@@ -122,7 +133,8 @@ def _judged(system: _System, found: Tensor, masks: Mapping[str, Tensor], misfit:
     deviation = stated_deviation(found, local, usual)
     used, unused = system.left(found, masks)
     opened = {end.rectifier: end.is_open for end in system.segment.ends}
-    return Settled(found.double(), deviation.double(), max(used, default=0.0), max(unused, default=0.0), opened)
+    left = (max(used, default=0.0), max(unused, default=0.0))
+    return Settled(found.double(), deviation.double(), *left, opened, made)
 
 
 def stated_deviation(found: Tensor, local: Tensor, usual: Tensor) -> Tensor:

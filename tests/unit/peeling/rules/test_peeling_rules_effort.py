@@ -16,6 +16,9 @@ def test_operations_count_until_none_are_left() -> None:
     assert not effort.affords(6)
     assert effort.affords(4)
     assert not effort.affords(1)
+    effort.give_back(3)
+    assert effort.affords(3)
+    assert not effort.affords(1)
 
 
 def test_what_failed_is_tried_again_only_where_more_is_known() -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.rules import engine
+from gradinversion.peeling.rules import segment_input as rule
+from gradinversion.peeling.rules.effort import Effort
+from gradinversion.peeling.rules.fractional_units import fractional_units
 from gradinversion.peeling.rules.knowledge import Knowledge
 from gradinversion.peeling.rules.rule import Derived, Setting
 from gradinversion.peeling.rules.segment import End, find_segment
@@ -123,3 +126,47 @@ def test_the_input_is_known_better_than_the_outputs_that_are_known_less_well_tha
     assert isinstance(found, Derived), found
     true = case.errors(found.value, found.knowledge.activations[found.value].values)
     assert max(true) < 0.3 * error
+
+
+def test_shares_of_units_bring_the_input_near_and_show_units_of_the_end_that_are_wrong(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+) -> None:
+    case, setting, known, end = in_front_of_a_segment
+    heard = known.units[end.rectifier].is_open & (end.passed.abs() > 0.1 * end.passed.abs().amax())
+    wrong = torch.zeros_like(heard).flatten()
+    wrong[torch.where(heard, known.activations[end.rectifier].values, torch.inf).flatten().argsort()[:2]] = True
+    segment = find_segment(setting, with_switched(setting, known, end.rectifier, wrong.reshape(heard.shape)))
+    assert segment is not None
+    (found,) = segment_input(setting, known)
+    assert isinstance(found, Derived)
+    true = found.knowledge.activations[segment.value].values.float()
+    noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    start = (true + 0.02 * true.square().mean().sqrt() * noise).clamp_min(0)
+    opened, nearer, error = fractional_units(segment, start)
+    before, after = (max(case.errors(segment.value, one.double())) for one in (start, nearer))
+    assert after < 0.1 * before
+    assert error < 0.01
+    assert torch.equal(opened.ends[0].is_open, known.units[end.rectifier].is_open)
+
+
+def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, setting, known, _ = in_front_of_a_segment
+    made = []
+
+    def counted(segment: Any, start: torch.Tensor) -> Any:
+        made.append(segment.value)
+        return fractional_units(segment, start)
+
+    monkeypatch.setattr(rule, "_CLEAN", 0.0)
+    monkeypatch.setattr(rule.fractional_units, "fractional_units", counted)
+    limited = replace(setting, effort=Effort(1e13))
+    (found,) = segment_input(limited, known)
+    assert isinstance(found, Derived), found
+    assert made == [found.value]
+    assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
+    needed = 1e13 - limited.effort.left
+    (found,) = segment_input(replace(setting, effort=Effort(needed)), known)
+    assert isinstance(found, Derived), found
+    assert made == [found.value]
