@@ -57,6 +57,7 @@ def fractional_units(segment: Segment, start: Tensor) -> tuple[Segment, Tensor, 
     """
     found, error, left = start.clamp_min(0), _FIRST, float("inf")
     shares: Tensor | None = None
+    opened = segment.ends
     for _ in range(_ROUNDS):
         units = _units(segment, found, shares, error)
         point = levenberg_marquardt(units.residual, units.point(found), _STEPS, _EACH, _DAMPING, _SETTLED)
@@ -64,10 +65,10 @@ def fractional_units(segment: Segment, start: Tensor) -> tuple[Segment, Tensor, 
         found, before = entering.clamp_min(0), left
         left = float(units.residual(point).detach().norm())
         error = min(error, _AMPLIFIED * left)
+        ends = zip(segment.ends, parts_like(shares, units.doubtful), strict=False)
+        opened = tuple(replace(end, is_open=part > _MIDDLE) for end, part in ends)
         if left < _ENOUGH or left > _FALLS * before:
             break
-    ends = parts_like(shares, [end.is_open for end in segment.ends]) if shares is not None else []
-    opened = tuple(replace(end, is_open=part > _MIDDLE) for end, part in zip(segment.ends, ends, strict=True))
     return replace(segment, ends=opened), found, error
 
 

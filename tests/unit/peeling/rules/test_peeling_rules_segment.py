@@ -160,7 +160,7 @@ def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
         return fractional_units(segment, start)
 
     monkeypatch.setattr(rule, "_CLEAN", 0.0)
-    monkeypatch.setattr(rule.fractional_units, "fractional_units", counted)
+    monkeypatch.setattr("gradinversion.peeling.rules.fractional_units.fractional_units", counted)
     limited = replace(setting, effort=Effort(1e13))
     (found,) = segment_input(limited, known)
     assert isinstance(found, Derived), found
