@@ -22,6 +22,7 @@ _RULES = {
     "open units": "forwards",
     "output derivative": "weight gradient",
     "segment input": "the block's gradients and output",
+    "inverted block": "the block's gradients and output",
 }
 
 

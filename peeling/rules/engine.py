@@ -17,6 +17,7 @@ from .column_input import column_input
 from .convolution_input import convolution_input
 from .effort import Effort
 from .grouped_input import grouped_input
+from .inverted_input import inverted_input
 from .knowledge import Knowledge
 from .mended_units import mended_units
 from .open_units import open_units
@@ -52,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     tap_foothold,
     visit_foothold,
     row_foothold,
+    inverted_input,
     segment_input,
 )
 
