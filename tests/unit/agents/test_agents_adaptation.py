@@ -171,6 +171,19 @@ def test_a_missing_entry_is_smaller_than_the_smallest_that_was_kept() -> None:
     assert pruning_slack({"a": torch.zeros(4)}) == {}
 
 
+def test_dead_units_and_taps_that_read_padding_are_no_pruning() -> None:
+    kernels, rows = torch.ones(4, 6, 3, 3), torch.ones(5, 8)
+    kernels[1], kernels[:, 2], kernels[:, :, 0] = 0, 0, 0
+    rows[:, 3:] = 0
+    gradients = {"kernels": kernels, "rows": rows, "bias": torch.tensor([0.0, 0.0, 1.0])}
+    assert pruning_slack(gradients) == {}
+    kernels[2, 3, 1, 1] = kernels[0, 0, 1, 1] = kernels[3, 5, 2, 2] = kernels[3, 1, 1, 0] = 0
+    rows[4, 0] = 0
+    slack = pruning_slack(gradients)
+    assert slack["kernels"][0, 0, 1, 1] == slack["kernels"][1, 0, 0, 0] == 1
+    assert slack["kernels"][0, 0, 1, 0] == 0
+
+
 def test_the_factor_of_each_clipped_image_is_read_off_the_bias() -> None:
     target, _ = _target(defence="dp_sgd", defence_strength=0.0, defence_clip=0.3)
     plain, _ = _target()

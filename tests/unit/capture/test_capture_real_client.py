@@ -125,6 +125,24 @@ def test_another_model_is_still_refused_with_all_that_differs() -> None:
         load_server_model(simulate_client(ClientConfig(), 0)[0], ClientConfig(model="resnet18"), 0)
 
 
+def test_a_gradient_that_the_client_kept_to_itself_is_missing_and_the_others_are_used() -> None:
+    update = simulate_client(ClientConfig(model="resnet18"), 0)[0]
+    del update.gradients["layer3.0.conv2.weight"]
+    client = ClientConfig(model="resnet18")
+    assert update.mismatches(load_server_model(update, client, 0)[0]) == []
+    with pytest.raises(UpdateError, match=r"'layer3\.0\.conv2\.weight' is missing from the update"):
+        load_server_model(update, client, 1)  # random weights of another seed: nothing says that it is this model
+
+
+def test_a_claim_of_vast_images_is_not_believed_for_a_gradient_that_is_missing() -> None:
+    update = grey_update()
+    last = next(name for name, gradient in update.gradients.items() if gradient.ndim == 2)
+    vast = replace(update, image_shape=(1, 8_192, 8_192))
+    del vast.gradients[last]
+    with pytest.raises(UpdateError, match=f"'{last}' is missing from the update"):
+        load_server_model(vast, ClientConfig(), 0)
+
+
 def test_private_images_come_at_the_updates_own_shape_with_their_labels(folder: Callable[..., Path]) -> None:
     source = str(folder("b", "a"))
     batch = load_private(PrivateConfig(source, "4,2"), grey_update(), 10)
