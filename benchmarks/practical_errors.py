@@ -1,6 +1,6 @@
 """The errors that peeling states in practical settings against the true ones: train mode, local steps, sums, defences.
 
-    python -m benchmarks.practical_errors --share 0 4         # a fourth of the 520 cases of seed 0, some minutes
+    python -m benchmarks.practical_errors --share 0 4         # a fourth of the 572 cases of seed 0, some minutes
     python -m benchmarks.practical_errors --only "2 clients"  # settings whose name holds this
 
 As `residual_errors`: small residual networks of many shapes on random weights, with batch norms away from 1 and 0,

@@ -64,7 +64,7 @@ def state_name(index: int, seed: int, writer: str, part: int | None = None) -> s
         seed: The seed.
         writer: Made up anew by each process that writes: one that was thought dead and writes late does not overwrite
             the file of its successor, and the manifest says whose file counts.
-        part: Which of the checkpoints within the round, counted from 0; None for that of its end.
+        part: Number of the checkpoint within the round, larger for later ones; None for that of its end.
     """
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"writer={writer!r}: give up to 80 letters, digits, '-' and '_'.")

@@ -95,7 +95,7 @@ class Rounds:
         positions, accounts = list(self._progress.accounts), list(self._progress.accounts.values())
         if not accounts:
             raise AllSeedsFailedError(
-                "Every agent was lost with its candidate; resume=true continues from the last round."
+                "Every agent was lost with its candidate; resume=true continues from the last checkpoint."
             )
         if not usable(accounts):
             raise AllSeedsFailedError(

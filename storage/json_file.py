@@ -31,7 +31,7 @@ def read_json(content: bytes) -> Any:
         content: All of it.
 
     Raises:
-        FormatError: It is no JSON, or its values would take more than twice its size and 100 MB.
+        FormatError: It is no JSON, or its values would take more than twice its size and 100 MiB.
     """
     if len(content) > _SMALL_BYTES:
         _require_room(content)

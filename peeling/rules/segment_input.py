@@ -4,7 +4,7 @@ Where a block's inner value has more places than its gradient has equations, the
 the block's known output, the gradients of all its convolutions and the units in between determine it together (see
 `segment`), although it enters them through a rectifier of unknown units. First with soft rectifiers that grow hard
 (`annealed`), then with units that the gradients show (`settled`); where these do not come out, with shares of the units
-in doubt in between (`fractional_units`).
+in doubt, in between and at its ends (`fractional_units`).
 
 Rank: as many known outputs and entries of gradients as the input has; that this is enough the solution must show, by
 what it leaves of the gradients, and of those that it was not found by.
