@@ -19,7 +19,7 @@ sys.stdin.buffer.read()
 for descriptor in map(int, sys.argv[1:]):
     try:
         signal.pidfd_send_signal(descriptor, {int(signal.SIGKILL)})
-    except ProcessLookupError:
+    except OSError:
         pass
 """
 
@@ -69,6 +69,6 @@ def children(parent: int) -> list[int]:
 
 def _open(processes: list[int]) -> Iterator[int]:
     for process in processes:
-        # It has ended, or the kernel is older than these descriptors.
-        with contextlib.suppress(OSError):
+        # It has ended; or the kernel is older than these descriptors, or what this Python was built with, or refuses.
+        with contextlib.suppress(OSError, AttributeError):
             yield os.pidfd_open(process)

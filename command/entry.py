@@ -9,6 +9,7 @@ from ..forking import fork_server
 from ..refusal import ConfigError, Refusal
 from ..settings.usage import first_screen
 from ..settings.words import slips
+from .named_cluster import cluster_is_named
 from .program import given_out, interrupted, left_behind, program
 from .signals import Signalled, ending_in_order
 from .words import split_verb
@@ -69,7 +70,7 @@ def _completion(shells: list[str]) -> str:
 def _carry_out(verb: str, words: list[str], signalled: Signalled, stack: ExitStack) -> int:
     """A verb with its settings; from here on the whole package is loaded."""
     try:
-        if verb in _WITH_WORKERS:
+        if verb in _WITH_WORKERS and not cluster_is_named():
             # Before Ray is loaded: it is copied from this process, and a run on this machine has its workers from it.
             stack.enter_context(fork_server())
         from ..cluster import DetachedError, LostError

@@ -23,6 +23,18 @@ def hand_over(address: str, words: list[str]) -> bool:
         address: The socket of ``server.py``.
         words: Script and arguments.
     """
+    try:
+        message = _message(words)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(address)
+            socket.send_fds(caller, [len(message).to_bytes(8, "big")], [0, 1, 2])
+            caller.sendall(message)
+            return caller.recv(1) == b"1"
+    except OSError:
+        return False
+
+
+def _message(words: list[str]) -> bytes:
     asked = {
         "words": words,
         "environment": dict(os.environ),
@@ -32,15 +44,7 @@ def hand_over(address: str, words: list[str]) -> bool:
         "files": resource.getrlimit(resource.RLIMIT_NOFILE),
         "oom": Path("/proc/self/oom_score_adj").read_text(),
     }
-    message = json.dumps(asked).encode()
-    try:
-        with socket.socket(socket.AF_UNIX) as caller:
-            caller.connect(address)
-            socket.send_fds(caller, [len(message).to_bytes(8, "big")], [0, 1, 2])
-            caller.sendall(message)
-            return caller.recv(1) == b"1"
-    except OSError:
-        return False
+    return json.dumps(asked).encode()
 
 
 def main() -> None:

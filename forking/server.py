@@ -31,7 +31,9 @@ def main() -> None:
     # This script's folder is no place for imports.
     sys.path[:] = [place for place in told["path"] if place]
     load(told["modules"])
-    if not has_threads():
+    if has_threads():
+        _leave(listener)
+    else:
         serve(listener, sys.stdin.fileno())
 
 
@@ -53,10 +55,22 @@ def serve(listener: socket.socket, lifeline: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # else the next collection would copy all pages
-    while lifeline not in select.select([listener.fileno(), lifeline], [], [])[0]:
-        caller, _ = listener.accept()
-        with caller:
-            _answer(caller, listener, lifeline)
+    try:
+        while lifeline not in select.select([listener.fileno(), lifeline], [], [])[0]:
+            caller, _ = listener.accept()
+            # One that leaves, or for whom the system has no process now, does its work itself.
+            with caller, contextlib.suppress(OSError):
+                _answer(caller, listener, lifeline)
+    finally:
+        _leave(listener)
+
+
+def _leave(listener: socket.socket) -> None:
+    """Remove the socket and its folder: whoever made them may have been killed, and removes nothing then."""
+    with contextlib.suppress(OSError):
+        address = Path(listener.getsockname())
+        address.unlink()
+        address.parent.rmdir()
 
 
 def _first_line() -> bytes:
@@ -76,15 +90,16 @@ def _answer(caller: socket.socket, listener: socket.socket, lifeline: int) -> No
     message = b""
     while len(size) == 8 and len(message) < int.from_bytes(size, "big") and (more := caller.recv(2**16)):
         message += more
-    if (asked := _read(message)) is not None:
-        if os.fork() == 0:
-            caller.close()
-            listener.close()
-            _live(asked, files, lifeline)
-        with contextlib.suppress(OSError):
+    try:
+        if (asked := _read(message)) is not None:
+            if os.fork() == 0:
+                caller.close()
+                listener.close()
+                _live(asked, files, lifeline)
             caller.send(b"1")
-    for number in files:
-        os.close(number)
+    finally:
+        for number in files:
+            os.close(number)
 
 
 def _read(message: bytes) -> Any:
@@ -142,10 +157,14 @@ def _become(asked: dict[str, Any], files: list[int], lifeline: int) -> None:
 
 
 def _take_threads() -> None:
-    """The number of threads that the environment asks for, which torch has read before it was this one."""
-    asked, torch = os.environ.get("OMP_NUM_THREADS", ""), sys.modules.get("torch")
-    if torch is not None and asked.isdigit() and int(asked):
-        torch.set_num_threads(int(asked))
+    """The number of threads that the environment asks for, which torch has read before it was this one; else 1.
+
+    So has Ray it for what asks for no core, but says so only when torch no longer looks. With as many as there are
+    cores, sums would differ in their last bits from those of a worker that was not forked.
+    """
+    asked, torch = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0], sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(int(asked) if asked.isdecimal() and int(asked) else 1)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import contextlib
 import gc
 import json
 import os
-import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,9 +27,13 @@ MODULES = (
     *("gradinversion.agents", "gradinversion.coordinator", "gradinversion.target.preparation"),
     "gradinversion.registration.register",
 )
-_GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+# Of NVIDIA, of AMD, and of either under Windows' Linux.
+_GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 _PATIENCE_SECONDS = 5.0
 _STREAMS = (0, 1, 2)
+_PREFIX = "gradinversion-"
+# Of the folder for ours: the path of a socket has at most 107 bytes, and the name that tempfile adds has 8.
+_LONGEST = 107 - len(f"/{_PREFIX}12345678/fork")
 _HERE = Path(__file__).parent
 _addresses: list[Path] = []
 
@@ -45,18 +49,31 @@ def fork_server() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        # Not one that removes itself at the end of an interpreter: copies of this process have one too.
-        folder = tempfile.mkdtemp(prefix="gradinversion-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        address = Path(folder) / "fork"
-        with socket.socket(socket.AF_UNIX) as listener:
-            # In a folder that only this user can enter. Whoever calls waits until all is loaded.
-            listener.bind(str(address))
-            listener.listen(128)
-            stack.callback(_fork(listener) or _begin(listener))
-        _addresses.append(address)
-        stack.callback(_addresses.remove, address)
+        # It only saves time and memory: without room, processes or sockets for it, workers load everything themselves.
+        with contextlib.suppress(OSError), ExitStack() as made:
+            _listen(made)
+            stack.enter_context(made.pop_all())
         yield
+
+
+def _listen(stack: ExitStack) -> None:
+    """Make the process, and have its end in the stack.
+
+    Raises:
+        OSError: The system has no place for it; what was made until then is in the stack.
+    """
+    place = tempfile.gettempdir()
+    # Not one that removes itself at the end of an interpreter: copies of this process have one too.
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=place if len(os.fsencode(place)) <= _LONGEST else "/tmp")
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    address = Path(folder) / "fork"
+    with socket.socket(socket.AF_UNIX) as listener:
+        # In a folder that only this user can enter. Whoever calls waits until all is loaded.
+        listener.bind(str(address))
+        listener.listen(128)
+        stack.callback(_fork(listener) or _begin(listener))
+    _addresses.append(address)
+    stack.callback(_addresses.remove, address)
 
 
 @contextmanager
@@ -88,10 +105,15 @@ def _fork(listener: socket.socket) -> Callable[[], None] | None:
         os.close(lifeline)
         os.close(ours)
         return None
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # else both would write what waits
     gc.collect()
-    number = os.fork()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # else both would write what waits
+        number = os.fork()
+    except OSError:
+        os.close(lifeline)
+        os.close(ours)
+        raise
     if number == 0:
         os.close(ours)
         _stand_alone(listener, lifeline)
@@ -101,13 +123,20 @@ def _fork(listener: socket.socket) -> Callable[[], None] | None:
         os.close(ours)  # which ends it
         # A program that does not wait for its children has no number of one that has ended.
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
-            descriptor = os.pidfd_open(number)
-            if not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
-                os.kill(number, signal.SIGKILL)
-            os.close(descriptor)
-            os.waitpid(number, 0)
+            _end(number)
 
     return end
+
+
+def _end(number: int) -> None:
+    """Wait until a child ends, or end it; by its number: not every Python and kernel has descriptors of processes."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while os.waitpid(number, os.WNOHANG)[0] != number:
+        if time.monotonic() > until:
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            return
+        time.sleep(0.005)
 
 
 def _stand_alone(listener: socket.socket, lifeline: int) -> None:
@@ -142,14 +171,19 @@ def _begin(listener: socket.socket) -> Callable[[], None]:
     )
     assert process.stdin is not None
     stream = process.stdin
-    stream.write(json.dumps({"path": sys.path, "modules": MODULES}).encode() + b"\n")
-    stream.flush()
 
     def end() -> None:
-        stream.close()  # which ends it
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and was not told all
+            stream.close()  # which ends it
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE_SECONDS)
         process.kill()
         process.wait()
 
+    try:
+        stream.write(json.dumps({"path": sys.path, "modules": MODULES}).encode() + b"\n")
+        stream.flush()
+    except OSError:
+        end()
+        raise
     return end

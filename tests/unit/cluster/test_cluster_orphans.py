@@ -73,6 +73,23 @@ def test_no_descriptor_is_left_open(parent: int) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("error", [OSError, PermissionError, None])
+def test_where_there_are_no_descriptors_of_processes_nothing_is_done(
+    parent: int, monkeypatch: pytest.MonkeyPatch, error: type[OSError] | None
+) -> None:
+    def refused(number: int) -> int:
+        assert error is not None
+        raise error
+
+    if error is None:
+        monkeypatch.delattr(os, "pidfd_open")  # as in a Python that was built with what an old kernel has
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refused)
+    with ended_with_this_process(parent):
+        pass
+    assert len(children(parent)) == 1
+
+
 def test_where_there_is_no_process_nothing_is_done() -> None:
     with ended_with_this_process(None):
         pass

@@ -145,6 +145,16 @@ def test_where_nobody_answers_the_caller_does_its_work_itself(tmp_path: Path) ->
     assert not hand_over.hand_over("", ["script.py"])
 
 
+def test_a_caller_whose_folder_is_gone_does_its_work_itself(address: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); sys.path.insert(0, sys.argv[1]); from hand_over import hand_over; "
+    code += "sys.exit(hand_over(sys.argv[2], ['script.py']))"
+    command = [sys.executable, "-c", code, str(Path(forking.__file__).parent), address]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_caller_that_says_nonsense_or_leaves_does_no_harm(address: str, tmp_path: Path) -> None:
     for content in (b"", b"\x00" * 8, (4).to_bytes(8, "big") + b"nope"):
         with socket.socket(socket.AF_UNIX) as caller:
@@ -203,9 +213,14 @@ def test_a_program_without_threads_is_copied_itself_and_each_says_its_own_words_
     assert not os.path.exists(f"/proc/{found['parent']}")
 
 
-def test_what_is_forked_has_the_number_of_threads_that_its_environment_names(tmp_path: Path) -> None:
-    found = json.loads(copied("torch", tmp_path, OMP_NUM_THREADS="3")[2])
-    assert found["threads"] == 3
+@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("2,4", 2), (None, 1)])
+def test_what_is_forked_has_the_number_of_threads_that_its_environment_names_or_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, threads: int
+) -> None:
+    """One, as Ray has it for what asks for no core; on more cores than one the program itself has them all."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = json.loads(copied("torch", tmp_path, **({} if asked is None else {"OMP_NUM_THREADS": asked}))[2])
+    assert found["threads"] == threads
 
 
 def test_a_program_with_threads_or_with_ray_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
