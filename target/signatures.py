@@ -29,7 +29,7 @@ def pruning_slack(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: z * smallest.get(name, least.to(gradients[name])) for name, z in zeros.items() if bool(z.any())}
 
 
-def _share_apart(zeros: Bool[Tensor, "..."]) -> float | None:
+def _share_apart(zeros: Bool[Tensor, " *axis"]) -> float | None:
     """The share of zeros among the entries whose row, column and tap hold others: a dead unit leaves whole rows and
     columns of zeros, and a tap that reads nothing but padding is zero for all channels. None where there is no such
     entry, as in a vector.
