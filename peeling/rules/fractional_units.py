@@ -28,7 +28,7 @@ from .linearised import levenberg_marquardt
 from .segment import Segment
 
 # Rounds, each with units in doubt of its own; steps of a round, and conjugate gradients in each.
-_ROUNDS, _STEPS, _EACH = 8, 1, 200
+_ROUNDS, _STEPS, _EACH = 8, 1, 170
 # Damping, as a share of the mean curvature, and where conjugate gradients end: directions that hardly count are what is
 # left after the first round.
 _DAMPING, _SETTLED = 1e-5, 1e-3
