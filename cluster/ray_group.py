@@ -197,11 +197,14 @@ class RayGroup:
 
     def save_within(self, part: Part) -> None:
         """See `AgentGroup`."""
-        for member in self._at(part.positions):
-            if member.presence is None:
-                self._listener.saved_within(part, member.position, None)
-            else:
-                self._parts_written[member.actor.save_within.remote(part.round, part.number)] = member, part
+        members = self._at(part.positions)
+        away = next((member for member in members if member.presence is None), None)
+        if away is not None:
+            # Without its state there is no checkpoint: what the others would write is of no use.
+            self._listener.saved_within(part, away.position, None)
+            return
+        for member in members:
+            self._parts_written[member.actor.save_within.remote(part.round, part.number)] = member, part
 
     def _take_write(self, member: Member, round: int, reference: Any) -> None:
         self._listener.saved(round, member.position, _written(reference))

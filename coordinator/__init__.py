@@ -10,12 +10,12 @@ from .event_log import EventLog, log_as_json
 from .events import Event, EventKind, Level
 from .group import AgentGroup, CandidatesLostError, Listener
 from .orders import MOST_LEGS, Itinerary, Leg, Order, Origin
+from .parts import Part
 from .permutations import match_images, permute
 from .phase import Phase, Wait
 from .reconstruction import Reconstruction, Source
 from .result_file import read_result
 from .rounds import AllSeedsFailedError
-from .saving import Part
 from .selection import Choice, choose
 from .status import SeedStatus, Status
 

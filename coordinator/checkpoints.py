@@ -101,6 +101,10 @@ class CheckpointStore:
         self._storage = storage
         self._identity = json.loads(json.dumps(dict(identity)))
         self._owner: dict[str, Any] | None = None
+        self._begun: tuple[int, int | None] | None = None
+        """What the run continues from, and lost processes too until the states of a whole round are there."""
+        self._whole: int | None = None
+        """The last one committed here."""
 
     def claim(self) -> int:
         """Make this coordinator the owner of the run; returns its epoch, one more than that of the owner before.
@@ -118,6 +122,17 @@ class CheckpointStore:
         """Remove all rounds, for a run that begins anew in the same folder; who owns it stays known."""
         for index, part in self._saved():
             self._storage.remove(_folder(index, part))
+
+    def drop(self, index: int, part: int) -> None:
+        """Remove what was written for a part that never became whole."""
+        with contextlib.suppress(StorageError):
+            self._storage.remove(_folder(index, part))
+
+    def settle(self) -> None:
+        """Nothing begins any more from what the run continued from, if a round has ended since: it may go."""
+        if self._whole is not None:
+            with contextlib.suppress(StorageError):
+                self._drop_before(self._whole, None)
 
     def commit(
         self,
@@ -156,16 +171,18 @@ class CheckpointStore:
             "progress": dict(progress),
         }
         self._storage.write(f"{folder}/{_MANIFEST}", json.dumps(manifest).encode())
-        # The round is saved; what could not be removed is removed after the next one.
+        # It is saved; what could not be removed is removed after the next one.
         with contextlib.suppress(StorageError):
             self._drop_before(index, part)
+        if part is None:
+            self._whole = index
 
     def latest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The newest whole checkpoint, and a message for each newer one that is torn.
 
         Raises:
-            CheckpointError: The newest whole checkpoint belongs to another run (every difference is named), or an older
-                version wrote it.
+            CheckpointError: The newest whole checkpoint belongs to another run (every difference is named), an older
+                version wrote it, or its manifest would take too much memory.
             StorageError: The storage cannot be read now.
         """
         messages: list[str] = []
@@ -174,11 +191,12 @@ class CheckpointStore:
             manifest = f"{_folder(index, part)}/{_MANIFEST}"
             try:
                 if not self._storage.exists(manifest):
-                    messages.append(
-                        f"Passed over an unfinished checkpoint: there is no {self._storage.locate(manifest)}"
-                    )
+                    where = self._storage.locate(manifest)
+                    messages.append(f"Passed over an unfinished checkpoint: there is no {where}")
                     continue
-                return self._open(index, part), tuple(messages)
+                found = self._open(index, part)
+                self._begun = index, part
+                return found, tuple(messages)
             except TornError as error:
                 messages.append(f"Skipped a torn checkpoint: {error}")
             except CheckpointError:
@@ -220,11 +238,13 @@ class CheckpointStore:
         """Remove what this checkpoint makes worthless: rounds older than the last two whole ones, what lies between
         without a manifest, and earlier parts."""
         kept = 1
+        # A part that the run continued from stays until a second round ends: lost processes begin from the first then.
+        needed = self._begun if part is not None or self._whole is None else None
         for older in self._saved():
             if _moment(older) >= _moment((index, part)):  # this one, and those that are being written
                 continue
             of_a_round = older[1] is None
-            if of_a_round and part is not None:
+            if (part is not None) if of_a_round else (older == needed):
                 continue
             if of_a_round and kept < _KEPT_ROUNDS and self._storage.exists(f"{_folder(*older)}/{_MANIFEST}"):
                 kept += 1

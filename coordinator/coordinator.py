@@ -23,6 +23,7 @@ from .finishing import conclude, finalists
 from .group import AgentGroup, CandidatesLostError
 from .identity import find_generator, identity
 from .orders import Itinerary
+from .parts import Part
 from .phase import Phase, Wait
 from .policy import Go, decide_members, plan_rounds
 from .progress import Progress
@@ -30,7 +31,7 @@ from .reconstruction import Reconstruction
 from .result_file import read_result, write_result
 from .resuming import find_checkpoint
 from .rounds import Rounds
-from .saving import Part, Saving
+from .saving import Saving
 from .status import Status, seed_statuses
 
 _POLL_SECONDS = 0.05
@@ -67,10 +68,9 @@ class Coordinator:
         restart: bool = False,
     ) -> None:
         self._update, self._model, self._config, self._group = update, model, config, group
-        self._storage = storage
+        self._storage, self._resume, self._restart = storage, resume, restart
         self._generator = find_generator(config, update)
         self._store = CheckpointStore(storage, identity(config, update, self._generator)) if storage else None
-        self._resume, self._restart = resume, restart
         self._plan = plan_rounds(config.agents.iterations, config.coordinator)
         self._progress = Progress()
         for text in notes:
@@ -289,6 +289,7 @@ class Coordinator:
         if self._store is not None:
             rounds.save_last(self._progress.next_round == len(self._plan), self._finish_saving)
             self._saving.write_curves(self._progress, wait=True)
+            self._store.settle()
 
     def _finish_saving(self) -> None:
         while self._saving.pending:

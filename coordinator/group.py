@@ -14,8 +14,8 @@ from ..storage.tensor_file import StateFile
 from ..target import Target
 from .events import EventKind, Level
 from .orders import Order
+from .parts import Part
 from .phase import Wait
-from .saving import Part
 
 
 class Listener(Protocol):
@@ -85,7 +85,8 @@ class AgentGroup(Protocol):
         """An order that begins later, since a state was saved meanwhile: for a process that is lost on its way."""
 
     def save_within(self, part: Part) -> None:
-        """Have the seeds save where they stand, and tell of each by `Listener.saved_within`; does not wait."""
+        """Have the seeds save where they stand, and tell of each by `Listener.saved_within`; does not wait. Where one
+        has no process, only that is told, and nobody saves."""
 
     def form_consensus(
         self, positions: Sequence[int], labels: Int[Tensor, " batch"], round: int, config: RegistrationConfig

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from ..storage.folders import Storage
-from ..storage.json_file import read_json
+from ..storage.json_file import OWN_TIMES, RoomError, read_json
 from ..storage.safetensors_reader import FormatError
 from ..storage.schema import misfit
-from ..storage.tensor_file import LARGEST_TENSORS, StateFile, TornError, read_file
+from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, TornError, read_file
 
 FORMAT = 2
 TENSORS = "consensus.safetensors"
@@ -22,11 +22,15 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
 
     Raises:
         TornError: It is none.
+        CheckpointError: It may be whole, and would take too much memory.
         StorageError: It cannot be read now.
     """
     where = storage.locate(name)
     try:
-        values = read_json(read_file(storage, name, _LARGEST_JSON))
+        values = read_json(read_file(storage, name, _LARGEST_JSON), OWN_TIMES)
+    except RoomError as error:
+        # Passed over as a torn one, a run of which it is the last would begin anew.
+        raise CheckpointError(f"{where} is not read: {error}") from None
     except FormatError as error:
         raise TornError(f"{where} cannot be read: {error}") from None
     if not isinstance(values, dict):

@@ -6,18 +6,15 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
 
 from ..agents import Account
 from ..storage.folders import Storage, StorageError
 from ..storage.tensor_file import CheckpointError, StateFile
 from .checkpoints import CheckpointStore, FencedError
 from .events import EventKind, Level
+from .parts import AwaitedRound, Part, UnderWay
 from .progress import Progress, rows
 
 METRICS_FILE = "metrics.jsonl"
@@ -30,46 +27,6 @@ _MOST_AWAITED = 2
 _PARTS = 1_000_000
 # A storage that fails is tried again for less; this is for one that does not answer at all.
 _CLOSE_SECONDS = 180.0
-
-
-@dataclass(frozen=True)
-class Part:
-    """A checkpoint within a round that is due."""
-
-    round: int
-    number: int
-    """Later ones have larger ones, also those of a coordinator that continues the run."""
-    positions: tuple[int, ...]
-    """Of the seeds whose states belong to it."""
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    """The round that seeds make now."""
-
-    index: int
-    positions: tuple[int, ...]
-    progress: Progress
-    """As the round began."""
-    steps: tuple[int, int] | None
-    """Between which a state belongs to it; None where seeds do not wait for each other."""
-
-
-@dataclass
-class _Round:
-    """A checkpoint that is being saved: complete when every seed's state and the coordinator's own part are there."""
-
-    index: int
-    wanted: frozenset[int]
-    part: int | None = None
-    """See `state_name`."""
-    states: dict[int, StateFile] = field(default_factory=dict)
-    facts: Mapping[str, Any] | None = None
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return self.facts is not None and self.states.keys() == self.wanted
 
 
 class Saving:
@@ -96,16 +53,19 @@ class Saving:
     ) -> None:
         self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
         self._every, self._since, self._parts = every, time.monotonic(), 0
-        self._under_way: _UnderWay | None = None
+        self._under_way: UnderWay | None = None
         self.epoch = 1
         """Of the coordinator."""
-        self._rounds: list[_Round] = []
+        self._rounds: list[AwaitedRound] = []
         """Those of which parts are still awaited, or the one before is; the oldest first."""
-        self._written: tuple[_Round, Future[None]] | None = None
+        self._written: tuple[AwaitedRound, Future[None]] | None = None
         """Whole, and on its way."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._failing = False
         self._curves: Future[None] | None = None
+        self._given_up: Part | None = None
+        """What seeds wrote for it before, or write yet, lies about."""
+        self._dropping: Future[None] | None = None
         self.newest = -1
         """The newest whole round."""
 
@@ -122,9 +82,9 @@ class Saving:
     def begin(self, index: int, positions: Iterable[int]) -> None:
         """A round whose seeds at these positions save their states."""
         assert self.free
-        self._rounds.append(_Round(index, frozenset(positions)))
+        self._rounds.append(AwaitedRound(index, frozenset(positions)))
 
-    def _awaited(self, index: int, part: int | None = None) -> _Round | None:
+    def _awaited(self, index: int, part: int | None = None) -> AwaitedRound | None:
         return next((round for round in self._rounds if (round.index, round.part) == (index, part)), None)
 
     # Within a round.
@@ -140,11 +100,12 @@ class Saving:
             progress: The coordinator's, which does not change but for its events while the round runs.
             steps: Where the round begins and ends; None where seeds do not wait for each other.
         """
-        self._under_way = _UnderWay(index, positions, progress, steps)
+        # What went before, such as long preparations, is not lost with a process: the time counts from here.
+        self._under_way, self._since = UnderWay(index, positions, progress, steps), time.monotonic()
 
     def leave(self) -> None:
         """The round has ended."""
-        self._under_way, self._since = None, time.monotonic()
+        self._under_way = None
 
     def due(self) -> Part | None:
         """The checkpoint within the round that is due now, if there is one; from here on it is awaited."""
@@ -156,34 +117,44 @@ class Saving:
             return None
         self._since, self._parts = now, self._parts + 1
         part = Part(current.index, self.epoch * _PARTS + self._parts, current.positions)
-        self._rounds.insert(0, _Round(part.round, frozenset(part.positions), part.number))
+        self._drop_given_up()
+        self._rounds.insert(0, AwaitedRound(part.round, frozenset(part.positions), part.number, current.steps))
         self._rounds[0].facts, self._rounds[0].tensors = current.progress.facts(), current.progress.tensors()
         return part
 
     def add_state_within(self, part: Part, position: int, found: tuple[StateFile, Account] | str | None) -> None:
         """One seed's share of a part, with what happened to it since the round began; or why there is none, where that
         is worth telling."""
-        awaited, current = self._awaited(part.round, part.number), self._under_way
+        awaited = self._awaited(part.round, part.number)
         if awaited is None or position not in awaited.wanted:
             return
         if found is None or isinstance(found, str):
             if found is not None:
                 self._failed(part.round, found)
-            self._rounds.remove(awaited)
-            self._write_when_complete()
+            self._give_up(part, awaited)
             return
         state, account = found
-        steps = current.steps if current is not None and current.index == part.round else None
-        if steps is not None and not steps[0] <= state.step <= steps[1]:
+        if awaited.steps is not None and not awaited.steps[0] <= state.step <= awaited.steps[1]:
             # A process that makes up for rounds before this one: a later run would begin it with another consensus.
-            self._rounds.remove(awaited)
-            self._write_when_complete()
+            self._give_up(part, awaited)
             return
         assert awaited.facts is not None
         history = [*awaited.facts["history"], *rows(part.round, account)]
         awaited.facts = {**awaited.facts, "history": history}
         awaited.states[position] = state
         self._write_when_complete()
+
+    def _give_up(self, part: Part, awaited: AwaitedRound) -> None:
+        self._drop_given_up()
+        self._given_up = part
+        self._rounds.remove(awaited)
+        self._write_when_complete()
+
+    def _drop_given_up(self) -> None:
+        """Remove the files of the part that was given up before: by now nobody writes them any more."""
+        if self._given_up is not None and self._store is not None:
+            part, self._given_up = self._given_up, None
+            self._dropping = self._writer.submit(self._store.drop, part.round, part.number)
 
     # Both.
 
@@ -281,7 +252,8 @@ class Saving:
     def close(self, seconds: float = _CLOSE_SECONDS) -> None:
         """Wait for what is being written, at most for so long: a storage that hangs keeps no run from ending."""
         written = self._written[1] if self._written is not None else None
-        _, late = wait([write for write in (written, self._curves) if write is not None], seconds)
+        under_way = (written, self._curves, self._dropping)
+        _, late = wait([write for write in under_way if write is not None], seconds)
         if late:
             text = f"The storage did not answer within {seconds:g} s at the end; what was being written may be missing."
             self._note(EventKind.CHECKPOINT_FAILED, text, level=Level.ERROR)

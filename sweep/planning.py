@@ -22,7 +22,7 @@ _FILE = "plan.json"
 _LARGEST = 16 * 2**20
 # These say where an audit computes, or what is done with it.
 _NOT_IDENTITY = ("out", "resume", "restart", "sweep.side_by_side", "sweep.train_images", "sweep.train_steps")
-_PLACES = ("agents.gpus", "agents.cpus", "agents.patience")
+_PLACES = ("agents.gpus", "agents.cpus", "agents.minimum", "agents.patience", "coordinator.save_every")
 # Batch sizes at which a step is timed: the others lie on lines between.
 _MOST_MEASURED = 3
 # Of the budget; after that sizes that were not measured are estimated from those that were.

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Account, Outcome
-from gradinversion.coordinator import AttackConfig, CheckpointStore, StateFile, Storage, state_name
+from gradinversion.coordinator import AttackConfig, CheckpointStore, StateFile, Storage, read_tensors, state_name
 from gradinversion.coordinator.identity import identity
+from gradinversion.coordinator.parts import Part
 from gradinversion.coordinator.progress import Progress
-from gradinversion.coordinator.saving import Part, Saving
+from gradinversion.coordinator.saving import Saving
 from gradinversion.refusal import ConfigError
 
 SEEDS = (10, 11)
@@ -71,6 +72,41 @@ def test_a_run_that_is_lost_within_a_round_goes_on_there_and_ends_at_the_same_im
     assert names == ["round-000002", "round-000003"]
 
 
+def test_a_process_that_is_lost_after_a_later_part_begins_where_the_run_continued(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    whole = run()()
+    one = run(out=tmp_path)
+    one.group.pauses = {13}
+    one.before = {1: lambda: killed_after(one.group, len(one.group.parts) + 1)}
+    with pytest.raises(_Killed):
+        one()
+    again = run(out=tmp_path, resume=True)
+    again.group.pauses = {16, 18}
+    losses: list[StateFile] = []
+
+    def loses_one() -> None:
+        """The first seed's process is lost at the end of the round, and another one makes the round again."""
+        carry_out = again.group.run
+
+        def twice(position: int, order: Any) -> Account:
+            account = carry_out(position, order)
+            if position == 0 and not losses:
+                again.coordinator._saving.poll(wait=True)
+                losses.append(order.origin.state)
+                again.group.begin(position, order)
+                carry_out(position, order)
+            return account
+
+        again.group.run = twice
+
+    again.before = {0: loses_one}
+    result = again()
+    assert len(again.group.parts) > 1
+    assert "-part-" in losses[0].name
+    assert torch.equal(result.images, whole.images)
+
+
 def test_without_save_every_rounds_alone_are_saved(
     run: Callable[..., Any], config: AttackConfig, tmp_path: Path
 ) -> None:
@@ -122,21 +158,58 @@ def folders(storage: Storage) -> list[str]:
 def test_a_part_is_newer_than_the_round_before_and_older_than_the_end_of_its_own(
     storage: Storage, checkpoints: CheckpointStore
 ) -> None:
+    reader = CheckpointStore(storage, {"seed": 0})
     commit(checkpoints, storage, 0, 1, 3)
-    assert checkpoints.latest()[0].round == -1  # type: ignore[union-attr]
+    assert reader.latest()[0].round == -1  # type: ignore[union-attr]
     commit(checkpoints, storage, 0, None, 10)
     assert folders(storage) == ["round-000000"]
     commit(checkpoints, storage, 1, 2, 13)
     commit(checkpoints, storage, 1, 3, 16)
-    found, messages = checkpoints.latest()
+    found, messages = reader.latest()
     assert found is not None
     assert (found.round, found.states[0].step, messages) == (0, 16, ())
     assert folders(storage) == ["round-000000", "round-000001-part-000003"]
     commit(checkpoints, storage, 1, None, 20)
-    found, _ = checkpoints.latest()
+    found, _ = reader.latest()
     assert found is not None
     assert (found.round, found.states[0].step) == (1, 20)
     assert folders(storage) == ["round-000000", "round-000001"]
+
+
+def test_the_part_that_a_run_continued_from_stays_until_a_second_round_has_ended(
+    storage: Storage, checkpoints: CheckpointStore
+) -> None:
+    commit(checkpoints, storage, 0, None, 10)
+    commit(checkpoints, storage, 1, 1, 13)
+    again = CheckpointStore(storage, {"seed": 0})
+    begun, _ = again.latest()
+    assert begun is not None
+    again.claim()
+    commit(again, storage, 1, 2, 16)
+    commit(again, storage, 1, 3, 18)
+    whole, first = ["round-000000"], "round-000001-part-000001"
+    assert folders(storage) == [*whole, first, "round-000001-part-000003"]
+    again.settle()  # no round has ended: lost processes begin there yet
+    assert read_tensors(storage, begun.states[0])["images"].tolist() == [13, 13]
+    commit(again, storage, 1, None, 20)
+    assert folders(storage) == [*whole, "round-000001", first]
+    commit(again, storage, 2, 4, 23)
+    assert folders(storage) == [*whole, "round-000001", first, "round-000002-part-000004"]
+    commit(again, storage, 2, None, 30)
+    assert folders(storage) == ["round-000001", "round-000002"]
+
+
+def test_it_stays_where_the_end_of_its_own_round_was_not_saved_and_goes_with_the_run(
+    storage: Storage, checkpoints: CheckpointStore
+) -> None:
+    commit(checkpoints, storage, 1, 1, 13)
+    again = CheckpointStore(storage, {"seed": 0})
+    again.latest()
+    again.claim()
+    commit(again, storage, 2, None, 30)
+    assert folders(storage) == ["round-000001-part-000001", "round-000002"]
+    again.settle()
+    assert folders(storage) == ["round-000002"]
 
 
 def test_a_torn_part_is_passed_over_with_a_sentence(storage: Storage, checkpoints: CheckpointStore) -> None:
@@ -158,9 +231,13 @@ class Store:
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, Any, int | None]] = []
+        self.dropped: list[tuple[int, int]] = []
 
     def commit(self, index: int, files: Any, facts: Any, tensors: Any, part: int | None = None) -> None:
         self.saved.append((index, {"steps": sorted(file.step for file in files.values()), **facts}, part))
+
+    def drop(self, index: int, part: int) -> None:
+        self.dropped.append((index, part))
 
 
 @pytest.fixture
@@ -228,6 +305,46 @@ def test_a_state_from_outside_the_round_makes_no_checkpoint(
     saving.add_state_within(part, 0, found(part, 0, 42))
     saving.add_state_within(part, 1, found(part, 1, step))
     assert (saving.pending, store.saved, notes) == (False, [], [])
+
+
+def test_a_state_from_outside_the_round_makes_none_after_the_round_was_left_either(
+    saving: Saving, store: Store, clock: list[float]
+) -> None:
+    saving.enter(4, (0, 1), Progress(), (40, 50))
+    clock[0] = 301.0
+    part = saving.due()
+    assert part is not None
+    saving.leave()
+    saving.add_state_within(part, 0, found(part, 0, 42))
+    saving.add_state_within(part, 1, found(part, 1, 60))
+    assert (saving.pending, store.saved) == (False, [])
+
+
+def test_what_a_round_waited_for_before_it_began_makes_no_part_due(saving: Saving, clock: list[float]) -> None:
+    clock[0] = 10_000.0
+    saving.enter(0, (0, 1), Progress(), (0, 10))
+    clock[0] += 299.0
+    assert saving.due() is None
+    clock[0] += 2.0
+    assert saving.due() is not None
+
+
+def test_a_part_that_was_given_up_is_removed_when_the_next_one_is_begun(
+    saving: Saving, store: Store, clock: list[float]
+) -> None:
+    saving.enter(4, (0, 1), Progress(), (40, 50))
+    numbers = []
+    for _ in range(3):
+        clock[0] += 301.0
+        part = saving.due()
+        assert part is not None
+        numbers.append(part.number)
+        saving.add_state_within(part, 0, found(part, 0, 42))
+        saving.add_state_within(part, 1, None)
+        saving.add_state_within(part, 0, found(part, 0, 42))  # too late
+    saving.close()
+    # Not the last one: who was asked writes yet.
+    assert store.dropped == [(4, number) for number in numbers[:-1]]
 
 
 def test_a_seed_that_cannot_be_saved_gives_the_part_up_and_the_round_is_saved_all_the_same(

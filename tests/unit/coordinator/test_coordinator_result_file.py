@@ -42,6 +42,8 @@ from gradinversion.peeling.record import (
     RecoveredPlace,
 )
 from gradinversion.storage.folders import Storage, StorageError
+from gradinversion.storage.json_file import read_json
+from gradinversion.storage.safetensors_reader import FormatError
 from gradinversion.storage.tensor_file import CheckpointError
 from gradinversion.target.belief import Belief
 
@@ -162,6 +164,22 @@ def test_everything_comes_back(kind: str, result: Reconstruction, tmp_path: Path
     assert read_result(storage) is None
     assert storage.names("checkpoints") == []
     remove_result(storage)
+
+
+def test_the_result_of_a_long_run_comes_back(
+    result: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose history takes more than a stranger's other files may, were nothing allowed whatever the size."""
+    for name in ("_SMALL_BYTES", "_ALLOWED_BYTES"):
+        monkeypatch.setattr(f"gradinversion.storage.json_file.{name}", 0)
+    terms = dict.fromkeys(("gradient", "total_variation", "total", "steps_per_second"), 0.12345678901234567)
+    row = {"round": 1999, "seed": 31, "incarnation": 0, "step": 20_000.0} | terms
+    long = dataclasses.replace(result, history=(row,) * 1_000)
+    storage = Storage(tmp_path)
+    write_result(storage, long)
+    with pytest.raises(FormatError, match="in memory"):
+        read_json((tmp_path / "checkpoints/result.json").read_bytes())
+    assert same(read_result(storage), long)
 
 
 def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:

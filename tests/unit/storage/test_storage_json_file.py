@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from gradinversion.storage.json_file import read_json
+from gradinversion.storage.json_file import OWN_TIMES, RoomError, read_json
 from gradinversion.storage.safetensors_reader import FormatError
 
 MIB = 2**20
@@ -36,8 +36,15 @@ BOMBS: dict[str, bytes | None] = {
 
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_values_that_take_many_times_the_file_are_refused(name: str) -> None:
-    with pytest.raises(FormatError, match=r"would take [\d,]+ in memory|different names"):
+    with pytest.raises(RoomError, match=r"would take [\d,]+ in memory|different names"):
         read_json(different() if (part := BOMBS[name]) is None else repeated(part))
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_files_that_are_like_our_own_have_a_bound_too(name: str) -> None:
+    size = 48 * MIB
+    with pytest.raises(RoomError, match=r"would take [\d,]+ in memory|different names"):
+        read_json(different(size) if (part := BOMBS[name]) is None else repeated(part, size), OWN_TIMES)
 
 
 def test_other_characters_would_have_a_large_file_take_four_times_its_size_as_text() -> None:

@@ -125,6 +125,8 @@ def test_an_audit_that_goes_on_keeps_its_plan(settings: Settings, tmp_path: Path
     plan = Plan(250, 2, ("a", "b"), {"a": 1.5, "b": 2.0}, ("fewer steps",))
     PlanStore(storage, config).save(plan, 3)
     assert PlanStore(storage, replace(config, resume=True, out="elsewhere")).load() == (plan, 3)
+    for place in ("coordinator.save_every=1m", "agents.minimum=1", "agents.patience=5"):
+        assert PlanStore(storage, settings("budget=10m", place)).load() == (plan, 3)
     assert PlanStore(storage, settings("budget=20m")).load() is None
     assert PlanStore(storage, settings("budget=10m", "agents.iterations=9")).load() is None
     content = json.loads((tmp_path / "plan.json").read_text())
