@@ -22,7 +22,7 @@ class Why(Enum):
     ALIKE = "alike"
     """The images have features with the same zeros."""
     VISITS = "visits"
-    """The client made another number of visits than was told."""
+    """The weight delta shows another number of visits than the facts make."""
     STEPS = "steps"
     """Which of the client's steps each visit was in does not show."""
     LENGTHS = "lengths"
@@ -59,6 +59,8 @@ class Refused:
     """That many can be determined at most; with `Why.LARGE` that many are solved at most."""
     growing: int = 0
     """Those among the equations that are in proportion to the images; all others are as many for any of them."""
+    many: bool = False
+    """Whether there are more images than are told apart, however small they are."""
     error: float | None = None
     """Of the solution that is not believed, or what it leaves of the gradient that should confirm it; relative."""
 
@@ -90,6 +92,8 @@ class Refused:
             side: Of the images in pixels, the longer one.
         """
         share = self._share
+        if share is not None and self.many:
+            return 0
         # In whole places: a pixel more is a place more.
         return None if share is None else min(along, int(share**0.5 * along)) * side // along
 
@@ -108,8 +112,8 @@ _WORDS = {
     Why.INEXACT: "it is known with an estimated error of {error} only",
     Why.RANK: "the weight gradient is not that of {places} places",
     Why.ALIKE: "the images cannot be told apart by the zeros of their features",
-    Why.VISITS: "the weight delta shows {equations} visits of images and {places} were told: its epochs or number of "
-    "images are others",
+    Why.VISITS: "the weight delta shows {equations} visits of images and the facts make {places}: its epochs or number "
+    "of images are others, or visits merge, as after small steps, of images learned already or of equal ones",
     Why.STEPS: "which of the client's steps each visit was in does not show (the layers between two convolutions leave "
     "{error} of a visit's features)",
     Why.LENGTHS: "the lengths of the images leave {error} of the gradient in front",

@@ -36,8 +36,6 @@ _SURELY = 10.0
 OBEYS, APART = 0.02, 1 / 3
 # Passes over all steps, each with the lengths that the one before gave; what a pair may leave without another one.
 _PASSES, _EXACT = 4, 1e-5
-# Singular values drop by at least this much behind the last place; smaller than this share of the first they are none.
-_DROP, _LEAST_SEEN = 0.05, 1e-6
 # Shifts below this share of the deviation are no column of their own.
 _FLAT = 1e-12
 
@@ -221,6 +219,8 @@ class VisitsOrdering:
         costs = torch.tensor(
             [[_left(one, shift, back.inputs[visit], open_units[visit]) for visit in columns] for one in scaled]
         )
+        # A visit that has no length, or none of whose units is surely open, obeys nothing.
+        costs = torch.nan_to_num(costs, nan=1.0)
         chosen_rows, chosen_columns = scipy.optimize.linear_sum_assignment(costs.numpy())
         return [
             (float(costs[row, column]), rows[row], columns[column])
@@ -263,33 +263,6 @@ class VisitsOrdering:
         """Each visit with its length."""
         factor = inverse.reshape(-1, 1, 1, 1)
         return replace(back, inputs=back.inputs / factor, cotangents=back.cotangents * factor)
-
-
-def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size: tuple[int, int]) -> int | None:
-    """How many visits a delta is a sum over, by the rank of a convolution's taps: each has as many as it has places.
-
-    Args:
-        weight_gradient: Of all steps together.
-        size: Height and width of the convolution's input.
-
-    Returns:
-        None where the rank does not show, or is not that of whole visits.
-    """
-    gradient = weight_gradient.detach().cpu().double()
-    found = []
-    for taps in (gradient.flatten(1), gradient.transpose(0, 1).flatten(1)):
-        # A channel that no visit opened has no gradient, and is no drop of the others.
-        taps = taps[taps.any(dim=1)]
-        singular = torch.linalg.eigvalsh(taps @ taps.T).clamp_min(0).sqrt().flip(0)
-        drops = singular[1:] / singular[:-1].clamp_min(1e-300)
-        # Beyond what float32 keeps there is nothing but rounding, which drops at will.
-        drops[singular[:-1] < _LEAST_SEEN * singular[0]] = 1.0
-        place = int(drops.argmin())
-        if not float(drops[place]) < _DROP:
-            return None
-        found.append(place + 1)
-    visits, rest = divmod(found[0], size[0] * size[1])
-    return visits if found[0] == found[1] and rest == 0 else None
 
 
 def is_open(visits: VisitList, times: float = 1.0) -> Bool[Tensor, "visit channel height width"]:

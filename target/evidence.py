@@ -37,10 +37,11 @@ def _plain(check: Callable[[CapturedUpdate, nn.Module], Finding]) -> Check:
     return lambda update, model, look: check(update, model)
 
 
-# The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have.
+# The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have. Local steps
+# before the counter of batches, which is held against the steps that are believed in the end.
 CHECKS: tuple[Check, ...] = (
-    _plain(check_step_counter),
     _plain(check_local_steps),
+    _plain(check_step_counter),
     _plain(check_sampling),
     _plain(check_clients),
     _plain(check_loss),

@@ -8,20 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..capture import BatchNormMode, CapturedUpdate, Fact, LocalTraining, read
+from ..capture import BatchNormMode, CapturedUpdate, Fact, LocalFacts, LocalTraining, assumed, read
 from ..peeling.graph import NoGraph, network_graph
+from ..peeling.rules.effort import Effort
 from ..peeling.rules.rule import Setting
 from ..peeling.rules.visits_read import VisitsRead, visits_read
 from .finding import Finding
 
-_SOURCE = "the taps of the weight delta"
+_SOURCE = "the visits of images that the weight delta tells apart"
 _TOLERANCE = 0.03
+# Floating-point operations that the look may take: a tenth of what peeling may by default.
+_MOST_OPERATIONS = 1e12
 
 
 def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
     """Whether a weight delta is of as many visits of images as the facts say, in steps as large.
 
-    Told epochs and batches that the delta contradicts give way to what it shows: peeling and retracing rest on them.
+    Peeling and retracing rest on both. Visits merge after small steps, of images learned already and of equal ones, so
+    that a delta is of at least as many visits as it shows: more than the facts make replace the epochs, which
+    stay in doubt, fewer replace and contradict nothing, and as many leave epochs that are assumed in doubt.
 
     Args:
         update: What the client sent.
@@ -38,49 +43,82 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
     if rest:
         return Finding()
     # One step that somebody vouches for shows in the number of visits alone.
-    shown = shown_visits(update, model, update.image_count if vouched and local.steps(each) == 1 else None)
+    expected = update.image_count if vouched and local.steps(each) == 1 else None
+    told = None if facts.batch_size.assumed else clients * len(local.batches(each)[0])
+    shown = shown_visits(update, model, expected, told)
     if shown is None:
         return Finding()
-    return _held_against(local, shown, update.image_count, clients, vouched)
+    if shown.visits < update.image_count * local.epochs:
+        return _fewer(shown.visits, update.image_count * local.epochs)
+    if shown.visits > update.image_count * local.epochs and shown.visits % update.image_count:
+        return _no_whole_epochs(local, shown.visits, update.image_count)
+    return _read_off(local, shown, update.image_count, clients, facts)
 
 
-def shown_visits(update: CapturedUpdate, model: nn.Module, expected: int | None = None) -> VisitsRead | None:
+def shown_visits(
+    update: CapturedUpdate, model: nn.Module, expected: int | None = None, told: int | None = None
+) -> VisitsRead | None:
     """What the delta of a client shows of its steps; None where nothing, or where the network cannot be read.
+
+    It is looked whether or not images are to be peeled, since retracing rests on the steps too; a limit of its own
+    bounds what that may cost.
 
     Args:
         update: A weight delta without weight decay, with batch norm on running statistics.
         model: The server's model, before the client's steps.
         expected: See `visits_read`.
+        told: See `visits_read`.
     """
     graph = network_graph(model, update.image_shape, update.batch_norm, update.image_count)
     if isinstance(graph, NoGraph):
         return None
     gradients = {name: -one for name, one in update.gradients.items() if name in graph.tensors}
     try:
-        return visits_read(Setting(graph, gradients, 1, _TOLERANCE), expected)
+        return visits_read(Setting(graph, gradients, 1, _TOLERANCE, Effort(_MOST_OPERATIONS)), expected, told)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
 
 
-def _held_against(local: LocalTraining, shown: VisitsRead, images: int, clients: int, vouched: bool) -> Finding:
-    each = images // clients
-    visits = f"the weight delta shows {shown.visits} visit{'s' * (shown.visits != 1)} of images"
-    epochs, rest = divmod(shown.visits, images)
-    if rest or not epochs:
-        some = f"{images} image{'s' * (images != 1)}"
-        sentence = f"{visits}, which are no whole epochs of {some}: there are others than that, or some were left out"
-        return Finding(contradictions={"epochs": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
-    facts: dict[str, Fact[Any]] = {"epochs": read(epochs, _SOURCE)}
+def _fewer(visits: int, expected: int) -> Finding:
+    """Told rightly or not: nothing is replaced or contradicted."""
+    return Finding(
+        messages=(
+            f"The weight delta shows {_visits(visits)}, and the facts make {expected}: there are fewer, or visits "
+            "merge, as after small steps, of images learned already or of equal ones; the facts are left as they are.",
+        )
+    )
+
+
+def _no_whole_epochs(local: LocalTraining, visits: int, images: int) -> Finding:
+    some = f"{images} image{'s' * (images != 1)}"
+    sentence = (
+        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of {some} make: there are "
+        "more epochs or more images than that"
+    )
+    return Finding(contradictions={"epochs": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
+
+
+def _read_off(local: LocalTraining, shown: VisitsRead, images: int, clients: int, known: LocalFacts) -> Finding:
+    """Epochs where there are more visits than the facts make, and the size of a step where it is seen."""
+    each, epochs = images // clients, shown.visits // images
+    facts: dict[str, Fact[Any]] = {}
+    if epochs > local.epochs:
+        # Others may have merged, so that the number is used and stays in doubt.
+        facts["epochs"] = assumed(epochs, _SOURCE)
     size = _step_size(shown, each, clients)
-    if size is not None:
-        facts["batch_size"] = read(None if size == each else size, _SOURCE)
-    found = replace(local, **{name: fact.value for name, fact in facts.items()})
-    same = found.epochs == local.epochs and found.batches(each) == local.batches(each)
-    if same and vouched:
+    other = size is not None and size != len(local.batches(each)[0])
+    # Of equal images the first step shows too few as well: where visits may have merged, it is in doubt too. Where as
+    # many show as epochs that somebody vouches for make, none have.
+    settled = epochs == local.epochs and not known.epochs.assumed
+    if size is not None and (other or (settled and known.batch_size.assumed)):
+        facts["batch_size"] = (read if settled else assumed)(None if size == each else size, _SOURCE)
+    if not facts:
         return Finding()
-    words = f"{visits}, {_in_words(found, each)}"
-    said = "" if same else f", where the facts say {_in_words(local, each)}; what it shows is used"
-    return Finding(facts=facts, messages=(f"{words[0].upper()}{words[1:]}{said}.",), resolved=frozenset(facts))
+    found = replace(local, **{name: fact.value for name, fact in facts.items()})
+    words = f"At least {_visits(shown.visits)} show in the weight delta, as in {_in_words(found, each, size)}"
+    same = epochs == local.epochs and not other
+    said = "" if same else f", where the facts say {_in_words(local, each, size)}; what it shows is used"
+    return Finding(facts=facts, messages=(f"{words}{said}.",))
 
 
 def _step_size(shown: VisitsRead, each: int, clients: int) -> int | None:
@@ -89,6 +127,14 @@ def _step_size(shown: VisitsRead, each: int, clients: int) -> int | None:
     return size if size and not rest and size <= each else None
 
 
-def _in_words(local: LocalTraining, each: int) -> str:
-    epochs = "1 epoch" if local.epochs == 1 else f"{local.epochs} epochs"
-    return f"{epochs} of steps of {len(local.batches(each)[0])}"
+def _visits(count: int) -> str:
+    return f"{count} visit{'s' * (count != 1)} of images"
+
+
+def _epochs(local: LocalTraining) -> str:
+    return "1 epoch" if local.epochs == 1 else f"{local.epochs} epochs"
+
+
+def _in_words(local: LocalTraining, each: int, size: int | None) -> str:
+    """Of the size of a step nothing is said where none is seen."""
+    return _epochs(local) if size is None else f"{_epochs(local)} of steps of {len(local.batches(each)[0])}"

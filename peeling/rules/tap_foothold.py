@@ -42,9 +42,7 @@ def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
         if few_enough(setting, node):
             yield _taken(setting, known, node)
     if candidates and not few_enough(setting, candidates[0]):
-        best, rank = candidates[0], rank_of(setting, candidates[0])
-        why = Why.LARGE if rank == MOST_PLACES else Why.FEW_EQUATIONS
-        yield Refused("taps", best.inputs[0], why, places_of(setting, best), rank)
+        yield crowded(setting, candidates[0])
     if not candidates:
         yield from _barred(setting)
 
@@ -70,9 +68,22 @@ def places_of(setting: Setting, node: Node) -> int:
 
 def rank_of(setting: Setting, node: Node) -> int:
     """The places that the taps tell apart at most, and not more than those of as many images as are told apart."""
+    _, height, width = setting.graph.shape(node.inputs[0])
+    return min(_equations_of(setting, node), MOST_PLACES, MOST_IMAGES * height * width)
+
+
+def _equations_of(setting: Setting, node: Node) -> int:
+    """The places that there are equations for, whether or not so many are solved."""
     assert isinstance(node.kind, Convolution)
-    channels, height, width = setting.graph.shape(node.inputs[0])
-    return min(min(channels, node.shape[0]) // node.kind.groups, MOST_PLACES, MOST_IMAGES * height * width)
+    return min(setting.graph.shape(node.inputs[0])[0], node.shape[0]) // node.kind.groups
+
+
+def crowded(setting: Setting, node: Node) -> Refused:
+    """That there are more places than its taps tell apart: for lack of equations, or because no more are solved."""
+    rank = rank_of(setting, node)
+    why = Why.LARGE if rank < _equations_of(setting, node) else Why.FEW_EQUATIONS
+    many = setting.image_count > MOST_IMAGES
+    return Refused("taps", node.inputs[0], why, places_of(setting, node), rank, many=many)
 
 
 def crowding(setting: Setting, node: Node) -> float:

@@ -23,10 +23,11 @@ from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
 from ..taps_again import apart_again
-from ..visits import Layer, Norm, VisitList, VisitsOrdering, visits_seen
+from ..visits import Layer, Norm, VisitList, VisitsOrdering
+from ..visits_seen import visits_seen
 from .knowledge import Knowledge, evenly
 from .rule import Derived, Setting
-from .tap_foothold import crowding, has_taps, places_of, rank_of, taps_operations
+from .tap_foothold import crowded, crowding, has_taps, places_of, rank_of, taps_operations
 
 RULE = "taps"
 
@@ -55,10 +56,9 @@ def visit_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Ref
         pairs = [pair for pair in pairs if pair.second.name == setting.foothold]
     pairs.sort(key=lambda pair: (crowding(setting, pair.second), setting.graph.nodes.index(pair.second)))
     for pair in pairs:
-        worst = max(crowding(setting, one) for one in (pair.first, pair.second))
-        places, rank = places_of(setting, pair.second), rank_of(setting, pair.second)
-        if worst > 1:
-            yield Refused(RULE, pair.second.inputs[0], Why.FEW_EQUATIONS, places, rank)
+        worst = max((pair.second, pair.first), key=lambda one: crowding(setting, one))
+        if crowding(setting, worst) > 1:
+            yield crowded(setting, worst)
         else:
             yield _taken(setting, setting.steps, known, pair)
 

@@ -33,3 +33,16 @@ def test_where_one_image_is_too_many_none_is_said_to_do() -> None:
 def test_what_no_number_of_images_mends_promises_nothing(why: Why) -> None:
     refused = Refused("rule", "value", why, places=512, equations=147, error=0.1)
     assert (refused.most_images(8), refused.largest_side(8, 32)) == (None, None)
+
+
+def test_smaller_images_do_not_help_where_they_are_too_many() -> None:
+    refused = Refused("rule", "value", Why.LARGE, places=80, equations=64, many=True)
+    assert refused.most_images(80) == 64
+    assert refused.largest_side(8, 32) == 0
+
+
+@pytest.mark.parametrize("seen", [4, 12])
+def test_another_number_of_visits_is_said_with_all_its_causes(seen: int) -> None:
+    words = Refused("rule", "value", Why.VISITS, places=8, equations=seen).words
+    assert f"shows {seen} visits of images and the facts make 8" in words
+    assert "or visits merge" in words

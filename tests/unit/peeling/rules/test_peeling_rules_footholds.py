@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.peeling.refusals import Why
+from gradinversion.capture import BatchNormMode
+from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.local_steps import LocalSteps
+from gradinversion.peeling.refusals import Refused, Why
+from gradinversion.peeling.rules.knowledge import Knowledge
+from gradinversion.peeling.rules.rule import Setting
+from gradinversion.peeling.rules.tap_foothold import tap_foothold
+from gradinversion.peeling.rules.visit_foothold import visit_foothold
 from torch import Tensor, nn
 
 Cases = Callable[..., Any]
@@ -107,3 +114,52 @@ def test_gradients_that_begin_at_zero_are_said_to_bar_the_taps(residual_case: Ca
     assert found.steps == ()
     assert {one.why for one in found.refused} == {Why.FLAT}
     assert found.refused[0].value == case.graph.by_name["4.conv2"].inputs[0]
+
+
+def _many_channels(pixels: int) -> nn.Sequential:
+    layers = [nn.Conv2d(3, 128, 4, 4), nn.ReLU(), nn.Conv2d(128, 128, 3, 1, 1, bias=False), nn.BatchNorm2d(128)]
+    layers += [
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, 1, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128 * (pixels // 4) ** 2, 10),
+    ]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("visits", [False, True])
+@pytest.mark.parametrize(
+    ("count", "pixels", "why", "equations"),
+    [(80, 4, Why.LARGE, 64), (80, 8, Why.FEW_EQUATIONS, 128), (40, 8, Why.FEW_EQUATIONS, 128)],
+)
+def test_more_images_than_are_told_apart_are_no_lack_of_equations(
+    visits: bool, count: int, pixels: int, why: Why, equations: int
+) -> None:
+    model = _many_channels(pixels)
+    graph = network_graph(model, (3, pixels, pixels), BatchNormMode.EVAL, count)
+    assert isinstance(graph, Graph)
+    gradients = {name: torch.ones_like(one) for name, one in model.named_parameters()}
+    steps = LocalSteps((8,) * (count // 8), 0.02) if visits else None
+    rule = visit_foothold if visits else tap_foothold
+    (refused,) = rule(Setting(graph, gradients, count, 0.03, steps=steps), Knowledge())
+    assert isinstance(refused, Refused)
+    places = (pixels // 4) ** 2
+    assert (refused.why, refused.places, refused.equations) == (why, count * places, equations)
+    assert refused.most_images(count) == equations // places
+    # Smaller images would do where it is not their number.
+    assert bool(refused.largest_side(pixels // 4, pixels)) == (count <= 64)
+
+
+def test_where_the_convolution_in_front_is_crowded_it_is_named() -> None:
+    """Its numbers are those that are said."""
+    model = _many_channels(8)
+    model[0], model[2] = nn.Conv2d(3, 32, 4, 4), nn.Conv2d(32, 128, 3, 1, 1, bias=False)
+    graph = network_graph(model, (3, 8, 8), BatchNormMode.EVAL, 16)
+    assert isinstance(graph, Graph)
+    gradients = {name: torch.ones_like(one) for name, one in model.named_parameters()}
+    setting = Setting(graph, gradients, 16, 0.03, steps=LocalSteps((8, 8), 0.02))
+    (refused,) = visit_foothold(setting, Knowledge())
+    assert isinstance(refused, Refused)
+    assert refused.value == graph.by_name["2"].inputs[0]
+    assert (refused.why, refused.places, refused.equations) == (Why.FEW_EQUATIONS, 64, 32)

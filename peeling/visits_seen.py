@@ -1,0 +1,42 @@
+"""How many visits of images a weight delta shows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Singular values drop by at least this much behind the last place; smaller than this share of the first they are none.
+_DROP, _LEAST_SEEN = 0.05, 1e-6
+
+
+def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size: tuple[int, int]) -> int | None:
+    """How many visits a delta is a sum over, by the rank of a convolution's taps: each has as many as it has places.
+
+    There are at least as many. What a later visit of the same image adds is of the order of the square of the steps'
+    relative size, so that after small steps, of images learned already or of equal ones visits merge.
+
+    Args:
+        weight_gradient: Of all steps together.
+        size: Height and width of the convolution's input.
+
+    Returns:
+        None where the rank does not show, or is not that of whole visits.
+    """
+    gradient = weight_gradient.detach().cpu().double()
+    found = []
+    for taps in (gradient.flatten(1), gradient.transpose(0, 1).flatten(1)):
+        # A channel that no visit opened has no gradient, and is no drop of the others.
+        taps = taps[taps.any(dim=1)]
+        if len(taps) < 2 or not bool(torch.isfinite(taps).all()):
+            return None
+        singular = torch.linalg.eigvalsh(taps @ taps.T).clamp_min(0).sqrt().flip(0)
+        drops = singular[1:] / singular[:-1].clamp_min(1e-300)
+        # Beyond what float32 keeps there is nothing but rounding, which drops at will.
+        drops[singular[:-1] < _LEAST_SEEN * singular[0]] = 1.0
+        place = int(drops.argmin())
+        if not float(drops[place]) < _DROP:
+            return None
+        found.append(place + 1)
+    visits, rest = divmod(found[0], size[0] * size[1])
+    return visits if found[0] == found[1] and rest == 0 else None
