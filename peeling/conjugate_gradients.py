@@ -18,6 +18,8 @@ class Descended:
     """Square of what is left of the right side, in the preconditioner's norm."""
     wanted: Tensor
     """That of the right side itself."""
+    made: int
+    """Iterations."""
 
 
 def conjugate_gradients(
@@ -44,9 +46,11 @@ def conjugate_gradients(
     wanted = (right * (right if precondition is None else precondition(right))).sum()
     limit = settled**2 * wanted
     direction, square = scaled.clone(), (residual * scaled).sum()
+    made = 0
     for _ in range(iterations):
         if not square > limit:  # settled, or not a number
             break
+        made += 1
         image = normal(direction)
         length = square / (direction * image).sum()
         solution = solution + length * direction
@@ -55,4 +59,4 @@ def conjugate_gradients(
         following = (residual * scaled).sum()
         direction = scaled + following / square * direction
         square = following
-    return Descended(solution, square, wanted)
+    return Descended(solution, square, wanted, made)

@@ -21,7 +21,7 @@ class KnownFeatures:
     """Activations of every image at one place of the network, determined by the gradient."""
 
     module: str
-    """Name of the module at which they are known."""
+    """Name of the module at which they are known; empty for the model itself."""
     output: bool
     """Whether they are the module's output; else its input."""
     rectified: bool
@@ -36,7 +36,8 @@ class KnownFeatures:
     def words(self) -> str:
         """Where they are and how many, for a reader."""
         shape = " x ".join(str(side) for side in self.activations.shape[1:])
-        return f"the {'output' if self.output else 'input'} of {self.module} ({shape} numbers for each image)"
+        where = self.module or "the model"
+        return f"the {'output' if self.output else 'input'} of {where} ({shape} numbers for each image)"
 
 
 def known_by_peeling(anchor: Anchor, way: str = "layer peeling") -> KnownFeatures:
@@ -59,13 +60,15 @@ def known_by_rules(record: PeelingRecord, derivation: Derivation, model: nn.Modu
         derivation: With the activations.
         model: Whose modules are meant; None is handed back where no place is the input of one of them.
     """
-    names = {name for name, _ in model.named_modules()}
+    names = {name for name, _ in model.named_modules() if name}
     order = {node.name: position for position, node in enumerate(record.nodes)}
-    places = [one for one in record.places if one.reader in names]
+    # The images are the whole model's input. Means that the graph takes in front of a convolution are no module's.
+    places = [one for one in record.places if one.reader in names or one.value == record.images]
     places = [one for one in places if one.error_max <= _SURELY] or places
     if not places:
         return None
     nearest = min(places, key=lambda one: order.get(one.value, -1))
     activations = derivation.knowledge.activations[nearest.value].values.float()
     way = f"{record.footholds[0]}, and the equations behind them," if record.footholds else "the equations"
-    return KnownFeatures(nearest.reader, False, False, activations, nearest.error_max, way)
+    module = nearest.reader if nearest.reader in names else ""
+    return KnownFeatures(module, False, False, activations, nearest.error_max, way)

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import median
 
-from .refusals import Refused
+from .refusals import Refused, Why
+
+AVERAGED = "average in front"
+"""The kind of a mean over windows that the model takes behind a 1x1 convolution, taken in front of it."""
+_OF_EFFORT = (Why.COST.value, Why.LARGE.value)
 
 WHOLE_IMAGES = "the images"
 """What a place is called that is the images themselves."""
@@ -170,6 +174,8 @@ class PeelingRecord:
     """That a decoder was fitted on; None where none was."""
     contrast: Contrast = Contrast.SEEN
     """Of the images."""
+    by_taps: bool = False
+    """Whether taps and rows of all layers were tried; else only the chain of the last layers was."""
 
     @property
     def nearest(self) -> RecoveredPlace | None:
@@ -183,6 +189,14 @@ class PeelingRecord:
         if any(one.value == self.images for one in self.places):
             return True
         return self.found is not None and (self.found.by is ImagesBy.EQUATIONS or self.found.confirmed)
+
+    @property
+    def exact_places(self) -> int | None:
+        """How many places are known; None where there are none and effort, not the equations, set the limit."""
+        if self.places:
+            return len(self.places)
+        left_out = not self.by_taps or any(one.why in _OF_EFFORT for one in self.ends)
+        return None if left_out else 0
 
 
 def end_of(refused: Refused, place: str, shape: tuple[int, ...], image_count: int, side: int) -> End:
@@ -217,9 +231,9 @@ def joined(record: PeelingRecord | None, chain: PeelingRecord | None) -> Peeling
     known = {one.value for one in record.places}
     added: list[RecoveredPlace] = []
     for one in chain.places:
-        reader = by_name.get(one.reader)
-        if reader is not None and reader.inputs and reader.inputs[0] not in known:
-            added.append(replace(one, value=reader.inputs[0]))
+        value = _read_by(by_name, one.reader)
+        if value is not None and value not in known:
+            added.append(replace(one, value=value))
     errors = {one.value: one.error_max for one in added}
     nodes = tuple(
         replace(node, activations=1.0, derivative=1.0, error=errors[node.name])
@@ -228,4 +242,17 @@ def joined(record: PeelingRecord | None, chain: PeelingRecord | None) -> Peeling
         for node in record.nodes
     )
     footholds = (*record.footholds, *(chain.footholds if added else ()))
-    return replace(record, places=(*record.places, *added), nodes=nodes, footholds=footholds)
+    # It did not end at a mean whose input the chain knows.
+    passed = any(node.kind == AVERAGED and node.inputs[0] in errors for node in record.nodes)
+    reason = "" if passed else record.reason
+    return replace(record, places=(*record.places, *added), nodes=nodes, footholds=footholds, reason=reason)
+
+
+def _read_by(by_name: Mapping[str, NetworkNode], module: str) -> str | None:
+    """The value that a module of the model reads; None where it is not in the network."""
+    reader = by_name.get(module)
+    if reader is None or not reader.inputs:
+        return None
+    entering = by_name.get(reader.inputs[0])
+    # The model takes that mean behind the module.
+    return entering.inputs[0] if entering is not None and entering.kind == AVERAGED else reader.inputs[0]

@@ -54,6 +54,7 @@ def record_derivation(
         tolerance=tolerance,
         local_steps=local_steps,
         reason=_reason(derivation) if not refused else "",
+        by_taps=True,
     )
 
 
@@ -62,8 +63,9 @@ def _reason(derivation: Derivation) -> str:
     if not derivation.steps:
         return _NO_TAPS
     graph, known = derivation.graph, derivation.knowledge
-    means = (node.name for node in graph.nodes if isinstance(node.kind, AverageInFront))
-    return _MEANS if any(known.complete(name) is not None for name in means) else ""
+    means = (node for node in graph.nodes if isinstance(node.kind, AverageInFront))
+    ended = (known.complete(one.name) is not None and known.complete(one.inputs[0]) is None for one in means)
+    return _MEANS if any(ended) else ""
 
 
 # What is taken apart, by the rule that begins.
@@ -81,10 +83,16 @@ def place_words(graph: Graph, value: str) -> str:
         return WHOLE_IMAGES
     reader = _reader(graph, value)
     if reader:
-        averaged = value in graph.by_name and isinstance(graph.by_name[value].kind, AverageInFront)
-        return f"{'the mean over windows of ' if averaged else ''}the input of {reader}"
+        return f"{'the mean over windows of ' if _is_averaged(graph, value) else ''}the input of {reader}"
     behind = _behind(graph, value)
+    if any(_is_averaged(graph, name) for name in graph.by_name[value].inputs):
+        return f"the mean over windows of the output of {value}"
     return f"the output of {value}{f' (behind {behind})' if behind else ''}"
+
+
+def _is_averaged(graph: Graph, value: str) -> bool:
+    """Whether a value is a mean that the model takes behind the convolution that reads it here."""
+    return value in graph.by_name and isinstance(graph.by_name[value].kind, AverageInFront)
 
 
 def _behind(graph: Graph, value: str) -> str:
@@ -119,7 +127,8 @@ def _place(graph: Graph, known: Knowledge, steps: Sequence[Step]) -> RecoveredPl
     return RecoveredPlace(
         value=first.value,
         place=place_words(graph, first.value),
-        reader=_reader(graph, first.value),
+        # The model's module reads what the mean is of.
+        reader="" if _is_averaged(graph, first.value) else _reader(graph, first.value),
         shape=first.shape,
         rule=first.rule,
         errors=tuple(float(one) for one in activations.error),

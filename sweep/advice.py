@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .changes import Change
 from .grid import UNDEFENDED, Grid
@@ -50,12 +50,14 @@ def advise(grid: Grid, changes: Sequence[Change]) -> str:
             return f"The one change in this grid was not shown to stop it{missing}."
         return f"None of the {len(changes)} changes in this grid was shown to stop it.{also}"
     first = stopping[0]
+    before = _not_known(change.effect for change in changes[: changes.index(first)])
     if not first.usable:
         return (
             "The image leak was stopped only by changes with which no useful model could be trained: the smallest is "
-            f"{first.name} ({_terms(first)})."
+            f"{first.name} ({_terms(first)}){before}."
         )
-    sentence = f"The smallest change that stops the image leak: {first.name} ({_terms(first)})."
+    stops = "was shown to stop" if before else "stops"
+    sentence = f"The smallest change that {stops} the image leak: {first.name} ({_terms(first)}){before}."
     kinds = _kinds(grid, first)
     further = [
         change
@@ -67,13 +69,14 @@ def advise(grid: Grid, changes: Sequence[Change]) -> str:
     return sentence
 
 
-def advise_on_exactness(effect: Effect, places: int | None, changes: Sequence[Change]) -> str:
+def advise_on_exactness(effect: Effect, places: int | None, changes: Sequence[Change], several: bool) -> str:
     """What equations alone give at the user's settings, and the smallest change with which they give nothing.
 
     Args:
         effect: Of the user's own settings.
         places: Of the network, that follow at them.
         changes: The smallest first.
+        several: Whether they have several cells, of which the worst counts.
 
     Returns:
         Empty where nothing is known of it.
@@ -84,13 +87,26 @@ def advise_on_exactness(effect: Effect, places: int | None, changes: Sequence[Ch
         return "No activations follow from the update exactly at your settings, as far as peeling went."
     what = "the activations at one place" if places == 1 else f"the activations at {places} places"
     sentence = f"From the update alone, up to stated errors, follow {what} of the network at your settings"
+    sentence += " in the worst case" if several else ""
     stopping = [change for change in changes if change.exactness is Effect.STOPS]
     usable = [change for change in stopping if change.usable] or stopping
     if usable:
-        return f"{sentence}; the smallest change with which none do: {usable[0].name} ({_price(usable[0])})."
+        first = usable[0]
+        before = _not_known(change.exactness for change in changes[: changes.index(first)])
+        which = "that was shown to end that" if before else "with which none do"
+        smallest = f"the smallest change {which}, as far as peeling went: {first.name} ({_price(first)})"
+        return f"{sentence}; {smallest}{before}."
     unknown = sum(change.exactness is Effect.UNKNOWN for change in changes)
     also = f" (of {unknown} it is not known)" if unknown else ""
     return f"{sentence}, and no change in this grid was shown to end that{also}."
+
+
+def _not_known(smaller: Iterable[Effect]) -> str:
+    """How many changes that come before one may do it too, as the end of a sentence; empty where none may."""
+    number = sum(effect is Effect.UNKNOWN for effect in smaller)
+    if not number:
+        return ""
+    return f"; of {number} smaller ones it is not known" if number > 1 else "; of one smaller change it is not known"
 
 
 def elsewhere(changes: Sequence[Change]) -> str:

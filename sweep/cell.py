@@ -147,7 +147,7 @@ def _summarise(assessment: Assessment, seconds: float) -> CellResult:
         ssim=finite(report.ssim_mean),
         bit_exact=report.bit_exact,
         peeling=peeling_summary(found),
-        exact_places=None if found.peeling is None else len(found.peeling.places),
+        exact_places=None if found.peeling is None else found.peeling.exact_places,
         seconds=seconds,
         agents=len(found.candidates),
         iterations=found.iterations,

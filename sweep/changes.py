@@ -29,7 +29,7 @@ class Change:
     exactness: Effect
     """The same as `effect`, of the places of the network that the update determines exactly."""
     exact_places: int | None
-    """So many, in the worst cell; None where that is not known."""
+    """So many, in the worst cell; None where none is known and not all cells say so."""
     price: Price | None
     """Of that defence; None where it was not measured."""
 

@@ -42,7 +42,8 @@ class Tally:
     labels: float | None
     """Share of the labels that were recovered; None where no cell has that number."""
     exact_places: int | None
-    """Places of the network whose activations follow; None where no cell has that number."""
+    """Places of the network whose activations follow; None where none is known to and not all cells have that
+    number."""
 
 
 class Outcomes:
@@ -68,15 +69,19 @@ class Outcomes:
         """The worst of the cells with these settings."""
         done = [one for _, one in self.cells(levels) if one is not None and one.state is State.DONE]
         labels = [one.labels for one in done if one.labels is not None]
-        places = [one.exact_places for one in done if one.exact_places is not None]
         return Tally(
             cells=len(done),
             images=max((one.images for one in done), default=0),
             leaked=max((one.leaked for one in done), default=0),
             shown=max((one.leaked + one.weak for one in done), default=0),
             labels=max(labels, default=None),
-            exact_places=max(places, default=None),
+            exact_places=self._exact_places(levels),
         )
+
+    def _exact_places(self, levels: tuple[int, ...]) -> int | None:
+        found = [None if one is None else one.exact_places for _, one in self.cells(levels)]
+        most = max(places or 0 for places in found)
+        return most if most or None not in found else None
 
     def spread(self, levels: tuple[int, ...]) -> str:
         """Of several cells with these settings, what each shows, as the end of a sentence; empty for a single one."""
@@ -104,10 +109,10 @@ class Outcomes:
 
     def exactness(self, levels: tuple[int, ...]) -> Effect:
         """The same of what the update determines exactly: a leak is any place of the network that follows."""
-        if self.tally(levels).exact_places:
-            return Effect.LEAKS
-        known = all(one is not None and one.exact_places is not None for _, one in self.cells(levels))
-        return Effect.STOPS if known else Effect.UNKNOWN
+        places = self._exact_places(levels)
+        if places is None:
+            return Effect.UNKNOWN
+        return Effect.LEAKS if places else Effect.STOPS
 
     def effect_of_change(self, levels: tuple[int, ...]) -> Effect:
         """The effect; where a stronger level of what is altered leaks, it is not taken for a stop."""

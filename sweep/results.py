@@ -14,7 +14,7 @@ from ..storage.schema import misfit
 
 _FILE = "cell.json"
 _LARGEST = 16 * 2**20
-_RULES = 2
+_RULES = 3
 """Of the verdicts: a cell that was judged by others is not finished."""
 
 
@@ -93,7 +93,7 @@ class CellResult:
     peeled."""
     exact_places: int | None = None
     """Places of the network whose activations the update determines, the images among them; None where nothing was
-    peeled, or an earlier version did not keep it."""
+    peeled, or where none was found and effort set the limit: then there may be some."""
     seconds: float = 0.0
     agents: int = 0
     iterations: int = 0

@@ -67,7 +67,8 @@ def judge_grid(grid: Grid, results: Mapping[str, CellResult], prices: Mapping[st
     else:
         labels = "" if not tally.labels else f", but {labels_in_words(tally.labels)}"
         leaks, headline, advice = False, f"{where} no image leak was shown{labels}", elsewhere(changes)
-    exact = advise_on_exactness(outcomes.exactness(base), tally.exact_places, changes)
+    several = len(outcomes.cells(base)) > 1
+    exact = advise_on_exactness(outcomes.exactness(base), tally.exact_places, changes, several)
     return GridVerdict(leaks, headline, advice, _CAUTION, changes, worst_case, exact)
 
 

@@ -45,7 +45,9 @@ def grouped_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refu
     ]
     for node in sorted(wanted, key=lambda node: places_of_value(setting, node.inputs[0])):
         given = (known.activations.get(node.inputs[0]), known.arriving[node.name])
-        found = setting.effort.once(RULE, node.inputs[0], given, partial(_attempt, setting, known, node))
+        # Others may read the same value.
+        rule = f"{RULE} of {node.name}"
+        found = setting.effort.once(rule, node.inputs[0], given, partial(_attempt, setting, known, node))
         if found is not None:
             yield found
 

@@ -79,7 +79,7 @@ class Equations:
             self._by_hidden = torch.einsum("bohw,oi->bihw", self._by_project, self._project)
         self.given, self._names = _given(setting, block, dtype)
         self._lengths = [_length(gradient, name) for gradient, name in zip(self.given, self._names, strict=True)]
-        self._norms = [nodes[-1] if nodes else None for nodes in (block.first, block.second)]
+        self._norms = [_last_norm(nodes) for nodes in (block.first, block.second)]
         self.unused = _scale_gradients(setting, self._norms, dtype)
         self._shapes = [
             {role: tensor.to(dtype) for role, tensor in graph.tensors_of(node).items()} if node is not None else {}
@@ -230,16 +230,21 @@ def _scale_gradients(setting: Setting, norms: Sequence[Node | None], dtype: torc
     """The gradients of batch norms' weights, with the place of the norm: they are left to show what is wrong."""
     found = []
     for at, node in enumerate(norms):
-        if node is not None and isinstance(node.kind, BatchNorm):
-            gradient = setting.gradient(node.name, "weight")
-            if gradient is not None:
-                found.append((at, gradient.detach().cpu().to(dtype)))
+        gradient = None if node is None else setting.gradient(node.name, "weight")
+        if gradient is not None:
+            found.append((at, gradient.detach().cpu().to(dtype)))
     return found
+
+
+def _last_norm(nodes: Sequence[Node]) -> Node | None:
+    """The last batch norm; what may follow it changes no number."""
+    return next((node for node in reversed(nodes) if isinstance(node.kind, BatchNorm)), None)
 
 
 def _normalised(front: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """What a batch norm scaled and shifted, by what it gave."""
-    weight, bias = (tensors[role].reshape(1, -1, 1, 1) for role in ("weight", "bias"))
+    weight = tensors["weight"].reshape(1, -1, 1, 1)
+    bias = tensors["bias"].reshape(1, -1, 1, 1) if "bias" in tensors else 0
     return (front - bias) / torch.where(weight.abs() > 0, weight, torch.inf)
 
 

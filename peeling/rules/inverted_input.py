@@ -7,7 +7,8 @@ softened equation is off by as much as it is soft, and so is its solution: at th
 wrong side, and hard ones mend themselves. Where a stage leaves hardly less than the one before, it is going astray.
 
 Rank: as many known outputs and entries of gradients as 1.1 times the input; that this is enough the solution must show,
-by what it leaves of them, and of the gradients of batch norms' weights, which it was not found by.
+by what it leaves of them, and of the gradients of batch norms' weights, which it was not found by; where there are
+none of these, nothing is solved.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ def _attempt(setting: Setting, known: Knowledge, block: InvertedBlock) -> Derive
     enough = int(equations.count / _OVERDETERMINED) // shape[1]
     if enough < places:
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, enough)
+    if not exact.unused:
+        # With no gradient to hold it against, a solution may be another one than the input.
+        return Refused(RULE, value, Why.OPEN, places, enough)
     if not setting.effort.affords(_operations(setting, block)):
         return Refused(RULE, value, Why.COST, places)
     begun = equations.target if block.skip is not None else torch.zeros(shape)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..conjugate_gradients import conjugate_gradients
+from ..conjugate_gradients import Descended, conjugate_gradients
 
 # Damping, as a share of the mean curvature: at first, and how it is changed.
 _DAMPING, _LESS, _MORE, _MOST_DAMPING = 1e-3, 0.25, 3.0, 1e3
@@ -58,15 +58,18 @@ def levenberg_marquardt(
 ) -> Tensor:
     """A smaller sum of squares than at the start.
 
+    A step that gains nothing is solved again with more damping; all solves together make no more iterations than
+    ``steps`` times ``iterations``, by which callers count what it takes.
+
     Args:
         residual: Differentiable twice.
         start: Of the variables.
-        steps: How many are made.
-        iterations: Of conjugate gradients in each.
+        steps: How many are made at most.
+        iterations: Of conjugate gradients in each solve at most.
         damping: At first, as a share of the mean curvature.
         settled: What conjugate gradients leave, relative, where they end.
     """
-    found = start
+    found, left = start, steps * iterations
     random = torch.Generator().manual_seed(0)
     for _ in range(steps):
         near = Linearised(residual, found)
@@ -74,11 +77,16 @@ def levenberg_marquardt(
         curvature = float(near.forth(probe).square().sum() / probe.square().sum())
         square, slope = float(near.value.square().sum()), near.back(near.value)
         part = 0.0
-        while part == 0 and damping <= _MOST_DAMPING:
-            move = _step(near, slope, damping * curvature, iterations, settled)
+        while part == 0 and damping <= _MOST_DAMPING and left > 0:
+            step = _step(near, slope, damping * curvature, min(iterations, left), settled)
+            # Its line search counts too.
+            left -= max(step.made, 1)
+            move = step.solution
             best, part = _best_part(residual, found, move, square)
             if part == 0:
                 damping *= 10
+        if part == 0:
+            break
         found = (found + part * move).detach()
         if part == 1 and best < _GOOD * square:
             damping *= _LESS
@@ -87,8 +95,8 @@ def levenberg_marquardt(
     return found
 
 
-def _step(near: Linearised, slope: Tensor, damping: float, iterations: int, settled: float) -> Tensor:
-    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, settled).solution
+def _step(near: Linearised, slope: Tensor, damping: float, iterations: int, settled: float) -> Descended:
+    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, settled)
 
 
 def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:

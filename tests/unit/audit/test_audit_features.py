@@ -136,3 +136,20 @@ def test_in_train_mode_a_pool_does_not_change_the_batch_statistics() -> None:
     assert known is not None
     for pool in (None, load_pool("photos", private)):
         assert measure_feature_leak(network, private, update, known, pool).recognised == (True,) * 4
+
+
+def test_a_mean_that_the_model_takes_behind_a_convolution_is_no_modules_input() -> None:
+    torch.manual_seed(0)
+    means = (nn.Conv2d(16, 32, 1), nn.AvgPool2d(2), nn.ReLU())
+    body = (nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), *means, *body, *head).eval()
+    private = PrivateBatch(torch.rand(2, 3, 16, 16), torch.tensor([1, 3]), ("a", "b"))
+    update = capture_gradient(model, private.images, private.labels)
+    found = prepare(update, model, AttackConfig().request)
+    assert found.peeling is not None
+    assert found.peeling.nearest is not None
+    assert found.peeling.nearest.place == "the mean over windows of the input of 2"
+    assert found.known is not None
+    assert (found.known.module, found.known.output) == ("5", False)
+    assert measure_feature_leak(model, private, update, found.known, None).recognised == (True, True)

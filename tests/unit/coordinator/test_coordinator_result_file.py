@@ -96,6 +96,7 @@ RECORD = PeelingRecord(
     photos=DecoderPhotos("photos", ("camera", "brick"), ("coffee",)),
     local_steps=2,
     contrast=Contrast.GRID,
+    by_taps=True,
 )
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from gradinversion.capture import capture_gradient
 from gradinversion.capture.models import convnet
-from gradinversion.peeling import peel
+from gradinversion.peeling import PeelingConfig, peel
 from gradinversion.peeling.cut import photo_crops, public_photos
-from gradinversion.peeling.record import PeelingRecord, joined
+from gradinversion.peeling.record import AVERAGED, End, PeelingRecord, RecoveredPlace, joined
 from gradinversion.peeling.recovery import recover_images
+from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.wording import ended, reached
 from torch import nn
 from torchvision.models.resnet import BasicBlock
@@ -104,3 +105,64 @@ def test_words_are_two_sentences_at_most(side: int) -> None:
     message = recover_images(update, model).message
     assert message.count(". ") <= 1
     assert message.endswith(".")
+
+
+def end(why: Why) -> End:
+    return End("relu", "the input of conv", "taps", why.value, "", 32, 8, None, None, None)
+
+
+def test_none_is_a_number_of_places_only_where_all_was_tried() -> None:
+    place = RecoveredPlace("relu", "the input of conv", "conv", (8, 4, 4), "taps", (1e-6,))
+    tried = PeelingRecord((), (), (), (), by_taps=True)
+    assert tried.exact_places == 0
+    assert replace(tried, ends=(end(Why.FEW_EQUATIONS),)).exact_places == 0
+    for why in (Why.COST, Why.LARGE):
+        limited = replace(tried, ends=(end(Why.FEW_EQUATIONS), end(why)))
+        assert limited.exact_places is None
+        assert replace(limited, places=(place,)).exact_places == 1
+    # The chain of the last layers alone.
+    assert replace(tried, by_taps=False).exact_places is None
+
+
+def test_whether_taps_were_tried_stands_in_the_record() -> None:
+    model = residual()
+    images, labels = torch.rand(16, 3, 32, 32), torch.arange(16) % 10
+    update = capture_gradient(model, images, labels)
+    record = recover_images(update, model).record
+    assert record is not None
+    assert record.exact_places == 0
+    chain = peel(update, model, labels).record
+    assert chain is not None
+    assert not chain.by_taps
+    both = joined(record, chain)
+    assert both is not None
+    assert both.by_taps
+    costly = recover_images(update, model, PeelingConfig(operations=1.0)).record
+    assert costly is not None
+    assert costly.by_taps
+
+
+def averaged() -> nn.Module:
+    """A mean behind a 1x1 convolution, with a plain stem in front that layer peeling knows, were it told."""
+    torch.manual_seed(0)
+    means = (nn.Conv2d(16, 32, 1), nn.AvgPool2d(2), nn.ReLU())
+    body = (nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU())
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), *means, *body, *head).eval()
+
+
+def test_what_the_chain_knows_is_not_the_mean_that_the_graph_takes_in_front() -> None:
+    model = averaged()
+    record = recover_images(capture_gradient(model, torch.rand(2, 3, 16, 16), torch.tensor([1, 3])), model).record
+    assert record is not None
+    (mean,) = [node for node in record.nodes if node.kind == AVERAGED]
+    assert "mean over windows" in record.reason
+    (place,) = [one for one in record.places if one.value == mean.name]
+    assert (place.place, place.reader) == ("the mean over windows of the input of 2", "")
+    of_chain = RecoveredPlace("1", "the input of 2", "2", (16, 8, 8), "convolution input", (1e-6, 1e-6))
+    both = joined(record, PeelingRecord((), (of_chain,), (), ()))
+    assert both is not None
+    assert both.places[-1].value == mean.inputs[0]
+    known = {node.name: node.activations for node in both.nodes}
+    assert known[mean.inputs[0]] == 1
+    assert both.reason == ""

@@ -273,6 +273,21 @@ def test_what_the_update_determines_exactly_stands_on_the_page(facts: Facts, tmp
     assert (change["exactness"], change["exact_places"]) == ("no leak shown", 0)
 
 
+def test_places_that_are_not_known_are_a_dash_on_the_page(facts: Facts, tmp_path: Path) -> None:
+    found = facts("sweep.batch_sizes=4", "sweep.defences=none,noise:1,noise:2", "sweep.states=untrained,net.pt")
+    known = {
+        name: replace(one, exact_places=0 if "noise-1" in name or "untrained" in name else None)
+        for name, one in found.results.items()
+    }
+    found = replace(found, results=known)
+    _, text = read(found)
+    assert "noise 1 no leak shown 0 of 4 75% 0" in text
+    assert "noise 2 no leak shown 0 of 4 75% –" in text
+    write_audit(found)
+    changes = audit_json(tmp_path)["changes"]
+    assert [(one["exactness"], one["exact_places"]) for one in changes] == [("no leak shown", 0), ("not known", None)]
+
+
 def test_labels_that_were_given_are_no_leak_of_the_update(facts: Facts) -> None:
     found = facts()
     given = {name: replace(one, labels=None, label_scores=None) for name, one in found.results.items()}

@@ -182,7 +182,8 @@ def test_the_smallest_change_that_ends_what_follows_exactly(settings: Settings, 
     found = judge_grid(grid, with_places(known, lambda name: 0 if "noise-1" in name else 12), {"noise 1": learned(0.1)})
     assert found.exactness == (
         "From the update alone, up to stated errors, follow the activations at 12 places of the network at your "
-        "settings; the smallest change with which none do: noise 1 (it costs 10.0 points of accuracy)."
+        "settings; the smallest change with which none do, as far as peeling went: noise 1 (it costs 10.0 points of "
+        "accuracy)."
     )
     # The images are stopped by less.
     assert "stops the image leak: noise" in found.advice
@@ -210,3 +211,49 @@ def test_what_follows_exactly_is_not_claimed_where_peeling_did_not_look(settings
     assert partly.exactness.endswith("no change in this grid was shown to end that (of 2 it is not known).")
     nothing = judge_grid(grid, with_places(known, lambda name: 0))
     assert nothing.exactness.startswith("No activations follow from the update exactly at your settings")
+
+
+def test_of_smaller_changes_that_are_not_known_the_sentences_say_so(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.defences=none,noise:0.1,noise:0.5,noise:1"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    known = {name: replace(one, unknown="noise-0" in name) for name, one in known.items()}
+    places = with_places(known, lambda name: 12 if "no-defence" in name else 0 if "noise-1" in name else None)
+    found = judge_grid(grid, places)
+    unmeasured = "what it costs in accuracy was not measured"
+    assert found.advice == (
+        f"The smallest change that was shown to stop the image leak: noise 1 ({unmeasured}; 75% of the labels are "
+        "still recovered); of 2 smaller ones it is not known."
+    )
+    assert found.exactness == (
+        "From the update alone, up to stated errors, follow the activations at 12 places of the network at your "
+        "settings; the smallest change that was shown to end that, as far as peeling went: noise 1 "
+        f"({unmeasured}); of 2 smaller ones it is not known."
+    )
+
+
+def test_of_a_smaller_change_that_is_not_known_beside_an_unusable_one(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    known = {name: replace(one, unknown="noise-0" in name) for name, one in known.items()}
+    found = judge_grid(grid, known, {"noise 1": Price(Training.NOT_FINITE, None)})
+    assert found.advice == (
+        "The image leak was stopped only by changes with which no useful model could be trained: the smallest is "
+        "noise 1 (no training stayed finite with noise 1; 75% of the labels are still recovered); of one smaller "
+        "change it is not known."
+    )
+
+
+def test_places_at_several_cells_are_those_of_the_worst(settings: Settings, fakes: Any) -> None:
+    grid = make_grid(settings("sweep.batch_sizes=4", "sweep.states=untrained,net.pt"))
+    known = fakes.results(grid, fakes.leak_undefended)
+    found = judge_grid(grid, with_places(known, lambda name: 3 if "net" in name else None))
+    assert found.exactness == (
+        "From the update alone, up to stated errors, follow the activations at 3 places of the network at your "
+        "settings in the worst case, and no change in this grid was shown to end that."
+    )
+    partly = judge_grid(
+        grid, with_places(known, lambda name: 3 if "no-defence" in name else 0 if "net" in name else None)
+    )
+    assert {change.exactness for change in partly.changes} == {Effect.UNKNOWN}
+    # None at one of the states is not none at all.
+    assert {change.exact_places for change in partly.changes} == {None}

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import BatchNormMode
-from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.graph import Graph, Node, network_graph
+from gradinversion.peeling.kinds import Identity
 from gradinversion.peeling.refusals import Refused, Why
 from gradinversion.peeling.rules.effort import Effort
-from gradinversion.peeling.rules.inverted_block import find_inverted
+from gradinversion.peeling.rules.inverted_block import InvertedBlock, find_inverted
+from gradinversion.peeling.rules.inverted_equations import Equations
 from gradinversion.peeling.rules.inverted_input import inverted_input
 from gradinversion.peeling.rules.knowledge import Knowledge, evenly
 from gradinversion.peeling.rules.rule import Derived, Setting
@@ -154,3 +156,50 @@ def test_functions_without_a_rectifier_are_no_such_block() -> None:
     torch.manual_seed(0)
     setting, truth, derivatives = _case(Inverted(nn.SiLU, 1, 8))
     assert not list(find_inverted(setting, _known(setting, truth, derivatives, "leaving")))
+
+
+def _equations(setting: Setting, known: Knowledge, block: InvertedBlock) -> Equations:
+    end, arriving = known.activations[block.end].values, known.arriving[block.end].values
+    return Equations(setting, block, end, arriving, None, torch.float64)
+
+
+def test_where_no_gradient_is_left_to_hold_it_against_nothing_is_solved() -> None:
+    torch.manual_seed(0)
+    setting, truth, derivatives = _case(Inverted(nn.ReLU, 1, 8))
+    known = _known(setting, truth, derivatives, "leaving")
+    frozen = {name: one for name, one in setting.gradients.items() if name not in ("bn1.weight", "bn2.weight")}
+    (found,) = inverted_input(replace(setting, gradients=frozen, effort=Effort(0.0)), known)
+    assert isinstance(found, Refused)
+    assert found.why is Why.OPEN
+    one = {name: gradient for name, gradient in setting.gradients.items() if name != "bn1.weight"}
+    (found,) = inverted_input(replace(setting, gradients=one, effort=Effort(0.0)), known)
+    assert isinstance(found, Refused)
+    assert found.why is Why.COST
+
+
+def test_what_follows_a_batch_norm_and_changes_nothing_leaves_its_gradient_to_hold_it_against() -> None:
+    torch.manual_seed(0)
+    setting, truth, derivatives = _case(Inverted(nn.ReLU, 1, 8))
+    known = _known(setting, truth, derivatives, "leaving")
+    (block,) = find_inverted(setting, known)
+    same = Node("same", Identity(), (block.first[-1].name,), block.first[-1].shape)
+    setting = replace(setting, graph=replace(setting.graph, nodes=(*setting.graph.nodes, same)))
+    equations = _equations(setting, known, replace(block, first=(*block.first, same)))
+    assert [at for at, _ in equations.unused] == [0, 1]
+    scales = equations.told(truth["entering"].detach(), 0.0).scales
+    for found, (_, given) in zip(scales, equations.unused, strict=True):
+        torch.testing.assert_close(found, given, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_norm_without_a_shift_is_held_against_its_gradient_too() -> None:
+    torch.manual_seed(0)
+    model = Inverted(nn.ReLU, 1, 8)
+    model.bn1.register_parameter("bias", None)
+    setting, truth, derivatives = _case(model)
+    known = _known(setting, truth, derivatives, "leaving")
+    (block,) = find_inverted(setting, known)
+    equations = _equations(setting, known, block)
+    scales = equations.told(truth["entering"].detach(), 0.0).scales
+    assert len(scales) == 2
+    for found, (_, given) in zip(scales, equations.unused, strict=True):
+        torch.testing.assert_close(found, given, rtol=1e-3, atol=1e-5)

@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.peeling.refusals import Why
+from gradinversion.peeling.rules.effort import Effort
+from gradinversion.peeling.rules.grouped_input import grouped_input
+from gradinversion.peeling.rules.rule import Setting
 from torch import Tensor, nn
 
 Cases = Callable[..., Any]
@@ -85,3 +88,37 @@ def test_an_even_place_needs_as_many_outputs_as_there_are(residual_case: Cases) 
     assert found.knowledge.complete(value) is None
     (refused,) = [one for one in found.refused if one.value == value]
     assert refused.why is Why.OPEN
+
+
+class _Both(nn.Module):
+    """Two convolutions in groups that read one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(32, 64, 3, 2, 1, groups=16)
+        self.two = nn.Conv2d(32, 64, 3, 2, 1, groups=8)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return F.relu(self.one(value) + self.two(value))
+
+
+def test_what_one_convolution_refused_is_not_forgotten_for_another_of_the_same_value(residual_case: Cases) -> None:
+    torch.manual_seed(0)
+    head = [_Block(64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    case = residual_case(3, model=nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), _Both(), *head).eval())
+    found = case.derived().knowledge
+    tried: list[str] = []
+
+    class Counted(Effort):
+        def once(self, rule: str, value: str, given: Any, attempt: Any) -> Any:
+            def counted() -> Any:
+                tried.append(rule)
+                return attempt()
+
+            return super().once(rule, value, given, counted)
+
+    setting = Setting(case.graph, case.gradients, 3, 3e-2, Counted())
+    refused = [list(grouped_input(setting, found)) for _ in range(2)]
+    assert tried == [f"convolution input in groups of {name}" for name in ("2.one", "2.two")]
+    assert refused[0] == refused[1]
+    assert len(refused[0]) == 2
