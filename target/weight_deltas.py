@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, OneLook, as_gradient, as_mean, estimate_learning_rate, is_one_step, read
+from ..capture import (
+    CapturedUpdate,
+    LocalFacts,
+    OneLook,
+    as_gradient,
+    as_mean,
+    estimate_learning_rate,
+    is_one_step,
+    read,
+)
 from ..peeling import find_scale
 
 _ROUNDS_OF_DECAY = 3
@@ -149,7 +158,8 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool, *, o
     taken = [name for name in _DESCRIBED if getattr(facts, name).assumed]
     if is_one_step(update):
         # The velocity of a first step is its gradient.
-        return _one_step(known, [name for name in taken if name != "momentum"])
+        taken = [name for name in taken if name != "momentum"]
+        return _one_step(known, taken, _unsaid(taken, facts))
     rate = found.update.local.learning_rate if found.update.local is not None else None
     batches = local.batches(update.image_count)
     epochs = "1 epoch" if local.epochs == 1 else f"{local.epochs} epochs"
@@ -167,7 +177,7 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool, *, o
     others = "" if {"momentum", "weight_decay"} & set(taken) else ", known to the server"
     return (
         f"{_subject(taken)} the weight delta of {steps}, learning rate {rate:.3g}, {known}, momentum "
-        f"{local.momentum:g} and weight decay {local.weight_decay:g}{others}; {order}.{_unsaid(taken)}"
+        f"{local.momentum:g} and weight decay {local.weight_decay:g}{others}; {order}.{_unsaid(taken, facts)}"
     )
 
 
@@ -175,15 +185,15 @@ _DESCRIBED = {"epochs": "epochs", "batch_size": "batch size", "momentum": "momen
 _STEPS = {"epochs", "batch_size"}
 
 
-def _one_step(known: str, taken: list[str]) -> str:
+def _one_step(known: str, taken: list[str], unsaid: str) -> str:
     if _STEPS & set(taken):
         return (
             f"The update is taken for the weight delta of one step of SGD, learning rate {known}, and attacked as the "
-            f"gradient.{_unsaid(taken)}"
+            f"gradient.{unsaid}"
         )
     return (
         f"The client sent the weight delta of one step of SGD, learning rate {known}: the gradient, but for the "
-        f"rounding of the weights.{_unsaid(taken)}"
+        f"rounding of the weights.{unsaid}"
     )
 
 
@@ -191,10 +201,14 @@ def _subject(taken: list[str]) -> str:
     return "The update is taken for" if taken else "The client sent"
 
 
-def _unsaid(taken: list[str]) -> str:
-    """What nobody told of the local steps, in a sentence of its own."""
-    if not taken:
-        return ""
-    words = [_DESCRIBED[name] for name in taken]
-    listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-    return f" Nobody told the client's {listed}: the commonest is assumed."
+def _unsaid(taken: list[str], facts: LocalFacts) -> str:
+    """What is assumed of the local steps and what that rests on, in sentences of their own."""
+    found = ""
+    for source in dict.fromkeys(getattr(facts, name).source for name in taken):
+        words = [_DESCRIBED[name] for name in taken if getattr(facts, name).source == source]
+        listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        if source:
+            found += f" What is assumed of the client's {listed} rests on {source}."
+        else:
+            found += f" Nobody told the client's {listed}: the commonest is assumed."
+    return found

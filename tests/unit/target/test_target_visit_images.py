@@ -172,3 +172,4 @@ def test_steps_that_nobody_told_lead_to_the_images_too() -> None:
     assert prepared.target.anchor is not None, prepared.messages
     assert prepared.target.update.local == update.local
     assert "the commonest is assumed" not in prepared.training
+    assert "assumed of the client's epochs and batch size rests on the visits of images" in prepared.training
