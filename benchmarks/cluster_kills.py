@@ -16,7 +16,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +25,17 @@ from unittest.mock import patch
 from ray.cluster_utils import Cluster
 
 from .cluster_machine import descendants, ours, parent
-from .fault_kills import AGENT, COORDINATOR, Found, keep, saved_round, table
+from .fault_kills import (
+    AGENT,
+    COORDINATOR,
+    LONGEST_SECONDS,
+    LOOK_SECONDS,
+    Command,
+    Found,
+    keep,
+    saved_round,
+    table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("an agent", "the coordinator", "both", "the view", "a node", "everything")
@@ -40,8 +49,6 @@ _HEALTH_CHECKS = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 4,
 }
-_LONGEST_SECONDS = 300.0
-_LOOK_SECONDS = 0.05
 
 
 class Machines:
@@ -101,31 +108,16 @@ def kill(*processes: int) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-class Run:
-    """The command on the cluster; begun again with ``resume=true`` where a kill ended it."""
+class Run(Command):
+    """One on the cluster."""
 
     def __init__(self, folder: Path, machines: Machines) -> None:
-        self.out, self._folder, self._machines = folder / "out", folder, machines
-        self.begin()
+        self._machines = machines
+        super().__init__(folder, (*_WORDS, *_PLACES), machines.address, apart=False)
 
     def begin(self, *words: str) -> None:
-        command = [sys.executable, str(ROOT / "run.py"), f"out={self.out}", *_WORDS, *_PLACES, *words]
-        with open(self._folder / "printed", "a") as printed:
-            self._command = subprocess.Popen(
-                command,
-                env=os.environ | {"RAY_ADDRESS": self._machines.address, "NO_COLOR": "1"},
-                stdout=printed,
-                stderr=printed,
-            )
-
-    @property
-    def ended(self) -> bool:
-        return self._command.poll() is not None
-
-    def wait_for_a_round(self, after: int) -> None:
-        until = time.monotonic() + _LONGEST_SECONDS
-        while saved_round(self.out) <= after and not self.ended and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+        self._address = self._machines.address  # of a new cluster, where everything was killed
+        super().begin(*words)
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill what is named; False where it is not there now."""
@@ -156,18 +148,10 @@ class Run:
     def finish(self) -> int:
         """The exit status."""
         try:
-            return self._command.wait(_LONGEST_SECONDS)
+            return self._command.wait(LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             kill(self._command.pid)
             return self._command.wait()
-
-    @property
-    def images(self) -> bytes:
-        return (self.out / "reconstruction.safetensors").read_bytes()
-
-    @property
-    def last_words(self) -> str:
-        return (self._folder / "printed").read_text()[-300:]
 
 
 def run_with_kills(run: Run, whole: bytes, kills: int, chance: random.Random, found: Found) -> None:
@@ -188,15 +172,10 @@ def run_with_kills(run: Run, whole: bytes, kills: int, chance: random.Random, fo
             break
         if run.kill(kind, chance):
             found.kills[kind] = found.kills.get(kind, 0) + 1
-    status = run.finish()
-    found.runs += 1
-    if status == 0 and run.images == whole:
-        found.equal += 1
-    else:
-        found.problems.append(f"run {found.runs}: status {status}: {run.last_words}")
+    run.judge(run.finish(), whole, found)
     until = time.monotonic() + 60
     while (left := [*ours(AGENT), *ours(COORDINATOR)]) and time.monotonic() < until:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
     found.left += len(left)
 
 

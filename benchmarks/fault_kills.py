@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,8 +32,8 @@ _WORDS = ("agents.count=2", "agents.iterations=600", "coordinator.period=50", "c
 AGENT, COORDINATOR = "ray::AgentProcess", "ray::CoordinatorProcess"
 # Of one run, so that no coordinator is killed more often than it is made again.
 _KILLS_PER_RUN = 4
-_LONGEST_SECONDS = 300.0
-_LOOK_SECONDS = 0.05
+LONGEST_SECONDS = 300.0
+LOOK_SECONDS = 0.05
 
 
 @dataclass
@@ -55,40 +56,68 @@ class Found:
 
 def saved_round(out: Path) -> int:
     """The newest whole round of a folder; -1 before there is one."""
-    rounds = (out / "checkpoints").glob("round-*/manifest.json")
-    return max((int(path.parent.name.removeprefix("round-")) for path in rounds), default=-1)
+    names = (path.parent.name.removeprefix("round-") for path in (out / "checkpoints").glob("round-*/manifest.json"))
+    return max((int(name) for name in names if name.isdecimal()), default=-1)  # others are parts of a round
 
 
-class Run:
-    """The command in a folder; begun again with ``resume=true`` where a kill ended it."""
+class Command:
+    """The real command in a folder; begun again with ``resume=true`` where a kill ended it.
 
-    def __init__(self, folder: Path, found: Found) -> None:
-        self.out, self._folder, self._found = folder / "out", folder, found
+    Args:
+        folder: Empty.
+        settings: Of the run, but for its ``out``.
+        address: Of Ray.
+        apart: Whether its processes are a session of their own.
+    """
+
+    def __init__(self, folder: Path, settings: Sequence[str], address: str, apart: bool) -> None:
+        self.out, self._folder = folder / "out", folder
+        self._settings, self._address, self._apart = settings, address, apart
         self.begin()
 
     def begin(self, *words: str) -> None:
-        command = [sys.executable, str(ROOT / "run.py"), f"out={self.out}", *_WORDS, *words]
+        command = [sys.executable, str(ROOT / "run.py"), f"out={self.out}", *self._settings, *words]
         with open(self._folder / "printed", "a") as printed:
             self._command = subprocess.Popen(
                 command,
-                env=os.environ | {"RAY_ADDRESS": "local", "NO_COLOR": "1"},
+                env=os.environ | {"RAY_ADDRESS": self._address, "NO_COLOR": "1"},
                 stdout=printed,
                 stderr=printed,
-                start_new_session=True,
+                start_new_session=self._apart,
             )
 
     @property
     def ended(self) -> bool:
         return self._command.poll() is not None
 
-    @property
-    def saved(self) -> int:
-        return saved_round(self.out)
-
     def wait_for_a_round(self, after: int) -> None:
-        until = time.monotonic() + _LONGEST_SECONDS
-        while self.saved <= after and not self.ended and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+        until = time.monotonic() + LONGEST_SECONDS
+        while saved_round(self.out) <= after and not self.ended and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+
+    @property
+    def images(self) -> bytes:
+        return (self.out / "reconstruction.safetensors").read_bytes()
+
+    @property
+    def last_words(self) -> str:
+        return (self._folder / "printed").read_text()[-300:]
+
+    def judge(self, status: int, whole: bytes, found: Found) -> None:
+        """Add what came of the run, by its exit status and the images of an undisturbed one."""
+        found.runs += 1
+        if status == 0 and self.images == whole:
+            found.equal += 1
+        else:
+            found.problems.append(f"run {found.runs}: status {status}: {self.last_words}")
+
+
+class Run(Command):
+    """One whose processes are all on this machine."""
+
+    def __init__(self, folder: Path, found: Found) -> None:
+        self._found = found
+        super().__init__(folder, _WORDS, "local", apart=True)
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill what is named; False where it is not there now."""
@@ -118,7 +147,7 @@ class Run:
 
     def finish(self) -> int:
         try:
-            status = self._command.wait(_LONGEST_SECONDS)
+            status = self._command.wait(LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             for one in cluster_ports.session(self._command.pid):
                 os.kill(one.number, signal.SIGKILL)
@@ -129,17 +158,9 @@ class Run:
     def require_nothing_left(self) -> None:
         until = time.monotonic() + 60
         while (left := cluster_ports.session(self._command.pid)) and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
         self._found.left += len(left)
         self._found.problems += [f"still running: {one.command[:100]}" for one in left]
-
-    @property
-    def images(self) -> bytes:
-        return (self.out / "reconstruction.safetensors").read_bytes()
-
-    @property
-    def last_words(self) -> str:
-        return (self._folder / "printed").read_text()[-300:]
 
 
 def run_with_kills(folder: Path, whole: bytes, kills: int, chance: random.Random, found: Found) -> None:
@@ -154,19 +175,14 @@ def run_with_kills(folder: Path, whole: bytes, kills: int, chance: random.Random
     """
     run = Run(folder, found)
     for _ in range(kills):
-        run.wait_for_a_round(run.saved)
+        run.wait_for_a_round(saved_round(run.out))
         time.sleep(chance.uniform(0, 0.5))
         if run.ended:
             break
         kind = chance.choice(KINDS)
         if run.kill(kind, chance):
             found.kills[kind] = found.kills.get(kind, 0) + 1
-    status = run.finish()
-    found.runs += 1
-    if status == 0 and run.images == whole:
-        found.equal += 1
-    else:
-        found.problems.append(f"run {found.runs}: status {status}: {run.last_words}")
+    run.judge(run.finish(), whole, found)
 
 
 def main() -> None:

@@ -49,3 +49,7 @@ def test_the_newest_whole_round_of_a_folder(tmp_path: Path) -> None:
         if whole:
             (folder / "manifest.json").write_text("{}")
     assert fault_kills.saved_round(tmp_path) == 12
+    part = tmp_path / "checkpoints" / "round-000013-part-1000001"
+    part.mkdir()
+    (part / "manifest.json").write_text("{}")
+    assert fault_kills.saved_round(tmp_path) == 12
