@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,16 @@ def image_figures(found: Recovery, images: Tensor, row: Row) -> dict[str, Any]:
 
 
 def _gallery(images: Tensor, size: int) -> Tensor:
-    others = [images]
-    for number in _OTHERS:
-        folder = write_unseen_photos(PHOTOS / f"set-{number}", number, 16)
-        others.append(load_images(str(folder), 16, size)[0])
-    count = GALLERY - sum(map(len, others))
-    return torch.cat([*others, photo_crops(list(public_photos().values()), (size, size), count, seed=1)])
+    return torch.cat([images, _others(size, GALLERY - len(images))])
+
+
+@cache
+def _others(size: int, count: int) -> Tensor:
+    """Pictures that are not the client's."""
+    folders = (write_unseen_photos(PHOTOS / f"set-{number}", number, 16) for number in _OTHERS)
+    others = [load_images(str(folder), 16, size)[0] for folder in folders]
+    crops = photo_crops(list(public_photos().values()), (size, size), count - sum(map(len, others)), seed=1)
+    return torch.cat([*others, crops])
 
 
 def show(lines: Sequence[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..capture import sent_type
 from ..capture.local_training import LocalTraining
 
 
@@ -111,6 +112,25 @@ class LocalSteps:
         """
         decayed = (float(self._table[-1, 0]) - 1) * before.double().to(delta.device)
         return ((decayed - delta.double()) / self.rate).to(delta.dtype)
+
+    def deviation(self, before: Tensor, summed: Tensor) -> Tensor:
+        """Standard deviation of each entry of `summed` from the rounding of what was sent.
+
+        After each step a weight is rounded to its type, the finer the nearer to zero it is; beside that, gradients have
+        the rounding of their own type.
+
+        Args:
+            before: The parameter before the first step.
+            summed: What the gradients of all steps make (`summed`), in the type of the weights.
+        """
+        eps, gradient = float(torch.finfo(sent_type(summed)).eps), summed.double()
+        start = before.double().to(summed.device)
+        after = float(self._table[-1, 0]) * start - self.rate * gradient
+        _, exponent = torch.frexp(torch.maximum(start.abs(), after.abs()))
+        step = eps * torch.exp2(exponent.double() - 1)
+        rounded = step * (self.each / (12 * self.clients)) ** 0.5 / self.rate
+        own = eps / 2 * (gradient.square() + gradient.square().mean()).sqrt()
+        return (rounded.square() + own.square()).sqrt()
 
     def weights(self, before: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         """The parameter before the step that follows so many gradients.

@@ -287,7 +287,7 @@ def without(
         return torch.cat([without(*part, image_count, size) for part in zip(*sides, strict=True)])
     left = gradient.clone()
     for row, column in by_tap(gradient):
-        shifted = _over_images(inputs, (row, column), image_count, size)
+        shifted = over_images(inputs, (row, column), image_count, size)
         left[:, :, row + gradient.shape[2] // 2, column + gradient.shape[3] // 2] -= cotangents.T @ shifted
     return left
 
@@ -300,7 +300,7 @@ def _solve(
     right = known.new_zeros(len(known), gradient.shape[0] if transposed else gradient.shape[1])
     for (row, column), tap in by_tap(gradient).items():
         by = (row, column) if transposed else (-row, -column)
-        shifted = _over_images(known, by, image_count, size)
+        shifted = over_images(known, by, image_count, size)
         normal.addmm_(shifted, shifted.T)
         right.addmm_(shifted, tap.T if transposed else tap)
     factor, failed = torch.linalg.cholesky_ex(normal)
@@ -311,7 +311,7 @@ def _solve(
     return solution + torch.cholesky_solve(right - normal @ solution, factor)
 
 
-def _over_images(rows: Tensor, by: tuple[int, int], image_count: int, size: tuple[int, int]) -> Tensor:
+def over_images(rows: Tensor, by: tuple[int, int], image_count: int, size: tuple[int, int]) -> Tensor:
     """Rows ``(N, channels)`` shifted on the grid of each image."""
     grid = rows.reshape(image_count, *size, -1).permute(1, 2, 0, 3)
     return _moved(grid, by).permute(2, 0, 1, 3).reshape(len(rows), -1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .images_apart import Apart, without_others
 from .layers import rounding
 from .taps import refine, without
+from .taps_weighted import WeightedTaps
 
 
 def apart_again(
@@ -23,6 +24,7 @@ def apart_again(
     image_count: int,
     size: tuple[int, int],
     groups: int = 1,
+    weighted: WeightedTaps | None = None,
 ) -> tuple[Float[Tensor, " image"], Float[Tensor, " image"]]:
     """Estimated relative errors of each image's input and cotangent; infinite where nothing came of it.
 
@@ -32,25 +34,17 @@ def apart_again(
         image_count: Of the batch.
         size: Height and width of the convolution's input.
         groups: That its channels are in.
+        weighted: Where entries are not all known as well.
     """
-    gradient = weight_gradient.detach().cpu().double()
-    inputs, cotangents = (rows.flatten(0, 1) for rows in (apart.inputs, apart.cotangents))
-    left = without(gradient, inputs, cotangents, image_count, size, groups)
-    free = inputs.numel() + cotangents.numel() - groups * image_count**2
-    share = (gradient.numel() / max(gradient.numel() - free, 1)) ** 0.5
-    length = float(gradient.square().mean().sqrt())
-    noise = max(share * float(left.square().mean().sqrt()), rounding(weight_gradient) * length)
-    random = torch.Generator().manual_seed(0)
-    off = noise * torch.randn(gradient.shape, generator=random, dtype=torch.float64)
     unknown = torch.full((image_count,), torch.inf, dtype=torch.float64)
     try:
         # Around what was found, so that only the noise moves it.
-        found = refine(gradient - left + off, cotangents, image_count, size, groups)
+        found = _shaken(weight_gradient, apart, image_count, size, groups, weighted)
     except RuntimeError:
         return unknown, unknown
     if found is None:
         return unknown, unknown
-    moved_inputs, moved_cotangents = (rows.reshape(image_count, -1) for rows in found[:2])
+    moved_inputs, moved_cotangents = (rows.reshape(image_count, -1) for rows in found)
     flat, across = apart.inputs.flatten(1), apart.cotangents.flatten(1)
     mixing = without_others(moved_inputs, ~apart.is_open.flatten(1))
     if not bool(torch.isfinite(mixing).all()) or not float(torch.linalg.cond(mixing)) < 1 / torch.finfo().eps:
@@ -63,3 +57,27 @@ def apart_again(
         (moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-300)
         for moved, before in ((moved_inputs, flat), (moved_cotangents, across))
     )
+
+
+def _shaken(
+    weight_gradient: Tensor,
+    apart: Apart,
+    image_count: int,
+    size: tuple[int, int],
+    groups: int,
+    weighted: WeightedTaps | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Inputs and cotangents with as much noise again; None where they are singular."""
+    inputs, cotangents = (rows.flatten(0, 1) for rows in (apart.inputs, apart.cotangents))
+    if weighted is not None:
+        return weighted.shaken(inputs, cotangents)
+    gradient = weight_gradient.detach().cpu().double()
+    left = without(gradient, inputs, cotangents, image_count, size, groups)
+    free = inputs.numel() + cotangents.numel() - groups * image_count**2
+    share = (gradient.numel() / max(gradient.numel() - free, 1)) ** 0.5
+    length = float(gradient.square().mean().sqrt())
+    noise = max(share * float(left.square().mean().sqrt()), rounding(weight_gradient) * length)
+    random = torch.Generator().manual_seed(0)
+    off = noise * torch.randn(gradient.shape, generator=random, dtype=torch.float64)
+    found = refine(gradient - left + off, cotangents, image_count, size, groups)
+    return None if found is None else found[:2]

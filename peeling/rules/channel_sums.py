@@ -13,12 +13,20 @@ from torch import Tensor
 from ..checksums import ChannelSum, stored
 from .rule import Setting
 
+# Deviations that a shift's own rounding may make, in a weight delta.
+_FARTHEST = 3.0
+
 
 def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
     """Each captured gradient that sums up the derivative in front of a rectifier, in the type it was sent in."""
+    return [gradient for _, gradient in _summing(setting, rectifier)]
+
+
+def _summing(setting: Setting, rectifier: str) -> list[tuple[str, Tensor]]:
+    """The same, each with the operation whose shift it is of."""
     graph = setting.graph
     (entering,) = graph.by_name[rectifier].inputs
-    found: list[Tensor] = []
+    found: list[tuple[str, Tensor]] = []
     left = [(entering, rectifier)]
     while left:
         value, reader = left.pop()
@@ -27,7 +35,7 @@ def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
         node = graph.by_name[value]
         gradient = setting.gradient(value, "bias")
         if gradient is not None and node.kind.bias_axis % (len(node.shape) + 1) == 1:
-            found.append(gradient)
+            found.append((value, gradient))
         elif node.kind.keeps_derivatives and len(set(node.inputs)) == len(node.inputs):
             left += [(name, value) for name in node.inputs if graph.shape(name) == node.shape]
     return found
@@ -42,4 +50,9 @@ def channel_sums(setting: Setting, rectifier: str, unmasked: Tensor) -> list[Cha
         unmasked: The derivative by its output.
     """
     terms = unmasked.reshape(*unmasked.shape[:2], -1)
-    return [ChannelSum(total, terms, rounding) for total, rounding in map(stored, shift_gradients(setting, rectifier))]
+    found = list[ChannelSum]()
+    for value, gradient in _summing(setting, rectifier):
+        total, rounding = stored(gradient)
+        deviation = setting.deviation(value, "bias")
+        found.append(ChannelSum(total, terms, rounding if deviation is None else rounding + _FARTHEST * deviation))
+    return found

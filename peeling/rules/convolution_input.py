@@ -28,6 +28,7 @@ from .equations import (
 from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
+from .weighted_equations import operations_weighted
 
 RULE = "convolution input"
 
@@ -99,7 +100,7 @@ def _is_too_large(setting: Setting, known: Knowledge, node: Node) -> bool:
     return plain and is_told(setting, known, node) and not _is_affordable(setting, node)
 
 
-def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
+def _reader(setting: Setting, known: Knowledge, node: Node, weighed: bool) -> _Reader:
     assert isinstance(node.kind, Convolution)
     if not _has_equations(setting, known, node):
         return _Reader(node, node.kind, None)
@@ -107,7 +108,8 @@ def _reader(setting: Setting, known: Knowledge, node: Node) -> _Reader:
     assert gradient is not None
     height, width = setting.graph.shape(node.inputs[0])[1:]
     arriving = known.arriving[node.name].values
-    return _Reader(node, node.kind, gradient_equations(node.kind, (height, width), gradient, arriving))
+    deviation = setting.deviation(node.name, "weight") if weighed else None
+    return _Reader(node, node.kind, gradient_equations(node.kind, (height, width), gradient, arriving, deviation))
 
 
 def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
@@ -117,7 +119,10 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
     rows = sum(_rows(node) for node in nodes if _has_equations(setting, known, node))
     if not setting.effort.affords(operations_of(places, rows, channels)):
         return Refused(RULE, value, Why.COST, places)
-    return _solved(setting, known, value, [_reader(setting, known, node) for node in nodes])
+    # Of local steps each entry has a deviation of its own, and each channel equations of its own.
+    cost = operations_weighted(places, rows, channels)
+    weighed = setting.steps is not None and setting.effort.affords(cost)
+    return _solved(setting, known, value, [_reader(setting, known, node, weighed) for node in nodes])
 
 
 def _rows(node: Node) -> int:

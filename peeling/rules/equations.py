@@ -21,6 +21,7 @@ from torch import Tensor
 from ..geometry import gradient_matrix
 from ..kinds import Convolution
 from ..layers import rounding
+from .weighted_equations import solve_weighted
 
 # How much longer than the list of unknowns the list of equations must be before a solution is tried.
 OVERDETERMINED = 1.02
@@ -31,6 +32,8 @@ _SINGULAR = 1e-12
 # Output channels whose equations are off by so many times the median are left out, where one is off by much more; not
 # more than this share of them, and in so many rounds at most.
 _FAR, _CLEARLY, _MOST_LEFT_OUT, _ROUNDS = 3.0, 6.0, 0.5, 12
+# And in so many with each entry counted by its deviation.
+_WEIGHED = 2
 # Nothing is looked for where no more is left than so many roundings of the gradient.
 _SETTLED = 16.0
 
@@ -46,6 +49,8 @@ class GradientEquations:
     """``(equation, channel)``."""
     rounding: float
     """Relative error of the right side from the type it was sent in."""
+    deviation: Tensor | None = None
+    """Of the right side's entries from their rounding, where that differs from entry to entry."""
 
     @property
     def outputs(self) -> int:
@@ -57,7 +62,8 @@ class GradientEquations:
         if bool(chosen.all()):
             return self
         rows = chosen.repeat_interleave(self.matrix.shape[1] // len(chosen))
-        return replace(self, matrix=self.matrix[:, rows], given=self.given[rows])
+        deviation = None if self.deviation is None else self.deviation[rows]
+        return replace(self, matrix=self.matrix[:, rows], given=self.given[rows], deviation=deviation)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,11 @@ def operations_of(places: int, rows: int, channels: int) -> float:
 
 
 def gradient_equations(
-    kind: Convolution, size: tuple[int, int], weight_gradient: Tensor, cotangent: Tensor
+    kind: Convolution,
+    size: tuple[int, int],
+    weight_gradient: Tensor,
+    cotangent: Tensor,
+    deviation: Tensor | None = None,
 ) -> GradientEquations:
     """The equations of one convolution.
 
@@ -104,12 +114,17 @@ def gradient_equations(
         size: Height and width of its input.
         weight_gradient: As captured, in the type it was sent in.
         cotangent: Derivative of the loss by its output.
+        deviation: Of the gradient's entries; None where all of them are known as well.
     """
     gradient = weight_gradient.detach().cpu().double()
     length = gradient.norm().clamp_min(1e-300)
     matrix = gradient_matrix(kind, size, cotangent) / length
-    given = gradient.permute(0, 2, 3, 1).reshape(matrix.shape[1], -1) / length
-    return GradientEquations(kind, matrix, given, rounding(weight_gradient))
+
+    def rows(values: Tensor) -> Tensor:
+        return values.permute(0, 2, 3, 1).reshape(matrix.shape[1], -1) / length
+
+    given, spread = rows(gradient), None if deviation is None else rows(deviation.detach().cpu().double())
+    return GradientEquations(kind, matrix, given, rounding(weight_gradient), spread)
 
 
 def normal_equations(equations: Sequence[GradientEquations]) -> tuple[Tensor, Tensor]:
@@ -122,12 +137,43 @@ def normal_equations(equations: Sequence[GradientEquations]) -> tuple[Tensor, Te
 def solve(equations: Sequence[GradientEquations]) -> Solution | None:
     """The least-squares solution by gradients alone; None where they do not determine it.
 
+    Where entries are not all known as well, each counts by its own deviation in the end.
+
     One unit on the wrong side of a rectifier spoils all equations of its channel. Where some channels are off by much
     more than the others, they are left out and the rest is solved again, until no other ones are.
 
     The covariance of the solution is that of the noise times the inverse normal matrix, and what is left of the right
     sides shows the part of the noise that the unknowns did not take up.
     """
+    found = _alike(equations)
+    return found if found is None else _weighed(equations, found)
+
+
+def _weighed(equations: Sequence[GradientEquations], found: Solution) -> Solution:
+    """A solution whose entries counted alike, with each counted by its deviation, where all of these are known."""
+    deviations = [one.deviation for one in equations]
+    for _ in range(_WEIGHED if all(one is not None for one in deviations) else 0):
+        pairs = [one.of_outputs(which) for one, which in _pairs(equations, found.kept)]
+        matrix, given = torch.cat([one.matrix for one in pairs], dim=1).T, torch.cat([one.given for one in pairs])
+        weighed = solve_weighted(
+            matrix, given, torch.cat([one.deviation for one in pairs if one.deviation is not None])
+        )
+        if weighed is None or not float(weighed.deviation.norm()) < float(found.deviation.norm()):
+            break
+        kept, left = list[Tensor](), weighed.left
+        for one, which in zip(pairs, found.kept, strict=True):
+            own, left = left[: len(one.given)], left[len(one.given) :]
+            size = own.reshape(one.outputs, -1).norm(dim=1)
+            still = which.clone()
+            still[which] = ~deviant(size, torch.ones_like(size))
+            kept.append(still if float((~still).double().mean()) <= _MOST_LEFT_OUT else which)
+        before, found = found.kept, Solution(weighed.values, weighed.misfit, weighed.deviation, tuple(kept))
+        if all(map(torch.equal, before, found.kept)):
+            break
+    return found
+
+
+def _alike(equations: Sequence[GradientEquations]) -> Solution | None:
     matrix, right = normal_equations(equations)
     everything = tuple(torch.ones(one.outputs, dtype=torch.bool) for one in equations)
     first = found = _least_squares(equations, matrix, right, everything)

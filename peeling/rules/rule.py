@@ -39,6 +39,14 @@ class Setting:
         found = None if name is None else self.gradients.get(name)
         return found if found is not None and bool(found.any()) else None
 
+    def deviation(self, node: str, role: str) -> Tensor | None:
+        """Of each entry of such a gradient, where they are not all known as well: the weights of a client that trained
+        were rounded, each to its own size."""
+        name, found = self.graph.gradient_of(self.graph.by_name[node], role), self.gradient(node, role)
+        if self.steps is None or name is None or found is None:
+            return None
+        return self.steps.deviation(self.graph.tensors[name].detach().cpu(), found.detach().cpu())
+
 
 @dataclass(frozen=True)
 class Derived:

@@ -23,6 +23,7 @@ from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
 from ..taps_again import apart_again
+from ..taps_weighted import WeightedTaps, operations_weighted
 from ..visits import Layer, Norm, VisitList, VisitsOrdering
 from ..visits_seen import visits_seen
 from .knowledge import Knowledge, evenly
@@ -85,7 +86,7 @@ def visit_pair(setting: Setting, second: Node) -> VisitPair | None:
 
 def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: VisitPair) -> Derived | Refused:
     value, places = pair.second.inputs[0], places_of(setting, pair.second)
-    cost = sum(taps_operations(setting, one) for one in (pair.first, pair.second))
+    cost = sum(_operations(setting, one) for one in (pair.first, pair.second))
     if not setting.effort.affords(cost):
         return Refused(RULE, value, Why.COST, places)
     lists = []
@@ -139,6 +140,14 @@ def ordering_of(setting: Setting, steps: LocalSteps, pair: VisitPair) -> VisitsO
     return VisitsOrdering(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
 
 
+def _operations(setting: Setting, node: Node) -> float:
+    gradient = setting.gradient(node.name, "weight")
+    assert gradient is not None
+    outputs, inputs, height, width = gradient.shape
+    weighted = operations_weighted(places_of(setting, node), outputs, inputs, height * width)
+    return taps_operations(setting, node) + weighted
+
+
 def visits_of(setting: Setting, node: Node) -> VisitList | Why:
     """By the taps of one convolution."""
     gradient = setting.gradient(node.name, "weight")
@@ -147,12 +156,23 @@ def visits_of(setting: Setting, node: Node) -> VisitList | Why:
     factors = factor_taps(gradient, setting.image_count, size)
     if factors is None:
         return Why.RANK
+    weighted = _weighted(setting, node, gradient, size)
+    if weighted is not None:
+        factors = weighted.polished(factors)
     apart = tell_apart(factors)
     if apart is None:
         return Why.ALIKE
-    moved, across = apart_again(gradient, apart, setting.image_count, size)
+    moved, across = apart_again(gradient, apart, setting.image_count, size, weighted=weighted)
     error = apart.error.maximum(moved).maximum(across).clamp_min(3 * factors.misfit)
     return VisitList(_maps(apart.inputs, size), _maps(apart.cotangents, size), error)
+
+
+def _weighted(setting: Setting, node: Node, gradient: Tensor, size: tuple[int, int]) -> WeightedTaps | None:
+    """None where all entries are known as well."""
+    deviation = setting.deviation(node.name, "weight")
+    if deviation is None:
+        return None
+    return WeightedTaps(gradient.detach().cpu().double(), deviation, setting.image_count, size)
 
 
 def _seen(setting: Setting, node: Node) -> int | None:

@@ -61,3 +61,27 @@ def test_visits_of_clients_stand_step_by_step() -> None:
     assert steps.visits == (2, 2, 1, 1)
     assert (steps.count, steps.each, steps.visit_count) == (4, 2, 6)
     assert [steps.is_first(step) for step in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_sums_are_off_by_the_rounding_of_each_weight(clients: int) -> None:
+    random = torch.Generator().manual_seed(2)
+    before = torch.randn(20_000, generator=random)
+    steps = LocalSteps((1,) * 4 * clients, 0.01, 0.9, clients=clients)
+    gradients = 1e-3 * torch.randn(4 * clients, len(before), generator=random)
+    moved = torch.zeros_like(before)
+    for client in range(clients):
+        weight = torch.nn.Parameter(before.clone())
+        optimiser = torch.optim.SGD([weight], lr=0.01, momentum=0.9)
+        for gradient in gradients[client::clients]:
+            weight.grad = gradient.clone()
+            optimiser.step()
+        moved += (weight.detach() - before) / clients
+    found = steps.summed(before, moved)
+    exact = (steps.counts[:, None] * gradients.double()).sum(dim=0)
+    deviation = steps.deviation(before, found)
+    off = (found.double() - exact) / deviation
+    assert 0.5 < float(off.square().mean().sqrt()) < 2
+    near = before.abs() < 0.01
+    assert 0.3 < float(off[near].square().mean().sqrt()) < 3
+    assert float(deviation[near].square().mean().sqrt()) < 0.1 * float(deviation.square().mean().sqrt())
