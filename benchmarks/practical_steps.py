@@ -12,6 +12,7 @@ those that come with scikit-image; on these the decoder is fitted. `constant` is
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
         update = update.stating(**check_local_steps(update, model).facts)
         assert update.local is not None
         line["read"] = [update.local.epochs, update.local.batch_size]
-    found = recover_visits(update, model)
+    found = recover_visits(update, model, tell=lambda words: print(words, file=sys.stderr, flush=True))
     line["seconds"] = time.process_time() - began
     steps = row.clients * row.local.steps(row.images // row.clients)
     line |= {"visits": row.images * row.local.epochs, "steps": steps, "message": found.message}

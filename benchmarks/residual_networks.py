@@ -117,12 +117,13 @@ def feature_errors(cut: Cut, images: Tensor) -> dict[str, Any]:
 
 def image_figures(found: Recovery, images: Tensor, row: Row) -> dict[str, Any]:
     """What the decoder and the descent made of the features."""
-    made = {"decoded": None if found.start is None else found.start.images, "images": found.images}
+    both = {"decoded": None if found.start is None else found.start.images, "images": found.images}
+    made = {name: tensor for name, tensor in both.items() if tensor is not None}
     line: dict[str, Any] = {}
+    if not made:
+        return line
     gallery = Gallery(_gallery(images, row.size), make_embedding("pixels"))
     for name, tensor in made.items():
-        if tensor is None:
-            continue
         pixels = row.normalisation.invert(tensor).clamp(0, 1)
         pixels = pixels[match(pixels, images)].to(images)
         line[name] = psnr(pixels, images).tolist()

@@ -11,7 +11,7 @@ What all steps' gradients make of the layers in front is held against the delta 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,9 +23,13 @@ from ..layers import relative, worst
 from ..local_steps import LocalSteps
 from ..rules import Knowledge
 from .places import Cut
+from .step_again import feature_misfits, gradients_by_output
 
 # Features of an image that was seen before are nearer than this, relative, and ten times nearer than those of others.
 _SAME, _CLEARLY = 0.03, 0.1
+# An image is known as well as its features where it makes them up to so many of their errors: as it was found; and
+# rounded to the levels of an 8-bit file, which makes it exact or visibly worse.
+_AS_WELL, _ROUNDED = 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class StepByStep:
                     errors.append(found.error[place])
                     retraced.append(found.retraced[place].double())
             who += [one for one in seen if one is not None]
-            own = torch.stack([retraced[one] for one in who[visits]])
-            gradients = self._gradients_of(cut, own, step)
+            rounded, unrounded = (torch.stack([some[one] for one in who[visits]]) for some in (retraced, images))
+            gradients = self._gradients(cut, *_nearer(cut, rounded, unrounded), step)
             if gradients is None:
                 break
             for name, gradient in gradients.items():
@@ -123,14 +127,35 @@ class StepByStep:
         tensors |= {name: weights[step] for name, weights in self.known.weights.items()}
         return replace(self.cut, graph=replace(graph, tensors=tensors))
 
-    def _gradients_of(self, cut: Cut, images: Tensor, step: int) -> dict[str, Tensor] | None:
-        """Of one step, of the parameters in front; None where a derivative is not known."""
+    def _gradients(self, cut: Cut, images: Tensor, exact: Tensor, step: int) -> Mapping[str, Tensor] | None:
+        """Of one step, of the parameters in front: of visits whose images are exact through the whole network; None
+        where a derivative is not known."""
+        through_all = self._by_output(cut, images, exact, step) if bool(exact.any()) else None
+        if through_all is None:
+            return self._by_places(cut, images, torch.ones_like(exact), step)
+        if bool(exact.all()):
+            return through_all
+        others = self._by_places(cut, images, ~exact, step)
+        return None if others is None else {name: one + others[name] for name, one in through_all.items()}
+
+    def _by_output(self, cut: Cut, images: Tensor, which: Tensor, step: int) -> Mapping[str, Tensor] | None:
+        """Through the whole network; None where its output's derivative or some of its weights are not known."""
+        graph, front, arriving = cut.graph, self._front, self.known.arriving.get(cut.graph.output)
+        moved = {name for node in graph.nodes for name in node.tensors.values() if name in self.gradients}
+        if arriving is None or not arriving.complete or moved - {*front, *self.known.weights}:
+            return None
+        visits, count = self.steps.slices[step], float(self.steps.counts[step])
+        return gradients_by_output(graph, front, images[which], arriving.values[visits][which] / count)
+
+    def _by_places(self, cut: Cut, images: Tensor, which: Tensor, step: int) -> Mapping[str, Tensor] | None:
+        """From the derivatives at the places; None where one is not known."""
         arriving = [self.known.arriving.get(place.before) for place in cut.places]
         if any(one is None or not one.complete for one in arriving):
             return None
         visits, count = self.steps.slices[step], float(self.steps.counts[step])
-        given = [one.values[visits] / count for one in arriving if one is not None]
-        return _front_gradients(cut, self._nodes, self._front, images, given)
+        given = [one.values[visits][which] / count for one in arriving if one is not None]
+        own = _of_visits(cut, which.nonzero()[:, 0].tolist())
+        return _front_gradients(own, self._nodes, self._front, images[which], given)
 
     def _disagreement(self, made: dict[str, list[Tensor]]) -> float:
         off = [0.0]
@@ -140,6 +165,20 @@ class StepByStep:
                 summed = torch.stack(gradients) * self.steps.counts.reshape(-1, *(1 for _ in sent.shape))
                 off.append(relative(summed.sum(dim=0) - sent, sent))
         return worst(*off) if len(off) > 1 else float("inf")
+
+
+def _nearer(cut: Cut, rounded: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each visit an image, and whether it makes the features as well as they are known: rounded, unless only the one
+    that was found does."""
+    misfits, known = torch.stack([feature_misfits(cut, some) for some in (rounded, found)]), _known(cut)
+    on_levels, as_found = misfits[0] <= _ROUNDED * known, misfits[1] <= _AS_WELL * known
+    own = torch.where((as_found & ~on_levels)[:, None, None, None], found, rounded)
+    return own, on_levels | as_found
+
+
+def _known(cut: Cut) -> Tensor:
+    """Relative error of each visit's features."""
+    return torch.stack([place.error for place in cut.places]).amax(dim=0)
 
 
 def _of_visits(cut: Cut, visits: Sequence[int]) -> Cut:
