@@ -65,7 +65,7 @@ slow: $(INSTALLED)
 OLDEST := build/oldest
 oldest: $(INSTALLED)
 	$(RUN) -m pip install --quiet uv
-	$(RUN) -m uv venv --quiet --clear $(OLDEST)
+	$(RUN) -m uv venv --quiet --clear --seed $(OLDEST)
 	$(RUN) -m uv pip install --quiet --python $(OLDEST) --resolution lowest-direct -e '.[dev]'
 	OMP_NUM_THREADS=1 nice -n 19 $(OLDEST)/bin/python -m pytest tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -79,6 +79,9 @@ class Coordinator:
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
         self._told, self.kept = 0.0, True  # the latter of the result, where there is a storage
+        self._telling = threading.Lock()  # a thread that waits for the storage tells too
+        if storage is not None:
+            storage.listener = self._hears_of_storage
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
         self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
@@ -180,6 +183,17 @@ class Coordinator:
     def saved_within(self, part: Part, position: int, found: tuple[StateFile, Account] | str | None) -> None:
         """A seed's state in the middle of a round lies in the storage, or why it does not."""
         self._saving.add_state_within(part, position, found)
+
+    def _hears_of_storage(self, trouble: str | None) -> None:
+        """From any thread: the storage has failed for some seconds, or works again."""
+        if trouble is None:
+            self.note(EventKind.STORAGE_WORKING, "The storage works again.")
+        else:
+            assert self._storage is not None
+            text = f"The storage fails: {trouble} It is tried again for up to {self._storage.patience:g} s."
+            self.note(EventKind.STORAGE_FAILING, text, level=Level.WARNING)
+        with self._telling:
+            self.status = replace(self.status, events=self._progress.events.events())
 
     def idle(self) -> None:
         """While a round runs: complete checkpoints, begin one where one is due, tell where the run is."""
@@ -308,13 +322,14 @@ class Coordinator:
     def _tell(self, **facts: Any) -> None:
         progress, config = self._progress, self._config.coordinator
         period = config.period if config.mode is Mode.ASYNC else None
-        self.status = replace(
-            self.status,
-            round=progress.next_round,
-            seeds=seed_statuses(self._group.seeds, progress, set(self._itinerary.members), period),
-            rejected=progress.registration[-1]["rejected"] if progress.registration else 0.0,
-            saved_round=self._saving.newest,
-            events=progress.events.events(),
-            events_left_out=progress.events.left_out,
-            **facts,
-        )
+        with self._telling:
+            self.status = replace(
+                self.status,
+                round=progress.next_round,
+                seeds=seed_statuses(self._group.seeds, progress, set(self._itinerary.members), period),
+                rejected=progress.registration[-1]["rejected"] if progress.registration else 0.0,
+                saved_round=self._saving.newest,
+                events=progress.events.events(),
+                events_left_out=progress.events.left_out,
+                **facts,
+            )

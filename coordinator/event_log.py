@@ -28,7 +28,7 @@ _LONGEST_TEXT = 1000
 class EventLog:
     """The events of one run, grouped; of bounded size however long the run and however many its faults.
 
-    One thread writes; any thread may read.
+    Any thread may write and read.
 
     Args:
         most: Different events that are kept. More push out the least grave that was not heard of for longest.

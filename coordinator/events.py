@@ -19,6 +19,8 @@ class EventKind(StrEnum):
     CHECKPOINT_FAILED = "checkpoint_failed"
     CHECKPOINT_SAVED_AGAIN = "checkpoint_saved_again"
     CHECKPOINT_REFUSED = "checkpoint_refused"
+    STORAGE_FAILING = "storage_failing"
+    STORAGE_WORKING = "storage_working"
     CONSENSUS_LEFT_OUT = "consensus_left_out"
     PAUSED = "paused"
     RESUMED = "resumed"
@@ -39,6 +41,8 @@ MEANINGS = {
     EventKind.CHECKPOINT_FAILED: "a round could not be saved; the last good checkpoint stays",
     EventKind.CHECKPOINT_SAVED_AGAIN: "saving works again after it had failed",
     EventKind.CHECKPOINT_REFUSED: "a torn or foreign checkpoint was passed over",
+    EventKind.STORAGE_FAILING: "the storage has failed for some seconds, and is tried again",
+    EventKind.STORAGE_WORKING: "the storage works again",
     EventKind.CONSENSUS_LEFT_OUT: "a candidate was kept out of a consensus",
     EventKind.PAUSED: "fewer than agents.minimum agents are present, so the run waits",
     EventKind.RESUMED: "enough agents are present again",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from ..storage.folders import Storage
-from ..storage.json_file import OWN_TIMES, RoomError, read_json
+from ..storage.json_file import OWN_ROOM, RoomError, read_json
 from ..storage.safetensors_reader import FormatError
 from ..storage.schema import misfit
 from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, TornError, read_file
@@ -27,7 +27,7 @@ def read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     """
     where = storage.locate(name)
     try:
-        values = read_json(read_file(storage, name, _LARGEST_JSON), OWN_TIMES)
+        values = read_json(read_file(storage, name, _LARGEST_JSON), OWN_ROOM)
     except RoomError as error:
         # Passed over as a torn one, a run of which it is the last would begin anew.
         raise CheckpointError(f"{where} is not read: {error}") from None

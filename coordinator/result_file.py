@@ -27,7 +27,7 @@ from ..peeling.record import (
     RecoveredPlace,
 )
 from ..storage.folders import AbsentError, Storage, StorageError
-from ..storage.json_file import OWN_TIMES, read_json
+from ..storage.json_file import OWN_ROOM, read_json
 from ..storage.safetensors_reader import FormatError
 from ..storage.schema import misfit
 from ..storage.tensor_file import LARGEST_TENSORS, CheckpointError, StateFile, read_tensors, write_tensors
@@ -71,7 +71,7 @@ def write_result(storage: Storage, result: Reconstruction) -> None:
 def _tensors_in_use(storage: Storage) -> str | None:
     """The file of tensors of the result that is there; None where there is none that could be read."""
     try:
-        name = read_json(storage.read(_FACTS, _LARGEST_FACTS), OWN_TIMES)["tensors"]["name"]
+        name = read_json(storage.read(_FACTS, _LARGEST_FACTS), OWN_ROOM)["tensors"]["name"]
     except (StorageError, FormatError, KeyError, TypeError):
         return None
     return name if name in _TENSORS else None
@@ -86,7 +86,7 @@ def read_result(storage: Storage) -> Reconstruction | None:
     """
     where = storage.locate(_FACTS)
     try:
-        content = read_json(storage.read(_FACTS, _LARGEST_FACTS), OWN_TIMES)
+        content = read_json(storage.read(_FACTS, _LARGEST_FACTS), OWN_ROOM)
     except AbsentError:
         return None
     except FormatError as error:

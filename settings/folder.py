@@ -10,6 +10,7 @@ from ..capture.told_config import ToldConfig
 from ..coordinator.checkpoints import require_no_saved_run
 from ..refusal import ConfigError
 from ..storage.folders import Storage, StorageError
+from ..storage.lock import require_free
 from ..storage.tensor_file import CheckpointError
 from .own_code import remember_own_code, require_own_code
 from .run import RunConfig, config_yaml, differences, parse_config
@@ -50,9 +51,12 @@ def check_folder(config: RunConfig) -> Storage:
     Raises:
         ConfigError: With ``resume``, it holds a run with other settings; every difference is named.
         CheckpointError: Without, it holds a run that only ``restart`` may clear.
+        InUseError: Another run is under way in it on this machine.
         ReportError: It cannot be used.
     """
     storage = Storage(config.out)
+    # First: what else is told leads to commands that must wait for its end.
+    require_free(storage)
     if config.restart:
         return storage
     if not config.resume:
@@ -74,7 +78,7 @@ def open_folder(config: RunConfig) -> Storage:
     """As ``check_folder``, with the settings put into the folder: for when all else of the run is known to be right.
 
     Raises:
-        ConfigError, CheckpointError: As in ``check_folder``.
+        ConfigError, CheckpointError, InUseError: As in ``check_folder``.
         ReportError: The folder cannot be written.
     """
     storage = check_folder(config)

@@ -25,6 +25,8 @@ _Result = TypeVar("_Result")
 # Those whose writes are atomic.
 _PROTOCOLS = ("s3", "gs", "gcs", "memory")
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 15.0
+# Shorter troubles are nobody's concern.
+_TELL_SECONDS = 5.0
 # Of its own: the attack's random numbers must not depend on the storage's state.
 _CHANCE = random.SystemRandom()
 _CHUNK_BYTES = 8 * 2**20
@@ -55,11 +57,13 @@ class Storage:
     """A folder on a disk or in a bucket. It may be pickled and shared by threads.
 
     An operation that fails for a reason that may pass is tried again, after growing pauses, until ``patience`` is over.
+    It counts from the first failure since anything succeeded: with a storage that is gone, what comes afterwards is
+    tried once, and a run does not wait anew for each of its files.
 
     Args:
         url: A path, or a URL: ``file:///path``, ``s3://bucket/folder``, ``gs://bucket/folder``; ``memory://name`` lives
             in this process.
-        patience: Seconds over which a failing operation is tried again; 0 tries once.
+        patience: Seconds over which a failing storage is tried again; 0 tries once.
 
     Raises:
         StorageError: The URL has another protocol, or names no bucket.
@@ -70,11 +74,22 @@ class Storage:
         self.patience = patience
         self.trouble: str | None = None
         """Why the operation that is being tried again failed last; None when all is well."""
+        self.listener: Callable[[str | None], object] | None = None
+        """Told once why the storage fails, when it has for some seconds, and None when it does so no longer; from
+        whichever thread waits. It stays in its process."""
+        self._failing_since: float | None = None
+        self._told = False
         self._files: _Files | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Connections stay in their process.
-        return self.__dict__ | {"_files": None, "trouble": None}
+        return self.__dict__ | {
+            "_files": None,
+            "listener": None,
+            "trouble": None,
+            "_failing_since": None,
+            "_told": False,
+        }
 
     @property
     def path(self) -> Path:
@@ -147,7 +162,7 @@ class Storage:
     def _attempt(self, verb: str, name: str, operation: Callable[[_Files], _Result]) -> _Result:
         if (name or verb != "listed") and any(part in ("", ".", "..") for part in name.split("/")):
             raise StorageError(f"{name!r} is not the name of a file in {self.url}; give one inside it, without '..'.")
-        until, longest_wait = time.monotonic() + self.patience, _FIRST_WAIT_SECONDS
+        longest_wait = _FIRST_WAIT_SECONDS
         while True:
             try:
                 result = operation(self._open())
@@ -155,16 +170,39 @@ class Storage:
                 failure = _explain(f"{self.locate(name)} cannot be {verb}", error)
                 if failure is None:
                     raise
-                left = until - time.monotonic()
-                if not isinstance(failure, PassingError) or left <= 0:
+                if isinstance(failure, AbsentError):
+                    self._works()  # that is an answer
+                left = self._patience_left() if isinstance(failure, PassingError) else 0.0
+                if left <= 0:
                     raise failure from error
-                self.trouble = str(failure)
+                self._fails(str(failure))
                 # Random, so that many agents do not return to a busy server together.
                 time.sleep(min(left, _CHANCE.uniform(longest_wait / 2, longest_wait)))
                 longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
             else:
-                self.trouble = None
+                self._works()
                 return result
+
+    def _patience_left(self) -> float:
+        """Seconds, after one more failure."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        return self._failing_since + self.patience - now
+
+    def _fails(self, reason: str) -> None:
+        self.trouble, since = reason, self._failing_since
+        if since is not None and not self._told and time.monotonic() - since >= _TELL_SECONDS:
+            self._told = True
+            if self.listener is not None:
+                self.listener(reason)
+
+    def _works(self) -> None:
+        self.trouble = self._failing_since = None
+        if self._told:
+            self._told = False
+            if self.listener is not None:
+                self.listener(None)
 
     def _open(self) -> _Files:
         if self._files is None:

@@ -47,6 +47,23 @@ def holding(storage: Storage | None) -> Iterator[None]:
         os.close(descriptor)
 
 
+def require_free(storage: Storage) -> None:
+    """Refuse a folder in which another process runs; no other trouble with it is told, and nothing is made.
+
+    Raises:
+        InUseError: Another process holds it.
+    """
+    if not storage.is_local or not storage.path.is_dir():
+        return
+    try:
+        with holding(storage):
+            return
+    except InUseError:
+        raise
+    except StorageError:
+        return  # what is done with it next tells that
+
+
 def _open(storage: Storage) -> int:
     try:
         storage.path.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from ..cluster import Ended, Job, available_resources, connected, run_side_by_si
 from ..coordinator import Storage
 from ..settings.folder import write_settings
 from ..settings.run import RunConfig
-from ..storage.lock import holding
+from ..storage.lock import holding, require_free
 from .accuracy import Accuracy, accuracy_identity, load_accuracy, not_finite, save_accuracy, train_and_test
 from .budget import Plan, remaining_fits
 from .cell import finished, forget, require_no_cells, run_cell
@@ -74,6 +74,7 @@ def run_audit(config: RunConfig, console: Console) -> GridVerdict:
     config, notes = _without_idle_axis(_with_absolute_folder(config))
     grid = make_grid(config)
     storage = Storage(config.out)
+    require_free(storage)
     if not (config.resume or config.restart):
         require_no_cells(storage)
     with holding(storage):

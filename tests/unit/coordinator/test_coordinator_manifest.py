@@ -30,8 +30,8 @@ class Memory(Storage):
         return self.content
 
 
-def test_a_manifest_of_200_000_rows_is_read() -> None:
-    rows = 200_000
+def test_a_manifest_of_320_000_rows_is_read() -> None:
+    rows = 320_000
     content = b'{"progress": {"history": [' + b", ".join([json.dumps(ROW).encode()] * rows) + b"]}}"
     with pytest.raises(FormatError, match="in memory"):
         read_json(content)  # more than is allowed a stranger's other files

@@ -18,6 +18,8 @@ from gradinversion.coordinator import (
     AttackConfig,
     CheckpointError,
     Coordinator,
+    EventKind,
+    Level,
     Order,
     Phase,
     Reconstruction,
@@ -150,6 +152,22 @@ def test_a_storage_that_fails_for_a_while_does_not_end_the_run(
     assert any("was not saved" in message and "the run goes on" in message for message in result.messages)
     assert any("saved again" in message for message in result.messages)
     assert coordinator.status.saved_round == 3
+
+
+def test_trouble_of_the_storage_and_its_end_reach_who_looks_on_while_the_run_waits(
+    serial: Any, update: CapturedUpdate, model: nn.Module, config: AttackConfig, tmp_path: Path
+) -> None:
+    storage = Storage(tmp_path, patience=60.0)
+    coordinator = Coordinator(update, model, config, serial(config, storage), storage)
+    assert storage.listener is not None
+    storage.listener("s3://bucket/a cannot be written: the server is away.")
+    (event,) = coordinator.status.events
+    assert (event.kind, event.level) == (EventKind.STORAGE_FAILING, Level.WARNING)
+    assert event.message == (
+        "The storage fails: s3://bucket/a cannot be written: the server is away. It is tried again for up to 60 s."
+    )
+    storage.listener(None)
+    assert [event.kind for event in coordinator.status.events] == [EventKind.STORAGE_FAILING, EventKind.STORAGE_WORKING]
 
 
 def test_a_storage_that_cannot_be_written_at_the_start_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from gradinversion.refusal import ConfigError
 from gradinversion.settings.folder import open_folder, read_settings, remove_settings, settings_of_the_run
 from gradinversion.settings.run import config_yaml, load_config
 from gradinversion.storage.folders import Storage
+from gradinversion.storage.lock import InUseError
 
 
 def test_a_folder_tells_what_it_was_begun_with(tmp_path: Path) -> None:
@@ -36,6 +39,23 @@ def test_a_folder_without_a_run_is_continued_as_a_new_one(tmp_path: Path) -> Non
     config = load_config([f"out={tmp_path}", "resume=true"])
     open_folder(config)
     assert read_settings(Storage(tmp_path)) == config
+
+
+@pytest.mark.parametrize("words", [[], ["resume=true"], ["resume=true", "seed=7"], ["restart=true"]])
+def test_a_second_run_at_once_is_refused_by_name_whatever_lies_there(tmp_path: Path, words: list[str]) -> None:
+    out = f"out={tmp_path}"
+    open_folder(load_config([out]))
+    (tmp_path / "checkpoints" / "round-000000").mkdir(parents=True)
+    before = (tmp_path / "config.yaml").read_bytes()
+    # As another process has it: what this one holds by `holding` its own parts may use.
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(InUseError, match="Another run is under way in"):
+            open_folder(load_config([out, *words]))
+    finally:
+        os.close(descriptor)
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

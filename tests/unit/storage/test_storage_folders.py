@@ -214,15 +214,74 @@ def test_failures_that_pass_are_waited_for(
     assert storage.trouble is None
 
 
-def test_patience_ends(tmp_path: Path, failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time that passes while somebody sleeps, and only then."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return now
+
+
+def test_patience_ends(tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]) -> None:
     calls = failing(10**6)
     with pytest.raises(PassingError, match="No space left"):
         Storage(tmp_path, patience=60.0).write("file", b"x")
-    assert now[0] == pytest.approx(60.0)
+    assert clock[0] == pytest.approx(60.0)
     assert 8 < len(calls) < 20
+
+
+def test_a_storage_that_is_gone_is_waited_for_once_and_not_for_each_file(
+    tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
+) -> None:
+    storage = Storage(tmp_path, patience=60.0)
+    calls = failing(10**6)
+    with pytest.raises(PassingError):
+        storage.write("first", b"x")
+    tried = len(calls)
+    for name in ("second", "third"):
+        with pytest.raises(PassingError, match=f"{name} cannot be written: No space left"):
+            storage.write(name, b"x")
+    assert clock[0] == pytest.approx(60.0)
+    assert len(calls) - tried == 2
+
+
+@pytest.mark.parametrize("answer", [lambda s: s.read("kept", 9), lambda s: s.exists("absent")])
+def test_whatever_it_answers_begins_its_patience_anew(
+    answer: Callable[[Storage], object], tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
+) -> None:
+    storage = Storage(tmp_path, patience=60.0)
+    storage.write("kept", b"x")
+    failing(10**6)
+    for seconds in (60.0, 120.0):
+        with pytest.raises(PassingError):
+            storage.write("file", b"x")
+        assert clock[0] == pytest.approx(seconds)
+        answer(storage)
+
+
+def test_trouble_that_lasts_is_told_once_and_its_end_too(
+    tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
+) -> None:
+    storage = Storage(tmp_path, patience=1000.0)
+    told: list[tuple[float, str | None]] = []
+    storage.listener = lambda trouble: told.append((clock[0], trouble))
+    failing(3)
+    storage.write("short", b"x")
+    assert told == []  # less than a second
+    failing(9)
+    storage.write("long", b"x")
+    (when, trouble), (_, end) = told
+    assert 5.0 <= when < 20.0
+    assert trouble is not None
+    assert trouble.endswith("long cannot be written: No space left on device.")
+    assert end is None
+
+
+def test_who_listens_stays_in_its_process(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.listener = lambda trouble: None  # which cannot be pickled
+    assert pickle.loads(pickle.dumps(storage)).listener is None
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EINVAL])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from gradinversion.storage.json_file import OWN_TIMES, RoomError, read_json
+from gradinversion.storage.json_file import OWN_ROOM, RoomError, read_json
 from gradinversion.storage.safetensors_reader import FormatError
 
 MIB = 2**20
@@ -44,7 +44,7 @@ def test_values_that_take_many_times_the_file_are_refused(name: str) -> None:
 def test_files_that_are_like_our_own_have_a_bound_too(name: str) -> None:
     size = 48 * MIB
     with pytest.raises(RoomError, match=r"would take [\d,]+ in memory|different names"):
-        read_json(different(size) if (part := BOMBS[name]) is None else repeated(part, size), OWN_TIMES)
+        read_json(different(size) if (part := BOMBS[name]) is None else repeated(part, size), OWN_ROOM)
 
 
 def test_other_characters_would_have_a_large_file_take_four_times_its_size_as_text() -> None:
@@ -69,25 +69,29 @@ def test_the_history_of_a_long_run_is_read() -> None:
 
 LIMITED = """
 import resource
-from gradinversion.storage.json_file import read_json
+from gradinversion.storage.json_file import _ROOM, OWN_ROOM, read_json
 from gradinversion.storage.safetensors_reader import FormatError
-size = 16 * 2**20
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 4 * size + 200 * 2**20,) * 2)
-read = 0
-for part in (b"[],", b'{"a":0},', b'"%a",'):
-    for values in (400_000, 1_600_000):
-        try:
-            read_json((b"[" + part * values + b"0]").ljust(size))
-            read += 1
-        except FormatError as error:
-            assert "would take" in str(error)
-assert 0 < read < 6
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * size + 200 * 2**20, resource.RLIM_INFINITY))
+def read(part, values, size, room):
+    limit(size)
+    try:
+        read_json((b"[" + part * values + b"0]").ljust(size), room)
+        return 1
+    except FormatError as error:
+        assert "would take" in str(error)
+        return 0
+parts = (b"[],", b'{"a":0},', b'"%a",')
+found = [read(part, values, 16 * 2**20, _ROOM) for part in parts for values in (400_000, 1_600_000)]
+assert 0 < sum(found) < 6, found
+found = [read(b"0.12345,", size // 8 - 9, size, OWN_ROOM) for size in (64 * 2**20, 96 * 2**20)]
+assert found == [1, 0], found
 """
 
 
 def test_the_worst_that_is_read_stays_within_its_bound() -> None:
-    """As many values as are just allowed, and blanks to the file's size."""
+    """As many values as are just allowed, and blanks to the file's size; or numbers throughout."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gradinversion.storage.folders import Storage, StorageError
-from gradinversion.storage.lock import InUseError, holding
+from gradinversion.storage.lock import InUseError, holding, require_free
 
 HOLD = """
 import sys
@@ -37,6 +37,8 @@ def test_a_second_process_is_refused_by_name_until_the_first_ends(tmp_path: Path
         assert second.stdout.readline() == "held\n"
         with pytest.raises(InUseError, match="Another run is under way"), holding(Storage(tmp_path)):
             pass
+        with pytest.raises(InUseError, match="Another run is under way"):
+            require_free(Storage(tmp_path))
         second.kill()
         second.wait()
         with holding(Storage(tmp_path)):
@@ -49,6 +51,16 @@ def test_a_part_of_what_holds_the_folder_may_use_it(tmp_path: Path) -> None:
             pass
         with other(tmp_path) as second:
             assert second.communicate("\n")[0].startswith("Another run")
+
+
+@pytest.mark.parametrize("name", ["", "absent", "file", "file/below"])
+def test_what_nobody_runs_in_is_free_and_left_as_it_was(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    require_free(Storage(tmp_path / name))
+    require_free(Storage("memory://bucket/run"))
+    with holding(Storage(tmp_path)):
+        require_free(Storage(tmp_path))  # of who holds it
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
