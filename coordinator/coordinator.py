@@ -187,7 +187,7 @@ class Coordinator:
     def _hears_of_storage(self, trouble: str | None) -> None:
         """From any thread: the storage has failed for some seconds, or works again."""
         if trouble is None:
-            self.note(EventKind.STORAGE_WORKING, "The storage works again.")
+            self.note(EventKind.STORAGE_WORKING, "The storage takes files again.")
         else:
             assert self._storage is not None
             text = f"The storage fails: {trouble} It is tried again for up to {self._storage.patience:g} s."

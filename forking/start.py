@@ -174,7 +174,8 @@ def _begin(listener: socket.socket) -> Callable[[], None]:
 
     def end() -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and was not told all
-            stream.close()  # which ends it
+            stream.close()  # which ends it once it has loaded all
+        process.terminate()  # a command that is refused does not wait for that
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE_SECONDS)
         process.kill()

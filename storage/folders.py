@@ -57,8 +57,8 @@ class Storage:
     """A folder on a disk or in a bucket. It may be pickled and shared by threads.
 
     An operation that fails for a reason that may pass is tried again, after growing pauses, until ``patience`` is over.
-    It counts from the first failure since anything succeeded: with a storage that is gone, what comes afterwards is
-    tried once, and a run does not wait anew for each of its files.
+    It counts from the first failure since anything succeeded, or was written where that fails: with a storage that is
+    gone or full, what comes afterwards is tried once, and a run does not wait anew for each of its files.
 
     Args:
         url: A path, or a URL: ``file:///path``, ``s3://bucket/folder``, ``gs://bucket/folder``; ``memory://name`` lives
@@ -78,7 +78,7 @@ class Storage:
         """Told once why the storage fails, when it has for some seconds, and None when it does so no longer; from
         whichever thread waits. It stays in its process."""
         self._failing_since: float | None = None
-        self._told = False
+        self._takes_no_files = self._told = False
         self._files: _Files | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,6 +88,7 @@ class Storage:
             "listener": None,
             "trouble": None,
             "_failing_since": None,
+            "_takes_no_files": False,
             "_told": False,
         }
 
@@ -171,8 +172,8 @@ class Storage:
                 if failure is None:
                     raise
                 if isinstance(failure, AbsentError):
-                    self._works()  # that is an answer
-                left = self._patience_left() if isinstance(failure, PassingError) else 0.0
+                    self._works(verb)  # that is an answer
+                left = self._patience_left(verb) if isinstance(failure, PassingError) else 0.0
                 if left <= 0:
                     raise failure from error
                 self._fails(str(failure))
@@ -180,14 +181,15 @@ class Storage:
                 time.sleep(min(left, _CHANCE.uniform(longest_wait / 2, longest_wait)))
                 longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
             else:
-                self._works()
+                self._works(verb)
                 return result
 
-    def _patience_left(self) -> float:
+    def _patience_left(self, verb: str) -> float:
         """Seconds, after one more failure."""
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
+        self._takes_no_files |= verb == "written"
         return self._failing_since + self.patience - now
 
     def _fails(self, reason: str) -> None:
@@ -197,8 +199,10 @@ class Storage:
             if self.listener is not None:
                 self.listener(reason)
 
-    def _works(self) -> None:
-        self.trouble = self._failing_since = None
+    def _works(self, verb: str) -> None:
+        if self._takes_no_files and verb != "written":
+            return  # from a full disk too can be read and removed
+        self.trouble, self._failing_since, self._takes_no_files = None, None, False
         if self._told:
             self._told = False
             if self.listener is not None:

@@ -152,6 +152,16 @@ def test_nothing_is_left_of_a_program_that_was_killed(line: str) -> None:
     assert not address.parent.exists()
 
 
+def test_one_beside_that_still_loads_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "loads_for_long.py").write_text("import time; time.sleep(600)")
+    loads = f"sys.path.append({str(tmp_path)!r}); start.MODULES = ('loads_for_long',); start._PATIENCE_SECONDS = 500"
+    with begun(BESIDE, loads) as process:
+        address = listens(process)
+        assert process.communicate("\n", timeout=120)[0] == "over\n"
+    assert process.returncode == 0
+    assert not address.parent.exists()
+
+
 @pytest.mark.parametrize(
     "lines", [(WITHOUT_DESCRIPTORS,), (STUBBORN,), ("import signal; signal.signal(17, signal.SIG_IGN)",)]
 )

@@ -246,16 +246,49 @@ def test_a_storage_that_is_gone_is_waited_for_once_and_not_for_each_file(
     assert len(calls) - tried == 2
 
 
-@pytest.mark.parametrize("answer", [lambda s: s.read("kept", 9), lambda s: s.exists("absent")])
-def test_whatever_it_answers_begins_its_patience_anew(
-    answer: Callable[[Storage], object], tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
+def test_a_full_disk_from_which_is_read_takes_no_files_all_the_same(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(tmp_path, patience=60.0)
     storage.write("kept", b"x")
-    failing(10**6)
+    told: list[str | None] = []
+    storage.listener = told.append
+
+    def no_room(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_room)
+        for _ in range(2):
+            with pytest.raises(PassingError):
+                storage.write("file", b"x")
+            assert clock[0] == pytest.approx(60.0)
+            assert (storage.read("kept", 9), storage.exists("absent")) == (b"x", False)
+            storage.remove("absent")
+        assert len(told) == 1
+    storage.write("file", b"x")
+    assert told[1:] == [None]
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(PassingError):
+        storage.write("file", b"y")
+    assert clock[0] == pytest.approx(120.0)
+
+
+@pytest.mark.parametrize("answer", [lambda s: s.read("kept", 9), lambda s: s.exists("absent"), lambda s: s.names()])
+def test_where_reading_failed_whatever_it_answers_begins_its_patience_anew(
+    answer: Callable[[Storage], object], tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path, patience=60.0)
+    storage.write("kept", b"x")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     for seconds in (60.0, 120.0):
-        with pytest.raises(PassingError):
-            storage.write("file", b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr("gradinversion.storage.local_folder.LocalFolder.read", fail)
+            with pytest.raises(PassingError):
+                storage._attempt("read", "kept", lambda files: files.read("kept", 1))
         assert clock[0] == pytest.approx(seconds)
         answer(storage)
 
