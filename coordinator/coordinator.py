@@ -29,7 +29,7 @@ from .policy import Go, decide_members, plan_rounds
 from .progress import Progress
 from .reconstruction import Reconstruction
 from .result_file import read_result, write_result
-from .resuming import find_checkpoint
+from .resuming import continuation, find_checkpoint
 from .rounds import Rounds
 from .saving import Saving
 from .status import Status, seed_statuses
@@ -79,11 +79,8 @@ class Coordinator:
         self._itinerary = Itinerary(epoch=1)
         self._stop = threading.Event()
         self._told, self.kept = 0.0, True  # the latter of the result, where there is a storage
-        self._telling = threading.Lock()  # a thread that waits for the storage tells too
-        if storage is not None:
-            storage.listener = self._hears_of_storage
         seeds = seed_statuses(group.seeds, self._progress, set(), None)
-        self.status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
+        self._status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
     def run(self) -> Reconstruction:
         """The whole attack.
@@ -184,17 +181,6 @@ class Coordinator:
         """A seed's state in the middle of a round lies in the storage, or why it does not."""
         self._saving.add_state_within(part, position, found)
 
-    def _hears_of_storage(self, trouble: str | None) -> None:
-        """From any thread: the storage has failed for some seconds, or works again."""
-        if trouble is None:
-            self.note(EventKind.STORAGE_WORKING, "The storage takes files again.")
-        else:
-            assert self._storage is not None
-            text = f"The storage fails: {trouble} It is tried again for up to {self._storage.patience:g} s."
-            self.note(EventKind.STORAGE_FAILING, text, level=Level.WARNING)
-        with self._telling:
-            self.status = replace(self.status, events=self._progress.events.events())
-
     def idle(self) -> None:
         """While a round runs: complete checkpoints, begin one where one is due, tell where the run is."""
         round, states = self._saving.poll()
@@ -233,8 +219,7 @@ class Coordinator:
 
     def _gather(self, rounds: Rounds, checkpoint: Checkpoint | None = None) -> None:
         """Wait until enough agents are there, and let new ones take part."""
-        began = time.monotonic()
-        paused = False
+        began, paused = time.monotonic(), False
         # Nobody is waited for while a run is under way: who comes later joins later.
         waiting = not self._itinerary.members
         while True:
@@ -270,10 +255,7 @@ class Coordinator:
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)
         self._saving.newest = checkpoint.round
-        slowest = min((state.step for state in checkpoint.states.values()), default=0)
-        whole = self._plan[checkpoint.round].until_step if checkpoint.round >= 0 else 0
-        within = f", from step {slowest} on" if slowest > whole else ""
-        text = f"Continued after round {checkpoint.round + 1} of {len(self._plan)}{within}."
+        text = continuation(checkpoint, self._plan)
         self.note(EventKind.COORDINATOR_RESTARTED, text, round=checkpoint.round)
 
     def _conclude(self, rounds: Rounds, prepared: Preparation) -> Reconstruction:
@@ -313,6 +295,12 @@ class Coordinator:
 
     # What a person sees.
 
+    @property
+    def status(self) -> Status:
+        """Where the run is; what happened is told also while this thread waits for the storage."""
+        events = self._progress.events
+        return replace(self._status, events=events.events(), events_left_out=events.left_out)
+
     def _enter(self, phase: Phase, wait: Wait | None = None) -> None:
         self._tell(phase=phase, wait=wait)
 
@@ -322,14 +310,11 @@ class Coordinator:
     def _tell(self, **facts: Any) -> None:
         progress, config = self._progress, self._config.coordinator
         period = config.period if config.mode is Mode.ASYNC else None
-        with self._telling:
-            self.status = replace(
-                self.status,
-                round=progress.next_round,
-                seeds=seed_statuses(self._group.seeds, progress, set(self._itinerary.members), period),
-                rejected=progress.registration[-1]["rejected"] if progress.registration else 0.0,
-                saved_round=self._saving.newest,
-                events=progress.events.events(),
-                events_left_out=progress.events.left_out,
-                **facts,
-            )
+        self._status = replace(
+            self._status,
+            round=progress.next_round,
+            seeds=seed_statuses(self._group.seeds, progress, set(self._itinerary.members), period),
+            rejected=progress.registration[-1]["rejected"] if progress.registration else 0.0,
+            saved_round=self._saving.newest,
+            **facts,
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ..storage.folders import Storage
 from .checkpoints import Checkpoint, CheckpointStore, require_no_saved_run
 from .events import EventKind, Level
+from .policy import Round
 from .result_file import remove_result
 
 
@@ -47,3 +49,11 @@ def find_checkpoint(
     if checkpoint is None:
         note(EventKind.NOTE, "There was no checkpoint to continue from, so the run began anew.")
     return checkpoint
+
+
+def continuation(checkpoint: Checkpoint, plan: Sequence[Round]) -> str:
+    """What a person reads of where the run goes on."""
+    slowest = min((state.step for state in checkpoint.states.values()), default=0)
+    whole = plan[checkpoint.round].until_step if checkpoint.round >= 0 else 0
+    within = f", from step {slowest} on" if slowest > whole else ""
+    return f"Continued after round {checkpoint.round + 1} of {len(plan)}{within}."

@@ -52,6 +52,8 @@ class Saving:
         every: float | None = None,
     ) -> None:
         self._store, self._storage, self._seeds, self._note = store, storage, seeds, note
+        if storage is not None:
+            storage.listener = self._hears
         self._every, self._since, self._parts = every, time.monotonic(), 0
         self._under_way: UnderWay | None = None
         self.epoch = 1
@@ -232,6 +234,15 @@ class Saving:
         self._failing = True
         text = f"A round was not saved: {reason}; the last good checkpoint stays, and the run goes on."
         self._note(EventKind.CHECKPOINT_FAILED, text, level=Level.WARNING, round=index)
+
+    def _hears(self, trouble: str | None) -> None:
+        """From any thread: the storage has failed for some seconds, or does so no longer."""
+        if trouble is None:
+            self._note(EventKind.STORAGE_WORKING, "The storage takes files again.")
+        else:
+            assert self._storage is not None
+            text = f"The storage fails: {trouble} It is tried again for up to {self._storage.patience:g} s."
+            self._note(EventKind.STORAGE_FAILING, text, level=Level.WARNING)
 
     def write_curves(self, progress: Progress, wait: bool = False) -> None:
         """``metrics.jsonl`` and ``events.jsonl``; skipped while the last ones are being written."""
