@@ -65,7 +65,10 @@ sys.exit(status)
 
 
 def measure(words: list[str]) -> dict[str, Any]:
-    """One run of the command: seconds until each moment, and the most memory that it had, by kind of process."""
+    """One run of the command: seconds until each moment, and the most memory that it had, by kind of process.
+
+    `beside_agents_mib` is the most that command and coordinator held together, which may be at another moment.
+    """
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "notes"
         notes.touch()
@@ -73,19 +76,21 @@ def measure(words: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-c", _COMMAND, str(notes), f"out={folder}/run", *words]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         most: dict[str, float] = {}
+        beside = 0.0
         used: dict[str, float] = {}
         seconds: dict[int, float] = {}
         while process.poll() is None:
             now = memory_by_kind(process.pid, seconds)
             if sum(now.values()) > sum(most.values()):
                 most = now
+            beside = max(beside, now.get("command", 0.0) + now.get("coordinator", 0.0))
             for name in _moments(notes):
                 used.setdefault(name, sum(seconds.values()))
             time.sleep(_SAMPLE_SECONDS)
         if process.returncode:
             raise SystemExit(f"the command ended with status {process.returncode}")
         moments = {name: at - began for name, at in _moments(notes).items()}
-    return {"seconds": moments, "processor_seconds": used, "memory_mib": most}
+    return {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": {"most": beside}}
 
 
 def memory_by_kind(root: int, seconds: dict[int, float]) -> dict[str, float]:
@@ -127,7 +132,8 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
         for name, at in found["seconds"].items()
     ]
     memory = ", ".join(f"{kind} {size:.0f}" for kind, size in found["memory_mib"].items())
-    return "\n".join([*lines, f"memory {sum(found['memory_mib'].values()):.0f} MiB ({memory})"])
+    beside = f"command and coordinator together {found['beside_agents_mib']['most']:.0f} MiB at the most"
+    return "\n".join([*lines, f"memory {sum(found['memory_mib'].values()):.0f} MiB ({memory}); {beside}"])
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ def gradient(
     Raises:
         ModelError: The model cannot be differentiated so.
     """
-    if any(isinstance(node, CheckpointFunction._backward_cls) for node in _nodes(output)):
+    if any(isinstance(node, CheckpointFunction._backward_cls) for node in functions_of(output)):
         # Its layers are not even seen: their derivatives would be zero, or an error.
         raise ModelError(
             "the model checkpoints its activations with use_reentrant=True, which has no derivative by chosen tensors; "
@@ -169,10 +169,11 @@ def first_line(error: Exception) -> str:
 
 def node_names(output: Tensor) -> set[str]:
     """What torch calls the nodes in the graph of a tensor, less the number that it appends."""
-    return {node.name().rstrip("0123456789") for node in _nodes(output)}
+    return {node.name().rstrip("0123456789") for node in functions_of(output)}
 
 
-def _nodes(output: Tensor) -> set[Any]:
+def functions_of(output: Tensor) -> set[Any]:
+    """The nodes in torch's graph of a tensor."""
     seen, left = set[Any](), [output.grad_fn]
     while left:
         node = left.pop()

@@ -3,6 +3,7 @@
 from .cells import Ended, Job, available_resources, run_side_by_side
 from .connection import connected
 from .failures import ClusterError, LostError
+from .freed_memory import give_back_what_is_freed
 from .launch import DetachedError, attend, reconstruct, require_no_run, stop
 from .pulse import Activity, Pulse, clock_time
 from .resources import Allotment, allot
@@ -23,6 +24,7 @@ __all__ = [
     "available_resources",
     "clock_time",
     "connected",
+    "give_back_what_is_freed",
     "reconstruct",
     "require_no_run",
     "run_side_by_side",

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..capture import CapturedUpdate, ModelSource
 from ..coordinator import AttackConfig, Coordinator, FencedError, Phase, Reconstruction, Status, Storage, log_as_json
+from .freed_memory import give_back_now, give_back_what_is_freed
 from .inputs import load_inputs
 from .metrics import RunMetrics
 from .ray_group import RayGroup
@@ -22,6 +23,8 @@ from .resources import Allotment
 from .shipping import get_inputs
 
 _LOOK_SECONDS = 1.0
+# That takes hundredths of a second.
+_LOOKS_BETWEEN_TRIMS = 5
 # After the end, somebody who watches has this long to take the result; later it is found in the storage.
 _LINGER_SECONDS = 30.0
 # Between two attempts to save a result for which there was no room.
@@ -56,6 +59,7 @@ class CoordinatorProcess:
 
     def __init__(self, spec: RunSpec, inputs: bytes | None) -> None:
         log_as_json()
+        give_back_what_is_freed()
         self._spec, self._inputs = spec, inputs
         self._group: RayGroup | None = None
         self._coordinator: Coordinator | None = None
@@ -118,9 +122,13 @@ class CoordinatorProcess:
         return get_inputs(cloudpickle.loads(self._inputs))
 
     def _export(self) -> None:
-        """What Prometheus sees."""
+        """What Prometheus sees; and now and then what this process no longer needs goes back to the machine."""
         metrics = RunMetrics(self._spec.name)
+        looks = 0
         while not self._ended.wait(_LOOK_SECONDS):
+            looks += 1
+            if looks % _LOOKS_BETWEEN_TRIMS == 0:
+                give_back_now()
             if self._coordinator is not None:
                 metrics.observe(self._coordinator.status)
         metrics.close()

@@ -26,6 +26,7 @@ from ..storage.lock import holding
 from .connection import connected
 from .coordinator_actor import CoordinatorActor, RunSpec
 from .failures import ClusterError, lost
+from .freed_memory import give_back_now
 from .inputs import store_inputs
 from .memory import told_what_to_lower
 from .ray_group import NAMESPACE
@@ -193,6 +194,7 @@ def _begin(
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
         options["resources"] = _beside_the_head()
     sent = cloudpickle.dumps(inputs[0]) if inputs else None  # type: ignore[no-untyped-call]
+    give_back_now()  # what it took to make and to send the update
     return CoordinatorActor.options(**options).remote(spec, sent)
 
 

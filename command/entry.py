@@ -73,11 +73,13 @@ def _carry_out(verb: str, words: list[str], signalled: Signalled, stack: ExitSta
         if verb in _WITH_WORKERS and not cluster_is_named():
             # Before Ray is loaded: it is copied from this process, and a run on this machine has its workers from it.
             stack.enter_context(fork_server())
-        from ..cluster import DetachedError, LostError
+        from ..cluster import DetachedError, LostError, give_back_what_is_freed
         from ..settings.own_code import require_code_of_preset
         from ..settings.run import load_config
         from .lasting_console import LastingConsole
         from .verbs import VERBS
+
+        give_back_what_is_freed()
     except KeyboardInterrupt:
         print("Interrupted before anything was begun.", file=sys.stderr)
         return signalled.status

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capture import CapturedUpdate
 from .config import PeelingConfig
 from .cut import (
     FEWEST_STEPS,
@@ -27,6 +25,7 @@ from .cut import (
     smooth_images,
 )
 from .graph.cost import operations
+from .image_search import ImageSearch
 from .progress import Tell
 from .record import DecoderPhotos
 
@@ -44,87 +43,68 @@ _REACH, _MOST_FEATURES = 3, 3000
 _TOLD = 10
 
 
-def decoded_start(
-    update: CapturedUpdate,
-    cut: Cut,
-    pictures: Sequence[Tensor] | None,
-    config: PeelingConfig,
-    device: torch.device | None,
-) -> tuple[Decoded | None, DecoderPhotos | None]:
+def decoded_start(search: ImageSearch, cut: Cut) -> tuple[Decoded | None, DecoderPhotos | None]:
     """Images that a cut's features look like, None where that is more than is affordable; and the configured photos
     that it was learnt from.
 
     Args:
-        update: That is attacked.
+        search: Effort, and the photos.
         cut: With the features.
-        pictures: Public photos in [0, 1]; None takes those that are configured.
-        config: Effort and photos.
-        device: On which the model is run.
 
     Raises:
         ImageError: The photos cannot be had.
     """
-    count = _affordable(cut, config, _CROPS)
+    count = _affordable(cut, search.config, _CROPS)
     if count < _FEWEST_CROPS:
         return None, None
-    crops, photos = _crops(update, pictures, config, count)
-    if config.own_decoder is not None:
-        return decode_with(config.own_decoder, cut, crops, device=device), photos
-    return decode(cut, crops, device=device), photos
+    crops, photos = _crops(search, count)
+    if search.config.own_decoder is not None:
+        return decode_with(search.config.own_decoder, cut, crops, device=search.device), photos
+    return decode(cut, crops, device=search.device), photos
 
 
 def smooth_start(
-    update: CapturedUpdate,
-    cut: Cut,
-    pictures: Sequence[Tensor] | None,
-    config: PeelingConfig,
-    device: torch.device | None,
-    tell: Tell,
+    search: ImageSearch, cut: Cut
 ) -> tuple[Decoded | None, DecoderPhotos | None, Float[Tensor, " image"] | None]:
     """The same where features are fewer than pixels, and what is open has to be guessed: from more photos, mended by a
     small network, and then made to have the features and to be smooth. With what the images leave of their features,
     relative; None where that descent is more than is affordable.
 
     Args:
-        update: That is attacked.
+        search: Effort, and the photos.
         cut: With the features.
-        pictures: Public photos in [0, 1]; None takes those that are configured.
-        config: Effort and photos.
-        device: On which the model is run.
-        tell: Told what it is at.
 
     Raises:
         ImageError: The photos cannot be had.
     """
-    channels, height, width = update.image_shape
+    channels, height, width = search.update.image_shape
     features = sum(place.values[0].numel() for place in cut.places)
     most = min(_MORE_CROPS, _MOST_NUMBERS // (channels * height * width + features))
-    count = _affordable(cut, config, max(most, _FEWEST_CROPS))
+    count = _affordable(cut, search.config, max(most, _FEWEST_CROPS))
     if count < _FEWEST_CROPS:
         return None, None, None
-    crops, photos = _crops(update, pictures, config, count)
-    start = _guess(cut, crops, config, device, tell)
+    crops, photos = _crops(search, count)
+    start = _guess(search, cut, crops)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
-    steps = min(STEPS, int(config.operations / (3 * update.image_count * _each(cut))))
+    steps = min(STEPS, int(search.config.operations / (3 * search.update.image_count * _each(cut))))
     if steps < FEWEST_STEPS:
         return start, photos, None
-    lowest, highest = update.normalisation.bounds(dtype=torch.float64)
-    told = _steps_told(tell, steps)
-    images, misfit = smooth_images(cut, start.images, lowest, highest, steps, told, device)
+    told = _steps_told(search.tell, steps)
+    images, misfit = smooth_images(cut, start.images, *search.bounds, steps, told, search.device)
     return replace(start, images=images, fitted=True), photos, misfit
 
 
-def _guess(cut: Cut, crops: Tensor, config: PeelingConfig, device: torch.device | None, tell: Tell) -> Decoded:
+def _guess(search: ImageSearch, cut: Cut, crops: Tensor) -> Decoded:
     """By the user's own decoder, or a linear one that a small network mends."""
-    if config.own_decoder is not None:
-        return decode_with(config.own_decoder, cut, crops, device=device)
+    if search.config.own_decoder is not None:
+        return decode_with(search.config.own_decoder, cut, crops, device=search.device)
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
     wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
-    decoder, error = fit_decoder(cut, crops, device=device, reach=_REACH if wide else 1)
-    if config.operations < REFINING:
+    decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1)
+    if search.config.operations < REFINING:
         return Decoded(decoder.images([place.values for place in cut.places]), error)
-    tell("a small network that mends what the decoder makes")
-    return Decoded(refine(cut, decoder, crops, device), error)
+    search.tell("a small network that mends what the decoder makes")
+    return Decoded(refine(cut, decoder, crops, search.device), error)
 
 
 def _each(cut: Cut) -> float:
@@ -138,17 +118,15 @@ def _affordable(cut: Cut, config: PeelingConfig, most: int) -> int:
     return min(most, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
 
 
-def _crops(
-    update: CapturedUpdate, pictures: Sequence[Tensor] | None, config: PeelingConfig, count: int
-) -> tuple[Tensor, DecoderPhotos | None]:
+def _crops(search: ImageSearch, count: int) -> tuple[Tensor, DecoderPhotos | None]:
     """Crops as the model is given them, and the configured photos where they are of these."""
-    photos = None
+    config, shape, pictures, photos = search.config, search.update.image_shape, search.pictures, None
     if pictures is None:
-        named = decoder_photos(config.photos, config.photos_without, update.image_shape)
+        named = decoder_photos(config.photos, config.photos_without, shape)
         photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
         pictures = list(named.values())
-    _, height, width = update.image_shape
-    return update.normalisation.apply(photo_crops(pictures, (height, width), count)), photos
+    _, height, width = shape
+    return search.update.normalisation.apply(photo_crops(pictures, (height, width), count)), photos
 
 
 def _steps_told(tell: Tell, steps: int) -> Callable[[int], None]:

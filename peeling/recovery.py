@@ -20,18 +20,16 @@ from .cut import (
     find_cut,
     find_stem,
     images_by_winners,
-    images_from_cut,
     is_open_question,
     winners_operations,
 )
 from .decoded_start import decoded_start, smooth_start
 from .graph import Graph, NoGraph, network_graph
-from .graph.cost import operations
+from .image_search import ImageSearch
 from .kinds import Identity
 from .known import KnownFeatures, known_by_rules
-from .layers import sizes
 from .own_gradients import without_own_gradient
-from .progress import Tell, descent_told, steps_told, unheard
+from .progress import Tell, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .rules import Derivation, Step, derive
@@ -42,12 +40,8 @@ from .wording import ended, reached
 
 # Of the features and their derivative: fewer are no descent.
 _FEWEST_EVALUATIONS = 60
-DESCENT_EVALUATIONS = 1000
-"""More were never of use."""
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
-MET = 1e-3
-"""What a descent may leave of the features' length, where they are known better than that."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +133,13 @@ def recover_images(
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     cut = on_shared_statistics(update, model, cut)
     found = replace(found, module=module, cut=cut)
+    search = ImageSearch(update, config, pictures, device, tell)
     tell("a decoder from the features to pixels")
     guessed = not cut.is_pooled and not cut.is_coupled and is_open_question(cut)
     try:
         if guessed:
-            return _smooth(found, update, cut, pictures, config, device, tell)
-        found = _with_start(found, update, cut, pictures, config, device)
+            return _smooth(found, search, cut)
+        found = _with_start(found, search, cut)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
     if cut.is_pooled:
@@ -157,36 +152,22 @@ def recover_images(
             return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
         why = "max-pooling in front of these features hides all pixels but those that won"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-    evaluations = evaluations_of(cut, update.image_count, config)
+    evaluations = search.evaluations(cut, update.image_count)
     if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-    return _descended(update, found, cut, found.start.images, min(evaluations, DESCENT_EVALUATIONS), device, tell)
+    return _descended(found, search, cut, found.start.images, evaluations)
 
 
-def evaluations_of(cut: Cut, image_count: int, config: PeelingConfig) -> int:
-    """How often a batch's features and their derivative, which costs twice as much, may be evaluated."""
-    one = 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
-    return int(config.operations / one)
-
-
-def _smooth(
-    found: Recovery,
-    update: CapturedUpdate,
-    cut: Cut,
-    pictures: Sequence[Tensor] | None,
-    config: PeelingConfig,
-    device: torch.device | None,
-    tell: Tell,
-) -> Recovery:
+def _smooth(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:
     """With a start that is smooth where the features leave it open; it is never taken for the private images.
 
     Raises:
         ImageError: The photos cannot be had.
     """
     assert found.record is not None
-    start, photos, misfit = smooth_start(update, cut, pictures, config, device, tell)
-    why = f"a start would take more than peeling.operations={config.operations:.1g}"
+    start, photos, misfit = smooth_start(search, cut)
+    why = f"a start would take more than peeling.operations={search.config.operations:.1g}"
     if start is not None:
         why = (
             "these features are fewer than an image has pixel values, and many images have them. The attack starts at "
@@ -202,20 +183,13 @@ def _smooth(
     return replace(found, message=message, start=start, record=record)
 
 
-def _with_start(
-    found: Recovery,
-    update: CapturedUpdate,
-    cut: Cut,
-    pictures: Sequence[Tensor] | None,
-    config: PeelingConfig,
-    device: torch.device | None,
-) -> Recovery:
+def _with_start(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:
     """With images at which a descent starts; without where even that is more than is affordable.
 
     Raises:
         ImageError: The photos cannot be had.
     """
-    start, photos = decoded_start(update, cut, pictures, config, device)
+    start, photos = decoded_start(search, cut)
     if start is None:
         return found
     assert found.record is not None
@@ -223,30 +197,16 @@ def _with_start(
     return replace(found, start=start, record=record)
 
 
-def _descended(
-    update: CapturedUpdate,
-    features: Recovery,
-    cut: Cut,
-    start: Tensor,
-    evaluations: int,
-    device: torch.device | None,
-    tell: Tell,
-) -> Recovery:
-    lowest, highest = update.normalisation.bounds(dtype=torch.float64)
-    told = descent_told(tell, evaluations * len(start))
-    found = images_from_cut(cut, start, lowest, highest, evaluations, on_evaluation=told, device=device)
-    size = sizes(found.images).clamp_min(1e-300)
-    met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(MET)
-    error = torch.where(met, found.error / size, torch.inf)
-    shown = with_contrast(cut, found.images, error, start, (lowest, highest))
-    count = int(met.sum())
+def _descended(features: Recovery, search: ImageSearch, cut: Cut, start: Tensor, evaluations: int) -> Recovery:
+    found = search.descend(cut, start, evaluations)
+    shown = with_contrast(cut, found.images, found.error, start, search.bounds)
     assert features.record is not None
     record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(shown.error.tolist())))
     record = replace(record, contrast=shown.contrast)
     message = (
-        f"{reached(record)} From there a descent, started by a decoder fitted on public photos, met the "
-        f"features of {count} of {len(met)} images (misfit {float(found.misfit.max()):.1g} at most); what the features "
-        "leave open of an image is what the start had there."
+        f"{reached(record)} From there a descent, started by a decoder fitted on public photos, met the features of "
+        f"{int(found.met.sum())} of {len(found.met)} images (misfit {float(found.misfit.max()):.1g} at most); what the "
+        "features leave open of an image is what the start had there."
     )
     message = f"{message} {shown.said}".rstrip()
     return replace(features, message=message, images=shown.images, error=shown.error, record=record)

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from ..capture import BatchNormMode, CapturedUpdate
 from ..capture.image_files import ImageError
 from .config import PeelingConfig
-from .cut import Cut, NoCut, find_cut, grid_evidence, images_from_cut
+from .cut import Cut, NoCut, find_cut, grid_evidence
 from .cut.visit_images import Found, StepByStep, VisitImages
 from .decoded_start import decoded_start
 from .graph import NoGraph, network_graph
+from .image_search import MET, ImageSearch
 from .kinds import Linear
-from .layers import sizes
 from .local_steps import LocalSteps
-from .progress import Tell, descent_told, steps_told, unheard
+from .progress import Tell, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
-from .recovery import DESCENT_EVALUATIONS, MET, evaluations_of, first_module
+from .recovery import first_module
 from .rules import Derivation, Step, derive
 from .wording import ended, reached
 
@@ -115,9 +115,9 @@ def recover_visits(
     cut = find_cut(derivation)
     if isinstance(cut, NoCut) or cut.is_pooled:
         return found
-    evaluations = min(evaluations_of(cut, steps.visit_count, config), DESCENT_EVALUATIONS)
+    search = ImageSearch(update, config, pictures, device, tell)
     try:
-        looked_for = _Finder(update, config, pictures, evaluations, device, tell)
+        looked_for = _Finder(search, search.evaluations(cut, steps.visit_count))
         images = StepByStep(cut, derivation.knowledge, gradients, steps, tell).run(looked_for)
     except ImageError as error:
         return replace(found, message=f"{found.message} No images follow: {error}.")
@@ -130,31 +130,22 @@ def recover_visits(
 class _Finder:
     """Images of some visits by a descent from a decoded start."""
 
-    update: CapturedUpdate
-    config: PeelingConfig
-    pictures: Sequence[Tensor] | None
+    search: ImageSearch
     evaluations: int
-    device: torch.device | None
-    tell: Tell
 
     def __call__(self, cut: Cut, first: bool) -> Found | None:
-        start, _ = decoded_start(self.update, cut, self.pictures, self.config, self.device)
+        start, _ = decoded_start(self.search, cut)
         if start is None:
             return None
-        lowest, highest = self.update.normalisation.bounds(dtype=torch.float64)
-        told = descent_told(self.tell, self.evaluations * len(start.images))
-        found = images_from_cut(cut, start.images, lowest, highest, self.evaluations, told, self.device)
-        least = MET if first else _MET_LATER
-        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
-        error = torch.where(met, found.error / sizes(found.images).clamp_min(1e-300), torch.inf)
-        return Found(found.images, error, self._rounded(found.images, found.error, met))
+        found = self.search.descend(cut, start.images, self.evaluations, MET if first else _MET_LATER)
+        return Found(found.images, found.error, self._rounded(found.images, found.off, found.met))
 
-    def _rounded(self, images: Tensor, error: Tensor, met: Tensor) -> Tensor:
+    def _rounded(self, images: Tensor, off: Tensor, met: Tensor) -> Tensor:
         """Images whose pixels show that they are those of 8-bit files, as these have them."""
-        normalisation = self.update.normalisation
+        normalisation = self.search.update.normalisation
         pixels = normalisation.invert(images).clamp(0, 1)
         deviation = sum(normalisation.std) / len(normalisation.std)
-        on_grid = grid_evidence(pixels, error * deviation).on_grid & met
+        on_grid = grid_evidence(pixels, off * deviation).on_grid & met
         levels = normalisation.apply((255 * pixels).round() / 255)
         return torch.where(on_grid[:, None, None, None], levels, images)
 

@@ -8,7 +8,9 @@ hook, a function with a derivative of its own or a ``detach`` may make it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...capture import BatchNormMode, client_mode
-from ...capture.forward import gradient, on_probes
+from ...capture.forward import functions_of, gradient, on_probes
 from ..kinds import Opaque
 from ..layers import agree
 from .nodes import Graph, Node, NoGraph
@@ -68,9 +70,10 @@ def _probe(model: nn.Module, image_shape: Sequence[int], count: int) -> Tensor:
 class _Run:
     """The exported operations on the probe."""
 
-    values: Mapping[fx.Node, Any]
-    arriving: Mapping[str, Tensor]
-    """Derivative by each value of the graph, by name."""
+    output: Tensor
+    """Logits."""
+    differences: Mapping[str, str | None]
+    """What each operation at which a derivative arrives does otherwise than its kind, by name; None where nothing."""
     gradients: Mapping[str, Tensor]
     """Derivative by each trained parameter, by name."""
 
@@ -98,12 +101,11 @@ def confirm(traced: Traced, model: nn.Module, images: Tensor, mode: BatchNormMod
         weights = torch.randn(logits.shape, generator=generator).to(logits)
         own = dict(zip(names, gradient(logits, parameters, weights), strict=True))
         run = _run(traced, images, weights, names)
-    output = run.values[traced.nodes[traced.graph.output]]
-    if not _close(output, logits):
+    if not _close(run.output, logits):
         return NoGraph("the graph that was written of the model does not give the model's own output")
     nodes = []
     for node in traced.graph.nodes:
-        why = _difference(node, traced, run, own)
+        why = _why_opaque(node, run, own)
         nodes.append(node if why is None else Node(node.name, Opaque(why), node.inputs, node.shape))
     return replace(traced.graph, nodes=tuple(nodes))
 
@@ -117,13 +119,60 @@ def _run(traced: Traced, images: Tensor, weights: Tensor, names: Sequence[str]) 
                 values[node] = images.clone().requires_grad_()
         elif node.op == "call_function":
             values[node] = _evaluate(node, values.__getitem__)
-    made = {name: values[node] for name, node in traced.nodes.items() if name in traced.graph.by_name}
-    watched = {name: value for name, value in made.items() if isinstance(value, Tensor) and value.requires_grad}
-    wanted = [*watched.values(), *(traced.graph.tensors[name] for name in names)]
-    output = made[traced.graph.output]
-    found = torch.autograd.grad(output, wanted, weights, allow_unused=True, materialize_grads=True)
-    arriving = dict(zip(watched, found, strict=False))
-    return _Run(values, arriving, dict(zip(names, found[len(watched) :], strict=True)))
+    output = values[traced.nodes[traced.graph.output]]
+    leaves = [values[node] for node in values if node.name == traced.graph.images]
+    # What opaque operations read, too: a derivative goes where one is asked for.
+    leaves += [tensor for tensor in traced.tensors.values() if tensor.requires_grad]
+    watch = _Watch(traced, values, set(names))
+    parameters = [traced.graph.tensors[name] for name in names]
+    with watch.looking(output):
+        found = torch.autograd.grad(output, [*parameters, *leaves], weights, allow_unused=True, materialize_grads=True)
+    return _Run(output.detach(), watch.differences, dict(zip(names, found, strict=False)))
+
+
+class _Watch:
+    """Holds each operation against its kind when the derivative by its value arrives, and lets go of the value then:
+    all derivatives and values at once would be twice the memory.
+
+    Args:
+        traced: The graph.
+        values: Of the exported operations; given away.
+        trained: Names of parameters whose gradient is looked at.
+    """
+
+    def __init__(self, traced: Traced, values: dict[fx.Node, Any], trained: Set[str]) -> None:
+        self._traced, self._values, self._trained = traced, values, trained
+        self.differences: dict[str, str | None] = {}
+
+    @contextlib.contextmanager
+    def looking(self, output: Tensor) -> Iterator[None]:
+        """While the derivative of the output is taken."""
+        hooks = []
+        reached = functions_of(output)
+        # The last one first: where an operation returns what it was given, one tensor is the value of both, and it is
+        # looked at in this order.
+        for node in reversed(self._traced.graph.nodes):
+            value = self._values[self._traced.nodes[node.name]]
+            if isinstance(node.kind, Opaque) or not isinstance(value, Tensor) or not value.requires_grad:
+                continue
+            if value.grad_fn in reached:
+                hook = value.register_hook(functools.partial(self._arrives, node))  # type: ignore[no-untyped-call]
+                hooks.append(hook)
+            else:
+                self.differences[node.name] = self._difference(node, torch.zeros_like(value))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()  # or values would hold themselves, where no garbage collector sees it
+
+    def _arrives(self, node: Node, arriving: Tensor) -> None:
+        self.differences[node.name] = self._difference(node, arriving.detach())
+        # Whatever reads the value has been looked at: what arrives here came through it.
+        del self._values[self._traced.nodes[node.name]]
+
+    def _difference(self, node: Node, arriving: Tensor) -> str | None:
+        return _difference(node, self._traced, self._values, arriving, self._trained)
 
 
 def _evaluate(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
@@ -138,22 +187,27 @@ def _evaluate(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
     return target(*fx.map_arg(node.args, given), **fx.map_arg(node.kwargs, given))
 
 
-def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]) -> str | None:
-    """What an operation does otherwise than its kind; None where nothing."""
+def _why_opaque(node: Node, run: _Run, own: Mapping[str, Tensor]) -> str | None:
+    """Why an operation is not crossed; None where it is."""
     if isinstance(node.kind, Opaque):
         return node.kind.why
     for name in node.tensors.values():
         if name in own and not _close(run.gradients[name], own[name]):
             return f"the gradient of {name} is not what the operations that were written down make it"
-    if node.name not in run.arriving:
-        return "no derivative arrives at it"
-    source, arriving = traced.nodes[node.name], run.arriving[node.name]
-    entering = {by: value.detach() for by in source.all_input_nodes if isinstance(value := run.values[by], Tensor)}
+    return run.differences.get(node.name, "no derivative arrives at it")
+
+
+def _difference(
+    node: Node, traced: Traced, values: Mapping[fx.Node, Any], arriving: Tensor, trained: Set[str]
+) -> str | None:
+    """What an operation does otherwise than its kind; None where nothing."""
+    source = traced.nodes[node.name]
+    entering = {by: value.detach() for by in source.all_input_nodes if isinstance(value := values[by], Tensor)}
     tensors = traced.graph.tensors_of(node, arriving)
     names = {exported: name for name, exported in traced.nodes.items()}
     by_value = {names.get(by, by.name): by for by in entering}
     inputs = [entering[by_value[name]] for name in node.inputs]
-    free = [by for by in entering if run.values[by].requires_grad or by in names]
+    free = [by for by in entering if values[by].requires_grad or by in names]
     local = {by: entering[by].clone().requires_grad_() for by in free}
     with torch.enable_grad():
         result = _evaluate(source, lambda by: local.get(by, entering.get(by)))
@@ -169,11 +223,9 @@ def _difference(node: Node, traced: Traced, run: _Run, own: Mapping[str, Tensor]
         total[name] = total[name] + one if name in total else one
     if not all(_close(one, expected[by_value[name]]) for name, one in total.items()):
         return "its derivative is not that of its closed form"
-    roles = [role for role, name in node.tensors.items() if name in own]
+    roles = [role for role, name in node.tensors.items() if name in trained]
     ours = node.kind.gradients(arriving, inputs, tensors, roles)
-    theirs = [
-        expected[next(by for by in free if run.values[by] is traced.graph.tensors[node.tensors[r]])] for r in roles
-    ]
+    theirs = [expected[next(by for by in free if values[by] is traced.graph.tensors[node.tensors[r]])] for r in roles]
     if not all(_close(one, other) for one, other in zip(ours, theirs, strict=True)):
         return "its parameters' gradient is not that of its closed form"
     return None

@@ -14,6 +14,7 @@ from gradinversion.peeling.config import PeelingConfig
 from gradinversion.peeling.cut import Cut, decode_with, find_cut, photo_crops, public_photos
 from gradinversion.peeling.decoded_start import decoded_start
 from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.image_search import ImageSearch
 from gradinversion.peeling.kinds import Rectifier
 from gradinversion.peeling.rules import Derivation, Knowledge, Known
 from gradinversion.peeling.units import Units
@@ -134,10 +135,10 @@ def test_the_setting_decides_which_decoder_is_asked(cut: Cut, monkeypatch: pytes
 
     pictures = list(public_photos().values())
     name = put_decoder(monkeypatch, build)
-    found, _ = decoded_start(update, cut, pictures, PeelingConfig(decoder=name, operations=1e9), None)
+    found, _ = decoded_start(ImageSearch(update, PeelingConfig(decoder=name, operations=1e9), pictures), cut)
     assert found is not None
     assert not bool(found.images.any())
-    usual, _ = decoded_start(update, cut, pictures, PeelingConfig(operations=1e9), None)
+    usual, _ = decoded_start(ImageSearch(update, PeelingConfig(operations=1e9), pictures), cut)
     assert usual is not None
     assert bool(usual.images.any())
     assert len(asked) == 1

@@ -1,0 +1,79 @@
+"""What images are looked for with once features are known: an update, public photos, and the effort that is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..capture import CapturedUpdate
+from .config import PeelingConfig
+from .cut import Cut, images_from_cut
+from .graph.cost import operations
+from .layers import sizes
+from .progress import Tell, descent_told, unheard
+
+MET = 1e-3
+"""What a descent may leave of the features' length, where they are known better than that."""
+# More evaluations of the features and their derivative were never of use.
+_MOST_EVALUATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Descended:
+    """Images at the end of a descent on their features."""
+
+    images: Float[Tensor, "image channel height width"]
+    """As the model is given them."""
+    misfit: Float[Tensor, " image"]
+    """See `gradinversion.peeling.cut.Recovered`."""
+    off: Float[Tensor, " image"]
+    """Estimated root mean square error of each image, in units of its values; only of use where it met its features."""
+    met: Bool[Tensor, " image"]
+    """Whether the image has its features."""
+
+    @property
+    def error(self) -> Float[Tensor, " image"]:
+        """As a share of each image's own root mean square; infinite where it has not met its features."""
+        return torch.where(self.met, self.off / sizes(self.images).clamp_min(1e-300), torch.inf)
+
+
+@dataclass(frozen=True)
+class ImageSearch:
+    """The same for every cut of one update."""
+
+    update: CapturedUpdate
+    config: PeelingConfig
+    pictures: Sequence[Float[Tensor, "channel _ _"]] | None = None
+    """Public photos in [0, 1]; None takes those that are configured."""
+    device: torch.device | None = None
+    """On which the model is run; None: the CPU."""
+    tell: Tell = unheard
+    """Told what it is at."""
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Of the values that the model is given, by channel."""
+        return self.update.normalisation.bounds(dtype=torch.float64)
+
+    def evaluations(self, cut: Cut, image_count: int) -> int:
+        """How often so many images' features and their derivative, which costs twice as much, may be evaluated."""
+        one = 3 * image_count * operations(cut.graph, [place.before for place in cut.places])
+        return min(int(self.config.operations / one), _MOST_EVALUATIONS)
+
+    def descend(self, cut: Cut, start: Tensor, evaluations: int, least: float = MET) -> Descended:
+        """Images that have the features of a cut.
+
+        Args:
+            cut: With the features.
+            start: Images that are near enough.
+            evaluations: Of each image, at most.
+            least: What the descent may leave of the features' length, where they are known better than that.
+        """
+        told = descent_told(self.tell, evaluations * len(start))
+        found = images_from_cut(cut, start, *self.bounds, evaluations, told, self.device)
+        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
+        return Descended(found.images, found.misfit, found.error, met)
