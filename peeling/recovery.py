@@ -24,14 +24,15 @@ from .cut import (
     winners_operations,
 )
 from .decoded_start import decoded_start, smooth_start
-from .graph import Graph, NoGraph, network_graph
+from .graph import Graph, Node, NoGraph, network_graph
 from .image_search import ImageSearch
-from .kinds import Identity
+from .kinds import CopiedPadding, Identity
 from .known import KnownFeatures, known_by_rules
 from .own_gradients import without_own_gradient
 from .progress import Tell, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
+from .refusals import Why
 from .rules import Derivation, Step, derive
 from .rules.image_labels import ImageLabels, image_labels
 from .rules.rule import Setting
@@ -72,7 +73,8 @@ class Recovery:
     known: KnownFeatures | None = None
     """The features nearest to the images that are surely known."""
     blocked: bool = False
-    """Whether there was no foothold and convolutions that could be one have no gradient of their own."""
+    """Whether there was no foothold and convolutions that could be one have no gradient of their own, or no zeros
+    around their grid."""
 
 
 def recover_images(
@@ -116,7 +118,8 @@ def recover_images(
     if not derivation.steps:
         blocked = without_own_gradient(graph, update.gradients)
         message = f"{reached(record)[:-1]}; {blocked}." if blocked else reached(record)
-        return Recovery(message, record=record, blocked=bool(blocked))
+        padded = any(one.why is Why.PADDED for one in derivation.refused)
+        return Recovery(message, record=record, blocked=bool(blocked) or padded)
     final = _final(graph, update, derivation)
     labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
     module = first_module(graph, model)
@@ -241,4 +244,19 @@ def first_module(graph: Graph, model: nn.Module) -> str | None:
                 return node.name
             if isinstance(node.kind, Identity):
                 same.add(node.name)
+            own = _padded_within(graph, model, node)
+            if own is not None:
+                return own
+    return None
+
+
+def _padded_within(graph: Graph, model: nn.Module, node: Node) -> str | None:
+    """The convolution that pads its input with the input's own numbers: two operations, and one module."""
+    kind, names = node.kind, {name for name, _ in model.named_modules()}
+    if not isinstance(kind, CopiedPadding):
+        return None
+    for reader in graph.readers(node.name):
+        module = model.get_submodule(reader.name) if reader.name in names else None
+        if isinstance(module, nn.Conv2d) and module.padding_mode == kind.mode:
+            return reader.name
     return None

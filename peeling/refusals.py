@@ -41,6 +41,8 @@ class Why(Enum):
     """A convolution has its channels in groups, and no gradient in front links these."""
     FLAT = "flat"
     """The gradient of its weight is zero everywhere."""
+    PADDED = "padded"
+    """A convolution's grid has other numbers than zeros around it."""
     FROZEN = "frozen"
     """The update lacks the gradient of its weight."""
 
@@ -124,5 +126,7 @@ _WORDS = {
     Why.NEIGHBOURS: "the {places} places that were found do not make up whole images",
     Why.GROUPS: "the convolution that reads it has its channels in groups, and no gradient in front of it links them",
     Why.FLAT: "the gradient of the convolution that reads it is zero everywhere, as behind a batch norm begun at zero",
+    Why.PADDED: "the grid of the convolution that reads it is padded with its own numbers (reflected, repeated or from "
+    "the other side), and taps are told apart by zeros around it",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

@@ -15,7 +15,17 @@ from .joining import Concatenation, Sum, read_concatenation, read_sum
 from .kind import Call, Kind, Layer, ModuleCall, Needs, Read, Told
 from .linear import Linear, read_linear
 from .opaque import Opaque
-from .passing import Identity, Reshape, Subsample, ZeroPadding, read_dropout, read_identity, read_padding, read_reshape
+from .passing import (
+    CopiedPadding,
+    Identity,
+    Reshape,
+    Subsample,
+    ZeroPadding,
+    read_dropout,
+    read_identity,
+    read_padding,
+    read_reshape,
+)
 from .pooling import (
     AdaptiveAveragePool,
     AverageInFront,
@@ -109,6 +119,7 @@ __all__ = [
     "Call",
     "Concatenation",
     "Convolution",
+    "CopiedPadding",
     "GlobalMean",
     "Identity",
     "Kind",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .kind import Call, Kind, Layer, ModuleCall, Read
 
+_COPIES = ("reflect", "replicate", "circular")
+
 
 @dataclass(frozen=True)
 class Reshape(Kind):
@@ -57,6 +59,19 @@ class ZeroPadding(Kind):
 
 
 @dataclass(frozen=True)
+class CopiedPadding(Kind):
+    """Numbers of the image itself around the grid: reflected, repeated, or from the other side."""
+
+    sides: tuple[int, ...]
+    mode: str
+    """As `torch.nn.functional.pad` has it."""
+
+    def forward(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+        """See `Kind.forward`."""
+        return F.pad(inputs[0], self.sides, mode=self.mode)
+
+
+@dataclass(frozen=True)
 class Subsample(Kind):
     """The first of every so many places along both sides. No operation of a model is read as this: it stands for what
     others leave unread."""
@@ -90,8 +105,11 @@ def read_dropout(call: Call) -> Read | None:
 
 
 def read_padding(call: Call) -> Read | None:
-    """``aten.pad`` with zeros, and ``aten.constant_pad_nd``."""
+    """``aten.pad``, and ``aten.constant_pad_nd`` with zeros."""
     given = call.arguments
-    if given.get("mode", "constant") != "constant" or given["value"] not in (None, 0):
+    sides, mode = tuple(given["pad"]), given.get("mode", "constant")
+    if mode in _COPIES:
+        return Read(CopiedPadding(sides, mode), (given["self"],), {})
+    if mode != "constant" or given["value"] not in (None, 0):
         return None
-    return Read(ZeroPadding(tuple(given["pad"])), (given["self"],), {})
+    return Read(ZeroPadding(sides), (given["self"],), {})

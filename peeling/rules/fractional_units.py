@@ -16,7 +16,7 @@ Nothing here says how good the result is: `settled` holds it against gradients t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from .fitted_units import fronts_of, in_doubt, parts_like
-from .linearised import levenberg_marquardt
-from .segment import Segment
+from .linearised import Linearised, Precondition, levenberg_marquardt
+from .segment import Rectify, Segment
+from .segment_preconditioner import by_places, places_matrix
 
 # Rounds, each with units in doubt of its own; steps of a round, and conjugate gradients in each.
 _ROUNDS, _STEPS, _EACH = 8, 1, 170
@@ -36,13 +37,15 @@ _DAMPING, _SETTLED = 1e-5, 1e-3
 _SCALE = 0.3
 # Errors of values in between, as a share of their size: at first, and against what is left of the equations, which
 # are that much smaller; a unit below so many of them is in doubt.
-_FIRST, _AMPLIFIED, _DOUBTFUL = 2.5e-2, 1.5, 4.0
+_FIRST, _AMPLIFIED, _DOUBTFUL = 2.5e-2, 2.5, 4.0
 # Nothing is gained where a round leaves more than that of what was left, and nothing is left below that.
 _FALLS, _ENOUGH = 0.97, 1e-5
 # Against outputs and gradients: sums over a channel, and shares beyond a bound. (To want each share on the side of the
 # value in front of it as well makes it slower.)
 _SUMS, _BEYOND = 0.3, 0.02
 _MIDDLE = 0.5
+# What is told holds shares at least by that much of what it holds the input by.
+_LEAST_HELD = 1e-4
 
 ITERATIONS = _ROUNDS * _STEPS * _EACH
 """Of conjugate gradients at most, each with two evaluations."""
@@ -60,10 +63,14 @@ def fractional_units(segment: Segment, start: Tensor) -> tuple[Segment, Tensor, 
     opened = segment.ends
     for _ in range(_ROUNDS):
         units = _units(segment, found, shares, error)
-        point = levenberg_marquardt(units.residual, units.point(found), _STEPS, _EACH, _DAMPING, _SETTLED)
+        begun = units.point(found)
+        precondition = units.preconditioner(begun)
+        point = levenberg_marquardt(units.residual, begun, _STEPS, _EACH, _DAMPING, _SETTLED, precondition)
+        left, before = float(units.residual(point).detach().norm()), left
+        if not left < before:
+            break
         entering, shares = units.taken(point)
-        found, before = entering.clamp_min(0), left
-        left = float(units.residual(point).detach().norm())
+        found = entering.clamp_min(0)
         error = min(error, _AMPLIFIED * left)
         ends = zip(segment.ends, parts_like(shares, units.doubtful), strict=False)
         opened = tuple(replace(end, is_open=part > _MIDDLE) for end, part in ends)
@@ -102,15 +109,38 @@ class _Units:
         entering, own = torch.split(point, [len(point) - len(self.chosen), len(self.chosen)])
         return entering.reshape(self.segment.shape), own * _SCALE
 
+    def _opened(self, own: Tensor) -> tuple[list[Tensor], Rectify]:
+        """The shares of the ends' units, and what rectifiers in between make of values, with these shares in doubt."""
+        parts = parts_like(self.shares.index_copy(0, self.chosen, own), self.doubtful)
+        count = len(self.segment.ends)
+        middle = dict(zip(self.segment.rectifiers, parts[count:], strict=True))
+        return parts[:count], lambda name, value: value * middle[name]
+
+    def preconditioner(self, point: Tensor) -> Callable[[Linearised], Precondition] | None:
+        """For input and shares apart; None where the input has none."""
+        entering, own = self._split(point)
+        ends, rectify = self._opened(own)
+        matrix = places_matrix(self.segment, entering, rectify, ends)
+        if matrix is None:
+            return None
+        inputs = torch.arange(len(point)) < entering.numel()
+
+        def preconditioner(near: Linearised) -> Precondition:
+            probe = torch.randn(point.shape, generator=torch.Generator().manual_seed(0))
+            held = near.curvature(probe * inputs)
+            of_shares = max(near.curvature(probe * ~inputs), _LEAST_HELD * held)
+            of_input = by_places(matrix, held, self.segment.shape)
+            size = entering.numel()
+            return lambda values: torch.cat([of_input(values[:size]), values[size:] / of_shares])
+
+        return preconditioner
+
     def residual(self, point: Tensor) -> Tensor:
         """What is left of all that is told."""
         segment = self.segment
         entering, own = self._split(point)
-        joined = self.shares.index_copy(0, self.chosen, own)
-        parts = parts_like(joined, self.doubtful)
-        ends, middle = parts[: len(segment.ends)], parts[len(segment.ends) :]
-        shares = dict(zip(segment.rectifiers, middle, strict=True))
-        values, gradients = segment.told(entering, lambda name, value: value * shares[name], ends)
+        ends, rectify = self._opened(own)
+        values, gradients = segment.told(entering, rectify, ends)
         left = [(-entering).clamp_min(0) / self.length]
         left.append((own - own.clamp(0, 1)) * (_BEYOND / max(len(self.chosen), 1) ** 0.5))
         for end, value, doubt in zip(segment.ends, values, self.doubtful, strict=False):
@@ -127,6 +157,11 @@ def _units(segment: Segment, entering: Tensor, shares: Tensor | None, error: flo
     fronts = fronts_of(segment, entering, lambda _, value: value.clamp_min(0))
     doubtful = in_doubt(segment, fronts, _DOUBTFUL * error)
     opened = [end.is_open.float() for end in segment.ends]
+    if shares is not None:
+        # A unit of an end that turned out to be on the other side stays in doubt: out of it, it would be set back.
+        sides = zip(segment.ends, parts_like(shares, doubtful), strict=False)
+        other = [(part > _MIDDLE) ^ end.is_open for end, part in sides]
+        doubtful = [*map(torch.logical_or, doubtful, other), *doubtful[len(other) :]]
     middle = fronts[len(opened) :]
     begun = opened + [(_MIDDLE + one / (2 * error * one.square().mean().sqrt())).clamp(0, 1) for one in middle]
     kept = _joined(begun) if shares is None else shares

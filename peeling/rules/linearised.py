@@ -15,6 +15,9 @@ _DAMPING, _LESS, _MORE, _MOST_DAMPING = 1e-3, 0.25, 3.0, 1e3
 _PARTS, _TAKEN, _GOOD = (1.0, 0.4, 0.15), 0.98, 0.7
 _SETTLED = 1e-2
 
+Precondition = Callable[[Tensor], Tensor]
+"""Nearly the inverse of a normal matrix, symmetric and positive."""
+
 
 class Linearised:
     """Products with the derivative of a function of one tensor, without the matrix.
@@ -47,6 +50,10 @@ class Linearised:
         """Both, one after the other."""
         return self.back(self.forth(move))
 
+    def curvature(self, move: Tensor) -> float:
+        """By how much the squares grow along a move, for its own square."""
+        return float(self.forth(move).square().sum() / move.square().sum().clamp_min(1e-30))
+
 
 def levenberg_marquardt(
     residual: Callable[[Tensor], Tensor],
@@ -55,6 +62,7 @@ def levenberg_marquardt(
     iterations: int,
     damping: float = _DAMPING,
     settled: float = _SETTLED,
+    precondition: Callable[[Linearised], Precondition] | None = None,
 ) -> Tensor:
     """A smaller sum of squares than at the start.
 
@@ -68,17 +76,19 @@ def levenberg_marquardt(
         iterations: Of conjugate gradients in each solve at most.
         damping: At first, as a share of the mean curvature.
         settled: What conjugate gradients leave, relative, where they end.
+        precondition: Given the function near a point: nearly the inverse of its normal matrix there.
     """
     found, left = start, steps * iterations
     random = torch.Generator().manual_seed(0)
     for _ in range(steps):
         near = Linearised(residual, found)
         probe = torch.randn(found.shape, generator=random)
-        curvature = float(near.forth(probe).square().sum() / probe.square().sum())
+        curvature = near.curvature(probe)
         square, slope = float(near.value.square().sum()), near.back(near.value)
+        preconditioned = None if precondition is None else precondition(near)
         part = 0.0
         while part == 0 and damping <= _MOST_DAMPING and left > 0:
-            step = _step(near, slope, damping * curvature, min(iterations, left), settled)
+            step = _step(near, slope, damping * curvature, min(iterations, left), settled, preconditioned)
             # Its line search counts too.
             left -= max(step.made, 1)
             move = step.solution
@@ -95,8 +105,12 @@ def levenberg_marquardt(
     return found
 
 
-def _step(near: Linearised, slope: Tensor, damping: float, iterations: int, settled: float) -> Descended:
-    return conjugate_gradients(lambda move: near.normal(move) + damping * move, -slope, iterations, settled)
+def _step(
+    near: Linearised, slope: Tensor, damping: float, iterations: int, settled: float, precondition: Precondition | None
+) -> Descended:
+    return conjugate_gradients(
+        lambda move: near.normal(move) + damping * move, -slope, iterations, settled, None, precondition
+    )
 
 
 def _best_part(residual: Callable[[Tensor], Tensor], found: Tensor, move: Tensor, square: float) -> tuple[float, float]:

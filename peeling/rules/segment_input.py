@@ -22,6 +22,7 @@ from . import annealed, fractional_units, settled
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 from .segment import Segment, find_segment
+from .segment_preconditioner import by_places_operations
 from .switched_units import with_switched
 
 RULE = "segment input"
@@ -78,7 +79,8 @@ def _solution(setting: Setting, segment: Segment) -> settled.Settled:
     start = annealed.annealed(segment)
     found = settled.settled(segment, start)
     effort.give_back(runs * (settled.ITERATIONS - found.iterations))
-    if found.error <= _CLEAN or not effort.affords(runs * (fractional_units.ITERATIONS + settled.ITERATIONS)):
+    shares = (runs + by_places_operations(segment)) * fractional_units.ITERATIONS
+    if found.error <= _CLEAN or not effort.affords(shares + runs * settled.ITERATIONS):
         return found
     opened, nearer, error = fractional_units.fractional_units(segment, start)
     other = settled.settled(opened, nearer, error)

@@ -16,7 +16,7 @@ import torch
 
 from ...capture.labels.unmixing import MOST_IMAGES
 from ..graph import Graph, Node
-from ..kinds import BatchNorm, Convolution, Identity, Needs
+from ..kinds import BatchNorm, Convolution, CopiedPadding, Identity, Needs
 from ..refusals import Refused, Why
 from ..tap_solution import NoTaps, solve_taps
 from ..taps import MOST_PLACES
@@ -57,6 +57,10 @@ def _barred(setting: Setting) -> Iterator[Refused]:
         sent = setting.gradients.get(graph.gradient_of(node, "weight") or "")
         if kind.has_taps and sent is not None and not bool(sent.any()):
             yield Refused("taps", node.inputs[0], Why.FLAT)
+            return
+        padding = graph.by_name.get(node.inputs[0])
+        if padding is not None and isinstance(padding.kind, CopiedPadding) and max(kind.kernel) > 1:
+            yield Refused("taps", node.inputs[0], Why.PADDED)
             return
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import pickle
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -197,7 +198,19 @@ class _Tied(Residual):
 class _Reflects(Residual):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, padding=1, padding_mode="reflect")
+        for name in ("stem", "halved", "quartered", "conv1", "conv2"):
+            own = getattr(self, name)
+            setattr(self, name, nn.Conv2d(own.in_channels, own.out_channels, 3, own.stride, 1, padding_mode="reflect"))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_stem_that_pads_with_the_images_own_pixels_is_crossed(case: Case, mode: Any) -> None:
+    _, update, images, labels = case
+    model = Residual().eval()
+    model.stem = nn.Conv2d(3, 32, 3, padding=1, padding_mode=mode)
+    update = capture_gradient(model, images, labels)
+    prepared = prepare(update, model, AttackConfig().request)
+    assert _is_of_the_images(prepared, (model, update, images, labels))
 
 
 class _Frozen(Residual):
@@ -213,7 +226,7 @@ class _Frozen(Residual):
         (_Decides, "it decides by the content of its images"),
         (_Twice, "the gradient of conv1.weight is a sum over several uses of one weight"),
         (_Tied, "the gradient of conv1.weight is a sum over several uses of one weight"),
-        (_Reflects, "No images follow: pad in front of it"),
+        (_Reflects, "padded with its own numbers (reflected, repeated or from the other side)"),
         (_Frozen, "the update holds no gradient of stem.weight, conv1.weight, conv2.weight"),
     ],
 )

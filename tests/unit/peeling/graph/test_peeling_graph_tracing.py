@@ -16,6 +16,7 @@ from gradinversion.peeling.kinds import (
     BatchStatisticsNorm,
     Concatenation,
     Convolution,
+    CopiedPadding,
     GlobalMean,
     Linear,
     Opaque,
@@ -160,11 +161,12 @@ def test_frozen_parameters_have_no_gradient() -> None:
     assert "conv.weight" not in graph_of(model).trained
 
 
-def test_reflected_padding_is_opaque() -> None:
-    graph = graph_of(Network(residual, padding_mode="reflect"))
-    (padding,) = graph.opaque()
-    assert isinstance(padding.kind, Opaque)
-    assert "pad" in padding.kind.why
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_with_the_grids_own_numbers_is_an_operation_of_its_own(mode: str) -> None:
+    graph = graph_of(Network(residual, padding_mode=mode))
+    assert not list(graph.opaque())
+    (padding,) = [node for node in graph.nodes if isinstance(node.kind, CopiedPadding)]
+    assert padding.kind == CopiedPadding((1, 1, 1, 1), mode)
     assert isinstance(graph.by_name["conv"].kind, Convolution)
 
 

@@ -48,3 +48,21 @@ def test_steps_that_gain_are_those_that_were_asked_for(monkeypatch: pytest.Monke
     found = levenberg_marquardt(residual, torch.zeros(5), 3, 40)
     assert len(made) == 3
     assert float(residual(found).square().sum()) < float(residual(torch.zeros(5)).square().sum())
+
+
+def test_what_is_nearly_the_inverse_of_the_normal_matrix_settles_a_step_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = _solves(monkeypatch)
+    scale = torch.logspace(-2, 2, 50)
+
+    def residual(one: Tensor) -> Tensor:
+        return scale * (one - 1)
+
+    found = levenberg_marquardt(
+        residual, torch.zeros(50), 1, 5, 1e-9, 1e-3, lambda _: lambda move: move / scale.square()
+    )
+    assert made[0] <= 2
+    torch.testing.assert_close(found, torch.ones(50), rtol=1e-2, atol=1e-2)
+    plain = levenberg_marquardt(residual, torch.zeros(50), 1, 5, 1e-9, 1e-3)
+    assert float((plain - 1).abs().max()) > 0.5

@@ -14,9 +14,11 @@ from gradinversion.peeling.rules import segment_input as rule
 from gradinversion.peeling.rules.effort import Effort
 from gradinversion.peeling.rules.fractional_units import fractional_units
 from gradinversion.peeling.rules.knowledge import Knowledge
+from gradinversion.peeling.rules.linearised import Linearised
 from gradinversion.peeling.rules.rule import Derived, Setting
 from gradinversion.peeling.rules.segment import End, find_segment
 from gradinversion.peeling.rules.segment_input import segment_input
+from gradinversion.peeling.rules.segment_preconditioner import by_places, places_matrix
 from gradinversion.peeling.rules.switched_units import with_switched
 from torch import nn
 
@@ -144,7 +146,7 @@ def test_shares_of_units_bring_the_input_near_and_show_units_of_the_end_that_are
     start = (true + 0.02 * true.square().mean().sqrt() * noise).clamp_min(0)
     opened, nearer, error = fractional_units(segment, start)
     before, after = (max(case.errors(segment.value, one.double())) for one in (start, nearer))
-    assert after < 0.1 * before
+    assert after < 0.02 * before
     assert error < 0.01
     assert torch.equal(opened.ends[0].is_open, known.units[end.rectifier].is_open)
 
@@ -170,3 +172,35 @@ def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
     (found,) = segment_input(replace(setting, effort=Effort(needed)), known)
     assert isinstance(found, Derived), found
     assert made == [found.value]
+
+
+def test_the_matrix_over_places_is_what_the_first_convolutions_gradient_holds_of_each_channel(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+) -> None:
+    _, setting, known, _ = in_front_of_a_segment
+    segment = find_segment(setting, known)
+    assert segment is not None
+    entering = torch.rand(segment.shape, generator=torch.Generator().manual_seed(0))
+    hard = segment.run(entering, lambda _, value: value.clamp_min(0))
+    is_open = {name: hard[name] > 0 for name in segment.rectifiers}
+    opened = [end.is_open for end in segment.ends]
+
+    def rectify(name: str, value: torch.Tensor) -> torch.Tensor:
+        return value * is_open[name]
+
+    matrix = places_matrix(segment, entering, rectify, opened)
+    assert matrix is not None
+    nodes = segment.graph.by_name
+    (position,) = [
+        at
+        for at, one in enumerate(segment.given)
+        if one.gradient.dim() > 1 and nodes[one.node].inputs == (segment.value,)
+    ]
+    length = segment.given[position].gradient.norm()
+    near = Linearised(lambda value: segment.told(value, rectify, opened)[1][position] / length, entering)
+    move = torch.zeros(segment.shape)
+    move[:, 3] = torch.randn(move[:, 3].shape, generator=torch.Generator().manual_seed(1))
+    rows = move[:, 3].flatten()
+    torch.testing.assert_close(near.forth(move).square().sum(), rows @ matrix @ rows, rtol=1e-3, atol=0)
+    back = by_places(matrix, 1.0, segment.shape)(near.normal(move) + 0.1 * move)
+    torch.testing.assert_close(back, move, rtol=1e-2, atol=1e-2)
