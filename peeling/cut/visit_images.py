@@ -28,8 +28,9 @@ from .step_again import feature_misfits, gradients_by_output
 # Features of an image that was seen before are nearer than this, relative, and ten times nearer than those of others.
 _SAME, _CLEARLY = 0.03, 0.1
 # An image is known as well as its features where it makes them up to so many of their errors: as it was found; and
-# rounded to the levels of an 8-bit file, which makes it exact or visibly worse.
-_AS_WELL, _ROUNDED = 2.0, 10.0
+# rounded to the levels of an 8-bit file, which makes it exact or visibly worse: one value on a wrong level is 3e-4 of
+# an image of 32 px.
+_AS_WELL, _ROUNDED, _EXACT = 2.0, 10.0, 1e-4
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def _nearer(cut: Cut, rounded: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """Of each visit an image, and whether it makes the features as well as they are known: rounded, unless only the one
     that was found does."""
     misfits, known = torch.stack([feature_misfits(cut, some) for some in (rounded, found)]), _known(cut)
-    on_levels, as_found = misfits[0] <= _ROUNDED * known, misfits[1] <= _AS_WELL * known
+    on_levels = misfits[0] <= (_ROUNDED * known).clamp_min(_EXACT)
+    as_found = misfits[1] <= _AS_WELL * known
     own = torch.where((as_found & ~on_levels)[:, None, None, None], found, rounded)
     return own, on_levels | as_found
 
