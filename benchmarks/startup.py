@@ -2,6 +2,7 @@
 
     python -m benchmarks.startup                    # four agents, the bundled network and photos
     python -m benchmarks.startup --runs 3 --save before -- agents.count=1
+    python -m benchmarks.startup --runs 3 --turns -- agents.iterations=60    # with and without forking, in turns
 
 The command itself is run, in a process whose only addition is that it notes when it sees what. Times are those of the
 clock, from the start of the command; beside them the seconds of processor that it and all that it started had used
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,17 +66,18 @@ sys.exit(status)
 """
 
 
-def measure(words: list[str]) -> dict[str, Any]:
+def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
     """One run of the command: seconds until each moment, and the most memory that it had, by kind of process.
 
     `beside_agents_mib` is the most that command and coordinator held together, which may be at another moment.
     """
+    environment = os.environ | ({} if forking else {"GRADINVERSION_FORK_SERVER": "off"})
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "notes"
         notes.touch()
         began = time.time()
         command = [sys.executable, "-c", _COMMAND, str(notes), f"out={folder}/run", *words]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         most: dict[str, float] = {}
         beside = 0.0
         used: dict[str, float] = {}
@@ -141,14 +144,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--save", metavar="NAME", help="put the medians into benchmarks/results/startup.json")
+    parser.add_argument("--turns", action="store_true", help="each run without forking too, one after the other")
     parser.add_argument("words", nargs="*", help="settings of the run")
     options = parser.parse_args()
-    found = middle([measure(options.words) for _ in range(options.runs)])
-    print(table(found))
-    if options.save:
-        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept[options.save] = {"words": options.words, "runs": options.runs, **found, "machine": machine()}
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    kinds = {"": True, " without forking": False} if options.turns else {"": True}
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for _ in range(options.runs):
+        for kind, forking in kinds.items():
+            runs[kind].append(measure(options.words, forking))
+    for kind, measured in runs.items():
+        found = middle(measured)
+        print(f"{options.runs} runs{kind}", table(found), sep="\n")
+        if options.save:
+            kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            about = {"words": options.words, "runs": options.runs, "machine": machine()}
+            kept[options.save + kind] = about | found
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -70,15 +70,18 @@ class RayGroup:
 
     # Placing.
 
-    def open(self, target: Target, listener: Listener) -> None:
+    def place(self, listener: Listener) -> None:
         """See `AgentGroup`."""
         self._listener = listener
-        self._target = [put(target, target.model)]
-        self._parts = self._split(target)
         if self._fresh and self._detached:
             end_actors([self._name_of(member) for member in self._members], NAMESPACE)
         self._roster = Roster(self._members, self._make)
         self._recovery = Recovery(self._members, self._roster, listener, self._config.agents)
+
+    def open(self, target: Target) -> None:
+        """See `AgentGroup`."""
+        self._target = [put(target, target.model)]
+        self._parts = self._split(target)
 
     def _split(self, target: Target) -> Parts:
         batch_bytes = 4 * target.update.image_count * int(torch.Size(target.update.image_shape).numel())

@@ -12,7 +12,7 @@ from ..settings.words import slips
 from .named_cluster import cluster_is_named
 from .program import given_out, interrupted, left_behind, program
 from .signals import Signalled, ending_in_order
-from .words import split_verb
+from .words import of_another_verb, split_verb
 
 REFUSED, LOST = 2, 3
 _WITH_WORKERS = {"attack", "audit"}
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
             return 0
         verb, settings = split_verb(words)
         # Before the seconds in which the package is loaded.
-        if found := slips(settings):
+        if found := slips(settings) or of_another_verb(verb, settings):
             raise ConfigError(found)
     except Refusal as error:
         return _refused(error)

@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Iterator, Sequence
 
 from ..refusal import ConfigError
+from ..settings.catalogue import catalogue
 from ..settings.usage import VERBS
 
+_SINGLE, _GRID = ("attack", "capture"), ("sweep.", "budget=")
 _UPDATE_FILES = (".safetensors", ".pt", ".pth")
 
 
@@ -25,6 +27,13 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
     if words[0] not in VERBS:
         raise ConfigError([_no_verb(words[0])])
     return words[0], list(words[1:])
+
+
+def of_another_verb(verb: str, words: Sequence[str]) -> list[str]:
+    """Settings of a grid that a verb would not look at, one sentence each: their user has probably left `audit` out."""
+    if verb not in _SINGLE:
+        return []
+    return [f"{word} is for a grid: write audit {word}, or leave it out." for word in words if word.startswith(_GRID)]
 
 
 def _slips(words: Sequence[str]) -> Iterator[str]:
@@ -60,9 +69,13 @@ def _option(word: str, following: Sequence[str]) -> str:
     name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
     if not equals and following and _is_value(following[0]):
         value = following[0]
+    known = catalogue()
+    whole = [] if name in known else [key for key in known if key.endswith(f".{name}")]
+    keys = whole or [name or "key"]
+    written = " or ".join(f"{key}={value or '…'}" for key in keys)
     return (
-        f"{word} is not an option: settings are plain words, {name or 'key'}={value or '…'}; of options there are "
-        "--help, --version and --completion."
+        f"{word} is not an option: settings are plain words, {written}; of options there are --help, --version and "
+        "--completion."
     )
 
 

@@ -102,12 +102,13 @@ class Coordinator:
             self._saving.epoch = self._store.claim()
             self._itinerary = Itinerary(self._saving.epoch)
         self._enter(Phase.PREPARING)
+        self._group.place(self)  # processes begin meanwhile
         prepared = prepare(self._update, self._model, self._config.request, self._generator, self._prepares)
         for text in prepared.messages:
             self.note(EventKind.NOTE, text)
         if checkpoint is not None:
             self._continue_from(checkpoint)
-        self._group.open(prepared.target, self)
+        self._group.open(prepared.target)
         rounds = Rounds(
             self._group,
             self._config,

@@ -51,8 +51,11 @@ class AgentGroup(Protocol):
 
     seeds: tuple[int, ...]
 
-    def open(self, target: Target, listener: Listener) -> None:
-        """Give the agents what is known about the batch, and begin to place them."""
+    def place(self, listener: Listener) -> None:
+        """Begin to place the agents; what they are to know comes with `open`. Does not wait."""
+
+    def open(self, target: Target) -> None:
+        """Give the agents what is known about the batch."""
 
     def present(self) -> frozenset[int]:
         """Positions of the agents that have a process now. Does not wait."""

@@ -36,9 +36,12 @@ class SerialGroup:
         self._listener: Listener | None = None
         self._accounts: dict[int, Account] = {}
 
-    def open(self, target: Target, listener: Listener) -> None:
+    def place(self, listener: Listener) -> None:
         """See `AgentGroup`."""
         self._listener = listener
+
+    def open(self, target: Target) -> None:
+        """See `AgentGroup`."""
         self.peeled = target.anchor is not None or target.cut is not None
         self._agents = [Agent(target, self._config.objective, self._config.agents, seed) for seed in self.seeds]
 

@@ -59,6 +59,7 @@ def _simulated(config: RunConfig) -> Case:
 
 
 def _command(config: RunConfig) -> str:
-    """What begins this run anew, in another folder."""
-    words = [word for word in command_words(config) if not word.startswith(("out=", "resume=", "restart="))]
+    """What begins this run anew, in another folder; a file that was its preset may say things of a grid too."""
+    left = ("out=", "resume=", "restart=", "budget=", "sweep.")
+    words = [word for word in command_words(config) if not word.startswith(left)]
     return shlex.join(["gradinversion", *words, "out=NEW_FOLDER"])

@@ -42,7 +42,9 @@ def help_on(topic: str) -> str | None:
 
 def strange_topic(topic: str) -> str:
     """What to say of a topic that there is no help on, with what was probably meant."""
-    return unknown(topic.partition("=")[0], catalogue())
+    known = catalogue()
+    groups = filter(None, map(_group, known.values()))
+    return unknown(topic.partition("=")[0], dict.fromkeys([*known, *groups, *preset_names()]))
 
 
 def _section(group: str, known: Sequence[Entry]) -> str:

@@ -230,10 +230,18 @@ def never(waited: float, others: int) -> bool:
     return False
 
 
+def test_processes_begin_before_anything_is_known_of_the_batch(actors: list[Actor]) -> None:
+    group = Group(attack(Mode.ASYNC), actors, None)
+    group.place(Listener())
+    while group.present() != frozenset(range(SEEDS)):
+        pass
+
+
 @pytest.fixture
 def opened(actors: list[Actor], target: Target) -> tuple[Group, Listener]:
     group, listener = Group(attack(Mode.ASYNC), actors, None), Listener()
-    group.open(target, listener)
+    group.place(listener)
+    group.open(target)
     while group.present() != frozenset(range(SEEDS)):
         pass
     return group, listener

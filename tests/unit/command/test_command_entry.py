@@ -82,6 +82,12 @@ def test_help_on_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--help", "agents.cuont", "seed", status=2)
     assert "agents.count" in text
     assert "seed is" not in text
+    assert "did you mean agents?" in printed(capsys, "--help", "agnts", status=2)
+    assert "did you mean gradinversion_paper?" in printed(capsys, "--help", "gradinversion_papr", status=2)
+
+
+def test_a_grid_without_its_verb_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write audit sweep.bn=eval" in printed(capsys, "sweep.bn=eval", status=2)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

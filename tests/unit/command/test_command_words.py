@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gradinversion.command.words import split_verb
+from gradinversion.command.words import of_another_verb, split_verb
 from gradinversion.refusal import ConfigError
 
 
@@ -53,10 +53,26 @@ def test_all_slips_are_told_together() -> None:
 
 @pytest.mark.parametrize(
     ("words", "meant"),
-    [(["--seed", "3"], "seed=3"), (["--seed=3"], "seed=3"), (["-seed=3"], "seed=3"), (["--dry-run"], "dry_run=…")],
+    [
+        (["--seed", "3"], "seed=3"),
+        (["--seed=3"], "seed=3"),
+        (["-seed=3"], "seed=3"),
+        (["--dry-run"], "dry_run=…"),
+        (["--image-size", "64"], "client.image_size=64"),
+        (["--batch-size=8"], "client.batch_size=8 or told.batch_size=8"),
+    ],
 )
 def test_options_of_other_programs_are_told_as_settings(words: list[str], meant: str) -> None:
     assert f"settings are plain words, {meant}" in refusal(*words)
+
+
+@pytest.mark.parametrize("word", ["sweep.batch_sizes=1,8", "budget=10m"])
+def test_a_grid_without_its_verb_is_refused(word: str) -> None:
+    assert of_another_verb("attack", ["seed=3", word]) == [
+        f"{word} is for a grid: write audit {word}, or leave it out."
+    ]
+    assert of_another_verb("capture", [word])
+    assert of_another_verb("audit", [word]) == of_another_verb("attack", ["seed=3"]) == []
 
 
 def test_a_verb_that_does_not_exist_is_answered_with_the_nearest() -> None:

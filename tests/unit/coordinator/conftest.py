@@ -54,8 +54,11 @@ class SerialGroup:
         self.within: dict[int, Account] = {}
         """What happened to each seed since its round began."""
 
-    def open(self, target: Target, listener: Listener) -> None:
-        self.target, self.listener = target, listener
+    def place(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def open(self, target: Target) -> None:
+        self.target = target
 
     def present(self) -> frozenset[int]:
         return frozenset(self.here)

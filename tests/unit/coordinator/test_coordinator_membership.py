@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Outcome
+from gradinversion.capture import UpdateError
 from gradinversion.coordinator import (
     AttackConfig,
     CandidatesLostError,
@@ -23,6 +24,25 @@ Before = Callable[[], object]
 def config(config: AttackConfig) -> AttackConfig:
     """Three seeds, rounds to the steps 10, 20, 30 and 40, a consensus from step 20 on. Nobody is waited for."""
     return replace(config, agents=replace(config.agents, patience=0.0))
+
+
+# Before the first round.
+
+
+def test_agents_are_placed_while_the_update_is_looked_at(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, done = run(), []
+    monkeypatch.setattr(one.group, "place", lambda listener: done.append("place"))
+
+    def prepare(*arguments: Any) -> Any:
+        done.append("prepare")
+        raise UpdateError("no")
+
+    monkeypatch.setattr("gradinversion.coordinator.coordinator.prepare", prepare)
+    with pytest.raises(UpdateError):
+        one()
+    assert done == ["place", "prepare"]
 
 
 # Who comes late.
