@@ -140,10 +140,10 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measure some runs and print the medians."""
+    """Measure some runs, and print the medians with those that were saved under their name before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--save", metavar="NAME", help="put the medians into benchmarks/results/startup.json")
+    parser.add_argument("--save", metavar="NAME", help="add them to the runs of that name in results/startup.json")
     parser.add_argument("--turns", action="store_true", help="each run without forking too, one after the other")
     parser.add_argument("words", nargs="*", help="settings of the run")
     options = parser.parse_args()
@@ -153,13 +153,23 @@ def main() -> None:
         for kind, forking in kinds.items():
             runs[kind].append(measure(options.words, forking))
     for kind, measured in runs.items():
-        found = middle(measured)
-        print(f"{options.runs} runs{kind}", table(found), sep="\n")
+        each = [*_kept(options.save + kind), *measured] if options.save else measured
+        print(f"{len(each)} runs{kind}", table(middle(each)), sep="\n")
         if options.save:
-            kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            about = {"words": options.words, "runs": options.runs, "machine": machine()}
-            kept[options.save + kind] = about | found
+            about = {"words": options.words, "machine": machine(), "runs": len(each), "each": each}
+            kept = _results() | {options.save + kind: about | middle(each)}
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def _kept(name: str) -> list[dict[str, Any]]:
+    """The runs that were saved under a name."""
+    found: list[dict[str, Any]] = _results().get(name, {}).get("each", [])
+    return found
 
 
 if __name__ == "__main__":

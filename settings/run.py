@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -120,7 +121,10 @@ def load_config(words: Sequence[str]) -> RunConfig:
     problems: list[str] = []
     given = dict(split_words(words, problems))
     name = given.setdefault("preset", DEFAULT_PRESET)
-    return _resolve(_settings_in_preset(name, problems) | given, problems + untold(given))
+    told = _settings_in_preset(name, problems) | given
+    if missing := untold(given):
+        told = {"client.local_epochs": "1"} | told  # that it is missing is said, and once is enough
+    return _resolve(told, problems + missing)
 
 
 def is_preset_file(name: str) -> bool:
@@ -254,7 +258,15 @@ def _refused(tree: DictConfig) -> list[str]:
                 given[name] = _objects(tree[name])
         else:
             given[name] = _plain(tree[name])
-    return _problems_of(lambda given: RunConfig(**given), given) + problems
+    whole = _problems_of(lambda given: RunConfig(**given), given)
+    if given.keys() < set(map(str, tree)):
+        # In place of a component that was refused stands the default one, of which nothing is to be said.
+        default = {
+            entry.name: entry.default_factory() for entry in fields(RunConfig) if callable(entry.default_factory)
+        }
+        doubtful = origin_problems(SimpleNamespace(**default | given))
+        whole = [problem for problem in whole if problem not in doubtful]
+    return whole + problems
 
 
 def _problems_of(make: Callable[[Any], object], given: Any) -> list[str]:

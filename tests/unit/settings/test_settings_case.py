@@ -174,6 +174,16 @@ def test_checkpoints_without_what_they_need_are_refused(words: list[str], senten
         load_config(words)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"), [(TRAINED[:2], "client.learning_rate"), ([*TRAINED, "client.mean=0.5"], "client.mean has 1")]
+)
+def test_of_checkpoints_nothing_is_said_that_was_not_asked_for(words: list[str], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["before=a.pt", "after=b.pt", *words])
+    (problem,) = caught.value.problems
+    assert named in problem
+
+
 def test_checkpoints_that_do_not_belong_together_are_refused(checkpoints: tuple[Path, ClientConfig]) -> None:
     folder, _ = checkpoints
     for after, error, words in (
