@@ -209,8 +209,7 @@ class Coordinator:
             rounds.make(current, last=current is self._plan[-1])
             if current.forms_consensus:
                 rounds.form_consensus(current)
-            progress.next_round = current.index + 1
-            seconds = time.perf_counter() - began
+            progress.next_round, seconds = current.index + 1, time.perf_counter() - began
             progress.seconds += seconds
             self._saving.add_progress(current.index, progress)
             self._saving.write_curves(progress)
