@@ -37,6 +37,14 @@ def test_the_image_is_built_of_the_package_and_nothing_else() -> None:
     assert taken - folders == {"*.py", "pyproject.toml", "README.md", "LICENSE", "py.typed"}
 
 
+def test_what_the_image_is_built_from_is_there() -> None:
+    taken = [line[1:] for line in text(".dockerignore").splitlines() if line.startswith("!")]
+    copied = re.findall(r"cp /home/ray/source/(\S+)", text("Dockerfile"))
+    assert copied
+    assert [name for name in [*taken, *copied] if not list(ROOT.glob(name))] == []
+    assert re.findall(r"^COPY .*$", text("Dockerfile"), re.MULTILINE) == ["COPY --chown=ray:users . /home/ray/source"]
+
+
 def test_the_image_runs_as_no_root_keeps_no_cache_and_pins_its_base() -> None:
     lines = [line for line in text("Dockerfile").splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000:100"]
