@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..capture.labels.unmixing import find_facets, polish_facet
+from .images_mixed import mixing_errors
 from .layers import sizes
 from .taps import Factors
 
@@ -52,6 +53,10 @@ class Apart:
     shut: Float[Tensor, " image"]
     """Units of each image's input up to this share of its root mean square are shut: its own noise is as large. That of
     an image that the network is sure of can be a thousand times the others'."""
+    mixed: Float[Tensor, " image"]
+    """Estimated relative error of each image's input by what it may still hold of the others."""
+    lacking: Float[Tensor, " image"]
+    """And of its cotangent, which then lacks as large a share of the others'."""
 
     @property
     def is_open(self) -> Bool[Tensor, "image place input"]:
@@ -78,8 +83,9 @@ def tell_apart(factors: Factors) -> Apart | None:
     cotangents = torch.linalg.inv(mixing).T @ factors.cotangents.reshape(count, -1)
     inputs, cotangents = inputs / length, cotangents * length
     below, shut = inputs.clamp_max(0).norm(dim=1), _shut(inputs, factors.misfit)
+    mixed, lacking = mixing_errors(inputs, cotangents, inputs <= (shut * sizes(inputs))[:, None])
     inputs = inputs.clamp_min(0).reshape(factors.inputs.shape)
-    apart = Apart(inputs, cotangents.reshape(factors.cotangents.shape), below, shut)
+    apart = Apart(inputs, cotangents.reshape(factors.cotangents.shape), below, shut, mixed, lacking)
     return None if largest_leverage(apart) > _LARGEST_LEVERAGE else apart
 
 

@@ -3,7 +3,7 @@
 What input and cotangent leave of the gradient shows its noise. As much again is added to it, both are solved anew from
 where they are, and the images are told apart anew by the units that are shut. What moves is not known: images that are
 like each other, units that few images tell apart, and cotangents of images that the network is sure of, which are small
-beside the others'.
+beside the others'. Which units are shut stays as it is here: what hangs on that is stated beside it (`images_mixed`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def apart_again(
     groups: int = 1,
     weighted: WeightedTaps | None = None,
 ) -> tuple[Float[Tensor, " image"], Float[Tensor, " image"]]:
-    """Estimated relative errors of each image's input and cotangent; infinite where nothing came of it.
+    """Estimated relative errors of each image's input and cotangent, with what is left mixed of the images; infinite
+    where nothing came of it.
 
     Args:
         weight_gradient: As captured, in the type it was sent in.
@@ -53,10 +54,12 @@ def apart_again(
     scale = moved_inputs.norm(dim=1) / flat.norm(dim=1)
     moved_cotangents = torch.linalg.inv(mixing).T @ moved_cotangents * scale[:, None]
     moved_inputs = moved_inputs / scale[:, None]
-    return tuple(
-        (moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-300)
-        for moved, before in ((moved_inputs, flat), (moved_cotangents, across))
+    pairs = ((moved_inputs, flat, apart.mixed), (moved_cotangents, across, apart.lacking))
+    own, theirs = (
+        ((moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-300)).maximum(mixed)
+        for moved, before, mixed in pairs
     )
+    return own, theirs
 
 
 def _shaken(

@@ -50,8 +50,12 @@ def places_matrix(
     added = {one.node: torch.zeros(count, *node.shape, requires_grad=True) for one, _, node in readers}
     with torch.enable_grad():
         values = segment.run(entering, rectify, added=added)
-        arriving = [end.passed * mask for end, mask in zip(segment.ends, opened, strict=True)]
-        found = torch.autograd.grad([values[end.before] for end in segment.ends], list(added.values()), arriving)
+        # Behind a ReLU in front of the first convolution no reader may stand, and the skip does not lead to each end.
+        behind = [
+            (end, mask) for end, mask in zip(segment.ends, opened, strict=True) if values[end.before].requires_grad
+        ]
+        arriving = [end.passed * mask for end, mask in behind]
+        found = torch.autograd.grad([values[end.before] for end, _ in behind], list(added.values()), arriving)
     matrix = torch.zeros(places, places, dtype=torch.float64)
     for (one, kind, _), cotangent in zip(readers, found, strict=True):
         equations = gradient_equations(kind, (height, width), one.gradient, cotangent.double())

@@ -204,3 +204,25 @@ def test_the_matrix_over_places_is_what_the_first_convolutions_gradient_holds_of
     torch.testing.assert_close(near.forth(move).square().sum(), rows @ matrix @ rows, rtol=1e-3, atol=0)
     back = by_places(matrix, 1.0, segment.shape)(near.normal(move) + 0.1 * move)
     torch.testing.assert_close(back, move, rtol=1e-2, atol=1e-2)
+
+
+def test_an_end_that_no_reader_of_the_input_leads_to_adds_nothing_to_the_matrix(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+) -> None:
+    _, setting, known, _ = in_front_of_a_segment
+    segment = find_segment(setting, known)
+    assert segment is not None
+    entering = torch.rand(segment.shape, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(segment.shape)
+    # As behind batch norm and ReLU alone, where these stand in front of a block's first convolution.
+    apart = replace(segment.ends[0], before=segment.value, passed=ones, is_open=ones > 0)
+
+    def rectify(_: str, value: torch.Tensor) -> torch.Tensor:
+        return value.clamp_min(0)
+
+    opened = [end.is_open for end in segment.ends]
+    expected = places_matrix(segment, entering, rectify, opened)
+    found = places_matrix(replace(segment, ends=(apart, *segment.ends)), entering, rectify, [apart.is_open, *opened])
+    assert expected is not None
+    assert found is not None
+    torch.testing.assert_close(found, expected)
