@@ -114,8 +114,9 @@ class EventLog:
 
     def continue_from(self, earlier: EventLog) -> None:
         """Put the events of an earlier process of the run before those of this one."""
-        mine, before = self.events(), earlier.events()
+        before = earlier.events()
         with self._lock:
+            mine = tuple(self._events.values())
             self._events = {event.key: event for event in before}
             self._left_out += earlier.left_out
             for event in mine:

@@ -236,9 +236,9 @@ class Saving:
         self._note(EventKind.CHECKPOINT_FAILED, text, level=Level.WARNING, round=index)
 
     def _hears(self, trouble: str | None) -> None:
-        """From any thread: the storage has failed for some seconds, or does so no longer."""
+        """From any thread: an operation on the storage has failed for some seconds, or one succeeded after that."""
         if trouble is None:
-            self._note(EventKind.STORAGE_WORKING, "The storage takes files again.")
+            self._note(EventKind.STORAGE_WORKING, "An operation on the storage succeeded again.")
         else:
             assert self._storage is not None
             text = f"The storage fails: {trouble} It is tried again for up to {self._storage.patience:g} s."

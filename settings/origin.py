@@ -10,6 +10,8 @@ from ..capture.told_config import ToldConfig
 
 _OF_CHECKPOINTS = ("client.batch_size", "client.image_size", "client.local_epochs", "client.learning_rate")
 _INSTEAD = {"client.learning_rate": "client.learning_rate_known"}
+UNTRAINED = "client.local_epochs=0: two checkpoints are of a client that trained; give its local epochs, at least 1."
+"""What is said where the update between two checkpoints would be of a client that did not train."""
 
 
 class Origin(Protocol):
@@ -77,7 +79,5 @@ def _checkpoint_problems(run: Origin) -> list[str]:
     if run.client.weights is not None:
         found.append(f"client.weights={run.client.weights}: leave it out; the server's weights are before=FILE.")
     if not run.client.local_epochs:
-        found.append(
-            "client.local_epochs=0: two checkpoints are of a client that trained; give its local epochs, at least 1."
-        )
+        found.append(UNTRAINED)
     return found

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -23,7 +22,7 @@ from ..exporting import FORMATS
 from ..refusal import ConfigError
 from ..time_span import seconds_of
 from .keys import Key, convert, format_value, keys, unknown
-from .origin import origin_problems, untold
+from .origin import UNTRAINED, origin_problems, untold
 from .sweep import SweepConfig
 from .usage import DEFAULT_PRESET, preset_names, preset_text
 from .words import of_wrong_type, split_words
@@ -228,10 +227,16 @@ def _resolve(settings: Mapping[str, Any], problems: list[str]) -> RunConfig:
     problems += [unknown(name, known) for name in strange[:_MOST_UNKNOWN]]
     if len(strange) > _MOST_UNKNOWN:
         problems.append(f"{len(strange) - _MOST_UNKNOWN:,} more keys are not known.")
+    unread = set()
     for name, value in settings.items():
         if name in known and (problem := _assign(tree, known[name], value)):
             problems.append(problem)
-    problems += _refused(tree)
+            unread.add(name)
+    refused = _refused(tree)
+    if tree.client.local_epochs or "client.local_epochs" in unread:
+        # In place of a client that was refused stands the default one, which does not train, and nobody gave that.
+        refused = [problem for problem in refused if problem != UNTRAINED]
+    problems += refused
     if problems:
         raise ConfigError(problems)
     return typing.cast(RunConfig, _objects(tree))
@@ -258,15 +263,7 @@ def _refused(tree: DictConfig) -> list[str]:
                 given[name] = _objects(tree[name])
         else:
             given[name] = _plain(tree[name])
-    whole = _problems_of(lambda given: RunConfig(**given), given)
-    if given.keys() < set(map(str, tree)):
-        # In place of a component that was refused stands the default one, of which nothing is to be said.
-        default = {
-            entry.name: entry.default_factory() for entry in fields(RunConfig) if callable(entry.default_factory)
-        }
-        doubtful = origin_problems(SimpleNamespace(**default | given))
-        whole = [problem for problem in whole if problem not in doubtful]
-    return whole + problems
+    return _problems_of(lambda given: RunConfig(**given), given) + problems
 
 
 def _problems_of(make: Callable[[Any], object], given: Any) -> list[str]:

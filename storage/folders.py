@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from io import BufferedReader
@@ -58,7 +60,9 @@ class Storage:
 
     An operation that fails for a reason that may pass is tried again, after growing pauses, until ``patience`` is over.
     It counts from the first failure since anything succeeded, or was written where that fails: with a storage that is
-    gone or full, what comes afterwards is tried once, and a run does not wait anew for each of its files.
+    gone or full, what comes soon afterwards is tried once, and a run does not wait anew for each of its files. That
+    other operations succeed meanwhile prolongs no operation's patience; one that begins when nothing has failed for
+    ``patience`` seconds has all of it.
 
     Args:
         url: A path, or a URL: ``file:///path``, ``s3://bucket/folder``, ``gs://bucket/folder``; ``memory://name`` lives
@@ -72,13 +76,14 @@ class Storage:
     def __init__(self, url: str | Path, patience: float = 0.0) -> None:
         self.url, self.is_local = _resolve(str(url))
         self.patience = patience
-        self.trouble: str | None = None
-        """Why the operation that is being tried again failed last; None when all is well."""
         self.listener: Callable[[str | None], object] | None = None
-        """Told once why the storage fails, when it has for some seconds, and None when it does so no longer; from
-        whichever thread waits. It stays in its process."""
+        """Told once why an operation fails, when it has for some seconds, and None when one succeeded and no other
+        is being tried again; from whichever thread waits. It stays in its process."""
         self._failing_since: float | None = None
+        self._failed_last = 0.0
         self._takes_no_files = self._told = False
+        # Threads whose operation failed and is tried again.
+        self._waiting: set[int] = set()
         self._files: _Files | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,10 +91,10 @@ class Storage:
         return self.__dict__ | {
             "_files": None,
             "listener": None,
-            "trouble": None,
             "_failing_since": None,
             "_takes_no_files": False,
             "_told": False,
+            "_waiting": set(),
         }
 
     @property
@@ -163,7 +168,14 @@ class Storage:
     def _attempt(self, verb: str, name: str, operation: Callable[[_Files], _Result]) -> _Result:
         if (name or verb != "listed") and any(part in ("", ".", "..") for part in name.split("/")):
             raise StorageError(f"{name!r} is not the name of a file in {self.url}; give one inside it, without '..'.")
-        longest_wait = _FIRST_WAIT_SECONDS
+        try:
+            return self._tried_again(verb, name, operation)
+        finally:
+            self._waiting.discard(threading.get_ident())
+
+    def _tried_again(self, verb: str, name: str, operation: Callable[[_Files], _Result]) -> _Result:
+        began, longest_wait = time.monotonic(), _FIRST_WAIT_SECONDS
+        failing_since = math.inf
         while True:
             try:
                 result = operation(self._open())
@@ -171,12 +183,17 @@ class Storage:
                 failure = _explain(f"{self.locate(name)} cannot be {verb}", error)
                 if failure is None:
                     raise
-                if isinstance(failure, AbsentError):
-                    self._works(verb)  # that is an answer
-                left = self._patience_left(verb) if isinstance(failure, PassingError) else 0.0
+                if isinstance(failure, AbsentError) and verb != "written":
+                    self._works(verb)  # that is an answer; of a write, that its bucket is gone
+                if not isinstance(failure, PassingError):
+                    raise failure from error
+                now = time.monotonic()
+                # Another thread's success ends what the storage as a whole suffers from, not this operation's trouble.
+                failing_since = min(failing_since, self._fails_since(verb, began, now))
+                left = failing_since + self.patience - now
                 if left <= 0:
                     raise failure from error
-                self._fails(str(failure))
+                self._waits(str(failure), now - failing_since)
                 # Random, so that many agents do not return to a busy server together.
                 time.sleep(min(left, _CHANCE.uniform(longest_wait / 2, longest_wait)))
                 longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
@@ -184,17 +201,18 @@ class Storage:
                 self._works(verb)
                 return result
 
-    def _patience_left(self, verb: str) -> float:
-        """Seconds, after one more failure."""
-        now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
+    def _fails_since(self, verb: str, began: float, now: float) -> float:
+        """When the trouble began that an operation has just met, which began at that time itself."""
+        since = self._failing_since
+        if since is None or began - self._failed_last > self.patience:
+            since = now
+        self._failing_since, self._failed_last = since, now
         self._takes_no_files |= verb == "written"
-        return self._failing_since + self.patience - now
+        return since
 
-    def _fails(self, reason: str) -> None:
-        self.trouble, since = reason, self._failing_since
-        if since is not None and not self._told and time.monotonic() - since >= _TELL_SECONDS:
+    def _waits(self, reason: str, seconds: float) -> None:
+        self._waiting.add(threading.get_ident())
+        if not self._told and seconds >= _TELL_SECONDS:
             self._told = True
             if self.listener is not None:
                 self.listener(reason)
@@ -202,8 +220,8 @@ class Storage:
     def _works(self, verb: str) -> None:
         if self._takes_no_files and verb != "written":
             return  # from a full disk too can be read and removed
-        self.trouble, self._failing_since, self._takes_no_files = None, None, False
-        if self._told:
+        self._failing_since, self._takes_no_files = None, False
+        if self._told and self._waiting <= {threading.get_ident()}:
             self._told = False
             if self.listener is not None:
                 self.listener(None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gradinversion
 import pytest
-from gradinversion.command import verbs
+from gradinversion.command import entry, verbs
 from gradinversion.run import main
 from gradinversion.settings.usage import USUAL, VERBS
 
@@ -86,7 +86,10 @@ def test_help_on_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean gradinversion_paper?" in printed(capsys, "--help", "gradinversion_papr", status=2)
 
 
-def test_a_grid_without_its_verb_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_without_its_verb_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "_carry_out", lambda *_: pytest.fail("the package is loaded"))
     assert "write audit sweep.bn=eval" in printed(capsys, "sweep.bn=eval", status=2)
 
 

@@ -157,6 +157,20 @@ def test_a_restarted_coordinator_tells_the_past_first_and_facts_once() -> None:
     )
 
 
+def test_what_is_noted_while_a_log_is_continued_is_kept() -> None:
+    now = EventLog()
+
+    class Earlier(EventLog):
+        def events(self) -> tuple[Event, ...]:
+            now.note(EventKind.NOTE, "Meanwhile.")  # as another thread may
+            return super().events()
+
+    before = Earlier()
+    before.note(EventKind.NOTE, "A fact.")
+    now.continue_from(before)
+    assert now.messages() == ("A fact.", "Meanwhile.")
+
+
 def test_each_new_event_is_logged_once_as_one_json_line(logger: logging.Logger) -> None:
     logger.handlers.clear()
     stream = io.StringIO()

@@ -167,7 +167,9 @@ def test_trouble_of_the_storage_and_its_end_reach_who_looks_on_while_the_run_wai
         "The storage fails: s3://bucket/a cannot be written: the server is away. It is tried again for up to 60 s."
     )
     storage.listener(None)
-    assert [event.kind for event in coordinator.status.events] == [EventKind.STORAGE_FAILING, EventKind.STORAGE_WORKING]
+    end = coordinator.status.events[-1]
+    # No more is known: a small file may find room on a full disk.
+    assert (end.kind, end.message) == (EventKind.STORAGE_WORKING, "An operation on the storage succeeded again.")
 
 
 def test_a_storage_that_cannot_be_written_at_the_start_is_refused(

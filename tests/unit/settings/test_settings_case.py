@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gradinversion.capture import (
     load_model,
     simulate_client,
 )
+from gradinversion.command.words import of_another_verb, split_verb
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.case import obtain
 from gradinversion.settings.run import load_config
@@ -52,6 +54,15 @@ def test_an_update_alone_has_no_truth(captured: Path) -> None:
     assert case.evidence == ""
     assert case.client.classes == 30
     assert case.update.mismatches(case.model) == []
+
+
+def test_the_command_that_repeats_an_attack_has_nothing_of_a_grid(captured: Path) -> None:
+    preset = captured / "grid.yaml"
+    preset.write_text("budget: 10m\nsweep:\n  bn: [eval]\nagents:\n  count: 2\n", encoding="utf-8")
+    command = obtain(load_config([f"preset={preset}", *words(captured)])).command
+    verb, given = split_verb(shlex.split(command)[1:])
+    assert of_another_verb(verb, given) == []
+    assert "agents.count=2" in given
 
 
 def test_an_attack_does_not_decode_with_the_private_photos(captured: Path) -> None:

@@ -26,6 +26,8 @@ from gradinversion.settings.run import (
     to_plain,
 )
 
+TRAINED = ["client.batch_size=3", "client.image_size=8", "client.local_epochs=2", "client.learning_rate=0.05"]
+
 
 def problems(*words: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
@@ -179,6 +181,37 @@ def test_all_problems_are_reported_together() -> None:
     for part in ("preset=nothing", "agents.cuont", "'oops'", "seed=1.5", "agents.count=0", "registration", "labels=x"):
         assert part in text
     assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["told.batch_size=4"], "told.batch_size: a simulated client tells everything itself"),
+        (["private.images=/x"], "private.images=/x: they belong to a captured update"),
+        (["before=a.pt", *TRAINED], "before=a.pt: give after=FILE too"),
+        (["before=a.pt", "after=b.pt", "update=c.safetensors", *TRAINED], "update=c.safetensors: give it, or before="),
+        (["before=a.pt", "after=b.pt", *TRAINED, "client.local_epochs=0"], "client.local_epochs=0: two checkpoints"),
+        (["client.batch_size=20"], "20"),
+    ],
+)  # fmt: skip
+def test_a_component_that_is_refused_hides_no_problem_of_the_others(words: list[str], sentence: str) -> None:
+    found = problems("agents.count=0", *words)
+    assert len(found) == 2
+    assert any(sentence in one for one in found)
+    assert any("agents.count=0" in one for one in found)
+
+
+def test_of_a_client_that_is_refused_what_was_given_is_said_all_the_same() -> None:
+    found = problems(
+        "before=a.pt", *TRAINED, "client.local_epochs=0", "client.mean=0.5", "told.batch_size=-1", "seed=x"
+    )
+    for part in ("give after=FILE too", "client.local_epochs=0: two", "client.mean", "told.batch_size", "seed=x"):
+        assert sum(part in one for one in found) == 1, (part, found)
+
+
+def test_of_a_value_that_cannot_be_read_its_default_is_not_said() -> None:
+    (problem,) = problems("before=a.pt", "after=b.pt", *TRAINED, "client.local_epochs=many")
+    assert problem.startswith("client.local_epochs=many: give")
 
 
 def test_the_message_of_the_error_is_all_problems_one_a_line() -> None:

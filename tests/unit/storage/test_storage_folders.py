@@ -23,25 +23,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(tmp_path / "out" if request.param == "disk" else f"memory://storage-{next(_NAMES)}/out")
 
 
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Lets every flush to the disk fail a number of times; what comes back grows with each call."""
-
-    def begin(times: int, code: int = errno.ENOSPC) -> list[int]:
-        real, calls = os.fsync, []
-
-        def flush(descriptor: int) -> None:
-            calls.append(descriptor)
-            if len(calls) <= times:
-                raise OSError(code, os.strerror(code))
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", flush)
-        return calls
-
-    return begin
-
-
 def test_what_is_written_is_read(storage: Storage) -> None:
     digest = storage.write("a/b/file.bin", b"content")
     assert digest == hashlib.sha256(b"content").hexdigest() == storage.digest("a/b/file.bin")
@@ -123,7 +104,9 @@ def test_it_travels_to_another_process(storage: Storage) -> None:
     copy = pickle.loads(pickle.dumps(storage))
     assert (copy.url, copy.is_local, copy.patience) == (storage.url, storage.is_local, 3.0)
     assert copy.read("file", 1) == b"x"
-    assert all(value is None or isinstance(value, str | float | bool) for value in storage.__getstate__().values())
+    assert all(
+        value is None or isinstance(value, str | float | bool | set) for value in storage.__getstate__().values()
+    )
 
 
 def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,124 +174,6 @@ def test_what_a_killed_process_left_behind_is_not_listed(tmp_path: Path, monkeyp
             storage.write("file", b"x")
     assert len(os.listdir(tmp_path)) == 1
     assert storage.names() == []
-
-
-def test_failures_that_pass_are_waited_for(
-    tmp_path: Path, failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = Storage(tmp_path, patience=1000.0)
-    waits: list[float] = []
-    troubles: list[str | None] = []
-
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        troubles.append(storage.trouble)
-
-    monkeypatch.setattr("time.sleep", sleep)
-    failing(4, errno.EIO)
-    storage.write("file", b"x")
-    assert storage.read("file", 1) == b"x"
-    assert len(waits) == 4
-    assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, (0.1, 0.2, 0.4, 0.8), strict=True))
-    assert all(trouble is not None and "Input/output error" in trouble for trouble in troubles)
-    assert storage.trouble is None
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time that passes while somebody sleeps, and only then."""
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    return now
-
-
-def test_patience_ends(tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]) -> None:
-    calls = failing(10**6)
-    with pytest.raises(PassingError, match="No space left"):
-        Storage(tmp_path, patience=60.0).write("file", b"x")
-    assert clock[0] == pytest.approx(60.0)
-    assert 8 < len(calls) < 20
-
-
-def test_a_storage_that_is_gone_is_waited_for_once_and_not_for_each_file(
-    tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
-) -> None:
-    storage = Storage(tmp_path, patience=60.0)
-    calls = failing(10**6)
-    with pytest.raises(PassingError):
-        storage.write("first", b"x")
-    tried = len(calls)
-    for name in ("second", "third"):
-        with pytest.raises(PassingError, match=f"{name} cannot be written: No space left"):
-            storage.write(name, b"x")
-    assert clock[0] == pytest.approx(60.0)
-    assert len(calls) - tried == 2
-
-
-def test_a_full_disk_from_which_is_read_takes_no_files_all_the_same(
-    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = Storage(tmp_path, patience=60.0)
-    storage.write("kept", b"x")
-    told: list[str | None] = []
-    storage.listener = told.append
-
-    def no_room(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", no_room)
-        for _ in range(2):
-            with pytest.raises(PassingError):
-                storage.write("file", b"x")
-            assert clock[0] == pytest.approx(60.0)
-            assert (storage.read("kept", 9), storage.exists("absent")) == (b"x", False)
-            storage.remove("absent")
-        assert len(told) == 1
-    storage.write("file", b"x")
-    assert told[1:] == [None]
-    monkeypatch.setattr(os, "fsync", no_room)
-    with pytest.raises(PassingError):
-        storage.write("file", b"y")
-    assert clock[0] == pytest.approx(120.0)
-
-
-@pytest.mark.parametrize("answer", [lambda s: s.read("kept", 9), lambda s: s.exists("absent"), lambda s: s.names()])
-def test_where_reading_failed_whatever_it_answers_begins_its_patience_anew(
-    answer: Callable[[Storage], object], tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = Storage(tmp_path, patience=60.0)
-    storage.write("kept", b"x")
-
-    def fail(*_: object) -> bytes:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    for seconds in (60.0, 120.0):
-        with monkeypatch.context() as patch:
-            patch.setattr("gradinversion.storage.local_folder.LocalFolder.read", fail)
-            with pytest.raises(PassingError):
-                storage._attempt("read", "kept", lambda files: files.read("kept", 1))
-        assert clock[0] == pytest.approx(seconds)
-        answer(storage)
-
-
-def test_trouble_that_lasts_is_told_once_and_its_end_too(
-    tmp_path: Path, failing: Callable[..., list[int]], clock: list[float]
-) -> None:
-    storage = Storage(tmp_path, patience=1000.0)
-    told: list[tuple[float, str | None]] = []
-    storage.listener = lambda trouble: told.append((clock[0], trouble))
-    failing(3)
-    storage.write("short", b"x")
-    assert told == []  # less than a second
-    failing(9)
-    storage.write("long", b"x")
-    (when, trouble), (_, end) = told
-    assert 5.0 <= when < 20.0
-    assert trouble is not None
-    assert trouble.endswith("long cannot be written: No space left on device.")
-    assert end is None
 
 
 def test_who_listens_stays_in_its_process(tmp_path: Path) -> None:
