@@ -117,19 +117,20 @@ class LocalSteps:
         """Standard deviation of each entry of `summed` from the rounding of what was sent.
 
         After each step a weight is rounded to its type, the finer the nearer to zero it is; beside that, gradients have
-        the rounding of their own type.
+        the rounding of the type that the delta was sent in. Weights are in half precision only where they are numbers
+        of such a type themselves: clients train in float32 and send less of it.
 
         Args:
-            before: The parameter before the first step.
-            summed: What the gradients of all steps make (`summed`), in the type of the weights.
+            before: The parameter before the first step, in any type that holds it.
+            summed: What the gradients of all steps make (`summed`), in the type of the delta.
         """
-        eps, gradient = float(torch.finfo(sent_type(summed)).eps), summed.double()
+        sent, gradient = sent_type(summed), summed.double()
         start = before.double().to(summed.device)
         after = float(self._table[-1, 0]) * start - self.rate * gradient
         _, exponent = torch.frexp(torch.maximum(start.abs(), after.abs()))
-        step = eps * torch.exp2(exponent.double() - 1)
+        step = _trained_in(before, sent).eps * torch.exp2(exponent.double() - 1)
         rounded = step * (self.each / (12 * self.clients)) ** 0.5 / self.rate
-        own = eps / 2 * (gradient.square() + gradient.square().mean()).sqrt()
+        own = torch.finfo(sent).eps / 2 * (gradient.square() + gradient.square().mean()).sqrt()
         return (rounded.square() + own.square()).sqrt()
 
     def weights(self, before: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -153,3 +154,12 @@ class LocalSteps:
             gradients: Of all steps; the last one's is not used.
         """
         return torch.stack([self.weights(before, gradients[:step]) for step in range(self.count)])
+
+
+def _trained_in(before: Tensor, sent: torch.dtype) -> torch.finfo:
+    """The type of weights whose delta was sent in this one."""
+    single = torch.finfo(torch.float32)
+    if torch.finfo(sent).bits >= single.bits:
+        return torch.finfo(sent)
+    held = torch.finfo(sent_type(before))
+    return held if held.bits < single.bits else single

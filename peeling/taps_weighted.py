@@ -25,6 +25,11 @@ _USED = 3
 _STEPS, _ITERATIONS, _SETTLED = 2, 40, 3e-3
 # Noise need not be followed as far.
 _OF_NOISE = 15
+# Of the deviations that were told, what the factors may leave: else noise is other than these say, and entries that
+# count by them make the factors worse. Even noise that makes it 1.4 does; rounding of weights alone leaves 0.7 to 0.8.
+_LEAST, _MOST = 1 / 3, 1.2
+# Bytes that the preconditioner may take.
+_LARGEST = 600_000_000
 
 
 def operations_weighted(places: int, outputs: int, inputs: int, taps: int) -> float:
@@ -40,6 +45,17 @@ def operations_weighted(places: int, outputs: int, inputs: int, taps: int) -> fl
     return followed + (_STEPS + 1) * (outputs + inputs) * 2.0 * _USED * places**3
 
 
+def fits_weighted(places: int, outputs: int, inputs: int) -> bool:
+    """Whether the preconditioner, a matrix of places for each channel, fits into memory.
+
+    Args:
+        places: Of all images together.
+        outputs: Channels.
+        inputs: Channels.
+    """
+    return 4 * places**2 * (outputs + inputs) <= _LARGEST
+
+
 @dataclass(frozen=True)
 class WeightedTaps:
     """The gradient of a convolution with taps, and where it is taken apart."""
@@ -49,8 +65,9 @@ class WeightedTaps:
     image_count: int
     size: tuple[int, int]
 
-    def polished(self, factors: Factors) -> Factors:
-        """Factors by all entries as well as they are known; as they were where that is no better.
+    def polished(self, factors: Factors) -> Factors | None:
+        """Factors by all entries as well as they are known; None where that is no better, or where what they leave
+        shows other noise than the deviations say: a delta that was defended, or sent in a narrower type.
 
         Args:
             factors: By entries that count alike.
@@ -60,11 +77,11 @@ class WeightedTaps:
         for _ in range(_STEPS):
             moved = self._moved(inputs, cotangents, left, _ITERATIONS)
             if moved is None:
-                return factors
+                return None
             inputs, cotangents = inputs + moved[0], cotangents + moved[1]
             left = self._left(inputs, cotangents)
-        if not float(left.norm()) <= float(before.norm()):
-            return factors
+        if not float(left.norm()) <= float(before.norm()) or not _LEAST < _size(left, inputs, cotangents) < _MOST:
+            return None
         own, theirs = inputs.reshape(factors.inputs.shape), cotangents.reshape(factors.cotangents.shape)
         misfit = float(left.norm() / (_by_tap(self.gradient) * self._weight).norm())
         return replace(factors, inputs=own, cotangents=theirs, misfit=misfit)
@@ -80,10 +97,10 @@ class WeightedTaps:
             cotangents: Of every place.
         """
         left = self._left(inputs, cotangents)
-        free = inputs.numel() + cotangents.numel()
-        size = (float(left.square().sum()) / max(left.numel() - free, 1)) ** 0.5
         random = torch.Generator().manual_seed(0)
-        noise = max(size, 1.0) * torch.randn(left.shape, generator=random, dtype=torch.float64)
+        noise = max(_size(left, inputs, cotangents), 1.0) * torch.randn(
+            left.shape, generator=random, dtype=torch.float64
+        )
         moved = self._moved(inputs, cotangents, noise, _OF_NOISE)
         return None if moved is None else (inputs + moved[0], cotangents + moved[1])
 
@@ -159,6 +176,12 @@ class _Linearised:
         return torch.cat([torch.cholesky_solve(one.T[..., None], factor)[..., 0].T.flatten() for one, factor in pairs])
 
 
+def _size(left: Tensor, inputs: Tensor, cotangents: Tensor) -> float:
+    """Of noise, in deviations, by what the factors leave of it: they take up as much as they have unknowns."""
+    free = inputs.numel() + cotangents.numel()
+    return (float(left.square().sum()) / max(left.numel() - free, 1)) ** 0.5
+
+
 def _by_tap(values: Tensor) -> Tensor:
     return torch.stack(list(by_tap(values).values()))
 
@@ -172,11 +195,13 @@ def _inverted(rows: Float[Tensor, "tap place _"], weight: Tensor, *, outputs: bo
     weights = (weight.permute(1, 0, 2) if outputs else weight.permute(2, 0, 1)).flatten(1)
     used = min(len(matrix), _USED * places)
     chosen = weights.topk(used, dim=1)
-    found = []
-    for which, scale in zip(torch.split(chosen.indices, 8), torch.split(chosen.values, 8), strict=True):
+    found = torch.empty(len(weights), places, places)
+    # Some channels at a time: as many doubles again would be more than all that is kept.
+    for some in torch.split(torch.arange(len(weights)), 8):
+        which, scale = chosen.indices[some], chosen.values[some]
         weighed = matrix[which.flatten()].reshape(len(which), used, places) * scale[..., None]
         factor, failed = torch.linalg.cholesky_ex(weighed.mT @ weighed)
         if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
             return None
-        found.append(factor.float())
-    return torch.cat(found)
+        found[some] = factor.float()
+    return found

@@ -23,7 +23,7 @@ from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
 from ..taps_again import apart_again
-from ..taps_weighted import WeightedTaps, operations_weighted
+from ..taps_weighted import WeightedTaps, fits_weighted, operations_weighted
 from ..visits import Layer, Norm, VisitList, VisitsOrdering
 from ..visits_seen import visits_seen
 from .knowledge import Knowledge, evenly
@@ -86,12 +86,13 @@ def visit_pair(setting: Setting, second: Node) -> VisitPair | None:
 
 def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: VisitPair) -> Derived | Refused:
     value, places = pair.second.inputs[0], places_of(setting, pair.second)
-    cost = sum(_operations(setting, one) for one in (pair.first, pair.second))
-    if not setting.effort.affords(cost):
+    nodes = (pair.first, pair.second)
+    if not setting.effort.affords(sum(taps_operations(setting, one) for one in nodes)):
         return Refused(RULE, value, Why.COST, places)
+    weighed = [_affords_weighted(setting, one) for one in nodes]
     lists = []
-    for node in (pair.first, pair.second):
-        found = visits_of(setting, node)
+    for node, own in zip(nodes, weighed, strict=True):
+        found = visits_of(setting, node, weighed=own)
         if found is Why.RANK and (seen := _seen(setting, node)) not in (None, steps.visit_count):
             return Refused(RULE, value, Why.VISITS, steps.visit_count, seen)
         if isinstance(found, Why):
@@ -140,25 +141,30 @@ def ordering_of(setting: Setting, steps: LocalSteps, pair: VisitPair) -> VisitsO
     return VisitsOrdering(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
 
 
-def _operations(setting: Setting, node: Node) -> float:
+def _affords_weighted(setting: Setting, node: Node) -> bool:
+    """Whether the taps may count each entry by its deviation, on top of what they cost already."""
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
     outputs, inputs, height, width = gradient.shape
-    weighted = operations_weighted(places_of(setting, node), outputs, inputs, height * width)
-    return taps_operations(setting, node) + weighted
+    places = places_of(setting, node)
+    cost = operations_weighted(places, outputs, inputs, height * width)
+    return fits_weighted(places, outputs, inputs) and setting.effort.affords(cost)
 
 
-def visits_of(setting: Setting, node: Node) -> VisitList | Why:
-    """By the taps of one convolution."""
+def visits_of(setting: Setting, node: Node, *, weighed: bool = False) -> VisitList | Why:
+    """By the taps of one convolution; `weighed`: by entries that each count by its own deviation, where these are
+    right."""
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
     size = (node.shape[1], node.shape[2])
     factors = factor_taps(gradient, setting.image_count, size)
     if factors is None:
         return Why.RANK
-    weighted = _weighted(setting, node, gradient, size)
-    if weighted is not None:
-        factors = weighted.polished(factors)
+    weighted = _weighted(setting, node, gradient, size) if weighed else None
+    polished = None if weighted is None else weighted.polished(factors)
+    if polished is None:
+        weighted = None
+    factors = polished or factors
     apart = tell_apart(factors)
     if apart is None:
         return Why.ALIKE

@@ -85,3 +85,30 @@ def test_sums_are_off_by_the_rounding_of_each_weight(clients: int) -> None:
     near = before.abs() < 0.01
     assert 0.3 < float(off[near].square().mean().sqrt()) < 3
     assert float(deviation[near].square().mean().sqrt()) < 0.1 * float(deviation.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_delta_in_half_precision_is_of_weights_in_single(kind: torch.dtype) -> None:
+    """It is off by its own rounding and theirs, whatever type the weights are held in here."""
+    random = torch.Generator().manual_seed(3)
+    before = torch.randn(20_000, generator=random)
+    steps = LocalSteps((1, 1), 0.01)
+    gradients = 0.1 * torch.randn(2, len(before), generator=random)
+    exact = gradients.double().sum(dim=0)
+    found = steps.summed(before, (-0.01 * exact).to(kind))
+    deviation = steps.deviation(before.double(), found)
+    off = float(((found.double() - exact) / deviation).square().mean().sqrt())
+    assert 0.2 < off < 2
+    # Rounding of the weights to this type would be a hundred times as much.
+    share = float(deviation.square().mean().sqrt() / exact.square().mean().sqrt())
+    assert share < 3 * torch.finfo(kind).eps
+
+
+def test_weights_in_half_precision_are_rounded_to_it() -> None:
+    before = torch.randn(20_000, generator=torch.Generator().manual_seed(4)).bfloat16()
+    steps = LocalSteps((1,), 0.1)
+    exact = torch.full((len(before),), 0.3, dtype=torch.float64)
+    after = (before.double() - 0.1 * exact).bfloat16()
+    found = steps.summed(before, after - before)
+    off = (found.double() - exact) / steps.deviation(before.double(), found)
+    assert 0.3 < float(off.square().mean().sqrt()) < 3

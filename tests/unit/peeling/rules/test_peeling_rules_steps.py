@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,8 +13,12 @@ from gradinversion.capture import BatchNormMode, LocalTraining
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.local_steps import LocalSteps
 from gradinversion.peeling.recording import record_derivation
-from gradinversion.peeling.refusals import Why
+from gradinversion.peeling.refusals import Refused, Why
 from gradinversion.peeling.rules import Derivation, derive
+from gradinversion.peeling.rules.effort import Effort
+from gradinversion.peeling.rules.knowledge import Knowledge
+from gradinversion.peeling.rules.rule import Derived, Setting
+from gradinversion.peeling.rules.visit_foothold import visit_foothold
 from gradinversion.peeling.wording import reached
 from torch import Tensor, nn
 
@@ -215,3 +219,47 @@ def test_a_usual_client_makes_more_visits_than_are_told_apart(trained: Trained) 
     assert end.equations is not None
     enough = 400 * end.equations // end.places
     assert f"they would be enough for {enough} visits of images of this size" in said
+
+
+def _sent(trained: Trained, kind: str) -> Trained:
+    """The delta as it was sent, by this name of what befell it."""
+    random = torch.Generator().manual_seed(0)
+
+    def changed(summed: Tensor) -> Tensor:
+        # The share of decay is known, and stands for nothing here.
+        delta = -trained.steps.rate * summed
+        if kind == "noise":
+            return delta + 3e-5 * delta.square().mean().sqrt() * torch.randn(delta.shape, generator=random)
+        half = delta.to(torch.float16 if kind.startswith("float16") else torch.bfloat16)
+        return half.float() if kind.endswith("in float32") else half
+
+    plain = LocalSteps(trained.steps.visits, trained.steps.rate)
+    gradients = {name: plain.summed(torch.zeros_like(one), changed(one)) for name, one in trained.gradients.items()}
+    return replace(trained, gradients=gradients)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float16 in float32", "bfloat16", "noise"])
+def test_a_delta_in_half_precision_or_defended_has_its_foothold(trained: Trained, kind: str) -> None:
+    sent = _sent(trained, kind)
+    found = sent.derived()
+    assert found.steps, [one.words for one in found.refused]
+    value = found.steps[0].value
+    own, true = found.knowledge.activations[value], trained.truth[value].flatten(1)
+    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
+    off, which = (apart / true.norm(dim=1)).min(dim=1)
+    assert [sorted(which[part].tolist()) for part in trained.steps.slices] == [[0, 1], [2, 3]]
+    assert bool((off <= 10 * own.error).all())
+
+
+def test_a_foothold_that_is_affordable_is_not_given_up_for_one_that_is_better(trained: Trained) -> None:
+    setting = Setting(trained.graph, trained.gradients, 4, 3e-2, Effort(3e8), trained.steps)
+    (first,) = (one for one in visit_foothold(setting, Knowledge()) if isinstance(one, Derived))
+    assert first.rule == "taps"
+    true = trained.truth[first.value].flatten(1)
+    own = first.knowledge.activations[first.value]
+    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
+    off = (apart / true.norm(dim=1)).amin(dim=1)
+    assert bool((off <= 10 * own.error.clamp_min(1e-5)).all())
+    none = Setting(trained.graph, trained.gradients, 4, 3e-2, Effort(1e3), trained.steps)
+    refused = [one for one in visit_foothold(none, Knowledge()) if isinstance(one, Refused)]
+    assert {one.why for one in refused if one.why is not Why.FEW_EQUATIONS} == {Why.COST}
