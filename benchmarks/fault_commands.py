@@ -77,7 +77,8 @@ def run_case(case: Case, folder: Path) -> Found:
         f"{used / 2**20:,.0f} MB": used > 4 * size + ALLOWED_BYTES,
         "a changed folder": _state(given) != before or (folder / "new").exists(),
     }
-    sentence = " ".join(said.replace(str(given), "FOLDER").split())[:_SHOWN]
+    # The folder that the command works in is the one above.
+    sentence = " ".join(said.replace(str(given), "FOLDER").replace(str(folder), "HERE").split())[:_SHOWN]
     command = " ".join(word.replace("{}", "FOLDER") for word in case.words)
     megabytes = round(used / 2**20, 1)
     problems = [problem for problem, found in checks.items() if found]

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _WORDS = ("agents.count=2", "agents.iterations=300", "coordinator.period=50", "c
 _IMAGES = "reconstruction.safetensors"
 _LONGEST_SECONDS = 400.0
 _KEPT = re.compile(r"The finished reconstruction is in (\S+),")
+_COMMAND = str(ROOT / "run.py")
 _MB = 2**10
 
 
@@ -57,7 +59,7 @@ def run(out: Path, *words: str) -> tuple[int, str]:
     """The real command, its exit status, and what it printed."""
     try:
         ended = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), f"out={out}", *_WORDS, *words],
+            [sys.executable, _COMMAND, f"out={out}", *_WORDS, *words],
             env=os.environ | {"RAY_ADDRESS": "local", "NO_COLOR": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,7 +84,9 @@ def run_on_full_disk(share: float, kilobytes: int, undisturbed: Path) -> Row:
         status, printed = run(out)
         seconds = round(time.monotonic() - began, 1)
         kept: bool | None = None
+        places = {_COMMAND: "run.py", str(place): "FOLDER"}
         if found := _KEPT.search(printed):
+            places = {found[1]: "KEPT"} | places
             result = read_result(Storage(undisturbed))
             assert result is not None
             kept = same(read_result(Storage(found[1])), result)
@@ -93,7 +97,19 @@ def run_on_full_disk(share: float, kilobytes: int, undisturbed: Path) -> Row:
         images = out / _IMAGES
         equal = images.exists() and images.read_bytes() == (undisturbed / _IMAGES).read_bytes()
         said = [line for line in (printed if equal else printed + later).splitlines() if line.strip()]
-        return Row(share, status, "\n".join(said[-6:]), seconds, kept, resumed, equal)
+        return Row(share, status, without_places("\n".join(said[-6:]), places), seconds, kept, resumed, equal)
+
+
+def without_places(said: str, places: Mapping[str, str]) -> str:
+    """What a command said, with words in place of this machine's paths, one after the other.
+
+    Args:
+        said: Its lines.
+        places: The word for each path.
+    """
+    for path, word in places.items():
+        said = said.replace(path, word)
+    return said
 
 
 def table(rows: list[Row]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "fault_storage.json"
 _WORDS = ("agents.count=2", "agents.iterations=300", "coordinator.period=50", "coordinator.start=0.5")
 _BUCKET = "faults"
+_COMMAND = str(ROOT / "run.py")
+_KEPT = re.compile(r"/\S*gradinversion-kept-\w+")
 _IMAGES = "reconstruction.safetensors"
 _LARGEST_BYTES = 2**26
 _LONGEST_SECONDS = 400.0
@@ -52,12 +55,14 @@ class Row:
     seconds: float = 0.0
     said: str = ""
     """What the command printed last, where it did not end well."""
+    before: int | None = None
+    """The exit status while the server was gone; None where it was there."""
 
 
 def begin(out: str, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
     """The command, with its output read later."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), f"out={out}", *_WORDS, *words],
+        [sys.executable, _COMMAND, f"out={out}", *_WORDS, *words],
         env=os.environ | environment | {"RAY_ADDRESS": "local", "NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,7 +77,12 @@ def end(command: subprocess.Popen[str]) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         command.kill()
         return -1, "did not end"
-    return command.returncode, printed[-400:]
+    return command.returncode, without_places(printed)[-400:]
+
+
+def without_places(said: str) -> str:
+    """What a command said, with words in place of this machine's paths."""
+    return _KEPT.sub("KEPT", said.replace(_COMMAND, "run.py"))
 
 
 def images_in(out: str) -> bytes:
@@ -104,18 +114,19 @@ def run_without(server: FaultyS3, environment: dict[str, str], whole: bytes) -> 
     server.weather = Weather()
     sentence = " ".join(said.split())
     if status not in (2, 3) or "Traceback" in said:
-        return Row(GONE, status, said=sentence)
-    status, said = end(begin(out, environment, "resume=true"))
-    equal = images_in(out) == whole
-    return Row(GONE, status, equal, dict(gone.met), round(time.monotonic() - began, 1), sentence if equal else said)
+        return Row(GONE, said=sentence, before=status)
+    later, said = end(begin(out, environment, "resume=true"))
+    equal, seconds = images_in(out) == whole, round(time.monotonic() - began, 1)
+    return Row(GONE, later, equal, dict(gone.met), seconds, sentence if equal else said, status)
 
 
 def table(rows: list[Row]) -> str:
     """For BENCHMARKS.md."""
     lines = ["| storage | faults met | exit status | equal bytes | seconds |", "|---|---|---|---|---|"]
     for row in rows:
+        status = row.status if row.before is None else f"{row.before}, then {row.status}"
         lines.append(
-            f"| {row.storage} | {sum(row.faults.values())} | {row.status} | {'yes' if row.equal else 'no'} "
+            f"| {row.storage} | {sum(row.faults.values())} | {status} | {'yes' if row.equal else 'no'} "
             f"| {row.seconds:g} |"
         )
     return "\n".join(lines)

@@ -148,12 +148,13 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="settings of the run")
     options = parser.parse_args()
     kinds = {"": True, " without forking": False} if options.turns else {"": True}
+    earlier = {kind: kept(options.save + kind, options.words) if options.save else [] for kind in kinds}
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(options.runs):
         for kind, forking in kinds.items():
             runs[kind].append(measure(options.words, forking))
     for kind, measured in runs.items():
-        each = [*_kept(options.save + kind), *measured] if options.save else measured
+        each = [*earlier[kind], *measured]
         print(f"{len(each)} runs{kind}", table(middle(each)), sep="\n")
         if options.save:
             about = {"words": options.words, "machine": machine(), "runs": len(each), "each": each}
@@ -166,9 +167,18 @@ def _results() -> dict[str, Any]:
     return found
 
 
-def _kept(name: str) -> list[dict[str, Any]]:
-    """The runs that were saved under a name."""
-    found: list[dict[str, Any]] = _results().get(name, {}).get("each", [])
+def kept(name: str, words: list[str]) -> list[dict[str, Any]]:
+    """The runs that were saved under a name; those of other settings have no median in common.
+
+    Raises:
+        SystemExit: They had other settings.
+    """
+    saved = _results().get(name, {"words": words})
+    if saved["words"] != words:
+        raise SystemExit(
+            f"{name} has runs of other settings ({' '.join(saved['words'])}): give another name to --save."
+        )
+    found: list[dict[str, Any]] = saved.get("each", [])
     return found
 
 
