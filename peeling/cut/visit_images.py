@@ -173,6 +173,8 @@ def _nearer(cut: Cut, rounded: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     that was found does."""
     misfits, known = torch.stack([feature_misfits(cut, some) for some in (rounded, found)]), _known(cut)
     on_levels = misfits[0] <= (_ROUNDED * known).clamp_min(_EXACT)
+    # Where no levels showed both are the same image, which was not rounded.
+    on_levels &= (rounded != found).flatten(1).any(dim=1)
     as_found = misfits[1] <= _AS_WELL * known
     own = torch.where((as_found & ~on_levels)[:, None, None, None], found, rounded)
     return own, on_levels | as_found

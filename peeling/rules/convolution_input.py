@@ -23,12 +23,12 @@ from .equations import (
     gradient_equations,
     most_places,
     operations_of,
+    operations_weighed,
     solve,
 )
 from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
-from .weighted_equations import operations_weighted
 
 RULE = "convolution input"
 
@@ -120,7 +120,7 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
     if not setting.effort.affords(operations_of(places, rows, channels)):
         return Refused(RULE, value, Why.COST, places)
     # Of local steps each entry has a deviation of its own, and each channel equations of its own.
-    cost = operations_weighted(places, rows, channels)
+    cost = operations_weighed(places, rows, channels)
     weighed = setting.steps is not None and setting.effort.affords(cost)
     return _solved(setting, known, value, [_reader(setting, known, node, weighed) for node in nodes])
 

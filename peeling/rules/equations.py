@@ -21,7 +21,7 @@ from torch import Tensor
 from ..geometry import gradient_matrix
 from ..kinds import Convolution
 from ..layers import rounding
-from .weighted_equations import solve_weighted
+from .weighted_equations import operations_weighted, solve_weighted
 
 # How much longer than the list of unknowns the list of equations must be before a solution is tried.
 OVERDETERMINED = 1.02
@@ -100,6 +100,11 @@ def operations_of(places: int, rows: int, channels: int) -> float:
     return 2.0 * places**2 * rows + places**3 + 6.0 * places * rows * channels
 
 
+def operations_weighed(places: int, rows: int, channels: int) -> float:
+    """Of what is made of one solution where each entry counts by its deviation, in all rounds."""
+    return _WEIGHED * operations_weighted(places, rows, channels)
+
+
 def gradient_equations(
     kind: Convolution,
     size: tuple[int, int],
@@ -151,26 +156,36 @@ def solve(equations: Sequence[GradientEquations]) -> Solution | None:
 
 def _weighed(equations: Sequence[GradientEquations], found: Solution) -> Solution:
     """A solution whose entries counted alike, with each counted by its deviation, where all of these are known."""
-    deviations = [one.deviation for one in equations]
+    deviations, kept = [one.deviation for one in equations], found.kept
     for _ in range(_WEIGHED if all(one is not None for one in deviations) else 0):
-        pairs = [one.of_outputs(which) for one, which in _pairs(equations, found.kept)]
+        pairs = [one.of_outputs(which) for one, which in _pairs(equations, kept)]
         matrix, given = torch.cat([one.matrix for one in pairs], dim=1).T, torch.cat([one.given for one in pairs])
         weighed = solve_weighted(
             matrix, given, torch.cat([one.deviation for one in pairs if one.deviation is not None])
         )
         if weighed is None or not float(weighed.deviation.norm()) < float(found.deviation.norm()):
             break
-        kept, left = list[Tensor](), weighed.left
-        for one, which in zip(pairs, found.kept, strict=True):
-            own, left = left[: len(one.given)], left[len(one.given) :]
-            size = own.reshape(one.outputs, -1).norm(dim=1)
-            still = which.clone()
-            still[which] = ~deviant(size, torch.ones_like(size))
-            kept.append(still if float((~still).double().mean()) <= _MOST_LEFT_OUT else which)
-        before, found = found.kept, Solution(weighed.values, weighed.misfit, weighed.deviation, tuple(kept))
-        if all(map(torch.equal, before, found.kept)):
+        # What is said to be kept is what this solution rests on; the next round's is its own.
+        found = replace(found, values=weighed.values, misfit=weighed.misfit, deviation=weighed.deviation, kept=kept)
+        after = _still(pairs, kept, weighed.left)
+        if all(map(torch.equal, kept, after)):
             break
+        kept = after
     return found
+
+
+def _still(
+    pairs: Sequence[GradientEquations], kept: Sequence[Tensor], left: Float[Tensor, " equation"]
+) -> tuple[Tensor, ...]:
+    """Of the channels that a weighed solution rests on those that it does not contradict."""
+    found = list[Tensor]()
+    for one, which in zip(pairs, kept, strict=True):
+        own, left = left[: len(one.given)], left[len(one.given) :]
+        size = own.reshape(one.outputs, -1).norm(dim=1)
+        still = which.clone()
+        still[which] = ~deviant(size, torch.ones_like(size))
+        found.append(still if float((~still).double().mean()) <= _MOST_LEFT_OUT else which)
+    return tuple(found)
 
 
 def _alike(equations: Sequence[GradientEquations]) -> Solution | None:

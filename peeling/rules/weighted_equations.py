@@ -15,7 +15,7 @@ from torch import Tensor
 
 # Equations of each channel that are used, in unknowns; the others are known far less well.
 _USED = 3
-# Channels that tell what derivatives are off by, and how often they are asked.
+# Channels that tell what derivatives are off by, from so many on to nearly twice as many, and how often they are asked.
 _ASKED, _ROUNDS = 12, 4
 # Bytes that the equations of the channels which are solved together may take.
 _TOGETHER = 200_000_000
@@ -37,7 +37,7 @@ class WeightedSolution:
 
 def operations_weighted(places: int, rows: int, channels: int) -> float:
     """Of one solution."""
-    return (channels + _ASKED * _ROUNDS) * (2.0 * places**2 * min(rows, _USED * places) + places**3 / 3)
+    return (channels + len(_asked(channels)) * _ROUNDS) * (2.0 * places**2 * min(rows, _USED * places) + places**3 / 3)
 
 
 def solve_weighted(matrix: Tensor, given: Tensor, deviation: Tensor) -> WeightedSolution | None:
@@ -48,7 +48,7 @@ def solve_weighted(matrix: Tensor, given: Tensor, deviation: Tensor) -> Weighted
         given: ``(equation, channel)``.
         deviation: Of each of these, from what is known of their rounding.
     """
-    asked = torch.arange(0, given.shape[1], max(1, given.shape[1] // _ASKED))
+    asked = torch.tensor(_asked(given.shape[1]))
     common = _common(matrix, given[:, asked], deviation[:, asked])
     if common is None:
         return None
@@ -64,6 +64,10 @@ def solve_weighted(matrix: Tensor, given: Tensor, deviation: Tensor) -> Weighted
     left = ((given - matrix @ values) / spread).square().mean(dim=1).sqrt()
     errors = more * of_place[:, None] * of_channel / size.clamp_min(1e-300)
     return WeightedSolution(values, left_used / max(given_used, 1e-300), errors, left)
+
+
+def _asked(channels: int) -> range:
+    return range(0, channels, max(1, channels // _ASKED))
 
 
 def _common(matrix: Tensor, given: Tensor, deviation: Tensor) -> float | None:

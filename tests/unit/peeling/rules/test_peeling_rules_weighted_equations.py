@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gradinversion.peeling.geometry import Geometry
 from gradinversion.peeling.kinds import Convolution
+from gradinversion.peeling.rules import equations, weighted_equations
 from gradinversion.peeling.rules.equations import Solution, gradient_equations, solve
 from gradinversion.peeling.rules.weighted_equations import solve_weighted
 from torch import Tensor
@@ -63,3 +66,36 @@ def test_equations_that_leave_something_open_give_nothing() -> None:
     assert (
         solve_weighted(matrix, torch.ones(40, 3, dtype=torch.float64), torch.ones(40, 3, dtype=torch.float64)) is None
     )
+
+
+@pytest.mark.parametrize(("better", "left_out"), [(False, []), (True, [3])])
+def test_channels_that_are_said_to_be_kept_are_those_that_a_solution_rests_on(
+    better: bool, left_out: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round contradicts one channel; what is solved without it is taken only where it is better."""
+    made = list[Tensor]()
+
+    def told(matrix: Tensor, given: Tensor, deviation: Tensor) -> weighted_equations.WeightedSolution | None:
+        found = solve_weighted(matrix, given, deviation)
+        assert found is not None
+        left, size = found.left.clone(), found.deviation
+        if not made:
+            left[3 * 9 : 4 * 9] *= 100
+        else:
+            size = size * (0.5 if better else 2.0)
+        made.append(found.values)
+        return replace(found, left=left, deviation=size)
+
+    monkeypatch.setattr(equations, "solve_weighted", told)
+    found, _ = _solved(0, [], weighed=True)
+    assert len(made) == 2
+    assert (~found.kept[0]).nonzero()[:, 0].tolist() == left_out
+    assert torch.equal(found.values, made[len(left_out)])
+
+
+@pytest.mark.parametrize(("channels", "asked"), [(5, 5), (12, 12), (23, 23), (24, 12), (512, 13)])
+def test_all_channels_that_are_asked_are_charged_for(channels: int, asked: int) -> None:
+    each = 2.0 * 10**2 * 30 + 10**3 / 3
+    assert weighted_equations.operations_weighted(10, 100, channels) == pytest.approx((channels + 4 * asked) * each)
+    both = equations.operations_weighed(10, 100, channels)
+    assert both == pytest.approx(2 * weighted_equations.operations_weighted(10, 100, channels))
