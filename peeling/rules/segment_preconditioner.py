@@ -50,12 +50,16 @@ def places_matrix(
     added = {one.node: torch.zeros(count, *node.shape, requires_grad=True) for one, _, node in readers}
     with torch.enable_grad():
         values = segment.run(entering, rectify, added=added)
-        # Behind a ReLU in front of the first convolution no reader may stand, and the skip does not lead to each end.
+        # An end that none of these convolutions comes before, as where a skip ends, says nothing of them.
         behind = [
-            (end, mask) for end, mask in zip(segment.ends, opened, strict=True) if values[end.before].requires_grad
+            (values[end.before], end.passed * mask)
+            for end, mask in zip(segment.ends, opened, strict=True)
+            if values[end.before].requires_grad
         ]
-        arriving = [end.passed * mask for end, mask in behind]
-        found = torch.autograd.grad([values[end.before] for end, _ in behind], list(added.values()), arriving)
+        if not behind:
+            return None
+        outputs, arriving = zip(*behind, strict=True)
+        found = torch.autograd.grad(outputs, list(added.values()), arriving, allow_unused=True, materialize_grads=True)
     matrix = torch.zeros(places, places, dtype=torch.float64)
     for (one, kind, _), cotangent in zip(readers, found, strict=True):
         equations = gradient_equations(kind, (height, width), one.gradient, cotangent.double())
@@ -72,7 +76,10 @@ def by_places(matrix: Tensor, curvature: float, shape: Sequence[int]) -> Callabl
         shape: Of the input, with the images.
     """
     count, channels, height, width = shape
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix + _REST * curvature * torch.eye(len(matrix))))
+    factor, failed = torch.linalg.cholesky_ex(matrix + _REST * curvature * torch.eye(len(matrix)))
+    if int(failed):
+        return lambda values: values  # numbers that no matrix has an inverse for: what is found is checked anyhow
+    inverse = torch.cholesky_inverse(factor)
 
     def preconditioned(values: Tensor) -> Tensor:
         rows = values.reshape(count, channels, height, width).permute(0, 2, 3, 1).reshape(-1, channels)

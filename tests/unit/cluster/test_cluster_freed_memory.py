@@ -10,6 +10,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only the C libr
 # One tensor of 25 MB, once whose memory is freed the C library keeps that of smaller ones; then twenty of 12 MB, with
 # small things in between that stay.
 _SCRIPT = """
+import resource
 import sys
 import torch
 from pathlib import Path
@@ -17,7 +18,7 @@ from gradinversion.cluster.freed_memory import give_back_what_is_freed
 if sys.argv[1] == "back" and not give_back_what_is_freed():
     sys.exit("the C library cannot be told")
 def held():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 large = torch.ones(6 * 2**20)
 del large
 before, many, pins = held(), [], []

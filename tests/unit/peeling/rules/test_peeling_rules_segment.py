@@ -226,3 +226,10 @@ def test_an_end_that_no_reader_of_the_input_leads_to_adds_nothing_to_the_matrix(
     assert expected is not None
     assert found is not None
     torch.testing.assert_close(found, expected)
+    assert places_matrix(replace(segment, ends=(apart,)), entering, rectify, [apart.is_open]) is None
+
+
+def test_a_matrix_without_an_inverse_leaves_conjugate_gradients_as_they_are() -> None:
+    values = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    for matrix, curvature in ((torch.zeros(4, 4), 0.0), (torch.full((4, 4), torch.nan), 1.0)):
+        assert torch.equal(by_places(matrix, curvature, values.shape)(values), values)
