@@ -58,10 +58,21 @@ def _barred(setting: Setting) -> Iterator[Refused]:
         if kind.has_taps and sent is not None and not bool(sent.any()):
             yield Refused("taps", node.inputs[0], Why.FLAT)
             return
-        padding = graph.by_name.get(node.inputs[0])
-        if padding is not None and isinstance(padding.kind, CopiedPadding) and max(kind.kernel) > 1:
+        if max(kind.kernel) > 1 and _would_have_taps(setting, node):
             yield Refused("taps", node.inputs[0], Why.PADDED)
             return
+
+
+def _would_have_taps(setting: Setting, node: Node) -> bool:
+    """Whether it is for the padding of a convolution's input, by copies of it, that it has no taps."""
+    graph, padding = setting.graph, setting.graph.by_name.get(node.inputs[0])
+    if padding is None or not isinstance(padding.kind, CopiedPadding):
+        return False
+    alone = graph.readers(padding.name) == (node,) and graph.readers(padding.inputs[0]) == (padding,)
+    if not alone or setting.gradient(node.name, "weight") is None:
+        return False
+    before = _rectifier(graph, padding.inputs[0])
+    return before is not None and bool(shift_gradients(setting, before.name))
 
 
 def places_of(setting: Setting, node: Node) -> int:

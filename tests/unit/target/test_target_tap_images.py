@@ -242,6 +242,21 @@ def test_what_stands_in_the_way_is_one_sentence_and_the_attack_goes_on(
     assert sum(sentence in message for message in prepared.messages) == 1
 
 
+class _Smooth(_Reflects):
+    """Zeros around the grids would not help: no rectifier is in front of any convolution."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = F.gelu(self.quartered(F.gelu(self.halved(F.gelu(self.stem(images))))))
+        return self.fc(F.gelu(self.conv2(F.gelu(self.conv1(value))) + value).mean((2, 3)))
+
+
+def test_padding_is_not_blamed_where_zeros_would_not_help(case: Case) -> None:
+    _, _, images, labels = case
+    model = _Smooth().eval()
+    prepared = prepare(capture_gradient(model, images, labels), model, AttackConfig().request)
+    assert not any("padded with its own numbers" in message for message in prepared.messages)
+
+
 def test_without_a_gradient_in_the_middle_the_descent_reaches_the_images(case: Case) -> None:
     model, update, _, _ = case
     sent = {name: gradient for name, gradient in update.gradients.items() if not name.startswith("halved")}
