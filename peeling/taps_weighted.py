@@ -26,8 +26,8 @@ _STEPS, _ITERATIONS, _SETTLED = 2, 40, 3e-3
 # Noise need not be followed as far.
 _OF_NOISE = 15
 # Of the deviations that were told, what the factors may leave: else noise is other than these say, and entries that
-# count by them make the factors worse. Even noise that makes it 1.4 does; rounding of weights alone leaves 0.7 to 0.8.
-_LEAST, _MOST = 1 / 3, 1.2
+# count by them make the factors worse. Even noise that makes it 1.2 does; rounding of weights alone leaves 0.6 to 0.9.
+_LEAST, _MOST = 1 / 3, 1.1
 # Bytes that the preconditioner may take.
 _LARGEST = 600_000_000
 
