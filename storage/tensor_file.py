@@ -110,10 +110,11 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
     except SafetensorError as error:
-        code = re.search(r"os error (\d+)", str(error))
+        code = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
         if code is None:
             raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        number = int(code[1] or code[2])  # as safetensors since 0.5.3 says it, and as it did before
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _without_sharing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

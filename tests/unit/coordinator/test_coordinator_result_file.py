@@ -42,7 +42,7 @@ from gradinversion.peeling.record import (
     RecoveredPlace,
 )
 from gradinversion.storage.folders import Storage, StorageError
-from gradinversion.storage.json_file import read_json
+from gradinversion.storage.json_file import OWN_ROOM, Room, read_json
 from gradinversion.storage.safetensors_reader import FormatError
 from gradinversion.storage.tensor_file import CheckpointError
 from gradinversion.target.belief import Belief
@@ -170,16 +170,19 @@ def test_everything_comes_back(kind: str, result: Reconstruction, tmp_path: Path
 def test_the_result_of_a_long_run_comes_back(
     result: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose history takes more than a stranger's other files may, were nothing allowed whatever the size."""
-    for name in ("_SMALL_BYTES", "_ALLOWED_BYTES"):
-        monkeypatch.setattr(f"gradinversion.storage.json_file.{name}", 0)
+    """Whose history takes more than a stranger's file of 100 MiB may, and no more than our own of as many."""
     terms = dict.fromkeys(("gradient", "total_variation", "total", "steps_per_second"), 0.12345678901234567)
     row = {"round": 1999, "seed": 31, "incarnation": 0, "step": 20_000.0} | terms
     long = dataclasses.replace(result, history=(row,) * 1_000)
     storage = Storage(tmp_path)
     write_result(storage, long)
+    content = (tmp_path / "checkpoints/result.json").read_bytes()
+    share = len(content) / (100 * 2**20)
+    monkeypatch.setattr("gradinversion.storage.json_file._SMALL_BYTES", 0)
+    own = dataclasses.replace(OWN_ROOM, more=int(share * OWN_ROOM.more))
+    monkeypatch.setattr("gradinversion.coordinator.result_file.OWN_ROOM", own)
     with pytest.raises(FormatError, match="in memory"):
-        read_json((tmp_path / "checkpoints/result.json").read_bytes())
+        read_json(content, Room(2.0, int(share * 100 * 2**20)))
     assert same(read_result(storage), long)
 
 
