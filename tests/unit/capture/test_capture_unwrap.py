@@ -188,7 +188,7 @@ def test_a_callable_may_return_a_wrapped_model() -> None:
 def test_what_is_no_model_is_a_sentence() -> None:
     with pytest.raises(ModelError, match=r"the model is a OrderedDict; give a torch\.nn\.Module"):
         capture_gradient(build().state_dict(), IMAGES, LABELS)  # type: ignore[arg-type]
-    with pytest.warns(FutureWarning, match="deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="deprecated"):
         scripted = torch.jit.script(build())
     with pytest.raises(ModelError, match="into which nobody can look"):
         capture_gradient(scripted, IMAGES, LABELS)

@@ -13,9 +13,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray
 import yaml
 from gradinversion.refusal import ConfigError
 from gradinversion.settings.run import load_config
+from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,6 +27,7 @@ CLOUDS = ("gpu.yaml", "gpu-gcp.yaml")
 FILES = (*LAUNCHED, "kuberay.yaml")
 VERBS = ("attack", "watch", "stop", "report")
 HEALTH = ("RAY_health_check_period_ms=", "RAY_health_check_timeout_ms=", "RAY_health_check_failure_threshold=")
+_KNOWS_PRIORITY = Version("2.56")
 TYPES: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": dict}
 
 
@@ -66,8 +69,12 @@ def problems_of_words(text: str) -> list[str]:
 
 def problems_of_schema(text: str) -> list[str]:
     """What Ray's own preparation and schema say against a file of the cluster launcher."""
+    config = yaml.safe_load(text)
+    if Version(ray.__version__) < _KNOWS_PRIORITY and isinstance(config, dict):
+        for kind in config.get("available_node_types", {}).values():
+            kind.pop("priority", None)  # which the files say must go with an older one
     try:
-        validate_config(prepare_config(yaml.safe_load(text)))
+        validate_config(prepare_config(config))
     except (jsonschema.ValidationError, ValueError, AssertionError, KeyError) as error:
         return [str(error)]
     return []
