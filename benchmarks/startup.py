@@ -158,8 +158,8 @@ def main() -> None:
         print(f"{len(each)} runs{kind}", table(middle(each)), sep="\n")
         if options.save:
             about = {"words": options.words, "machine": machine(), "runs": len(each), "each": each}
-            kept = _results() | {options.save + kind: about | middle(each)}
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            saved = _results() | {options.save + kind: about | middle(each)}
+            RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
 
 
 def _results() -> dict[str, Any]:
