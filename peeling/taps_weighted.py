@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -109,7 +110,7 @@ class WeightedTaps:
         made = torch.stack([cotangents.T @ shifted for shifted in self._shifted(inputs)])
         return (_by_tap(self.gradient) - made) * self._weight
 
-    @property
+    @cached_property
     def _weight(self) -> Tensor:
         return 1 / _by_tap(self.deviation)
 

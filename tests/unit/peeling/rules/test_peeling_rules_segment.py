@@ -16,7 +16,7 @@ from gradinversion.peeling.rules.fractional_units import fractional_units
 from gradinversion.peeling.rules.knowledge import Knowledge
 from gradinversion.peeling.rules.linearised import Linearised
 from gradinversion.peeling.rules.rule import Derived, Setting
-from gradinversion.peeling.rules.segment import End, find_segment
+from gradinversion.peeling.rules.segment import End, Segment, find_segment
 from gradinversion.peeling.rules.segment_input import segment_input
 from gradinversion.peeling.rules.segment_preconditioner import by_places, places_matrix
 from gradinversion.peeling.rules.switched_units import with_switched
@@ -174,13 +174,19 @@ def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
     assert made == [found.value]
 
 
-def test_the_matrix_over_places_is_what_the_first_convolutions_gradient_holds_of_each_channel(
-    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
-) -> None:
+@pytest.fixture
+def entered(in_front_of_a_segment: tuple[Any, Setting, Knowledge, End]) -> tuple[Segment, torch.Tensor]:
+    """A segment, and any input of it."""
     _, setting, known, _ = in_front_of_a_segment
     segment = find_segment(setting, known)
     assert segment is not None
-    entering = torch.rand(segment.shape, generator=torch.Generator().manual_seed(0))
+    return segment, torch.rand(segment.shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_matrix_over_places_is_what_the_first_convolutions_gradient_holds_of_each_channel(
+    entered: tuple[Segment, torch.Tensor],
+) -> None:
+    segment, entering = entered
     hard = segment.run(entering, lambda _, value: value.clamp_min(0))
     is_open = {name: hard[name] > 0 for name in segment.rectifiers}
     opened = [end.is_open for end in segment.ends]
@@ -207,12 +213,9 @@ def test_the_matrix_over_places_is_what_the_first_convolutions_gradient_holds_of
 
 
 def test_an_end_that_no_reader_of_the_input_leads_to_adds_nothing_to_the_matrix(
-    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End],
+    entered: tuple[Segment, torch.Tensor],
 ) -> None:
-    _, setting, known, _ = in_front_of_a_segment
-    segment = find_segment(setting, known)
-    assert segment is not None
-    entering = torch.rand(segment.shape, generator=torch.Generator().manual_seed(0))
+    segment, entering = entered
     ones = torch.ones(segment.shape)
     # As behind batch norm and ReLU alone, where these stand in front of a block's first convolution.
     apart = replace(segment.ends[0], before=segment.value, passed=ones, is_open=ones > 0)

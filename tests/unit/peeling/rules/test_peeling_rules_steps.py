@@ -40,6 +40,14 @@ class Trained:
         steps = steps or self.steps
         return derive(self.graph, self.gradients, steps.visit_count, 3e-2, steps=steps)
 
+    def nearest(self, value: str, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Relative error of what was found of a value in each visit against the true visit that is nearest, and which
+        that is."""
+        true = self.truth[value].flatten(1)
+        apart = torch.cdist(found.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
+        off, which = (apart / true.norm(dim=1)).min(dim=1)
+        return off, which
+
 
 def _values(model: nn.Module, images: Tensor, count: int) -> tuple[Graph, dict[str, Tensor]]:
     graph = network_graph(model, tuple(images.shape[1:]), BatchNormMode.EVAL, count)
@@ -107,9 +115,7 @@ def test_every_visit_is_found_in_its_own_step(trained: Trained, found: Derivatio
     assert 3 * first.checks["own step"] < first.checks["other steps"]
     for step in found.steps:
         own = found.knowledge.activations[step.value]
-        true = trained.truth[step.value].flatten(1)
-        apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
-        off, which = (apart / true.norm(dim=1)).min(dim=1)
+        off, which = trained.nearest(step.value, own.values)
         assert sorted(which[:2].tolist()) == [0, 1], step.value
         assert sorted(which[2:].tolist()) == [2, 3], step.value
         assert bool((off <= 10 * own.error.clamp_min(1e-5)).all()), (step.value, off, own.error)
@@ -154,9 +160,8 @@ def test_the_average_over_clients_tells_whose_images_are_together(
     found = trained.derived()
     assert found.steps, [one.words for one in found.refused]
     value = found.steps[0].value
-    own, true = found.knowledge.activations[value], trained.truth[value].flatten(1)
-    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
-    off, which = (apart / true.norm(dim=1)).min(dim=1)
+    own = found.knowledge.activations[value]
+    off, which = trained.nearest(value, own.values)
     assert bool((off <= 10 * own.error.clamp_min(1e-5)).all())
     # The clients are in any order; visits of one step stay together, and with those of the same client's next step.
     groups = [sorted(which[part].tolist()) for part in steps.slices]
@@ -244,9 +249,8 @@ def test_a_delta_in_half_precision_or_defended_has_its_foothold(trained: Trained
     found = sent.derived()
     assert found.steps, [one.words for one in found.refused]
     value = found.steps[0].value
-    own, true = found.knowledge.activations[value], trained.truth[value].flatten(1)
-    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
-    off, which = (apart / true.norm(dim=1)).min(dim=1)
+    own = found.knowledge.activations[value]
+    off, which = trained.nearest(value, own.values)
     assert [sorted(which[part].tolist()) for part in trained.steps.slices] == [[0, 1], [2, 3]]
     assert bool((off <= 10 * own.error).all())
 
@@ -255,10 +259,8 @@ def test_a_foothold_that_is_affordable_is_not_given_up_for_one_that_is_better(tr
     setting = Setting(trained.graph, trained.gradients, 4, 3e-2, Effort(3e8), trained.steps)
     (first,) = (one for one in visit_foothold(setting, Knowledge()) if isinstance(one, Derived))
     assert first.rule == "taps"
-    true = trained.truth[first.value].flatten(1)
     own = first.knowledge.activations[first.value]
-    apart = torch.cdist(own.values.flatten(1), true, compute_mode="donot_use_mm_for_euclid_dist")
-    off = (apart / true.norm(dim=1)).amin(dim=1)
+    off, _ = trained.nearest(first.value, own.values)
     assert bool((off <= 10 * own.error.clamp_min(1e-5)).all())
     none = Setting(trained.graph, trained.gradients, 4, 3e-2, Effort(1e3), trained.steps)
     refused = [one for one in visit_foothold(none, Knowledge()) if isinstance(one, Refused)]
