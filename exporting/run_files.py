@@ -77,7 +77,7 @@ def _row(line: bytes, where: str) -> Row:
         raise ExportError(f"{where} is no row of a loss curve: it needs whole numbers for {', '.join(_COUNTS)}.")
     if not all(map(_is_number, row.values())):
         raise ExportError(f"{where} holds something that is no number: every value is a number or null.")
-    return row
+    return row | {name: int(row[name]) for name in _COUNTS}
 
 
 def _is_number(value: Any) -> bool:
@@ -85,7 +85,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _counts(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST_COUNT
+    """Whether it is a whole number, which a seed's step is as 1.0 too."""
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    return whole and 0 <= value < _LARGEST_COUNT
 
 
 def _object(storage: Storage, name: str) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -201,10 +202,12 @@ def _refusal(last: Link, error: float, tolerance: float, batch: int) -> str:
     (classes,) = last.output_shape
     if batch >= classes:
         return f"Layer peeling needs fewer images than classes; the update has {batch} images and {classes} classes."
+    found = "the gradient does not determine the features behind it"
+    if math.isfinite(error):
+        found = f"the features have an estimated error of {error:.2g}, above peeling.tolerance={tolerance:g}"
     return (
-        f"Layer peeling stopped at {last.name}: the features behind the gradient have an estimated error of "
-        f"{error:.2g}, above peeling.tolerance={tolerance:g} (noise, pruning, many images of one label, or a model "
-        "that is very sure of the batch do this)."
+        f"Layer peeling stopped at {last.name}: {found} (noise, pruning, many images of one label, or a model that is "
+        "very sure of the batch do this)."
     )
 
 

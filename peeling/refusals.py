@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -69,7 +70,10 @@ class Refused:
     @property
     def words(self) -> str:
         """The reason, as the end of a sentence that begins with the value."""
-        return _WORDS[self.why].format(
+        words = _WORDS[self.why]
+        if self.why is Why.INEXACT and self.error is not None and not math.isfinite(self.error):
+            words = "of what was found no error can be stated"
+        return words.format(
             places="?" if self.places is None else f"{self.places:,}",
             equations="?" if self.equations is None else f"{self.equations:,}",
             error="?" if self.error is None else f"{self.error:.1g}",

@@ -24,7 +24,8 @@ from ..plugins import Plugin, PluginKind, find_plugin, is_plugin
 from ..refusal import ConfigError
 from ..storage.folders import Storage
 from .keys import format_value
-from .run import RunConfig, is_preset_file, settings
+from .offered import is_preset_file
+from .run import RunConfig, settings
 
 
 def own_code(config: RunConfig) -> dict[str, str]:

@@ -18,10 +18,10 @@ from ..audit.config import AuditConfig
 from ..capture import ClientConfig, PrivateConfig
 from ..capture.told_config import ToldConfig
 from ..coordinator import AttackConfig, flatten
-from ..exporting import FORMATS
 from ..refusal import ConfigError
 from ..time_span import seconds_of
 from .keys import Key, convert, format_value, keys, unknown
+from .offered import OFFERED, is_preset_file, strange_word
 from .origin import UNTRAINED, origin_problems, untold
 from .sweep import SweepConfig
 from .usage import DEFAULT_PRESET, preset_names, preset_text
@@ -37,7 +37,6 @@ WITHOUT_EFFECT = frozenset(
     | keys(SweepConfig, "sweep.").keys()
 )
 
-FAIL_ON = ("never", "leak", "weak", "unknown")
 _MOST_UNKNOWN = 20
 # What a preset file does not set: where a run goes, and whether it is gone on with.
 _OF_ONE_RUN = frozenset({"out", "resume", "restart", "preset"})
@@ -86,19 +85,11 @@ class RunConfig(AttackConfig):
     def problems(self) -> list[str]:
         """Every value that cannot be carried out, and what does not go together, one sentence each."""
         found = super().problems()
-        if self.preset not in preset_names() and not is_preset_file(self.preset):
-            listed = ", ".join(preset_names())
-            found.append(f"preset={self.preset} is not known: choose one of {listed}, or give a .yaml file.")
+        found += [words for name in OFFERED if (words := strange_word(name, getattr(self, name)))]
         if not self.out:
             found.append("out= is empty: give a folder.")
         if self.resume and self.restart:
             found.append("resume=true and restart=true: give one; the first goes on with a run, the second deletes it.")
-        if self.fail_on not in FAIL_ON:
-            found.append(f"fail_on={self.fail_on}: give one of {', '.join(FAIL_ON)}.")
-        if unknown := [name for name in self.export if name not in FORMATS]:
-            found.append(f"export={','.join(unknown)}: choose among {', '.join(FORMATS)}.")
-        if self.budget is not None and not self.budget_seconds:
-            found.append(f"budget={self.budget}: give a time above zero, such as 90s, 10m or 2h.")
         return found + origin_problems(self)
 
     @property
@@ -124,11 +115,6 @@ def load_config(words: Sequence[str]) -> RunConfig:
     if missing := untold(given):
         told = {"client.local_epochs": "1"} | told  # that it is missing is said, and once is enough
     return _resolve(told, problems + missing)
-
-
-def is_preset_file(name: str) -> bool:
-    """Whether a preset is a file and not one of those that ship with the package."""
-    return name.lower().endswith((".yaml", ".yml"))
 
 
 def _settings_in_preset(name: str, problems: list[str]) -> dict[str, Any]:

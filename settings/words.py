@@ -7,6 +7,7 @@ from typing import Any
 
 from .catalogue import catalogue
 from .keys import convert, format_value, unknown, wanted
+from .offered import strange_word
 
 _SHORT = {"private": "private.images"}
 """A group of keys that a word names alone, and the key that is meant."""
@@ -28,7 +29,8 @@ def of_wrong_type(name: str, kind: Any, value: Any) -> str:
 
 
 def slips(words: Sequence[str]) -> list[str]:
-    """Words that are no settings, unknown keys, and values of the wrong type, one sentence each.
+    """Words that are no settings, unknown keys, values of the wrong type and words that a key does not offer, one
+    sentence each.
 
     Whether values are in range, and go together, each component says when it is loaded.
     """
@@ -38,7 +40,9 @@ def slips(words: Sequence[str]) -> list[str]:
             found.append(unknown(name, known))
             continue
         try:
-            convert(known[name].kind, value)
+            strange = strange_word(name, convert(known[name].kind, value))
         except ValueError:
-            found.append(of_wrong_type(name, known[name].kind, value))
+            strange = of_wrong_type(name, known[name].kind, value)
+        if strange:
+            found.append(strange)
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..foreign_text import safe
 from ..refusal import ConfigError
 from ..settings.keys import format_value
+from ..settings.offered import is_preset_file
 from ..settings.own_code import own_code
-from ..settings.run import RunConfig, command_words, is_preset_file, load_config, settings
+from ..settings.run import RunConfig, command_words, load_config, settings
 
 # What a file may say of itself, and what is for the audit to say.
 _NOT_HERE = ("preset", "export", "fail_on", "out", "restart", "resume")

@@ -43,9 +43,10 @@ class ClientConfig(Checked):
     channels: int = 3
     """Of the images: 1 grey, 3 RGB, 4 RGB with alpha from files that have it."""
     mean: tuple[float, ...] = ()
-    """Of the normalisation, one number per channel; none: ImageNet's for RGB, else 0."""
+    """Of the normalisation, one number per channel, or one for all of them; none: ImageNet's for RGB, else 0."""
     std: tuple[float, ...] = ()
-    """Deviation of the normalisation, one number per channel; none: ImageNet's for RGB, else 1."""
+    """Deviation of the normalisation, one number per channel, or one for all of them; none: ImageNet's for RGB, else
+    1."""
     labels: str = "auto"
     """"unique" for 0, 1, 2, ...; one label per image separated by commas, such as 0,0,3,7; or "auto" for the classes of
     class folders, and "unique" where there are none."""
@@ -129,14 +130,15 @@ class ClientConfig(Checked):
             found.append(f"client.image_width is {self.image_width}; it must be at least 4, or 0 for square images")
         if not 1 <= self.channels <= LARGEST_CHANNEL_COUNT:
             found.append(f"client.channels is {self.channels}; it must be from 1 to {LARGEST_CHANNEL_COUNT}")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
+        counts = {len(self.mean), len(self.std)}
+        if not counts <= {1, self.channels} and counts != {0}:
             found.append(
                 f"client.mean has {len(self.mean)} numbers and client.std {len(self.std)}; give one per channel "
-                f"(client.channels={self.channels}) in both, or neither"
+                f"(client.channels={self.channels}), or one for all of them, in both, or neither"
             )
         elif self.mean:
             try:
-                Normalisation(self.mean, self.std)
+                self._told_normalisation()
             except UpdateError as error:
                 found.append(f"client.mean and client.std: {error}")
         return found
@@ -189,7 +191,11 @@ class ClientConfig(Checked):
     @property
     def normalisation(self) -> Normalisation:
         """What the model is fed in place of pixels in [0, 1]."""
-        return Normalisation(self.mean, self.std) if self.mean else usual_normalisation(self.channels)
+        return self._told_normalisation() if self.mean else usual_normalisation(self.channels)
+
+    def _told_normalisation(self) -> Normalisation:
+        mean, std = (part * self.channels if len(part) == 1 else part for part in (self.mean, self.std))
+        return Normalisation(mean, std)
 
     @property
     def image_count(self) -> int:

@@ -56,9 +56,10 @@ def wait_for_a_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(f"out={folder}/out", *FEW_STEPS, cwd=folder)
+    done = run(f"out={folder}/out", *FEW_STEPS, "export=csv", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Report: " in done.stdout
+    assert "Exported: " in done.stdout
     return folder / "out"
 
 
@@ -77,7 +78,7 @@ def test_c4_at_few_steps_is_far_above_the_constant_image(undisturbed: Path) -> N
 
 def test_out_holds_every_promised_file(undisturbed: Path) -> None:
     promised = {"report.json", "report.html", "reconstruction.png", "reconstruction.safetensors", "config.yaml"}
-    promised |= {"metrics.jsonl", "checkpoints"}
+    promised |= {"metrics.jsonl", "checkpoints", "curves.csv", "images.csv"}
     assert promised <= {path.name for path in undisturbed.iterdir()}
 
 

@@ -87,7 +87,9 @@ def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
         ({"batch_size": 12, "labels": "unique"}, "12 images and 10 classes"),
         ({"image_width": 3}, "client.image_width is 3; it must be at least 4, or 0 for square images"),
         ({"channels": 0}, "client.channels is 0"),
-        ({"mean": (0.5,), "std": (0.5,)}, "client.mean has 1 numbers and client.std 1; give one per channel"),
+        ({"mean": (0.5,) * 2, "std": (0.5,) * 2}, "client.mean has 2 numbers and client.std 2; give one per channel"),
+        ({"mean": (0.5,)}, "client.mean has 1 numbers and client.std 0"),
+        ({"mean": (0.5,), "std": (0.0,)}, "every deviation finite and above 0"),
         ({"mean": (0.5,) * 3}, "client.mean has 3 numbers and client.std 0"),
         ({"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)}, "every deviation finite and above 0"),
         ({"labels": "0,1,2"}, "lists 3 labels for 4 images"),
@@ -110,6 +112,12 @@ def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
 def test_bad_settings_are_one_sentence_each(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         ClientConfig(**settings)
+
+
+@pytest.mark.parametrize(("channels", "std"), [(3, (0.25,)), (3, (0.25,) * 3), (4, (0.25,)), (1, (0.25,))])
+def test_one_number_of_the_normalisation_holds_for_every_channel(channels: int, std: tuple[float, ...]) -> None:
+    client = ClientConfig(channels=channels, mean=(0.5,), std=std)
+    assert client.normalisation == Normalisation((0.5,) * channels, (0.25,) * channels)
 
 
 def test_more_photos_than_classes_are_refused_when_the_labels_are_chosen() -> None:

@@ -35,6 +35,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) ->
         ],
         *[("--help all", 0), ("--help agents.count", 0), ("--help client", 0), ("--help nothing.there", 2)],
         *[("agents.cuont=3", 2), ("audit agents.count=four", 2), ("--completion bash", 0)],
+        *[("preset=nope", 2), ("fail_on=leaks", 2), ("export=csv,excel", 2), ("audit budget=ten", 2)],
     ],
 )
 def test_what_needs_no_package_imports_none(words: str, status: int) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradinversion.capture import simulate_client
+from gradinversion.coordinator.serial_group import attack
 from gradinversion.exporting import FORMATS, export, require_packages
 from gradinversion.exporting import formats as formats_module
 from gradinversion.exporting.run_files import MOST_SEEDS, ExportError
 from gradinversion.exporting.tables import table
+from gradinversion.settings.offered import EXPORTS
 from gradinversion.settings.run import load_config
 from gradinversion.storage.folders import Storage
 
@@ -46,6 +49,15 @@ def test_tables_hold_every_number_and_leave_what_is_missing_empty(run: Storage) 
     images = read(run.path / "images.csv")
     assert images[0] == {"name": "'=cmd()", "psnr": "31.5", "label.true": "3", "label.found": ""}
     assert images[1]["name"] == "a, b.png"
+
+
+def test_curves_are_exported_as_a_run_writes_them(tmp_path: Path) -> None:
+    config = load_config(["agents.count=1", "agents.iterations=2", "client.batch_size=1", "peeling.enabled=false"])
+    update, model, _ = simulate_client(config.client, 0)
+    history = attack(update, model, config).reconstruction.history
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    assert export(Storage(tmp_path), ["csv"]) == ["curves.csv"]
+    assert [row["step"] for row in read(tmp_path / "curves.csv")] == ["1", "2"]
 
 
 def test_a_grid_has_a_table_of_its_cells(tmp_path: Path) -> None:
@@ -120,6 +132,8 @@ def test_a_link_in_a_strangers_folder_is_not_followed(run: Storage, tmp_path_fac
         ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1, "total": "high"}', "no number"),
         ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1, "total": 1' + "0" * 400 + "}", "no number"),
         ("metrics.jsonl", '{"round": 0, "seed": true, "step": 1}', "whole numbers"),
+        ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1.5}', "whole numbers"),
+        ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1e400}', "whole numbers"),
         ("metrics.jsonl", "no json", "whole numbers"),
         ("metrics.jsonl", "[" * 200_000, "whole numbers"),
         ("metrics.jsonl", '{"round": 0, "seed": 0, "step": 1000000000000000000000000000000}', "whole numbers"),
@@ -182,7 +196,7 @@ def test_the_setting_takes_several_formats_and_refuses_others() -> None:
     assert load_config(["export=csv,wandb"]).export == ("csv", "wandb")
     with pytest.raises(ValueError, match="export=xml: choose among csv, tensorboard, wandb"):
         load_config(["export=csv,xml"])
-    assert tuple(FORMATS) == ("csv", "tensorboard", "wandb")
+    assert tuple(FORMATS) == EXPORTS
 
 
 def test_numbers_are_written_to_the_last_digit() -> None:

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
+import torch
+from gradinversion.peeling import peel
 from gradinversion.peeling.refusals import Refused, Why
+from torch import nn
 
 
 @pytest.mark.parametrize("why", list(Why))
@@ -10,6 +17,19 @@ def test_every_reason_has_words_with_its_figures(why: Why) -> None:
     assert "{" not in words
     assert "?" not in words
     assert words[0].islower() or words[0].isdigit()
+
+
+@pytest.mark.parametrize("error", [float("inf"), float("nan")])
+def test_an_error_that_cannot_be_stated_is_no_figure(error: float) -> None:
+    words = Refused("rule", "value", Why.INEXACT, places=4096, equations=1000, error=error).words
+    assert words == "of what was found no error can be stated"
+
+
+def test_features_that_nothing_determines_have_no_stated_error(capture: Callable[..., Any]) -> None:
+    case = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)), [5, 0, 1])
+    nothing = {name: torch.zeros_like(g) for name, g in case.update.gradients.items()}
+    message = peel(replace(case.update, gradients=nothing), case.model, case.labels).message
+    assert "stopped at 3: the gradient does not determine the features behind it (noise" in message
 
 
 def test_fewer_or_smaller_images_would_have_equations_enough() -> None:
