@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch_norm import running_buffers
+from .batch_norm import running_buffers, statistics_moved
 from .counters import is_counter, settle_counters
 from .errors import UpdateError
-from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, told
+from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, read, told
 from .hashing import weight_hash
 from .local_training import LocalTraining
 from .normalisation import Normalisation, usual_normalisation
@@ -49,7 +49,8 @@ def capture_weight_delta(
             and ImageNet's is assumed.
         batch_norm: How the client ran its batch-norm layers, and whether it shares their statistics: with
             ``train_shared`` the running buffers in ``after`` become part of the update. None: nobody said, and ``eval``
-            is assumed.
+            is assumed. Statistics in ``after`` that have moved are no evaluation mode: whatever was said,
+            ``train_shared`` is read off them.
         model_id: What ``load_model`` takes to build the model; by default its class.
         stated: Further facts about the client by their names in `ClientFacts`; those that are missing are assumed.
 
@@ -67,6 +68,7 @@ def capture_weight_delta(
     if not parameters:
         raise UpdateError("the model has no parameter with requires_grad=True, so the client had nothing to train")
     _require_tensors("parameter", state, parameters)
+    mode = _shown_mode(mode, before, state)
     buffers = None
     if mode.value is BatchNormMode.TRAIN_SHARED:
         running = running_buffers(before)
@@ -96,6 +98,14 @@ def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[Batch
     if isinstance(given, Fact):
         return given
     return assumed(BatchNormMode.EVAL) if given is None else told(BatchNormMode(given))
+
+
+def _shown_mode(mode: Fact[BatchNormMode], before: nn.Module, state: Mapping[str, Tensor]) -> Fact[BatchNormMode]:
+    """In evaluation mode statistics come back as they were: where they have moved, they say how batch norm ran."""
+    if mode.value is not BatchNormMode.EVAL or not statistics_moved(before, state):
+        return mode
+    instead = "" if mode.assumed else f", where {str(mode.value)!r} was told"
+    return read(BatchNormMode.TRAIN_SHARED, f"running statistics that moved{instead}")
 
 
 def _normalisation(

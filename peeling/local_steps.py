@@ -35,6 +35,8 @@ class LocalSteps:
     weight_decay: float = 0.0
     clients: int = 1
     """That the delta is the average of; each made as many steps with as many visits."""
+    sizes: tuple[float, ...] = ()
+    """Learning rate of each of a client's steps over `rate`, where it changed on the way; empty: always the same."""
 
     @classmethod
     def of(cls, local: LocalTraining, image_count: int, clients: int = 1) -> LocalSteps:
@@ -83,7 +85,7 @@ class LocalSteps:
         for step in range(self.each):
             found.append(weights)
             velocity = self.momentum * velocity + rows[1 + step] + self.weight_decay * weights
-            weights = weights - self.rate * velocity
+            weights = weights - self.rate * (self.sizes[step] if self.sizes else 1.0) * velocity
         return torch.stack([*found, weights])
 
     @cached_property

@@ -121,7 +121,7 @@ _WORDS = {
     Why.VISITS: "the weight delta shows {equations} visits of images and the facts make {places}: its epochs or number "
     "of images are others, or visits merge, as after small steps, of images learned already or of equal ones",
     Why.STEPS: "which of the client's steps each visit was in does not show (the layers between two convolutions leave "
-    "{error} of a visit's features)",
+    "{error} of a visit's features), as where the momentum is another than the facts say or the learning rate changed",
     Why.LENGTHS: "the lengths of the images leave {error} of the gradient in front",
     Why.PATCHES: "its {places} places are not told apart by what they see",
     Why.OPEN: "its equations leave something open",

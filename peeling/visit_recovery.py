@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate
+from ..capture.facts import CROSS_ENTROPY
 from ..capture.image_files import ImageError
+from ..capture.losses import ClientLoss
 from .config import PeelingConfig
 from .cut import Cut, NoCut, find_cut, grid_evidence
 from .cut.visit_images import Found, StepByStep, VisitImages
@@ -24,10 +26,13 @@ from .record import FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .recovery import first_module
 from .rules import Derivation, Step, derive
+from .step_sizes import StepSizes, agree, step_sizes
 from .wording import ended, reached
 
 # What a descent may leave of a later step's features: the weights in front are known as well as the images before.
 _MET_LATER = 0.02
+# How often steps are taken apart again under the learning rates that they showed.
+_PASSES = 2
 # Of the negative part of a visit's derivative by the logits, the least share that lies at its label.
 _LABEL = 0.9
 
@@ -55,6 +60,8 @@ class VisitRecovery:
     """See `VisitImages`."""
     module: str | None = None
     """Name of a module whose input the images are."""
+    sizes: StepSizes | None = None
+    """The learning rate of each step, where the steps show it."""
 
     @property
     def confirmed_record(self) -> PeelingRecord | None:
@@ -105,10 +112,14 @@ def recover_visits(
     gradients = {
         name: steps.summed(graph.tensors[name], one) for name, one in update.gradients.items() if name in graph.tensors
     }
-    told = steps_told(tell, graph)
-    derivation = derive(graph, gradients, steps.visit_count, config.tolerance, told, config.operations, steps)
+
+    def under(steps: LocalSteps) -> Derivation:
+        told = steps_told(tell, graph)
+        return derive(graph, gradients, steps.visit_count, config.tolerance, told, config.operations, steps)
+
+    derivation, steps, sizes = _under_own_rates(update, steps, under)
     record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
-    found = VisitRecovery(reached(record), derivation.steps, record, derivation)
+    found = VisitRecovery(reached(record), derivation.steps, record, derivation, sizes=sizes)
     if not derivation.steps:
         return found
     found = replace(found, message=f"{reached(record)} {ended(record)}".strip())
@@ -124,6 +135,38 @@ def recover_visits(
     if images is None:
         return found
     return _with_images(found, steps, images, first_module(graph, model))
+
+
+def _under_own_rates(
+    update: CapturedUpdate, steps: LocalSteps, under: Callable[[LocalSteps], Derivation]
+) -> tuple[Derivation, LocalSteps, StepSizes | None]:
+    """What follows under the learning rate of each step, which the steps themselves show."""
+    derivation = under(steps)
+    sizes = _sizes(update, derivation, steps)
+    for _ in range(_PASSES):
+        # Without momentum the weights of each step follow from what they moved by, whatever the rates.
+        if sizes is None or not steps.momentum or sizes.constant or agree(sizes, steps):
+            break
+        other = replace(steps, sizes=sizes.rates)
+        again = under(other)
+        shown = _sizes(update, again, other)
+        if shown is None or not _own_step(again) < _own_step(derivation):
+            break
+        derivation, steps, sizes = again, other, shown
+    return derivation, steps, sizes
+
+
+def _sizes(update: CapturedUpdate, derivation: Derivation, steps: LocalSteps) -> StepSizes | None:
+    loss = ClientLoss.of(update.facts)
+    if update.loss != CROSS_ENTROPY or update.facts.loss_scale.value is None:
+        return None
+    factors = [loss.factor(size) for size in steps.visits]
+    return step_sizes(derivation, steps, factors, float(update.facts.label_smoothing.value))
+
+
+def _own_step(derivation: Derivation) -> float:
+    """What the worst visit leaves of its features under the weights of its step."""
+    return float(derivation.steps[0].checks.get("own step", float("inf"))) if derivation.steps else float("inf")
 
 
 @dataclass(frozen=True)

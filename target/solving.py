@@ -147,6 +147,7 @@ class _Solver:
             record=joined(found.record, solved.record),
             known=found.known,
             taps=found,
+            evidence=solved.evidence.and_also(found.finding),
         )
         if found.cut is not None:
             same = torch.equal(found.labels.labels.cpu(), solved.labels.labels.cpu())

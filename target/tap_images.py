@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..peeling.layers import relative, worst
 from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord
 from ..peeling.recovery import Recovery, recover_images
+from .finding import Finding
 from .start import Start
 
 AGREES = 0.05
@@ -44,6 +45,8 @@ class TapImages:
     """What was recovered, and where it ended."""
     known: KnownFeatures | None = None
     """Features of every image."""
+    finding: Finding = field(default_factory=Finding)
+    """What it shows of the facts."""
 
 
 def images_by_taps(

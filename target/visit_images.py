@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..peeling.layers import sizes
 from ..peeling.progress import Tell, unheard
 from ..peeling.visit_recovery import VisitRecovery, recover_visits
 from .start import Start
+from .step_rates import check_rates
 from .tap_images import AGREES, TapImages, ordered
 
 _STATISTICS = (
@@ -55,9 +57,17 @@ def images_by_visits(
         found = recover_visits(update, model, config, tell=tell)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
+    made = _made(found, update, labels, given, config.tolerance, seed)
+    return replace(made, finding=check_rates(update, found.sizes, known=made.anchor is not None))
+
+
+def _made(
+    found: VisitRecovery, update: CapturedUpdate, labels: RecoveredLabels, given: bool, tolerance: float, seed: int
+) -> TapImages:
+    """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     if found.images is None or found.error is None:
         return TapImages(labels, found.message if found.steps or found.record is None else "", record=found.record)
-    why = _unsure(found, update, config.tolerance)
+    why = _unsure(found, update, tolerance)
     order = _order(found, labels, given)
     if why is not None or order is None:
         message = " ".join(filter(None, (found.message, why)))

@@ -6,10 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..batch_norm import batch_norm_layers, running_buffers
+from ..batch_norm import batch_norm_layers, statistics_moved
 from ..copying import copy_model
 from ..facts import BatchNormMode, Fact, LocalFacts, assumed, read
 from ..local_training import LocalTraining
@@ -85,11 +84,10 @@ def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> Fact[Bat
     layers = batch_norm_layers(before)
     if not layers:
         return read(BatchNormMode.EVAL, "the model, which has no batch norm")
-    own = {name: b for name, b in running_buffers(before).items() if not name.endswith("num_batches_tracked")}
-    if any(name not in after for name in own):
+    moved = statistics_moved(before, after)
+    if moved is None:
         return assumed(BatchNormMode.TRAIN_PRIVATE, "no running statistics came with the weights")
-    same = all(torch.equal(after[name].cpu().to(buffer.dtype), buffer.cpu()) for name, buffer in own.items())
-    if same:
+    if not moved:
         return read(BatchNormMode.EVAL, "running statistics that came back as they were")
     return read(BatchNormMode.TRAIN_SHARED, "running statistics that moved")
 

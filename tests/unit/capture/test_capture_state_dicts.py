@@ -21,6 +21,7 @@ from gradinversion.capture import (
     weight_hash,
 )
 from gradinversion.capture.adapters import capture_state_dicts
+from gradinversion.target.step_counter import check_step_counter
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -73,6 +74,35 @@ def test_batch_norm_is_inferred_from_what_the_client_sent() -> None:
     kept = {name: value for name, value in after.items() if "running" not in name}
     assert capture(before, kept).batch_norm is BatchNormMode.TRAIN_PRIVATE
     assert capture(before, after, batch_norm="train_private").buffers is None
+
+
+def test_statistics_that_moved_are_no_evaluation_mode_whatever_was_told() -> None:
+    before, after = trained(load_model("convnet"), train_batch_norm=True)
+    found = capture(before, after, batch_norm="eval")
+    fact = found.facts.batch_norm
+    assert (fact.value, fact.provenance) == (BatchNormMode.TRAIN_SHARED, "read")
+    assert fact.source == "running statistics that moved, where 'eval' was told"
+    assert found.buffers is not None
+    kept = {name: value for name, value in after.items() if "running" not in name}
+    assert capture(before, kept, batch_norm="eval").facts.batch_norm.provenance == "told"
+
+
+def test_statistics_of_another_state_that_no_batch_moved_are_said() -> None:
+    model = load_model("convnet")
+    before, after = trained(model)
+    other = {name: value + 0.5 if name.endswith("running_mean") else value for name, value in after.items()}
+    update = capture(before, other, batch_norm="eval")
+    model.load_state_dict(before)
+    assert "moved by 0" in check_step_counter(update, model).contradictions["epochs"]
+
+
+def test_statistics_that_a_type_rounded_have_not_moved() -> None:
+    model = load_model("convnet")
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)  # type: ignore[union-attr, operator]
+    before, after = trained(model)
+    assert capture(before, {name: value.bfloat16() for name, value in after.items()}).batch_norm is BatchNormMode.EVAL
 
 
 def test_the_given_model_is_left_as_it_is() -> None:

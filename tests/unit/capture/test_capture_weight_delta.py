@@ -30,18 +30,19 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
 
 
-def trained(model: nn.Module) -> nn.Module:
+def trained(model: nn.Module, moved: bool = False) -> nn.Module:
     after = copy.deepcopy(model)
+    statistics = (after.get_buffer("1.running_mean"), after.get_buffer("1.running_var")) if moved else ()
     with torch.no_grad():
-        for tensor in (*after.parameters(), after[1].running_mean, after[1].running_var):  # type: ignore[index]
+        for tensor in (*after.parameters(), *statistics):
             tensor.add_(0.25)
     return after
 
 
-def delta(**changes: Any) -> CapturedUpdate:
+def delta(moved: bool = False, **changes: Any) -> CapturedUpdate:
     model = network()
     facts: dict[str, Any] = {"image_count": 3, "image_shape": (3, 8, 8), "local": TRAINING} | changes
-    return capture_weight_delta(model, trained(model), **facts)
+    return capture_weight_delta(model, trained(model, moved), **facts)
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -79,11 +80,19 @@ def test_a_state_dict_and_a_module_give_the_same() -> None:
 
 def test_running_statistics_are_sent_in_train_shared_mode_alone() -> None:
     model = network()
-    shared = delta(batch_norm="train_shared")
+    shared = delta(moved=True, batch_norm="train_shared")
     assert shared.buffers is not None
     assert torch.equal(shared.buffers["1.running_mean"], model.get_buffer("1.running_mean") + 0.25)
-    assert delta(batch_norm=BatchNormMode.TRAIN_PRIVATE).buffers is None
+    assert delta(moved=True, batch_norm=BatchNormMode.TRAIN_PRIVATE).buffers is None
     shared.require_match(model)
+
+
+def test_statistics_that_moved_stand_in_the_place_of_evaluation_mode() -> None:
+    for said in (None, "eval"):
+        found = delta(moved=True, batch_norm=said)
+        assert found.facts.batch_norm.value is BatchNormMode.TRAIN_SHARED
+        assert found.facts.batch_norm.provenance == "read"
+        assert found.buffers is not None
 
 
 def test_frozen_parameters_are_left_out() -> None:

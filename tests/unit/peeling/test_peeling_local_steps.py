@@ -30,6 +30,24 @@ def test_weights_before_each_step_are_the_optimisers(rate: float, momentum: floa
     torch.testing.assert_close(steps.summed(trained[0], trained[-1] - trained[0]), summed, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("rate", "momentum", "decay"), _SETTINGS)
+def test_rates_that_change_on_the_way_are_the_optimisers(rate: float, momentum: float, decay: float) -> None:
+    gradients = list(torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    sizes = (1.0, 0.1, 2.0)
+    weight = torch.nn.Parameter(torch.linspace(-1, 2, 5, dtype=torch.float64))
+    optimiser = torch.optim.SGD([weight], lr=rate, momentum=momentum, weight_decay=decay)
+    trained = [weight.detach().clone()]
+    for gradient, size in zip(gradients, sizes, strict=True):
+        optimiser.param_groups[0]["lr"] = rate * size
+        weight.grad = gradient.clone()
+        optimiser.step()
+        trained.append(weight.detach().clone())
+    steps = LocalSteps((1, 1, 1), rate, momentum, decay, sizes=sizes)
+    torch.testing.assert_close(steps.every(trained[0], gradients), torch.stack(trained[:-1]), rtol=1e-12, atol=1e-12)
+    summed = sum(count * gradient for count, gradient in zip(steps.counts, gradients, strict=True))
+    torch.testing.assert_close(steps.summed(trained[0], trained[-1] - trained[0]), summed, rtol=1e-9, atol=1e-9)
+
+
 def test_visits_stand_in_the_order_of_the_steps() -> None:
     steps = LocalSteps.of(LocalTraining(0.1, epochs=2, batch_size=2), image_count=5)
     assert steps.visits == (2, 2, 1, 2, 2, 1)

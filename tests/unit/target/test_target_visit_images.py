@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from gradinversion.agents import Objective, ObjectiveConfig
 from gradinversion.audit import psnr
-from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, assumed, told, train_locally
+from gradinversion.capture import (
+    IMAGENET,
+    BatchNormMode,
+    CapturedUpdate,
+    LocalTraining,
+    assumed,
+    capture_weight_delta,
+    told,
+    train_locally,
+)
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import photo_crops, public_photos
@@ -101,10 +111,52 @@ def test_labels_that_are_given_keep_their_order() -> None:
 def test_the_images_do_not_rest_on_the_learning_rate() -> None:
     """Gradients four times too small move the weights four times as far each: by what they did."""
     update = sent(LocalTraining(0.05, epochs=1, batch_size=2)).stating(learning_rate=told(0.2))
-    anchor = prepare(update, network(), AttackConfig(labels="8,1,5,3").request).target.anchor
+    found = prepare(update, network(), AttackConfig(labels="8,1,5,3").request)
+    anchor = found.target.anchor
     assert anchor is not None
     pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
     assert float(psnr(pixels.float(), photos()).min()) > 40
+    assert "at a learning rate of 0.05, and the facts say 0.2" in contradiction(found, "learning_rate")
+
+
+def contradiction(found: Preparation, name: str) -> str:
+    return next(fact.contradiction for fact in found.facts if fact.name == name)
+
+
+def with_rates(rates: tuple[float, ...], momentum: float) -> CapturedUpdate:
+    """A client who is told to have the first rate in every step of two images, and changes it."""
+    model = network()
+    after, images = copy.deepcopy(model), IMAGENET.apply(photos())
+    optimiser = torch.optim.SGD(after.parameters(), lr=rates[0], momentum=momentum)
+    for step, rate in enumerate(rates):
+        optimiser.param_groups[0]["lr"] = rate
+        optimiser.zero_grad()
+        part = slice(2 * step, 2 * step + 2)
+        F.cross_entropy(after(images[part]), LABELS[part]).backward()
+        optimiser.step()
+    local = LocalTraining(rates[0], epochs=1, batch_size=2, momentum=momentum)
+    shape = (3, PIXELS, PIXELS)
+    return capture_weight_delta(
+        model, after, image_count=4, image_shape=shape, local=local, normalisation=IMAGENET, batch_norm="eval"
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_learning_rate_that_changed_on_the_way_is_said_and_used(momentum: float) -> None:
+    """With momentum the steps are taken apart again under the rates that they show."""
+    update = with_rates((0.05, 0.02), momentum)
+    found = prepare(update, network(), AttackConfig(labels="8,1,5,3").request)
+    anchor = found.target.anchor
+    assert anchor is not None, found.messages
+    pixels = update.normalisation.invert(anchor.activations).clamp(0, 1)
+    assert float(psnr(pixels.float(), photos()).min()) > 40
+    said = contradiction(found, "learning_rate")
+    assert "learning rates of 0.05 and 0.02, and the facts say 0.05 for each" in said
+    assert found.limits == ()
+
+
+def test_a_learning_rate_that_stayed_as_it_was_told_is_not_spoken_of(prepared: Preparation) -> None:
+    assert contradiction(prepared, "learning_rate") == ""
 
 
 def test_another_momentum_than_the_clients_is_no_anchor() -> None:

@@ -1,0 +1,103 @@
+"""The learning rate of each local step, as the derivatives by the logits tell it.
+
+The derivative by a visit's logits is ``c_t (softmax(z) - y) / b`` with c_t the number by which its step counts in the
+delta. What the logits are is known, so that c_t follows from every visit, and all visits of one step have to agree on
+it. Momentum m adds up the rates that follow: ``c_t = r_t + m c_{t+1}``, in units of the rate that was told.
+
+The weights before each step follow from what they moved by, so that without momentum nothing rests on these rates; with
+momentum the steps are taken apart again under the rates that were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .local_steps import LocalSteps
+from .rules import Derivation
+from .rules.image_labels import fit_labels
+
+# Rates that differ by less, or by fewer of their errors, are taken for the same.
+_SAME, _ERRORS = 0.02, 5.0
+# A visit whose derivative is farther from that of any label says nothing.
+_CLEAR = 0.1
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """What the steps are as large as."""
+
+    rates: tuple[float, ...]
+    """Of each step, over the learning rate that was told."""
+    error: float
+    """Estimated, relative, of the worst of them."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether all steps have one rate, as far as it is known."""
+        low, high = min(self.rates), max(self.rates)
+        return high - low <= self._line * high
+
+    @property
+    def as_told(self) -> bool:
+        """Whether all have the one that was told."""
+        return all(abs(rate - 1) <= self._line for rate in self.rates)
+
+    @property
+    def _line(self) -> float:
+        return max(_SAME, _ERRORS * self.error)
+
+
+def step_sizes(
+    derivation: Derivation, steps: LocalSteps, factors: Sequence[float], smoothing: float = 0.0
+) -> StepSizes | None:
+    """By cross-entropy's derivative in every visit; None where it is not known, or shows no number for some step.
+
+    Args:
+        derivation: With the final layer's output and the derivative by it.
+        steps: With the rate, and the sizes, that it rests on; of one client.
+        factors: By which the loss of each step is larger than the mean over its images.
+        smoothing: Of the labels, in [0, 1).
+    """
+    known, output = derivation.knowledge, derivation.graph.output
+    arriving, logits = known.arriving.get(output), known.complete(output)
+    if arriving is None or logits is None or not arriving.complete or steps.clients > 1 or steps.weight_decay:
+        return None
+    counts, spreads = list[float](), [float((arriving.error + logits.error).max())]
+    for part, factor in zip(steps.slices, factors, strict=True):
+        found = _count(arriving.values[part] / factor, logits.values[part], smoothing)
+        if found is None:
+            return None
+        counts.append(found[0])
+        spreads.append(found[1])
+    rates = _rates(counts, steps.momentum)
+    if not min(rates) > 0:
+        return None
+    # What a step counts for holds what later ones do, and so do their errors.
+    return StepSizes(rates, max(spreads) * max(counts) / min(rates) if steps.momentum else max(spreads))
+
+
+def _count(
+    derivative: Float[Tensor, "visit class"], logits: Float[Tensor, "visit class"], smoothing: float
+) -> tuple[float, float] | None:
+    """By how much the visits of a step count, and how far they are from agreeing on it."""
+    found = fit_labels(derivative, logits, smoothing)
+    if not bool((found.scales > 0).all()) or not float(found.off.max()) <= _CLEAR:
+        return None
+    usual = float(found.scales.median())
+    return usual, float((found.scales / usual - 1).abs().max())
+
+
+def _rates(counts: Sequence[float], momentum: float) -> tuple[float, ...]:
+    later = [*counts[1:], 0.0]
+    return tuple(count - momentum * after for count, after in zip(counts, later, strict=True))
+
+
+def agree(one: StepSizes, steps: LocalSteps) -> bool:
+    """Whether the steps were taken apart under the rates that they show."""
+    used = torch.tensor(steps.sizes or [1.0] * steps.each)
+    return bool(((torch.tensor(one.rates) / used - 1).abs() <= max(_SAME, _ERRORS * one.error)).all())
