@@ -128,6 +128,7 @@ class AttackConfig(Checked):
             allows_for_defences=objective.allows_for_defences,
             statistics=objective.batch_norm_weight > 0,
             seed=self.seed,
+            images_at_once=self.agents.images_at_once,
         )
 
 

@@ -23,3 +23,5 @@ class Request:
     """Whether it has the prior on batch norm's statistics."""
     seed: int = 0
     """Of the agent that begins at a start itself; the others begin near it."""
+    images_at_once: int = 0
+    """Of which a graph is held; 0: of the whole batch."""

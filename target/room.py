@@ -1,73 +1,36 @@
-"""Whether this machine's memory holds what an update claims, before any of it is made.
+"""Whether this machine's memory holds what an update claims.
 
 Where a model pools its features, its tensors fit images of any size and number, and a small update may claim thousands.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..capture import CapturedUpdate, UpdateError
+from ..capture.room import missing_room
 from .second_derivative import client_batch
 
-# Candidate, its gradient, and the two moments of the optimiser.
-_BATCHES = 4
-_FLOAT_BYTES = 4
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-
-def require_room(update: CapturedUpdate, model: nn.Module) -> None:
+def require_room(update: CapturedUpdate, model: nn.Module, images_at_once: int = 0) -> None:
     """Return quietly where the least that an attack holds at once fits the memory.
+
+    Args:
+        update: What is attacked.
+        model: The server's model.
+        images_at_once: Of a batch that is attacked in parts; 0: all of it.
 
     Raises:
         UpdateError: It does not; the sentence tells what was claimed, and what that takes.
     """
-    images = _FLOAT_BYTES * update.image_count * math.prod(update.image_shape)
-    needed, memory = max(_BATCHES * images, activation_bytes(update, model)), machine_bytes()
-    if needed > memory:
+    batch = client_batch(update)
+    at_once = batch if update.local is not None else min(images_at_once or batch, batch)
+    if missing := missing_room(model, update.image_shape, update.image_count, at_once):
         channels, height, width = update.image_shape
+        helps = update.local is None and not missing_room(model, update.image_shape, update.image_count, 1)
+        lower = f"lower agents.images_at_once (now {at_once:,}), " if helps else ""
         raise UpdateError(
-            f"the update claims {update.image_count:,} images of {channels} x {height} x {width}: to attack them takes "
-            f"at least {needed / 1e9:,.1f} GB at once, and this machine has {memory / 1e9:,.1f} GB; capture the update "
-            "again where the claim is wrong (the model takes images of other sizes too), or take a larger machine"
+            f"the update claims {update.image_count:,} images of {channels} x {height} x {width}: to attack them "
+            f"{missing}; capture the update again where the claim is wrong (the model takes images of other sizes "
+            f"too), {lower}or take a larger machine"
         )
-
-
-def activation_bytes(update: CapturedUpdate, model: nn.Module) -> int:
-    """What the model's layers give for the client's batch, all of which a gradient needs; 0 where nobody can tell.
-
-    Counted on tensors without content, so that nothing of it is made.
-    """
-    count = 0
-
-    def add(_: nn.Module, __: object, output: object) -> None:
-        nonlocal count
-        if isinstance(output, Tensor):
-            count += output.numel() * output.element_size()
-
-    leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [leaf.register_forward_hook(add) for leaf in leaves]
-    state = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    batch = torch.empty(client_batch(update), *update.image_shape, device="meta")
-    try:
-        # A model of somebody's own may do what only works on numbers; then it is found out by doing it.
-        with contextlib.suppress(Exception), torch.no_grad():
-            torch.func.functional_call(model, state, (batch,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return count
-
-
-def machine_bytes() -> int:
-    """The memory of this machine, or of the part of it that this process may use."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):
-        found = min(found, int(_LIMIT.read_text()))  # "max" where there is none
-    return found

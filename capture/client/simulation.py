@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..defences import DefenceError, defence_words
 from ..facts import assumed, told
 from ..models import load_model
+from ..room import missing_room
 from ..update import CapturedUpdate
-from .config import ClientConfig
+from .config import ClientConfig, ClientError
 from .defending import defend
 from .dp_sgd import spent_privacy
 from .gradient import capture_gradient
@@ -33,8 +34,10 @@ def simulate_client(
 
     Raises:
         ModelError, ImageError, UpdateError, DefenceError: What cannot be loaded or run, in one sentence.
+        ClientError: More images at once than this machine's memory holds, or labels that do not fit.
     """
     model = load_model(config.model, config.classes, config.image_shape, config.weights, seed)
+    _require_room(config, model)
     batch = batch or load_batch(config)
     generator = torch.Generator().manual_seed(seed)
     return send_update(config, model, batch.images, batch.labels, generator, seed), model, batch
@@ -72,6 +75,20 @@ def send_update(
         privacy=_privacy(config),
     )
     return replace(updates[0], gradients=gradients, facts=facts)
+
+
+def _require_room(config: ClientConfig, model: nn.Module) -> None:
+    at_once = config.batch_size
+    if config.local_epochs and config.local_batch_size:
+        at_once = config.local_batch_size
+    if missing := missing_room(model, config.image_shape, config.image_count, at_once):
+        channels, height, width = config.image_shape
+        smaller = "client.local_batch_size" if at_once < config.batch_size else "client.batch_size"
+        raise ClientError(
+            f"the simulated client's gradient of {at_once:,} images of {channels} x {height} x {width} in "
+            f"{config.model} {missing}; give a smaller {f'{smaller} or ' if at_once > 1 else ''}client.image_size, or "
+            "take a larger machine"
+        )
 
 
 def _sent(

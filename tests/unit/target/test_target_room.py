@@ -6,24 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.capture import CapturedUpdate, UpdateError, capture_gradient, told
-from gradinversion.target import room
+from gradinversion.capture import CapturedUpdate, UpdateError, capture_gradient, room, told
 from gradinversion.target.preparation import prepare
 from gradinversion.target.request import Request
-from torch import Tensor, nn
+from gradinversion.target.room import require_room
+from torch import nn
 
 
 @pytest.fixture
 def pooling() -> nn.Module:
     """Takes images of any size."""
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 2),
-    ).eval()
+    layers = (nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(16, 2)).eval()
 
 
 @pytest.fixture
@@ -43,32 +37,16 @@ def test_a_claim_beyond_the_memory_is_refused_in_a_sentence(
     with pytest.raises(UpdateError, match=f"claims {count:,} images of 3 x {side} x {side}: .* GB at once") as refused:
         prepare(claiming(update, count, side), pooling, Request())
     assert "has 0.1 GB" in str(refused.value)
-    room.require_room(claiming(update, 2, 64), pooling)
+    require_room(claiming(update, 2, 64), pooling)
 
 
-def test_what_the_layers_give_is_counted_without_making_it(pooling: nn.Module, update: CapturedUpdate) -> None:
-    pixels = 8_192**2
-    # Convolution, batch norm and ReLU of four channels; behind the pooling four, four and two numbers.
-    assert room.activation_bytes(claiming(update, 3, 8_192), pooling) == 4 * 3 * (3 * 4 * pixels + 10)
-
-
-def test_a_model_that_needs_numbers_is_not_counted(update: CapturedUpdate) -> None:
-    class Counts(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images * float(images.sum())
-
-    assert room.activation_bytes(update, Counts()) == 0
-
-
-def test_counting_changes_nothing_in_the_model(pooling: nn.Module, update: CapturedUpdate) -> None:
-    pooling.train()
-    before = {name: tensor.clone() for name, tensor in pooling.state_dict().items()}
-    state = torch.get_rng_state()
-    assert room.activation_bytes(update, pooling) > 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in pooling.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(not module._forward_hooks for module in pooling.modules())
-
-
-def test_this_machine_has_memory() -> None:
-    assert 2**28 < room.machine_bytes() < 2**50
+def test_a_batch_that_is_attacked_in_parts_needs_room_for_one_of_them(
+    pooling: nn.Module, update: CapturedUpdate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "machine_bytes", lambda: 100_000_000)
+    large = claiming(update, 64, 128)
+    with pytest.raises(UpdateError, match=r"lower agents\.images_at_once \(now 64\), or take a larger machine"):
+        require_room(large, pooling)
+    require_room(large, pooling, images_at_once=4)
+    with pytest.raises(UpdateError, match=r"too\), or take a larger machine"):
+        require_room(claiming(update, 1, 4_096), pooling, images_at_once=4)
