@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,6 +40,10 @@ _MORE_CROPS, _MOST_NUMBERS = 1500, 2**26
 # The square of places that a block of pixels is made from then, where its features are so many at most: their products
 # are solved for.
 _REACH, _MOST_FEATURES = 3, 3000
+# Behind max-pooling the descent does most: fewer steps, photos and no network, which hardly add to it.
+_POOLED_STEPS = 400
+# Pixels of the images that descend at once: what a network keeps of them is a hundred times as much.
+_AT_ONCE = 200_000
 # Told of the descent so often.
 _TOLD = 10
 
@@ -66,9 +71,9 @@ def decoded_start(search: ImageSearch, cut: Cut) -> tuple[Decoded | None, Decode
 def smooth_start(
     search: ImageSearch, cut: Cut
 ) -> tuple[Decoded | None, DecoderPhotos | None, Float[Tensor, " image"] | None]:
-    """The same where features are fewer than pixels, and what is open has to be guessed: from more photos, mended by a
-    small network, and then made to have the features and to be smooth. With what the images leave of their features,
-    relative; None where that descent is more than is affordable.
+    """The same where features are fewer than pixels, or a maximum hides pixels, and what is open has to be guessed:
+    from more photos, mended by a small network, and then made to have the features and to be smooth. With what the
+    images leave of their features, relative; None where that descent is more than is affordable.
 
     Args:
         search: Effort, and the photos.
@@ -79,18 +84,22 @@ def smooth_start(
     """
     channels, height, width = search.update.image_shape
     features = sum(place.values[0].numel() for place in cut.places)
-    most = min(_MORE_CROPS, _MOST_NUMBERS // (channels * height * width + features))
+    most = min(_CROPS if cut.is_pooled else _MORE_CROPS, _MOST_NUMBERS // (channels * height * width + features))
     count = _affordable(cut, search.config, max(most, _FEWEST_CROPS))
     if count < _FEWEST_CROPS:
         return None, None, None
     crops, photos = _crops(search, count)
     start = _guess(search, cut, crops)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
-    steps = min(STEPS, int(search.config.operations / (3 * search.update.image_count * _each(cut))))
+    affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
+    steps = min(_POOLED_STEPS if cut.is_pooled else STEPS, affordable)
     if steps < FEWEST_STEPS:
         return start, photos, None
-    told = _steps_told(search.tell, steps)
-    images, misfit = smooth_images(cut, start.images, *search.bounds, steps, told, search.device)
+    told, parts = _steps_told(search.tell, steps), list[tuple[Tensor, Tensor]]()
+    for some in torch.split(torch.arange(len(start.images)), max(1, _AT_ONCE // (height * width))):
+        own = cut.in_order(some)
+        parts.append(smooth_images(own, start.images[some], *search.bounds, steps, told, search.device))
+    images, misfit = (torch.cat(part) for part in zip(*parts, strict=True))
     return replace(start, images=images, fitted=True), photos, misfit
 
 
@@ -101,7 +110,7 @@ def _guess(search: ImageSearch, cut: Cut, crops: Tensor) -> Decoded:
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
     wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
     decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1)
-    if search.config.operations < REFINING:
+    if cut.is_pooled or search.config.operations < REFINING:
         return Decoded(decoder.images([place.values for place in cut.places]), error)
     search.tell("a small network that mends what the decoder makes")
     return Decoded(refine(cut, decoder, crops, search.device), error)

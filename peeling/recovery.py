@@ -41,6 +41,8 @@ from .wording import ended, reached
 
 # Of the features and their derivative: fewer are no descent.
 _FEWEST_EVALUATIONS = 60
+# Why there are no images where a maximum stands in front.
+_HIDDEN = "max-pooling in front of these features hides all pixels but those that won"
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
 
@@ -138,23 +140,20 @@ def recover_images(
     found = replace(found, module=module, cut=cut)
     search = ImageSearch(update, config, pictures, device, tell)
     tell("a decoder from the features to pixels")
-    guessed = not cut.is_pooled and not cut.is_coupled and is_open_question(cut)
+    stem = find_stem(derivation, update.gradients) if cut.is_pooled else None
+    fits = stem is not None and winners_operations(stem) <= config.operations
+    guessed = not fits and not cut.is_coupled and (cut.is_pooled or is_open_question(cut))
     try:
         if guessed:
             return _smooth(found, search, cut)
         found = _with_start(found, search, cut)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
+    if fits and stem is not None and found.start is not None:
+        tell("images whose winners of the max-pooling have the values that are known")
+        return _by_winners(update, found, stem, found.start)
     if cut.is_pooled:
-        stem = find_stem(derivation, update.gradients)
-        if stem is not None and found.start is not None:
-            if winners_operations(stem) <= config.operations:
-                tell("images whose winners of the max-pooling have the values that are known")
-                return _by_winners(update, found, stem, found.start)
-            why = f"images whose winners fit would take more than peeling.operations={config.operations:.1g}"
-            return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
-        why = "max-pooling in front of these features hides all pixels but those that won"
-        return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
+        return replace(found, message=f"{reached(record)} No images are looked for: {_HIDDEN}.")
     evaluations = search.evaluations(cut, update.image_count)
     if evaluations < _FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
@@ -172,9 +171,10 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:
     start, photos, misfit = smooth_start(search, cut)
     why = f"a start would take more than peeling.operations={search.config.operations:.1g}"
     if start is not None:
+        many = _HIDDEN if cut.is_pooled else "these features are fewer than an image has pixel values"
         why = (
-            "these features are fewer than an image has pixel values, and many images have them. The attack starts at "
-            "what a decoder fitted on public photos makes of the features"
+            f"{many}, and many images have them. The attack starts at what a decoder fitted on public photos makes of "
+            "the features"
         )
     if misfit is not None:
         why += (

@@ -33,6 +33,8 @@ _OVERDETERMINED = 1.1
 _RUNS = 6
 # A solution with a larger error has units on the wrong side.
 _CLEAN = 1e-3
+# Of units that are set by the gradients, once shares of them have been found.
+_FEWEST_ROUNDS = 3
 
 
 def segment_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
@@ -78,19 +80,24 @@ def _solution(setting: Setting, segment: Segment) -> settled.Settled:
     effort, runs = setting.effort, _runs(segment)
     start = annealed.annealed(segment)
     found = settled.settled(segment, start)
-    effort.give_back(runs * (settled.ITERATIONS - found.iterations))
+    effort.give_back(runs * (settled.most_iterations() - found.iterations))
+    if found.error <= _CLEAN:
+        return found
     shares = (runs + by_places_operations(segment)) * fractional_units.ITERATIONS
-    if found.error <= _CLEAN or not effort.affords(shares + runs * settled.ITERATIONS):
+    # From shares few rounds are needed: as many as are affordable.
+    possible = range(settled.ROUNDS, _FEWEST_ROUNDS - 1, -1)
+    rounds = next((one for one in possible if effort.affords(shares + runs * settled.most_iterations(one))), None)
+    if rounds is None:
         return found
     opened, nearer, error = fractional_units.fractional_units(segment, start)
-    other = settled.settled(opened, nearer, error)
-    effort.give_back(runs * (settled.ITERATIONS - other.iterations))
+    other = settled.settled(opened, nearer, error, rounds)
+    effort.give_back(runs * (settled.most_iterations(rounds) - other.iterations))
     return min(found, other, key=lambda one: one.error)
 
 
 def _operations(segment: Segment) -> float:
     """Of all iterations, units set at once."""
-    return _runs(segment) * (annealed.ITERATIONS + settled.ITERATIONS)
+    return _runs(segment) * (annealed.ITERATIONS + settled.most_iterations())
 
 
 def _runs(segment: Segment) -> float:

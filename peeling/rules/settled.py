@@ -28,7 +28,7 @@ from .linearised import Linearised
 from .segment import Segment
 
 # Rounds of units and equations in turn, and of equations alone; conjugate gradients in each.
-_ROUNDS, _LAST, _ITERATIONS, _LAST_ITERATIONS = 6, 3, 80, 200
+ROUNDS, _LAST, _ITERATIONS, _LAST_ITERATIONS = 6, 3, 80, 200
 # The error of a value, as a share of its size, against what is left of the gradients.
 _AMPLIFIED = 2.0
 # The error of values at first, at least.
@@ -48,8 +48,14 @@ _MANY, _MEDIAN, _LEAST_SHOWN = 100, 0.6745, 0.15
 # How far the second solution begins from the first, in misfits.
 _APART = 10.0
 
-ITERATIONS = _ROUNDS * (2 * _ITERATIONS + FITTING) + (_LAST + 1) * _LAST_ITERATIONS
-"""Of conjugate gradients at most, each with two evaluations."""
+
+def most_iterations(rounds: int = ROUNDS) -> int:
+    """Of conjugate gradients, each with two evaluations.
+
+    Args:
+        rounds: Of units and equations in turn, at most.
+    """
+    return rounds * (2 * _ITERATIONS + FITTING) + (_LAST + 1) * _LAST_ITERATIONS
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,18 @@ class Settled:
         return worst(float(stated), self.misfit, self.contradiction)
 
 
-def settled(segment: Segment, start: Tensor, error: float = _FIRST) -> Settled:
+def settled(segment: Segment, start: Tensor, error: float = _FIRST, rounds: int = ROUNDS) -> Settled:
     """The input, from one that is nearly right.
 
     Args:
         segment: With the equations.
         start: Up to a few hundredths.
         error: Of values in between at the start, as a share of their size.
+        rounds: Of units and equations in turn, at most.
     """
     system, found, masks = _System(segment), start, _sides(segment, start)
     misfit, made = system.misfits(found, masks), _LAST_ITERATIONS
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         made += 2 * _ITERATIONS + FITTING
         last, before = misfit, (system, found, masks, misfit)
         segment, masks = fitted_units(segment, found, _sides(segment, found), max(error, _AMPLIFIED * misfit))

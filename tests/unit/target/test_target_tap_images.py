@@ -15,6 +15,8 @@ from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig, decoded_start, recovery
 from gradinversion.peeling.cut import refine
+from gradinversion.peeling.image_search import ImageSearch
+from gradinversion.peeling.recovery import recover_images
 from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
@@ -310,6 +312,27 @@ def test_features_behind_max_pooling_are_the_cut_in_the_order_of_the_labels(pool
     assert prepared.known is not None
     assert any("Seeds descend on these features" in message for message in prepared.messages)
     assert any("was in the batch" in message for message in prepared.messages)
+
+
+def test_where_winners_of_the_pooling_are_not_known_the_start_has_the_features_and_is_smooth(
+    pooled: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "find_stem", lambda *_: None)
+    monkeypatch.setattr(decoded_start, "_AT_ONCE", 300)  # two of the three images
+    found = recover_images(pooled.update, pooled.model)
+    assert found.cut is not None
+    assert found.cut.is_pooled
+    assert found.images is None
+    assert found.start is not None
+    assert found.start.fitted
+    assert "hides all pixels but those that won, and many images have them" in found.message
+    search = ImageSearch(pooled.update, PeelingConfig())
+    decoded, _ = decoded_start.decoded_start(search, found.cut)
+    assert decoded is not None
+    apart = torch.cdist(found.start.images.float().flatten(1), pooled.truth.flatten(1))
+    assert sorted(apart.argmin(dim=1).tolist()) == [0, 1, 2]
+    before = torch.cdist(decoded.images.float().flatten(1), pooled.truth.flatten(1)).amin(dim=1)
+    assert bool((apart.amin(dim=1) < 0.8 * before).all()), apart.amin(dim=1) / before
 
 
 def test_a_target_with_a_cut_travels_without_the_network_behind_it(pooled: Behind) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.peeling.refusals import Why
-from gradinversion.peeling.rules import engine
+from gradinversion.peeling.rules import annealed, engine, settled
+from gradinversion.peeling.rules import fractional_units as fractional
 from gradinversion.peeling.rules import segment_input as rule
 from gradinversion.peeling.rules.effort import Effort
 from gradinversion.peeling.rules.fractional_units import fractional_units
@@ -18,7 +19,7 @@ from gradinversion.peeling.rules.linearised import Linearised
 from gradinversion.peeling.rules.rule import Derived, Setting
 from gradinversion.peeling.rules.segment import End, Segment, find_segment
 from gradinversion.peeling.rules.segment_input import segment_input
-from gradinversion.peeling.rules.segment_preconditioner import by_places, places_matrix
+from gradinversion.peeling.rules.segment_preconditioner import by_places, by_places_operations, places_matrix
 from gradinversion.peeling.rules.switched_units import with_switched
 from torch import nn
 
@@ -163,15 +164,40 @@ def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
 
     monkeypatch.setattr(rule, "_CLEAN", 0.0)
     monkeypatch.setattr("gradinversion.peeling.rules.fractional_units.fractional_units", counted)
-    limited = replace(setting, effort=Effort(1e13))
-    (found,) = segment_input(limited, known)
+    (found,) = segment_input(replace(setting, effort=Effort(1e13)), known)
     assert isinstance(found, Derived), found
     assert made == [found.value]
     assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
-    needed = 1e13 - limited.effort.left
-    (found,) = segment_input(replace(setting, effort=Effort(needed)), known)
+
+
+def test_behind_shares_units_are_set_in_as_many_rounds_as_are_affordable(
+    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, setting, known, _ = in_front_of_a_segment
+    rounds, iterations = list[int](), list[int]()
+    settle = settled.settled
+
+    def counted(segment: Segment, start: torch.Tensor, error: float = 1e-2, most: int = settled.ROUNDS) -> Any:
+        found = settle(segment, start, error, most)
+        rounds.append(most)
+        iterations.append(found.iterations)
+        return found
+
+    monkeypatch.setattr(rule, "_CLEAN", 0.0)
+    monkeypatch.setattr(settled, "settled", counted)
+    segment = find_segment(setting, known)
+    assert segment is not None
+    # No more than units set at once take: nothing is left for shares.
+    (found,) = segment_input(replace(setting, effort=Effort(rule._operations(segment))), known)
     assert isinstance(found, Derived), found
-    assert made == [found.value]
+    assert rounds == [settled.ROUNDS]
+    each = rule._runs(segment)
+    shares = (each + by_places_operations(segment)) * fractional.ITERATIONS
+    needed = each * (annealed.ITERATIONS + iterations[0] + settled.most_iterations(4)) + shares
+    (found,) = segment_input(replace(setting, effort=Effort(needed + 1)), known)
+    assert isinstance(found, Derived), found
+    assert rounds[1:] == [settled.ROUNDS, 4]
+    assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
 
 
 @pytest.fixture
