@@ -29,7 +29,7 @@ from gradinversion.coordinator.serial_group import attack
 from gradinversion.target import Target
 from torch import Tensor
 
-from .paper_cells import METHODS, PEER, PERCEPTUAL, QUICK, ROWS, base_config, perceptual, pool
+from .paper_cells import METHODS, PEERS, PERCEPTUAL, QUICK, ROWS, base_config, perceptual, pool
 from .paper_page import COLUMNS, number, strip, write_page
 from .peers import peer_images
 from .residual_case import Case, Row, case_of
@@ -86,9 +86,11 @@ def step_seconds(case: Case) -> float:
 def run_method(name: str, case: Case, measure: Measure, steps: int) -> tuple[dict[str, Any], Tensor]:
     """One line's figures, and the images."""
     began = time.process_time()
-    if name == PEER:
-        found = peer_images(case.update, case.model, case.labels, steps, None)
-        facts: dict[str, Any] = {"agents": 1, "steps": steps, "words": "breaching, Inverting Gradients, labels given"}
+    if name in PEERS:
+        found = peer_images(case.update, case.model, case.labels, steps, PEERS[name])
+        weight = "" if PEERS[name] is None else f", total variation {PEERS[name]:g}"
+        words = f"breaching, Inverting Gradients, labels given{weight}"
+        facts: dict[str, Any] = {"agents": 1, "steps": steps, "words": words}
         found = found[case.labels.argsort(stable=True)]
     elif name == "constant":
         found, facts = constant_images(measure.images), {"words": "constant image"}
@@ -168,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cells within 15 minutes")
     parser.add_argument("--cells", nargs="*", choices=tuple(ROWS), default=None)
-    parser.add_argument("--methods", nargs="*", choices=("constant", *METHODS, PEER), default=None)
+    parser.add_argument("--methods", nargs="*", choices=("constant", *METHODS, *PEERS), default=None)
     parser.add_argument("--sets", type=int, nargs="*", default=[0])
     parser.add_argument("--steps", type=int, default=1000, help="of one agent, at most")
     parser.add_argument("--budget", type=float, default=None, help="processor seconds of a cell")
@@ -177,7 +179,7 @@ def main() -> None:
     options = parser.parse_args()
     options.budget = options.budget or (_QUICK_BUDGET if options.quick else 3600.0)
     torch.set_num_threads(1)
-    peer = [PEER] if importlib.util.find_spec("breaching") is not None else []
+    peer = [*PEERS] if importlib.util.find_spec("breaching") is not None else []
     names = options.methods or ["constant", *METHODS, *peer]
     known: dict[str, Any] = {}
     if options.out.exists() and not options.again:

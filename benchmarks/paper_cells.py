@@ -97,7 +97,8 @@ METHODS = {
     ),
 }
 """Latent projection is left out: it needs a generator of natural photos, and no wheel that may be used ships one."""
-PEER = "peer"
+PEERS: dict[str, float | None] = {"peer": None, "peer-0.05": 0.05, "peer-1": 1.0}
+"""The peer, with its preset's own weight of total variation and with others: the best of them is the tuned one."""
 
 
 def base_config(agents: int, steps: int) -> AttackConfig:

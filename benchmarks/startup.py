@@ -69,7 +69,8 @@ sys.exit(status)
 def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
     """One run of the command: seconds until each moment, and the most memory that it had, by kind of process.
 
-    `beside_agents_mib` is the most that command and coordinator held together, which may be at another moment.
+    `beside_agents_mib` is the most that command and coordinator held together, which may be at another moment; behind
+    each of the moments, the most until the next one.
     """
     environment = os.environ | ({} if forking else {"GRADINVERSION_FORK_SERVER": "off"})
     with tempfile.TemporaryDirectory() as folder:
@@ -79,21 +80,23 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
         command = [sys.executable, "-c", _COMMAND, str(notes), f"out={folder}/run", *words]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         most: dict[str, float] = {}
-        beside = 0.0
+        beside: dict[str, float] = {"most": 0.0}
         used: dict[str, float] = {}
         seconds: dict[int, float] = {}
         while process.poll() is None:
             now = memory_by_kind(process.pid, seconds)
             if sum(now.values()) > sum(most.values()):
                 most = now
-            beside = max(beside, now.get("command", 0.0) + now.get("coordinator", 0.0))
-            for name in _moments(notes):
+            moments = _moments(notes)
+            for name in ("most", f"behind {list(moments)[-1]}" if moments else "begun"):
+                beside[name] = max(beside.get(name, 0.0), now.get("command", 0.0) + now.get("coordinator", 0.0))
+            for name in moments:
                 used.setdefault(name, sum(seconds.values()))
             time.sleep(_SAMPLE_SECONDS)
         if process.returncode:
             raise SystemExit(f"the command ended with status {process.returncode}")
         moments = {name: at - began for name, at in _moments(notes).items()}
-    return {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": {"most": beside}}
+    return {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": beside}
 
 
 def memory_by_kind(root: int, seconds: dict[int, float]) -> dict[str, float]:
@@ -135,7 +138,8 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
         for name, at in found["seconds"].items()
     ]
     memory = ", ".join(f"{kind} {size:.0f}" for kind, size in found["memory_mib"].items())
-    beside = f"command and coordinator together {found['beside_agents_mib']['most']:.0f} MiB at the most"
+    parts = ", ".join(f"{size:.0f} {name}" for name, size in found["beside_agents_mib"].items())
+    beside = f"command and coordinator together, MiB: {parts}"
     return "\n".join([*lines, f"memory {sum(found['memory_mib'].values()):.0f} MiB ({memory}); {beside}"])
 
 
