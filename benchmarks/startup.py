@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from .cluster_machine import descendants, machine, processor_seconds, proportion
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 _SAMPLE_SECONDS = 0.25
+_ended: list[bool] = []
 # Run in the command's own process: it notes when it has loaded the package, sees the run begin, and its first step.
 _COMMAND = """
 import sys, time
@@ -83,7 +85,7 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
         beside: dict[str, float] = {"most": 0.0}
         used: dict[str, float] = {}
         seconds: dict[int, float] = {}
-        while process.poll() is None:
+        while process.poll() is None and not _ended:
             now = memory_by_kind(process.pid, seconds)
             if sum(now.values()) > sum(most.values()):
                 most = now
@@ -93,7 +95,11 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
             for name in moments:
                 used.setdefault(name, sum(seconds.values()))
             time.sleep(_SAMPLE_SECONDS)
-        if process.returncode:
+        if _ended:
+            print("Ended before the run did; until then it was seen that")
+            process.terminate()
+            process.wait()
+        elif process.returncode:
             raise SystemExit(f"the command ended with status {process.returncode}")
         moments = {name: at - began for name, at in _moments(notes).items()}
     return {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": beside}
@@ -143,6 +149,11 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, f"memory {sum(found['memory_mib'].values()):.0f} MiB ({memory}); {beside}"])
 
 
+def _end(*_: object) -> None:
+    """Whoever ends the benchmark has what it saw until then."""
+    _ended.append(True)
+
+
 def main() -> None:
     """Measure some runs, and print the medians with those that were saved under their name before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,12 +162,16 @@ def main() -> None:
     parser.add_argument("--turns", action="store_true", help="each run without forking too, one after the other")
     parser.add_argument("words", nargs="*", help="settings of the run")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _end)
     kinds = {"": True, " without forking": False} if options.turns else {"": True}
     earlier = {kind: kept(options.save + kind, options.words) if options.save else [] for kind in kinds}
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for _ in range(options.runs):
         for kind, forking in kinds.items():
             runs[kind].append(measure(options.words, forking))
+            if _ended:
+                print(table(middle(runs[kind][-1:])))
+                raise SystemExit(1)
     for kind, measured in runs.items():
         each = [*earlier[kind], *measured]
         print(f"{len(each)} runs{kind}", table(middle(each)), sep="\n")
