@@ -174,7 +174,9 @@ def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(pooled: bool,
         torch.testing.assert_close(place.values[order].float(), value.clamp_min(0), atol=1e-3, rtol=1e-3)
     assert found.start is not None
     off = float((found.start.images[order].float() - normalised).square().mean().sqrt())
-    assert 0.3 * off < found.start.error < 2 * off
+    # What the decoder leaves of photos; behind max-pooling its images were then made to have the features.
+    assert found.start.fitted is pooled
+    assert 0.3 * off < found.start.error < (20 if pooled else 2) * off
     assert off < 0.7 * float((normalised.mean((2, 3), keepdim=True) - normalised).square().mean().sqrt())
 
 
