@@ -6,20 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..capture import CapturedUpdate
 from .config import PeelingConfig
-from .cut import Cut, images_from_cut
+from .cut import Cut, Recovered, images_from_cut
 from .graph.cost import operations
 from .layers import sizes
 from .progress import Tell, descent_told, unheard
 
 MET = 1e-3
 """What a descent may leave of the features' length, where they are known better than that."""
+FEWEST_EVALUATIONS = 60
+"""Of the features and their derivative: fewer are no descent."""
 # More evaluations of the features and their derivative were never of use.
 _MOST_EVALUATIONS = 1000
+# A descent that got stuck begins again where it ended, blurred so often, while so many evaluations of each image are
+# left.
+_BLURRED = (1, 4)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Descended:
     """Estimated root mean square error of each image, in units of its values; only of use where it met its features."""
     met: Bool[Tensor, " image"]
     """Whether the image has its features."""
+    evaluations: int
+    """Of single images' features and their derivative, all together."""
 
     @property
     def error(self) -> Float[Tensor, " image"]:
@@ -75,5 +83,37 @@ class ImageSearch:
         """
         told = descent_told(self.tell, evaluations * len(start))
         found = images_from_cut(cut, start, *self.bounds, evaluations, told, self.device)
-        met = found.misfit <= torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
-        return Descended(found.images, found.misfit, found.error, met)
+        enough = torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
+        left = evaluations * len(start) - int(found.evaluations.sum())
+        for times in () if cut.is_coupled else _BLURRED:
+            stuck = (found.misfit > enough).nonzero()[:, 0]
+            if not len(stuck) or left < FEWEST_EVALUATIONS * len(stuck):
+                break
+            self.tell(f"a descent that got stuck begins again at {len(stuck)} of {len(start)} images, blurred")
+            begun = _blurred(found.images[stuck], times)
+            again = images_from_cut(cut.in_order(stuck), begun, *self.bounds, left // len(stuck), None, self.device)
+            left -= int(again.evaluations.sum())
+            found = _nearer(found, again, stuck)
+        met, made = found.misfit <= enough, evaluations * len(start) - left
+        return Descended(found.images, found.misfit, found.error, met, made)
+
+
+def _blurred(images: Tensor, times: int) -> Tensor:
+    """Each pixel with its neighbours: what a descent that got stuck made of details is let go of."""
+    kernel = torch.tensor([1.0, 2.0, 1.0], dtype=images.dtype, device=images.device) / 4
+    channels = images.shape[1]
+    both = (kernel[:, None] * kernel).expand(channels, 1, 3, 3)
+    for _ in range(times):
+        images = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), both, groups=channels)
+    return images
+
+
+def _nearer(found: Recovered, again: Recovered, stuck: Int[Tensor, " stuck"]) -> Recovered:
+    """Of each of these images what leaves less of its features."""
+    better = again.misfit < found.misfit[stuck]
+    which = stuck[better]
+    images, misfit, error = found.images.clone(), found.misfit.clone(), found.error.clone()
+    evaluations = found.evaluations.clone()
+    images[which], misfit[which], error[which] = again.images[better], again.misfit[better], again.error[better]
+    evaluations[stuck] += again.evaluations
+    return Recovered(images, misfit, error, evaluations)

@@ -25,7 +25,7 @@ from .cut import (
 )
 from .decoded_start import decoded_start, smooth_start
 from .graph import Graph, Node, NoGraph, network_graph
-from .image_search import ImageSearch
+from .image_search import FEWEST_EVALUATIONS, ImageSearch
 from .kinds import CopiedPadding, Identity
 from .known import KnownFeatures, known_by_rules
 from .own_gradients import without_own_gradient
@@ -39,8 +39,6 @@ from .rules.rule import Setting
 from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
-# Of the features and their derivative: fewer are no descent.
-_FEWEST_EVALUATIONS = 60
 # Why there are no images where a maximum stands in front.
 _HIDDEN = "max-pooling in front of these features hides all pixels but those that won"
 # Labels are read off where every image's is so clear.
@@ -155,7 +153,7 @@ def recover_images(
     if cut.is_pooled:
         return replace(found, message=f"{reached(record)} No images are looked for: {_HIDDEN}.")
     evaluations = search.evaluations(cut, update.image_count)
-    if evaluations < _FEWEST_EVALUATIONS or found.start is None:
+    if evaluations < FEWEST_EVALUATIONS or found.start is None:
         why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
         return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
     return _descended(found, search, cut, found.start.images, evaluations)

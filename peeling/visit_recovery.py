@@ -18,7 +18,7 @@ from .cut import Cut, NoCut, find_cut, grid_evidence
 from .cut.visit_images import Found, StepByStep, VisitImages
 from .decoded_start import decoded_start
 from .graph import NoGraph, network_graph
-from .image_search import MET, ImageSearch
+from .image_search import FEWEST_EVALUATIONS, MET, ImageSearch
 from .kinds import Linear
 from .local_steps import LocalSteps
 from .progress import Tell, steps_told, unheard
@@ -128,7 +128,7 @@ def recover_visits(
         return found
     search = ImageSearch(update, config, pictures, device, tell)
     try:
-        looked_for = _Finder(search, search.evaluations(cut, steps.visit_count))
+        looked_for = _Finder(search, update.image_count, search.evaluations(cut, update.image_count))
         images = StepByStep(cut, derivation.knowledge, gradients, steps, tell).run(looked_for)
     except ImageError as error:
         return replace(found, message=f"{found.message} No images follow: {error}.")
@@ -169,23 +169,29 @@ def _own_step(derivation: Derivation) -> float:
     return float(derivation.steps[0].checks.get("own step", float("inf"))) if derivation.steps else float("inf")
 
 
-@dataclass(frozen=True)
 class _Finder:
     """Images of some visits by a descent from a decoded start."""
 
-    search: ImageSearch
-    evaluations: int
+    def __init__(self, search: ImageSearch, image_count: int, evaluations: int) -> None:
+        self._search = search
+        self._missing = image_count
+        # Each image is looked for once, whatever the number of its visits, and what one step's leave is for the next.
+        self._left = evaluations * image_count
 
     def __call__(self, cut: Cut, first: bool) -> Found | None:
-        start, _ = decoded_start(self.search, cut)
+        count = len(cut.places[0].values)
+        share = self._left // max(count, self._missing)
+        start, _ = decoded_start(self._search, cut) if share >= FEWEST_EVALUATIONS else (None, None)
         if start is None:
             return None
-        found = self.search.descend(cut, start.images, self.evaluations, MET if first else _MET_LATER)
+        found = self._search.descend(cut, start.images, share, MET if first else _MET_LATER)
+        self._left -= found.evaluations
+        self._missing -= count
         return Found(found.images, found.error, self._rounded(found.images, found.off, found.met))
 
     def _rounded(self, images: Tensor, off: Tensor, met: Tensor) -> Tensor:
         """Images whose pixels show that they are those of 8-bit files, as these have them."""
-        normalisation = self.search.update.normalisation
+        normalisation = self._search.update.normalisation
         pixels = normalisation.invert(images).clamp(0, 1)
         deviation = sum(normalisation.std) / len(normalisation.std)
         on_grid = grid_evidence(pixels, off * deviation).on_grid & met

@@ -1,0 +1,79 @@
+"""Images whose descent got stuck are looked for again, as long as operations are left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from gradinversion.peeling import image_search
+from gradinversion.peeling.cut import Cut, Recovered
+from gradinversion.peeling.image_search import ImageSearch
+from torch import Tensor
+
+COUNT, SHAPE = 3, (3, 4, 4)
+
+
+@dataclass
+class FakeDescent:
+    """Leaves these misfits of the images that are given, one row for each time that it is asked."""
+
+    misfits: list[list[float]]
+    asked: list[tuple[Tensor, int]] = field(default_factory=list)
+    cost: int = 10
+
+    def __call__(self, cut: object, start: Tensor, low: object, high: object, most: int, *_: object) -> Recovered:
+        self.asked.append((start, most))
+        left = torch.tensor(self.misfits[len(self.asked) - 1], dtype=torch.float64)
+        images = torch.full((len(start), *SHAPE), float(len(self.asked)), dtype=torch.float64)
+        return Recovered(images, left, 0.1 * left, torch.full((len(start),), self.cost))
+
+
+def search_with(monkeypatch: pytest.MonkeyPatch, descent: FakeDescent, coupled: bool = False) -> tuple[Any, Cut]:
+    monkeypatch.setattr(image_search, "images_from_cut", descent)
+    monkeypatch.setattr(ImageSearch, "bounds", (None, None))
+    place = SimpleNamespace(error=torch.full((COUNT,), 1e-6, dtype=torch.float64))
+    cut = SimpleNamespace(places=(place,), is_coupled=coupled, in_order=lambda which: which)
+    return ImageSearch(cast(Any, None), cast(Any, None)), cast(Cut, cut)
+
+
+def test_an_image_that_was_not_met_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    descent = FakeDescent([[1e-5, 0.3, 1e-5], [1e-6]])
+    search, cut = search_with(monkeypatch, descent)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
+    assert found.met.all()
+    assert found.images[:, 0, 0, 0].tolist() == [1, 2, 1]
+    assert found.misfit.tolist() == pytest.approx([1e-5, 1e-6, 1e-5])
+    assert len(descent.asked) == 2
+    again, most = descent.asked[1]
+    assert len(again) == 1
+    # All that the other images did not need.
+    assert most == 1000 * COUNT - 10 * COUNT
+
+
+def test_what_got_no_nearer_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    descent = FakeDescent([[0.3, 0.3, 1e-5], [0.4, 0.2], [0.5, 0.25]])
+    search, cut = search_with(monkeypatch, descent)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
+    assert found.met.tolist() == [False, False, True]
+    assert found.images[:, 0, 0, 0].tolist() == [1, 2, 1]
+    assert found.misfit.tolist() == pytest.approx([0.3, 0.2, 1e-5])
+
+
+@pytest.mark.parametrize(("coupled", "evaluations"), [(True, 1000), (False, 20)])
+def test_nothing_is_looked_for_again_as_one_batch_or_without_operations(
+    monkeypatch: pytest.MonkeyPatch, coupled: bool, evaluations: int
+) -> None:
+    descent = FakeDescent([[0.3, 0.3, 0.3]])
+    search, cut = search_with(monkeypatch, descent, coupled)
+    assert not search.descend(cut, torch.zeros(COUNT, *SHAPE), evaluations).met.any()
+    assert len(descent.asked) == 1
+
+
+def test_blurring_keeps_what_is_flat_and_takes_away_details() -> None:
+    flat = torch.full((1, *SHAPE), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(image_search._blurred(flat, 4), flat)
+    board = (torch.arange(4)[:, None] + torch.arange(4)).remainder(2).double().expand(1, *SHAPE)
+    assert float(image_search._blurred(board, 1)[..., 1:3, 1:3].std()) < 1e-6
