@@ -49,21 +49,22 @@ def _row(size: int, batch: int) -> Row:
 ROWS = tuple(_row(*one) for one in ((64, 4), (64, 2), (64, 8), (96, 4), (128, 1), (224, 1)))
 
 
-def run_row(row: Row, number: int, features: bool) -> dict[str, Any]:
+def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dict[str, Any]:
     """One set of photos.
 
     Args:
         row: Which network, how large and how many images.
         number: Of the set of photos.
         features: Whether to leave out the images.
+        config: With the operations that are allowed.
     """
     case = case_of(row, number)
     graph = network_graph(case.model, case.update.image_shape, case.update.batch_norm, row.batch)
     assert isinstance(graph, Graph)
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "constant": psnr(constant_images(case.images), case.images).tolist()}
+    line["operations"] = config.operations
     began = time.process_time()
-    config = PeelingConfig()
     found = derive(graph, case.update.gradients, row.batch, config.tolerance, operations=config.operations)
     line["seconds"] = time.process_time() - began
     line["places"] = list(_places(found, case))
@@ -145,13 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS])
     parser.add_argument("--sets", type=int, nargs="*", default=[0, 1, 2], help="numbers of the sets of photos")
     parser.add_argument("--features", action="store_true", help="leave out the images")
+    parser.add_argument("--operations", type=float, default=PeelingConfig.operations, help="peeling.operations")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     lines = json.loads(options.out.read_text()) if options.out.exists() else []
     for row in (one for one in ROWS if one.name in options.rows):
         for number in options.sets:
-            line = run_row(row, number, options.features)
+            line = run_row(row, number, options.features, PeelingConfig(operations=options.operations))
             print(printed(line), flush=True)
             lines = [one for one in lines if (one["row"], one["set"]) != (row.name, number)] + [line]
             options.out.write_text(json.dumps(lines, indent=1) + "\n")

@@ -62,7 +62,7 @@ def decoded_start(search: ImageSearch, cut: Cut) -> tuple[Decoded | None, Decode
     count = _affordable(cut, search.config, _CROPS)
     if count < _FEWEST_CROPS:
         return None, None
-    crops, photos = _crops(search, count)
+    crops, photos, _ = _crops(search, count)
     if search.config.own_decoder is not None:
         return decode_with(search.config.own_decoder, cut, crops, device=search.device), photos
     return decode(cut, crops, device=search.device), photos
@@ -88,8 +88,8 @@ def smooth_start(
     count = _affordable(cut, search.config, max(most, _FEWEST_CROPS))
     if count < _FEWEST_CROPS:
         return None, None, None
-    crops, photos = _crops(search, count)
-    start = _guess(search, cut, crops)
+    crops, photos, pictures = _crops(search, count)
+    start = _guess(search, cut, crops, pictures)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
     affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
     steps = min(_POOLED_STEPS if cut.is_pooled else STEPS, affordable)
@@ -103,13 +103,14 @@ def smooth_start(
     return replace(start, images=images, fitted=True), photos, misfit
 
 
-def _guess(search: ImageSearch, cut: Cut, crops: Tensor) -> Decoded:
+def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> Decoded:
     """By the user's own decoder, or a linear one that a small network mends."""
     if search.config.own_decoder is not None:
         return decode_with(search.config.own_decoder, cut, crops, device=search.device)
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
     wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
-    decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1)
+    held_out = 1 if cut.is_pooled else pictures
+    decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1, pictures=held_out)
     if cut.is_pooled or search.config.operations < REFINING:
         return Decoded(decoder.images([place.values for place in cut.places]), error)
     search.tell("a small network that mends what the decoder makes")
@@ -127,15 +128,16 @@ def _affordable(cut: Cut, config: PeelingConfig, most: int) -> int:
     return min(most, max(_FEWEST_CROPS, int(_START * config.operations / each)), int(config.operations / each))
 
 
-def _crops(search: ImageSearch, count: int) -> tuple[Tensor, DecoderPhotos | None]:
-    """Crops as the model is given them, and the configured photos where they are of these."""
+def _crops(search: ImageSearch, count: int) -> tuple[Tensor, DecoderPhotos | None, int]:
+    """Crops as the model is given them, the configured photos where they are of these, and of how many photos."""
     config, shape, pictures, photos = search.config, search.update.image_shape, search.pictures, None
     if pictures is None:
         named = decoder_photos(config.photos, config.photos_without, shape)
         photos = DecoderPhotos(config.photos, tuple(named), config.photos_without)
         pictures = list(named.values())
     _, height, width = shape
-    return search.update.normalisation.apply(photo_crops(pictures, (height, width), count)), photos
+    crops = photo_crops(pictures, (height, width), count)
+    return search.update.normalisation.apply(crops), photos, len(pictures)
 
 
 def _steps_told(tell: Tell, steps: int) -> Callable[[int], None]:

@@ -7,6 +7,7 @@ server's own model: no labels, no private image, a few seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,15 @@ from torch import Tensor
 from .places import Cut
 
 # What is tried, as shares of the mean variance of a feature; those that are best on crops that were held out are used.
+# Where whole photos are, more is tried, and the search ends where one was no better than the one before.
+_MORE_RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03)
 _RIDGES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+# Of the constant, as a share of the others'.
+_LEAST_RIDGE = 1e-6
 HELD_OUT = 5
 """One of so many pieces of the crops is held out."""
+# Parts that are held out in turn, where whole photos are.
+_PARTS = 2
 PIXELS, AT_ONCE = 150_000, 16
 """Pixels, and images, that are run at once: what a network keeps of them is a hundred times as much."""
 
@@ -97,8 +104,12 @@ def fit_decoder(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
     reach: int = 1,
+    pictures: int = 1,
 ) -> tuple[LinearDecoder, float]:
     """The decoder, and the root mean square of what it leaves of crops that were held out.
+
+    Features that leave much open make it guess, and what it guesses it has from the photos that it was fitted on:
+    crops of these say nothing of how well. Then all crops of a photo are held out together, each in its turn.
 
     Args:
         cut: With the features.
@@ -106,16 +117,17 @@ def fit_decoder(
         dtype: In which the model is run.
         device: On which.
         reach: Places on a side of the square that each block of pixels is made from, odd.
+        pictures: Photos that the crops are of in turn, where whole photos are to be held out; with 1 some crops are.
     """
     device = device or torch.device("cpu")
-    forward = cut.forward(dtype, device)
+    features_of = cut.features(dtype, device)
     grid = _finest(cut)
     height, width = crops.shape[2:]
     block = (height // grid[0], width // grid[1])
     if not has_blocks(cut, (height, width)):
         block = (1, 1)  # not one block for each place: each pixel by the place nearest to it
         grid = (height, width)
-    fitted, held = _Sums(), _Sums()
+    always, parts = _Sums(), [_Sums() for _ in range(min(pictures, _PARTS))]
     at_once = max(1, min(AT_ONCE, PIXELS // (height * width)))
     if cut.is_coupled:  # statistics of as many images as the cut's
         at_once = len(cut.places[0].values)
@@ -124,18 +136,26 @@ def fit_decoder(
     with torch.no_grad():
         for index, some in enumerate(torch.split(crops, at_once)):
             given = some.to(device, dtype)
-            features = _rows([value.clamp_min(0) for value in forward(given)], grid, reach)
+            features = _rows(features_of(given), grid, reach)
             if offset is None or scale is None:
                 offset, scale = features.mean(dim=0), features.std(dim=0)
                 scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
             blocks = F.unfold(given, block, stride=block).transpose(1, 2).flatten(0, 1)
-            (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(_alike(features, offset, scale), blocks)
+            rows = _alike(features, offset, scale)
+            if pictures == 1:
+                (parts[0] if index % HELD_OUT == HELD_OUT - 1 else always).add(rows, blocks)
+                continue
+            of = (index * at_once + torch.arange(len(some))) % pictures % len(parts)
+            of = of.to(device).repeat_interleave(len(rows) // len(some))
+            for number, part in enumerate(parts):
+                part.add(rows[of == number], blocks[of == number])
     assert offset is not None
     assert scale is not None
     offset, scale = offset.cpu().double(), scale.cpu().double()
     # Of the places of the square each has the noise of its channel.
     noise = [place.deviation.square().mean(dim=(0, 2, 3)).repeat_interleave(reach**2) for place in cut.places]
-    weights, left = _fit(fitted, held, torch.cat([*noise, torch.zeros(1)]) / scale.square())
+    held = [part for part in parts if part.pixels] or [always]
+    weights, left = _fit(_Sums.of([always, *parts]), held, torch.cat([*noise, torch.zeros(1)]) / scale.square())
     return LinearDecoder(grid, block, reach, offset, scale, weights), left**0.5
 
 
@@ -153,40 +173,62 @@ class _Sums:
         self.whole += float(blocks.double().square().sum())
         self.pixels += blocks.numel()
 
+    @staticmethod
+    def of(parts: Sequence[_Sums]) -> _Sums:
+        """Of the rows of all parts."""
+        whole = _Sums()
+        for part in parts:
+            whole.square, whole.mixed = whole.square + part.square, whole.mixed + part.mixed
+            whole.whole, whole.pixels = whole.whole + part.whole, whole.pixels + part.pixels
+        return whole
+
     def left(self, weights: Float[Tensor, "feature pixel"]) -> float:
-        """Mean square of what weights leave of the pixels."""
+        """Sum of squares of what weights leave of the pixels."""
         explained = float((weights * (2 * self.mixed - self.square @ weights)).sum())
-        return max(self.whole - explained, 0.0) / self.pixels
+        return max(self.whole - explained, 0.0)
 
 
-def _fit(fitted: _Sums, held: _Sums, noise: Float[Tensor, " feature"]) -> tuple[Tensor, float]:
-    """The weights that leave least of the crops that were held out, fitted on all, and how much that is.
+def _fit(whole: _Sums, held: Sequence[_Sums], noise: Float[Tensor, " feature"]) -> tuple[Tensor, float]:
+    """The weights that leave least of the crops that were held out, fitted on all, and how much that is, mean square.
 
     What errors of the features do to the pixels counts too: features of which little varies are magnified.
+
+    Args:
+        whole: Of all crops.
+        held: Parts of them that are held out in turn; where one is all there is, it is fitted on too.
+        noise: Mean square error of each feature.
     """
-    if held.pixels == 0:
-        held = fitted
-    count = len(noise)
-    size = float(fitted.square.diagonal().mean())
+    size, pixels = float(whole.square.diagonal().mean()), sum(part.pixels for part in held)
     best: tuple[float, float] | None = None
-    for share in _RIDGES:
-        weights = _solved(fitted.square, fitted.mixed, share * size)
-        if weights is None:
-            continue
-        left = held.left(weights) + float((weights.square().sum(dim=1) * noise).sum()) / weights.shape[1]
-        if best is None or left < best[0]:
+    for share in (*_MORE_RIDGES, *_RIDGES) if len(held) > 1 else _RIDGES:
+        left = 0.0
+        for part in held:
+            rest = (whole.square, whole.mixed) if part.pixels == whole.pixels else _without(whole, part)
+            weights = _solved(*rest, share * size)
+            if weights is None:
+                left = math.inf
+                break
+            errors = float((weights.square().sum(dim=1) * noise).sum()) / weights.shape[1]
+            left += (part.left(weights) + part.pixels * errors) / pixels
+        if best is not None and not left < best[0]:
+            if len(held) > 1:
+                break
+        elif math.isfinite(left):
             best = left, share
-    left, share = best if best is not None else (held.whole / held.pixels, _RIDGES[0])
-    if held is fitted:
-        both, mixed = fitted.square, fitted.mixed
-    else:
-        both, mixed = fitted.square + held.square, fitted.mixed + held.mixed
-    weights = _solved(both, mixed, share * size)
-    return (torch.zeros(count, fitted.mixed.shape[1], dtype=torch.float64) if weights is None else weights), left
+    left, share = best if best is not None else (whole.whole / whole.pixels, _RIDGES[-1])
+    weights = _solved(whole.square, whole.mixed, share * size)
+    return torch.zeros_like(whole.mixed) if weights is None else weights, left
+
+
+def _without(whole: _Sums, part: _Sums) -> tuple[Tensor, Tensor]:
+    return whole.square - part.square, whole.mixed - part.mixed
 
 
 def _solved(square: Tensor, mixed: Tensor, ridge: float) -> Tensor | None:
-    factor, failed = torch.linalg.cholesky_ex(square + ridge * torch.eye(len(square), dtype=square.dtype))
+    """The constant, which is last, is not held small."""
+    held = torch.full((len(square),), ridge, dtype=square.dtype)
+    held[-1] = _LEAST_RIDGE * ridge
+    factor, failed = torch.linalg.cholesky_ex(square + held.diag())
     return None if int(failed) else torch.cholesky_solve(mixed, factor)
 
 

@@ -57,7 +57,7 @@ def decode_with(
     """
     plugin = find_plugin(PluginKind.DECODER, name)
     device = device or torch.device("cpu")
-    forward = cut.forward(dtype, device)
+    run = cut.features(dtype, device)
     images = len(cut.places[0].values)
     at_once = max(1, min(AT_ONCE, PIXELS // (crops.shape[2] * crops.shape[3])))
     if cut.is_coupled:  # statistics of as many images as the cut's
@@ -75,8 +75,8 @@ def decode_with(
 
     def features_of(given: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            parts = [forward(some.to(device, dtype)) for some in torch.split(given, at_once)]
-        return [torch.cat(values).clamp_min(0).cpu().float() for values in zip(*parts, strict=True)]
+            parts = [run(some.to(device, dtype)) for some in torch.split(given, at_once)]
+        return [torch.cat(values).cpu().float() for values in zip(*parts, strict=True)]
 
     known = [place.values.cpu().float() for place in cut.places]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

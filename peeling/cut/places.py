@@ -80,6 +80,16 @@ class Cut:
 
         return run
 
+    def features(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
+        """A function from images, as the model is given them, to what the places' rectifiers make of them."""
+        run = self.forward(dtype, device)
+
+        def features_of(images: Tensor) -> list[Tensor]:
+            pairs = zip(run(images), self.places, strict=True)
+            return [value.clamp(0, place.ceiling) for value, place in pairs]
+
+        return features_of
+
     @property
     def _nodes(self) -> list[Node]:
         """Operations between the images and the places."""

@@ -53,11 +53,9 @@ def refine(
     doublings = math.log2(decoder.block[0])
     if decoder.block[0] != decoder.block[1] or doublings < 1 or not doublings.is_integer() or cut.is_coupled:
         return given.cpu().double()
-    forward = cut.forward(torch.float32, device)
+    features_of = cut.features(torch.float32, device)
     with torch.no_grad():
-        known = [
-            [value.clamp_min(0) for value in forward(some.to(device).float())] for some in torch.split(crops, _AT_ONCE)
-        ]
+        known = [features_of(some.to(device).float()) for some in torch.split(crops, _AT_ONCE)]
         features = torch.cat([_map(some, decoder.grid) for some in known])
         linear = torch.cat([decoder.images(some) for some in known])
     offset = features.mean(dim=(0, 2, 3), keepdim=True)

@@ -21,7 +21,7 @@ from .places import Cut, features_off
 
 # Weights of total variation, of pixels in [0, 1], against the squared relative misfit; each for a part of the steps.
 _WEIGHTS = (0.7, 0.35, 0.17, 0.09)
-STEPS = 800
+STEPS = 1600
 FEWEST_STEPS = 100
 """With fewer the features are not met."""
 # Of Adam, in pixels in [0, 1]; it falls to a twentieth in half a cosine.

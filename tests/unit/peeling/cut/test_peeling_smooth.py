@@ -78,6 +78,45 @@ def test_a_square_of_places_leaves_less_than_one_place(cut: Cut) -> None:
     torch.testing.assert_close(alone.images(values), decode(cut, crops).images)
 
 
+def test_what_features_do_not_tell_is_left_at_the_photos_mean(cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that say nothing of an image: crops of other photos show that, and other crops of the same may not."""
+    (place,) = cut.places
+    random = torch.Generator().manual_seed(0)
+    blind = replace(place, values=6 * torch.rand(place.values.shape, generator=random, dtype=torch.float64))
+    crops, run = given(photos(40, 0)), cut.forward(torch.float32, torch.device("cpu"))
+
+    def noise(images: Tensor) -> list[Tensor]:
+        return [6 * torch.rand(value.shape, generator=random) for value in run(images)]
+
+    monkeypatch.setattr(Cut, "features", lambda *_: noise)
+    decoder, error = fit_decoder(Cut(cut.graph, (blind,)), crops, reach=3, pictures=4)
+    spread = float((crops - crops.mean()).square().mean().sqrt())
+    assert error < 1.1 * spread
+    flat = decoder.images([blind.values])
+    assert float(flat.std()) < 0.35 * spread
+
+
+def test_the_error_of_a_decoder_is_that_on_photos_it_was_not_fitted_on(cut: Cut) -> None:
+    crops = given(photos(200, 0))
+    _, seen = fit_decoder(cut, crops, reach=3)
+    _, unseen = fit_decoder(cut, crops, reach=3, pictures=4)
+    assert unseen > seen
+    decoder, _ = fit_decoder(cut, crops, reach=3, pictures=4)
+    pictures = [public_photos(without=("astronaut", "chelsea", "coffee", "rocket"))["motorcycle"]]
+    others = given(photo_crops(pictures, (PIXELS, PIXELS), 30, seed=5))
+    with torch.no_grad():
+        left = decoder.images(cut.features(torch.float32, torch.device("cpu"))(others)) - others
+    assert 1 / 3 < unseen / float(left.square().mean().sqrt()) < 3
+
+
+def test_a_held_back_unit_counts_as_its_ceiling_in_photos_too(cut: Cut) -> None:
+    images = 2 * given(photos(4, 1))
+    (before,) = cut.forward(torch.float32, torch.device("cpu"))(images)
+    (features,) = cut.features(torch.float32, torch.device("cpu"))(images)
+    assert float(before.max()) > 6
+    assert torch.equal(features, before.clamp(0, 6))
+
+
 def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tensor) -> None:
     start = decode(cut, given(photos(100, 0))).images
     seen: list[int] = []
