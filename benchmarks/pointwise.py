@@ -28,8 +28,9 @@ from gradinversion.peeling.recovery import Recovery, recover_images
 from gradinversion.peeling.rules import Derivation, derive
 from torch import Tensor, nn
 
-from .imagenet_lite0 import CLASSES, PIXELS, imagenet_lite0
+from . import imagenet_lite0, imagenet_mobilenet
 from .residual_case import Case, Row, case_of
+from .residual_networks import timm_network
 
 RESULTS = Path(__file__).parent / "results" / "pointwise.json"
 _SURE = 1e-5
@@ -38,15 +39,31 @@ _OTHERS, _OTHERS_SEED = 200, 77
 
 def lite0(classes: int) -> nn.Module:
     """The network of `imagenet_lite0`, whose classes are given."""
-    return imagenet_lite0()
+    return imagenet_lite0.imagenet_lite0()
+
+
+def mobilenet(classes: int) -> nn.Module:
+    """That of `imagenet_mobilenet`."""
+    return imagenet_mobilenet.imagenet_mobilenet()
 
 
 def _row(size: int, batch: int) -> Row:
     name, network = f"lite0-{size}-{batch}", "EfficientNet-Lite0, ImageNet weights"
-    return Row(name, network, lite0, size, batch, CLASSES, normalisation=PIXELS)
+    return Row(name, network, lite0, size, batch, imagenet_lite0.CLASSES, normalisation=imagenet_lite0.PIXELS)
 
 
-ROWS = tuple(_row(*one) for one in ((64, 4), (64, 2), (64, 8), (96, 4), (128, 1), (224, 1)))
+def _mobilenet(batch: int) -> Row:
+    name, network = f"mobilenetv2-64-{batch}", "MobileNetV2, ImageNet weights, fine-tuned"
+    own = imagenet_mobilenet
+    return Row(name, network, mobilenet, 64, batch, own.CLASSES, normalisation=own.PIXELS)
+
+
+ROWS = (
+    *(_row(*one) for one in ((64, 4), (64, 2), (64, 8), (96, 4), (128, 1), (224, 1))),
+    *(_mobilenet(batch) for batch in (4, 2)),
+    Row("mnasnet-64-4", "MnasNet, random", timm_network("mnasnet_100"), 64, 4),
+    Row("efficientnet-b0-64-4", "EfficientNet-B0, random", timm_network("efficientnet_b0"), 64, 4),
+)
 
 
 def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dict[str, Any]:
@@ -74,7 +91,9 @@ def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dic
 
 def _places(found: Derivation, case: Case) -> list[dict[str, Any]]:
     """Every value that a gradient gave, with its true error and whether its images and places are in their order."""
-    graph, places = found.graph, []
+    graph, places = found.graph, list[dict[str, Any]]()
+    if not found.steps:
+        return places
     truth = {graph.images: case.update.normalisation.apply(case.images.double())}
     for node in graph.nodes:
         truth[node.name] = node.kind.forward([truth[name] for name in node.inputs], graph.tensors_of(node))
@@ -101,7 +120,7 @@ def _images(found: Recovery, case: Case) -> dict[str, Any]:
     for name, images in (("start", found.start.images if found.start else None), ("images", found.images)):
         if images is None:
             continue
-        pixels = PIXELS.invert(images).clamp(0, 1)
+        pixels = case.update.normalisation.invert(images).clamp(0, 1)
         order = _match(pixels, case.images)
         found_pixels = pixels[order].to(case.images)
         line[name] = psnr(found_pixels, case.images).tolist()

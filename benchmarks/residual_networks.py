@@ -57,7 +57,9 @@ def _googlenet(classes: int) -> nn.Module:
     return model
 
 
-def _timm(name: str, **settings: Any) -> Callable[[int], nn.Module]:
+def timm_network(name: str, **settings: Any) -> Callable[[int], nn.Module]:
+    """One of timm's networks with random weights, given the number of classes."""
+
     def make(classes: int) -> nn.Module:
         import timm
 
@@ -82,10 +84,22 @@ ROWS = (
     Row("densenet121", "DenseNet-121, random", torchvision_network("densenet121"), 64, 4),
     Row("vgg11", "VGG-11-BN, average pooling, random", _vgg, 64, 4),
     Row("googlenet", "GoogLeNet, random", _googlenet, 64, 4),
-    Row("resnet26", "timm resnet26, random", _timm("resnet26"), 64, 4),
-    Row("resnet26-open", "the same, last batch norms not begun at 0", _timm("resnet26", zero_init_last=False), 64, 4),
-    Row("resnet10t", "timm resnet10t, random", _timm("resnet10t"), 64, 4),
-    Row("resnet10t-open", "the same, last batch norms not begun at 0", _timm("resnet10t", zero_init_last=False), 64, 4),
+    Row("resnet26", "timm resnet26, random", timm_network("resnet26"), 64, 4),
+    Row(
+        "resnet26-open",
+        "the same, last batch norms not begun at 0",
+        timm_network("resnet26", zero_init_last=False),
+        64,
+        4,
+    ),
+    Row("resnet10t", "timm resnet10t, random", timm_network("resnet10t"), 64, 4),
+    Row(
+        "resnet10t-open",
+        "the same, last batch norms not begun at 0",
+        timm_network("resnet10t", zero_init_last=False),
+        64,
+        4,
+    ),
 )
 
 
