@@ -13,6 +13,7 @@ from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
 from ..peeling.layers import sizes
 from ..peeling.progress import Tell, unheard
+from ..peeling.refusals import Why
 from ..peeling.visit_recovery import VisitRecovery, recover_visits
 from .start import Start
 from .step_rates import check_rates
@@ -66,7 +67,8 @@ def _made(
 ) -> TapImages:
     """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     if found.images is None or found.error is None:
-        return TapImages(labels, found.message if found.steps or found.record is None else "", record=found.record)
+        said = found.steps or found.record is None or _contradicts(found)
+        return TapImages(labels, found.message if said else "", record=found.record)
     why = _unsure(found, update, tolerance)
     order = _order(found, labels, given)
     if why is not None or order is None:
@@ -84,6 +86,12 @@ def _made(
         error=float(found.error.max()),
     )
     return TapImages(known, found.message, anchor, record=found.confirmed_record)
+
+
+def _contradicts(found: VisitRecovery) -> bool:
+    """Whether visits show and are not those of the steps that the facts make."""
+    refused = () if found.derivation is None else found.derivation.refused
+    return any(one.why in (Why.STEPS, Why.VISITS) for one in refused)
 
 
 def _unsure(found: VisitRecovery, update: CapturedUpdate, tolerance: float) -> str | None:

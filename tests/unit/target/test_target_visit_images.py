@@ -161,7 +161,11 @@ def test_a_learning_rate_that_stayed_as_it_was_told_is_not_spoken_of(prepared: P
 
 def test_another_momentum_than_the_clients_is_no_anchor() -> None:
     update = sent(LocalTraining(0.05, epochs=2, batch_size=2, momentum=0.9)).stating(momentum=told(0.0))
-    assert prepare(update, network(), AttackConfig().request).target.anchor is None
+    found = prepare(update, network(), AttackConfig().request)
+    assert found.target.anchor is None
+    assert any(
+        "the momentum is another than the facts say or the learning rate changed" in one for one in found.messages
+    )
 
 
 def test_taps_left_out_are_left_out() -> None:
