@@ -5,7 +5,7 @@
 
 ResNet-18 with a 3x3 stem, 32 px, evaluation mode, float32 gradients, labels not given, random or trained to over 90 %
 on crops of other photos. Up to 16 photos are those that nothing was tuned on; more are crops of those that come with
-scikit-image. No images are looked for, since features are a leak by themselves; taps need ``16 B <= 512`` here. *Final
+scikit-image. No images are looked for, since features are a leak by themselves; taps need ``16 B < 512`` here. *Final
 layer*: the features that it reads, by the chain of the last layers, which needs fewer images than classes unless zeros
 of a rectifier tell images apart. One core, seconds of the processor.
 """

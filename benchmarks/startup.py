@@ -129,12 +129,14 @@ def _moments(notes: Path) -> dict[str, float]:
 
 
 def middle(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The median of every figure."""
+    """The median of every figure over runs that have it; a kind of process that one lacks held no memory there."""
     keys = {part: dict.fromkeys(name for run in runs for name in run[part]) for part in runs[0]}
-    return {
-        part: {name: rounded(median(run[part].get(name, 0.0) for run in runs)) for name in names}
-        for part, names in keys.items()
-    }
+    return {part: {name: rounded(median(_figures(runs, part, name))) for name in names} for part, names in keys.items()}
+
+
+def _figures(runs: list[dict[str, Any]], part: str, name: str) -> list[float]:
+    # A moment that no sample fell on was not looked at, which is no figure of zero.
+    return [run[part].get(name, 0.0) for run in runs if name in run[part] or part == "memory_mib"]
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:

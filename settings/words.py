@@ -30,12 +30,12 @@ def of_wrong_type(name: str, kind: Any, value: Any) -> str:
 
 def slips(words: Sequence[str]) -> list[str]:
     """Words that are no settings, unknown keys, values of the wrong type and words that a key does not offer, one
-    sentence each.
+    sentence each; a later word overrides an earlier one of the same key, which is not looked at.
 
-    Whether values are in range, and go together, each component says when it is loaded.
+    Whether values are in range, and go together, each component says when it is loaded, which is once these are mended.
     """
     known, found = catalogue(), list[str]()
-    for name, value in split_words(words, found):
+    for name, value in dict(split_words(words, found)).items():
         if name not in known:
             found.append(unknown(name, known))
             continue

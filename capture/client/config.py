@@ -129,7 +129,8 @@ class ClientConfig(Checked):
         if self.image_width != 0 and self.image_width < 4:
             found.append(f"client.image_width is {self.image_width}; it must be at least 4, or 0 for square images")
         if not 1 <= self.channels <= LARGEST_CHANNEL_COUNT:
-            found.append(f"client.channels is {self.channels}; it must be from 1 to {LARGEST_CHANNEL_COUNT}")
+            # What belongs to so many channels is not made.
+            return [*found, f"client.channels is {self.channels}; it must be from 1 to {LARGEST_CHANNEL_COUNT}"]
         counts = {len(self.mean), len(self.std)}
         if not counts <= {1, self.channels} and counts != {0}:
             found.append(

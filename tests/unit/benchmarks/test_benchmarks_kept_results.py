@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradinversion.benchmarks import fault_disk_run, fault_storage, startup
@@ -47,3 +48,16 @@ def test_runs_are_added_to_those_of_the_same_settings_alone(tmp_path: Path, monk
     assert startup.kept("old", ["agents.count=1"]) == saved["each"]
     with pytest.raises(SystemExit, match=r"old has runs of other settings \(agents\.count=1\): give another name"):
         startup.kept("old", [])
+
+
+def test_a_moment_that_a_run_was_not_seen_at_is_no_zero_in_the_median() -> None:
+    runs: list[dict[str, Any]] = [
+        {
+            "memory_mib": {"command": 300.0, "agents": 400.0},
+            "beside_agents_mib": {"most": 700.0, "behind loaded": 500.0},
+        },
+        {"memory_mib": {"command": 100.0}, "beside_agents_mib": {"most": 500.0}},
+    ]
+    found = startup.middle(runs)
+    assert found["beside_agents_mib"] == {"most": 600.0, "behind loaded": 500.0}
+    assert found["memory_mib"] == {"command": 200.0, "agents": 200.0}

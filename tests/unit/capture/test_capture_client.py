@@ -87,6 +87,8 @@ def test_shared_batch_norm_survives_the_file(tmp_path: Path) -> None:
         ({"batch_size": 12, "labels": "unique"}, "12 images and 10 classes"),
         ({"image_width": 3}, "client.image_width is 3; it must be at least 4, or 0 for square images"),
         ({"channels": 0}, "client.channels is 0"),
+        ({"channels": 0, "mean": (0.5,), "std": (0.5,)}, "client.channels is 0; it must be from 1 to 64"),
+        ({"channels": 10**11, "mean": (0.5,), "std": (0.5,)}, "client.channels is 100000000000; it must be from 1 to"),
         ({"mean": (0.5,) * 2, "std": (0.5,) * 2}, "client.mean has 2 numbers and client.std 2; give one per channel"),
         ({"mean": (0.5,)}, "client.mean has 1 numbers and client.std 0"),
         ({"mean": (0.5,), "std": (0.0,)}, "every deviation finite and above 0"),

@@ -45,6 +45,13 @@ def test_slips_are_told_in_the_words_of_the_whole_check(word: str, problem: str)
     assert found in refused.value.problems
 
 
+def test_a_word_that_a_later_one_overrides_is_no_slip() -> None:
+    words = ["fail_on=leaks", "preset=nope", "agents.count=x", "agents.count=3", "preset=gradinversion", "fail_on=leak"]
+    assert slips(words) == []
+    assert load_config(words).fail_on == "leak"
+    assert len(slips([*words, "fail_on=leaks"])) == 1
+
+
 def test_all_slips_are_told_together_and_right_words_are_none() -> None:
     assert len(slips(["oops", "agents.cuont=3", "agents.count=x"])) == 3
     assert slips(["labels=0,1", "agents.gpus=none", "objective.form=PAPER", "audit.controls=", "seed=3"]) == []
