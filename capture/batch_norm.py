@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 # The public names (BatchNorm1d/2d/3d, SyncBatchNorm) have this class in common.
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .counters import is_counter
 from .errors import UpdateError
 from .facts import BatchNormMode
 from .forward import differentiable, run
@@ -116,23 +115,6 @@ def running_buffers(model: nn.Module) -> dict[str, Tensor]:
             if buffer is not None:
                 copies[_join(name, kind)] = buffer.detach().clone()
     return copies
-
-
-def statistics_moved(before: nn.Module, after: Mapping[str, Tensor]) -> bool | None:
-    """Whether the running statistics that came back are others than the model's; None where some are missing.
-
-    Args:
-        before: With the statistics that the client was sent.
-        after: What it sent back, by the model's names, in any type: what a type rounds away has not moved.
-    """
-    own = {name: buffer.cpu() for name, buffer in running_buffers(before).items() if not is_counter(name)}
-    if any(name not in after for name in own):
-        return None
-    return not all(_same(buffer, after[name].detach().cpu()) for name, buffer in own.items())
-
-
-def _same(before: Tensor, after: Tensor) -> bool:
-    return torch.equal(after.to(before.dtype), before) or torch.equal(after, before.to(after.dtype))
 
 
 def recover_batch_statistics(

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch_norm import running_buffers, statistics_moved
+from .batch_norm import running_buffers
 from .counters import is_counter, settle_counters
 from .errors import UpdateError
 from .facts import BatchNormMode, ClientFacts, Fact, LocalFacts, assumed, read, told
 from .hashing import weight_hash
 from .local_training import LocalTraining
 from .normalisation import Normalisation, usual_normalisation
+from .statistics_shift import statistics_shift
 from .step_count import counted_steps, with_counted_steps
 from .unwrap import inside
 from .update import CapturedUpdate
@@ -49,8 +50,8 @@ def capture_weight_delta(
             and ImageNet's is assumed.
         batch_norm: How the client ran its batch-norm layers, and whether it shares their statistics: with
             ``train_shared`` the running buffers in ``after`` become part of the update. None: nobody said, and ``eval``
-            is assumed. Statistics in ``after`` that have moved are no evaluation mode: whatever was said,
-            ``train_shared`` is read off them.
+            is assumed. Statistics in ``after`` that have moved, beyond rounding, are no evaluation mode: whatever was
+            said, ``train_shared`` is read off them.
         model_id: What ``load_model`` takes to build the model; by default its class.
         stated: Further facts about the client by their names in `ClientFacts`; those that are missing are assumed.
 
@@ -102,7 +103,8 @@ def _mode(given: BatchNormMode | str | Fact[BatchNormMode] | None) -> Fact[Batch
 
 def _shown_mode(mode: Fact[BatchNormMode], before: nn.Module, state: Mapping[str, Tensor]) -> Fact[BatchNormMode]:
     """In evaluation mode statistics come back as they were: where they have moved, they say how batch norm ran."""
-    if mode.value is not BatchNormMode.EVAL or not statistics_moved(before, state):
+    shift = statistics_shift(before, state) if mode.value is BatchNormMode.EVAL else None
+    if shift is None or not shift.moved:
         return mode
     instead = "" if mode.assumed else f", where {str(mode.value)!r} was told"
     return read(BatchNormMode.TRAIN_SHARED, f"running statistics that moved{instead}")

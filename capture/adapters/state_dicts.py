@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batch_norm import batch_norm_layers, statistics_moved
+from ..batch_norm import batch_norm_layers
 from ..copying import copy_model
 from ..facts import BatchNormMode, Fact, LocalFacts, assumed, read
 from ..local_training import LocalTraining
 from ..normalisation import Normalisation
+from ..statistics_shift import statistics_shift
 from ..unwrap import unwrap
 from ..update import CapturedUpdate
 from ..weight_delta import capture_weight_delta
@@ -73,9 +74,10 @@ def capture_state_dicts(
 def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> Fact[BatchNormMode]:
     """How the client ran batch norm, by the running statistics that it sent back.
 
-    They moved: ``train_shared``, which is read off them. They are the server's to the bit: ``eval``, likewise. They are
-    missing: ``train_private`` is assumed, since a client in training mode is the rule. Without batch-norm layers it
-    makes no difference: ``eval``.
+    They moved, beyond rounding: ``train_shared``, which is read off them. They are the server's: ``eval``, likewise,
+    and assumed where they changed by no more than rounding to fewer bits may change them. They are missing:
+    ``train_private`` is assumed, since a client in training mode is the rule. Without batch-norm layers it makes no
+    difference: ``eval``.
 
     Args:
         before: The server's model, with the statistics that the client was sent.
@@ -84,10 +86,12 @@ def infer_batch_norm(before: nn.Module, after: Mapping[str, Tensor]) -> Fact[Bat
     layers = batch_norm_layers(before)
     if not layers:
         return read(BatchNormMode.EVAL, "the model, which has no batch norm")
-    moved = statistics_moved(before, after)
-    if moved is None:
+    shift = statistics_shift(before, after)
+    if shift is None:
         return assumed(BatchNormMode.TRAIN_PRIVATE, "no running statistics came with the weights")
-    if not moved:
+    if shift.unclear:
+        return assumed(BatchNormMode.EVAL, "running statistics that changed by no more than rounding may change them")
+    if not shift.moved:
         return read(BatchNormMode.EVAL, "running statistics that came back as they were")
     return read(BatchNormMode.TRAIN_SHARED, "running statistics that moved")
 

@@ -95,6 +95,18 @@ def test_statistics_that_moved_stand_in_the_place_of_evaluation_mode() -> None:
         assert found.buffers is not None
 
 
+@pytest.mark.parametrize("cast", [torch.float16, torch.bfloat16])
+def test_evaluation_mode_that_was_told_stands_where_statistics_were_rounded_alone(cast: torch.dtype) -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_buffer("1.running_mean").normal_()
+        model.get_buffer("1.running_var").uniform_(0.5, 2)
+    state = {name: tensor.to(cast).float() for name, tensor in trained(model).state_dict().items()}
+    found = capture_weight_delta(model, state, image_count=3, image_shape=(3, 8, 8), local=TRAINING, batch_norm="eval")
+    assert found.facts.batch_norm == told(BatchNormMode.EVAL)
+    assert found.buffers is None
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = network()
     model[0].weight.requires_grad_(False)
