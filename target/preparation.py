@@ -73,7 +73,7 @@ def prepare(
     update, model = fit(update, model)
     model = copy_model(model)
     update.require_match(model)
-    require_room(update, model, request.images_at_once)
+    require_room(update, model, request)
     if not any(bool(gradient.any()) for gradient in update.gradients.values()):
         raise UpdateError(
             f"every entry of the update is zero, so it shows nothing (defence: {defence_words(update.defences)}): "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..defences import DefenceError, defence_words
 from ..facts import assumed, told
 from ..models import load_model
-from ..room import missing_room
+from ..room import Shortage, shortage
 from ..update import CapturedUpdate
 from .config import ClientConfig, ClientError
 from .defending import defend
@@ -81,14 +81,22 @@ def _require_room(config: ClientConfig, model: nn.Module) -> None:
     at_once = config.batch_size
     if config.local_epochs and config.local_batch_size:
         at_once = config.local_batch_size
-    if missing := missing_room(model, config.image_shape, config.image_count, at_once):
-        channels, height, width = config.image_shape
-        smaller = "client.local_batch_size" if at_once < config.batch_size else "client.batch_size"
-        raise ClientError(
-            f"the simulated client's gradient of {at_once:,} images of {channels} x {height} x {width} in "
-            f"{config.model} {missing}; give a smaller {f'{smaller} or ' if at_once > 1 else ''}client.image_size, or "
-            "take a larger machine"
-        )
+    if missing := shortage(model, config.image_shape, config.image_count, at_once, by_pixels=False):
+        raise ClientError(_beyond_memory(config, missing, at_once))
+
+
+def _beyond_memory(config: ClientConfig, missing: Shortage, at_once: int) -> str:
+    """What to say of a batch that this machine does not hold, with the settings that make it smaller."""
+    channels, height, width = config.image_shape
+    size = f"images of {channels} x {height} x {width}"
+    if missing.by_images:
+        counts = {"client.batch_size": config.batch_size, "client.clients": config.clients}
+        what = f"to hold the simulated client's {config.image_count:,} {size}"
+    else:
+        counts = {"client.local_batch_size" if at_once < config.batch_size else "client.batch_size": at_once}
+        what = f"the simulated client's gradient of {at_once:,} {size} in {config.model}"
+    smaller = [key for key, count in counts.items() if count > 1] + ["client.image_size"]
+    return f"{what} {missing.words}; give a smaller {' or '.join(smaller)}, or take a larger machine"
 
 
 def _sent(

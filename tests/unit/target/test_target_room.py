@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.capture import CapturedUpdate, UpdateError, capture_gradient, room, told
+from gradinversion.capture import BatchNormMode, CapturedUpdate, UpdateError, capture_gradient, room, told
 from gradinversion.target.preparation import prepare
 from gradinversion.target.request import Request
 from gradinversion.target.room import require_room
@@ -37,7 +37,7 @@ def test_a_claim_beyond_the_memory_is_refused_in_a_sentence(
     with pytest.raises(UpdateError, match=f"claims {count:,} images of 3 x {side} x {side}: .* GB at once") as refused:
         prepare(claiming(update, count, side), pooling, Request())
     assert "has 0.1 GB" in str(refused.value)
-    require_room(claiming(update, 2, 64), pooling)
+    require_room(claiming(update, 2, 64), pooling, Request())
 
 
 def test_a_batch_that_is_attacked_in_parts_needs_room_for_one_of_them(
@@ -45,8 +45,33 @@ def test_a_batch_that_is_attacked_in_parts_needs_room_for_one_of_them(
 ) -> None:
     monkeypatch.setattr(room, "machine_bytes", lambda: 100_000_000)
     large = claiming(update, 64, 128)
-    with pytest.raises(UpdateError, match=r"lower agents\.images_at_once \(now 64\), or take a larger machine"):
-        require_room(large, pooling)
-    require_room(large, pooling, images_at_once=4)
+    with pytest.raises(UpdateError, match=r"lower agents\.images_at_once \(now all 64\), or take a larger machine"):
+        require_room(large, pooling, Request())
+    with pytest.raises(UpdateError, match=r"lower agents\.images_at_once \(now 60\), or take"):
+        require_room(large, pooling, Request(images_at_once=60))
+    require_room(large, pooling, Request(images_at_once=4))
     with pytest.raises(UpdateError, match=r"too\), or take a larger machine"):
-        require_room(claiming(update, 1, 4_096), pooling, images_at_once=4)
+        require_room(claiming(update, 1, 4_096), pooling, Request(images_at_once=4))
+
+
+@pytest.mark.parametrize("mode", [BatchNormMode.TRAIN_SHARED, BatchNormMode.TRAIN_PRIVATE])
+def test_a_batch_whose_images_depend_on_each_other_needs_room_for_all_of_it(
+    pooling: nn.Module, monkeypatch: pytest.MonkeyPatch, mode: BatchNormMode
+) -> None:
+    monkeypatch.setattr(room, "machine_bytes", lambda: 100_000_000)
+    together = capture_gradient(pooling, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), batch_norm=mode)
+    for request in (Request(), Request(images_at_once=4)):
+        with pytest.raises(UpdateError, match=r"claims 64 images .*too\), or take a larger machine"):
+            prepare(claiming(together, 64, 128), pooling, request)
+    # Without batch norm's statistics they do not, whatever the mode.
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+    apart = capture_gradient(plain, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), batch_norm=mode)
+    require_room(claiming(apart, 64, 128), plain, Request(images_at_once=4))
+
+
+def test_a_batch_whose_labels_are_optimised_too_needs_room_for_all_of_it(
+    pooling: nn.Module, update: CapturedUpdate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "machine_bytes", lambda: 100_000_000)
+    with pytest.raises(UpdateError, match=r"claims 64 images .*too\), or take a larger machine"):
+        prepare(claiming(update, 64, 128), pooling, Request(labels="joint", images_at_once=4))
