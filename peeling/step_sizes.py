@@ -23,6 +23,7 @@ from .rules.image_labels import fit_labels
 
 # Rates that differ by less, or by fewer of their errors, are taken for the same.
 _SAME, _ERRORS = 0.02, 5.0
+_VAGUE = 0.02
 # A visit whose derivative is farther from that of any label says nothing.
 _CLEAR = 0.1
 
@@ -46,6 +47,11 @@ class StepSizes:
     def as_told(self) -> bool:
         """Whether all have the one that was told."""
         return all(abs(rate - 1) <= self._line for rate in self.rates)
+
+    @property
+    def vague(self) -> bool:
+        """Whether they are known so badly that even large differences would not show."""
+        return self.error > _VAGUE
 
     @property
     def _line(self) -> float:
@@ -98,6 +104,10 @@ def _rates(counts: Sequence[float], momentum: float) -> tuple[float, ...]:
 
 
 def agree(one: StepSizes, steps: LocalSteps) -> bool:
-    """Whether the steps were taken apart under the rates that they show."""
-    used = torch.tensor(steps.sizes or [1.0] * steps.each)
-    return bool(((torch.tensor(one.rates) / used - 1).abs() <= max(_SAME, _ERRORS * one.error)).all())
+    """Whether the steps were taken apart under the rates that they show.
+
+    One factor for all changes nothing. The error of the rates is left aside: steps that were taken apart under wrong
+    ones make it.
+    """
+    ratios = torch.tensor(one.rates) / torch.tensor(steps.sizes or [1.0] * steps.each)
+    return float(ratios.max() / ratios.min()) <= 1 + _SAME

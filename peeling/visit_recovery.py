@@ -33,6 +33,8 @@ from .wording import ended, reached
 _MET_LATER = 0.02
 # How often steps are taken apart again under the learning rates that they showed.
 _PASSES = 2
+# Rates are believed that leave less than this share of what the visits left before; noise makes some rates fit as well.
+_BETTER = 0.5
 # Of the negative part of a visit's derivative by the logits, the least share that lies at its label.
 _LABEL = 0.9
 
@@ -145,12 +147,12 @@ def _under_own_rates(
     sizes = _sizes(update, derivation, steps)
     for _ in range(_PASSES):
         # Without momentum the weights of each step follow from what they moved by, whatever the rates.
-        if sizes is None or not steps.momentum or sizes.constant or agree(sizes, steps):
+        if sizes is None or not steps.momentum or agree(sizes, steps):
             break
         other = replace(steps, sizes=sizes.rates)
         again = under(other)
         shown = _sizes(update, again, other)
-        if shown is None or not _own_step(again) < _own_step(derivation):
+        if shown is None or not _own_step(again) < _BETTER * _own_step(derivation):
             break
         derivation, steps, sizes = again, other, shown
     return derivation, steps, sizes

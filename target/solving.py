@@ -148,6 +148,7 @@ class _Solver:
             known=found.known,
             taps=found,
             evidence=solved.evidence.and_also(found.finding),
+            found=_restated(solved.found, found.finding),
         )
         if found.cut is not None:
             same = torch.equal(found.labels.labels.cpu(), solved.labels.labels.cpu())
@@ -160,6 +161,13 @@ class _Solver:
             evidence = solved.evidence.and_also(found_scale(found.anchor.scales, solved.evidence.update))
             solved = replace(solved, evidence=evidence, messages=(*solved.messages, *filter(None, [said])))
         return replace(solved, labels=found.labels, anchor=found.anchor)
+
+
+def _restated(found: Attackable, finding: Finding) -> Attackable:
+    """What is attacked, with the facts about its local steps that these themselves show."""
+    if found.update.local is None or not finding.facts:
+        return found
+    return replace(found, update=found.update.stating(**finding.facts))
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:

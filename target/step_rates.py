@@ -8,7 +8,7 @@ from ..capture import CapturedUpdate, read
 from ..peeling.step_sizes import StepSizes
 from .finding import Finding
 
-_SOURCE = "the derivatives by the logits of each local step"
+_SOURCE = "the derivatives by the logits of each local step, with the loss of the facts"
 _NAMED = 4
 
 
@@ -32,9 +32,13 @@ def check_rates(update: CapturedUpdate, sizes: StepSizes | None, *, known: bool)
         return _another(update, sum(shown) / len(shown))
     sentence = (
         f"the local steps were as large as at learning rates of {_listed(shown)}, and the facts say {rate:.3g} for "
-        "each of them: the client changed its learning rate on the way, or its momentum is another"
+        "each of them, as where the learning rate, the momentum or its variant (Nesterov, dampening) is another, each "
+        "step's gradient was clipped, or the loss is a sum over batches of unequal size"
     )
-    limit = "The attack retraces all local steps with one learning rate, and they show several."
+    limit = (
+        "The attack retraces all local steps with one learning rate and the momentum of the facts, and they do not "
+        "obey these."
+    )
     return Finding(
         contradictions={"learning_rate": sentence},
         messages=(f"{sentence[0].upper()}{sentence[1:]}.",),
@@ -49,7 +53,10 @@ def _another(update: CapturedUpdate, shown: float) -> Finding:
     words = f"each local step was as large as at a learning rate of {shown:.3g}"
     if fact.provenance.value != "told":
         return Finding(facts={"learning_rate": read(shown, _SOURCE)}, messages=(f"E{words[1:]}.",))
-    sentence = f"{words}, and the facts say {fact.value:.3g}: the rate or the scale of the loss is another"
+    sentence = (
+        f"{words}, and the facts say {fact.value:.3g}: the rate, the scale or the smoothing of the loss is another, or "
+        "the delta was scaled or clipped as a whole"
+    )
     return Finding(contradictions={"learning_rate": sentence}, messages=(f"E{sentence[1:]}.",))
 
 

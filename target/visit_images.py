@@ -68,11 +68,12 @@ def _made(
     """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     if found.images is None or found.error is None:
         said = found.steps or found.record is None or _contradicts(found)
-        return TapImages(labels, found.message if said else "", record=found.record)
+        message = " ".join(filter(None, (found.message, _silent(found, update)))) if said else ""
+        return TapImages(labels, message, record=found.record)
     why = _unsure(found, update, tolerance)
     order = _order(found, labels, given)
     if why is not None or order is None:
-        message = " ".join(filter(None, (found.message, why)))
+        message = " ".join(filter(None, (found.message, why, _silent(found, update))))
         return TapImages(labels, message, start=_start(found, update, order, seed), record=found.record)
     assert found.module is not None
     known = labels if given else _shown(found, order)
@@ -92,6 +93,18 @@ def _contradicts(found: VisitRecovery) -> bool:
     """Whether visits show and are not those of the steps that the facts make."""
     refused = () if found.derivation is None else found.derivation.refused
     return any(one.why in (Why.STEPS, Why.VISITS) for one in refused)
+
+
+def _silent(found: VisitRecovery, update: CapturedUpdate) -> str | None:
+    """That the steps may be others than the facts make, where they would not show it; None where they would."""
+    if not found.steps or not (update.local and update.local.momentum):
+        return None
+    if found.sizes is not None and not found.sizes.vague:
+        return None
+    return (
+        "The learning rate of each step does not show: that may be since the learning rate or the momentum is another "
+        "than the facts say."
+    )
 
 
 def _unsure(found: VisitRecovery, update: CapturedUpdate, tolerance: float) -> str | None:

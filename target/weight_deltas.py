@@ -11,6 +11,7 @@ from ..capture import (
     CapturedUpdate,
     LocalFacts,
     OneLook,
+    Provenance,
     as_gradient,
     as_mean,
     estimate_learning_rate,
@@ -154,7 +155,8 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool, *, o
     local, facts = update.local, update.facts.local
     if local is None or facts is None:
         return ""
-    known = "known to the server" if local.learning_rate is not None else "estimated by the server"
+    used = facts if found.update.facts.local is None else found.update.facts.local
+    known = _RATES[used.learning_rate.provenance] if local.learning_rate is not None else _RATES[Provenance.READ]
     taken = [name for name in _DESCRIBED if getattr(facts, name).assumed]
     if is_one_step(update):
         # The velocity of a first step is its gradient.
@@ -181,6 +183,11 @@ def describe(update: CapturedUpdate, found: Attackable, labels_given: bool, *, o
     )
 
 
+_RATES = {
+    Provenance.TOLD: "known to the server",
+    Provenance.READ: "estimated by the server",
+    Provenance.ASSUMED: "assumed by the server",
+}
 _DESCRIBED = {"epochs": "epochs", "batch_size": "batch size", "momentum": "momentum", "weight_decay": "weight decay"}
 _STEPS = {"epochs", "batch_size"}
 

@@ -46,7 +46,15 @@ def test_rates_are_those_of_the_client(momentum: float, rates: tuple[float, ...]
     assert found.constant == (len(set(rates)) == 1)
     assert found.as_told == (set(rates) == {1.0})
     assert agree(found, LocalSteps(steps.visits, 0.05, momentum, sizes=rates))
-    assert agree(found, steps) == found.as_told
+    assert agree(found, steps) == found.constant
+
+
+def test_a_large_error_does_not_hide_that_the_steps_show_other_rates() -> None:
+    found = StepSizes((1.0, 0.8, 0.6, 0.4), error=0.16)
+    assert found.vague
+    assert found.constant
+    assert not agree(found, LocalSteps((2, 2, 2, 2), 0.05, 0.9))
+    assert agree(found, LocalSteps((2, 2, 2, 2), 0.05, 0.9, sizes=(0.5, 0.4, 0.3, 0.2)))
 
 
 def test_the_scale_of_the_loss_is_no_rate() -> None:

@@ -25,7 +25,10 @@ def test_rates_that_changed_contradict_the_one_of_the_facts(update: CapturedUpda
     found = check_rates(update, StepSizes((1.0, 0.1), 1e-4), known=False)
     assert "learning rates of 0.1 and 0.01, and the facts say 0.1 for each" in found.contradictions["learning_rate"]
     assert found.messages[0].startswith("The local steps were as large as")
+    for words in ("momentum or its variant (Nesterov, dampening)", "clipped", "a sum over batches of unequal size"):
+        assert words in found.contradictions["learning_rate"]
     assert len(found.limits) == 1
+    assert "do not obey these" in found.limits[0]
     assert check_rates(update, StepSizes((1.0, 0.1), 1e-4), known=True).limits == ()
 
 
@@ -39,6 +42,10 @@ def test_one_other_rate_contradicts_what_was_told_and_replaces_what_was_estimate
     sizes = StepSizes((0.5, 0.5), 1e-4)
     found = check_rates(update, sizes, known=True)
     assert "at a learning rate of 0.05, and the facts say 0.1" in found.contradictions["learning_rate"]
+    assert (
+        "the scale or the smoothing of the loss is another, or the delta was scaled or clipped as a whole"
+        in (found.contradictions["learning_rate"])
+    )
     estimated = check_rates(update.stating(learning_rate=assumed(0.1)), sizes, known=True)
     assert estimated.contradictions == {}
     assert estimated.facts["learning_rate"].value == pytest.approx(0.05)

@@ -21,9 +21,10 @@ from gradinversion.capture import (
     train_locally,
 )
 from gradinversion.coordinator import AttackConfig
-from gradinversion.peeling import PeelingConfig
-from gradinversion.peeling.cut import photo_crops, public_photos
+from gradinversion.peeling import PeelingConfig, visit_recovery
+from gradinversion.peeling.cut import NoCut, photo_crops, public_photos
 from gradinversion.target.preparation import Preparation, prepare
+from gradinversion.target.step_rates import check_rates
 from torch import Tensor, nn
 
 PIXELS = 8
@@ -53,9 +54,9 @@ def network() -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10)).eval()
 
 
-def photos() -> Tensor:
+def photos(count: int = 4) -> Tensor:
     """Crops that the decoder is not fitted on in the same places."""
-    return (255 * photo_crops(list(public_photos().values()), (PIXELS, PIXELS), 4, seed=77)).round() / 255
+    return (255 * photo_crops(list(public_photos().values()), (PIXELS, PIXELS), count, seed=77)).round() / 255
 
 
 def sent(local: LocalTraining) -> CapturedUpdate:
@@ -119,25 +120,39 @@ def test_the_images_do_not_rest_on_the_learning_rate() -> None:
     assert "at a learning rate of 0.05, and the facts say 0.2" in contradiction(found, "learning_rate")
 
 
+def test_a_rate_that_is_read_in_place_of_an_assumed_one_is_the_one_that_is_retraced() -> None:
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=2)).stating(learning_rate=assumed(0.2))
+    found = prepare(update, network(), AttackConfig(labels="8,1,5,3").request)
+    local = found.target.update.local
+    assert local is not None
+    assert local.learning_rate == pytest.approx(0.05, rel=0.02)
+    assert "learning rate 0.05, estimated by the server" in found.training
+    fact = next(fact for fact in found.facts if fact.name == "learning_rate")
+    assert (fact.provenance, fact.contradiction) == ("read", "")
+    assert found.target.start is not None
+    assert Objective(found.target, ObjectiveConfig()).gradient_loss(found.target.start.images.float()) < 0.1
+
+
 def contradiction(found: Preparation, name: str) -> str:
     return next(fact.contradiction for fact in found.facts if fact.name == name)
 
 
 def with_rates(rates: tuple[float, ...], momentum: float) -> CapturedUpdate:
     """A client who is told to have the first rate in every step of two images, and changes it."""
-    model = network()
-    after, images = copy.deepcopy(model), IMAGENET.apply(photos())
+    model, count = network(), 2 * len(rates)
+    after, images = copy.deepcopy(model), IMAGENET.apply(photos(count))
+    labels = torch.cat([LABELS, (LABELS + 1) % 10])
     optimiser = torch.optim.SGD(after.parameters(), lr=rates[0], momentum=momentum)
     for step, rate in enumerate(rates):
         optimiser.param_groups[0]["lr"] = rate
         optimiser.zero_grad()
         part = slice(2 * step, 2 * step + 2)
-        F.cross_entropy(after(images[part]), LABELS[part]).backward()
+        F.cross_entropy(after(images[part]), labels[part]).backward()
         optimiser.step()
     local = LocalTraining(rates[0], epochs=1, batch_size=2, momentum=momentum)
     shape = (3, PIXELS, PIXELS)
     return capture_weight_delta(
-        model, after, image_count=4, image_shape=shape, local=local, normalisation=IMAGENET, batch_norm="eval"
+        model, after, image_count=count, image_shape=shape, local=local, normalisation=IMAGENET, batch_norm="eval"
     )
 
 
@@ -153,6 +168,25 @@ def test_a_learning_rate_that_changed_on_the_way_is_said_and_used(momentum: floa
     said = contradiction(found, "learning_rate")
     assert "learning rates of 0.05 and 0.02, and the facts say 0.05 for each" in said
     assert found.limits == ()
+
+
+def test_rates_that_decay_with_momentum_are_said_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps taken apart under the one that was told read rates off by more than these differ."""
+    # The images are left out: they take a while, and rest on the rates.
+    monkeypatch.setattr(visit_recovery, "find_cut", lambda derivation: NoCut("not asked for"))
+    update = with_rates((0.05, 0.04, 0.03, 0.02), 0.9)
+    found = visit_recovery.recover_visits(update, network())
+    assert found.sizes is not None
+    assert found.sizes.rates == pytest.approx((1, 0.8, 0.6, 0.4), rel=0.02)
+    assert not found.sizes.constant
+    assert not found.sizes.vague
+    assert "learning_rate" in check_rates(update, found.sizes, known=True).contradictions
+
+
+def test_rates_that_do_not_show_are_said_not_to() -> None:
+    found = prepare(with_rates((0.05, 0.2), 0.9), network(), AttackConfig(labels="8,1,5,3").request)
+    assert found.target.anchor is None
+    assert any("The learning rate of each step does not show" in one for one in found.messages)
 
 
 def test_a_learning_rate_that_stayed_as_it_was_told_is_not_spoken_of(prepared: Preparation) -> None:
