@@ -75,6 +75,10 @@ def smooth_start(
     from more photos, mended by a small network, and then made to have the features and to be smooth. With what the
     images leave of their features, relative; None where that descent is more than is affordable.
 
+    The error that is stated is the decoder's, before the descent, which brings the images nearer: an upper one as a
+    rule. Behind max-pooling, and of a decoder of the user's own, it was measured on other crops of the photos that it
+    was fitted on, else on whole photos that were held out.
+
     Args:
         search: Effort, and the photos.
         cut: With the features.
@@ -95,11 +99,13 @@ def smooth_start(
     steps = min(_POOLED_STEPS if cut.is_pooled else STEPS, affordable)
     if steps < FEWEST_STEPS:
         return start, photos, None
-    told, parts = _steps_told(search.tell, steps), list[tuple[Tensor, Tensor]]()
-    for some in torch.split(torch.arange(len(start.images)), max(1, _AT_ONCE // (height * width))):
+    parts = torch.split(torch.arange(len(start.images)), max(1, _AT_ONCE // (height * width)))
+    found = list[tuple[Tensor, Tensor]]()
+    for number, some in enumerate(parts):
+        told = _steps_told(search.tell, number * steps, len(parts) * steps)
         own = cut.in_order(some)
-        parts.append(smooth_images(own, start.images[some], *search.bounds, steps, told, search.device))
-    images, misfit = (torch.cat(part) for part in zip(*parts, strict=True))
+        found.append(smooth_images(own, start.images[some], *search.bounds, steps, told, search.device))
+    images, misfit = (torch.cat(part) for part in zip(*found, strict=True))
     return replace(start, images=images, fitted=True), photos, misfit
 
 
@@ -109,6 +115,7 @@ def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> Decod
         return decode_with(search.config.own_decoder, cut, crops, device=search.device)
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
     wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
+    # Behind max-pooling crops are held out and not whole photos: of other photos it leaves rather more.
     held_out = 1 if cut.is_pooled else pictures
     decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1, pictures=held_out)
     if cut.is_pooled or search.config.operations < REFINING:
@@ -140,9 +147,11 @@ def _crops(search: ImageSearch, count: int) -> tuple[Tensor, DecoderPhotos | Non
     return search.update.normalisation.apply(crops), photos, len(pictures)
 
 
-def _steps_told(tell: Tell, steps: int) -> Callable[[int], None]:
+def _steps_told(tell: Tell, before: int, whole: int) -> Callable[[int], None]:
+    """Tells of the steps of one part of the images, with those of the parts before it, of all that are made."""
+
     def on_step(made: int) -> None:
-        if made % max(1, steps // _TOLD) == 0:
-            tell(f"images that have the features and are smooth, step {made} of {steps}")
+        if (before + made) % max(1, whole // _TOLD) == 0:
+            tell(f"images that have the features and are smooth, step {before + made} of {whole}")
 
     return on_step

@@ -42,6 +42,9 @@ class Descended:
     """Whether the image has its features."""
     evaluations: int
     """Of single images' features and their derivative, all together."""
+    begun_again: int = 0
+    """Images at which a descent that got stuck began again, blurred, whether or not that left less of their features.
+    Where it did, what they leave open is no longer the start's."""
 
     @property
     def error(self) -> Float[Tensor, " image"]:
@@ -84,18 +87,20 @@ class ImageSearch:
         told = descent_told(self.tell, evaluations * len(start))
         found = images_from_cut(cut, start, *self.bounds, evaluations, told, self.device)
         enough = torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
-        left = evaluations * len(start) - int(found.evaluations.sum())
+        left, begun_again = evaluations * len(start) - int(found.evaluations.sum()), 0
         for times in () if cut.is_coupled else _BLURRED:
             stuck = (found.misfit > enough).nonzero()[:, 0]
             if not len(stuck) or left < FEWEST_EVALUATIONS * len(stuck):
                 break
             self.tell(f"a descent that got stuck begins again at {len(stuck)} of {len(start)} images, blurred")
-            begun = _blurred(found.images[stuck], times)
-            again = images_from_cut(cut.in_order(stuck), begun, *self.bounds, left // len(stuck), None, self.device)
+            begun_again = max(begun_again, len(stuck))  # those of a second time are among those of the first
+            begun, most = _blurred(found.images[stuck], times), min(left // len(stuck), _MOST_EVALUATIONS)
+            told = descent_told(self.tell, most * len(stuck))
+            again = images_from_cut(cut.in_order(stuck), begun, *self.bounds, most, told, self.device)
             left -= int(again.evaluations.sum())
             found = _nearer(found, again, stuck)
         met, made = found.misfit <= enough, evaluations * len(start) - left
-        return Descended(found.images, found.misfit, found.error, met, made)
+        return Descended(found.images, found.misfit, found.error, met, made, begun_again)
 
 
 def _blurred(images: Tensor, times: int) -> Tensor:

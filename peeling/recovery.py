@@ -25,7 +25,7 @@ from .cut import (
 )
 from .decoded_start import decoded_start, smooth_start
 from .graph import Graph, Node, NoGraph, network_graph
-from .image_search import FEWEST_EVALUATIONS, ImageSearch
+from .image_search import FEWEST_EVALUATIONS, Descended, ImageSearch
 from .kinds import CopiedPadding, Identity
 from .known import KnownFeatures, known_by_rules
 from .own_gradients import without_own_gradient
@@ -39,8 +39,13 @@ from .rules.rule import Setting
 from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
-# Why there are no images where a maximum stands in front.
+# Why there are no images where a maximum stands in front, or where features are few.
 _HIDDEN = "max-pooling in front of these features hides all pixels but those that won"
+_FEWER = "these features are fewer than an image has pixel values"
+# What `peeling.operations` may leave out then.
+_START = "a start at what a decoder makes of the features"
+_DESCENT = "a descent from what the decoder makes to images that have these features"
+_WINNERS = "a start at images whose winners of the max-pooling have the values that are known"
 # Labels are read off where every image's is so clear.
 _CLEAR = 0.3
 
@@ -141,9 +146,10 @@ def recover_images(
     stem = find_stem(derivation, update.gradients) if cut.is_pooled else None
     fits = stem is not None and winners_operations(stem) <= config.operations
     guessed = not fits and not cut.is_coupled and (cut.is_pooled or is_open_question(cut))
+    left_out: tuple[str, ...] = () if stem is None or fits else (_WINNERS,)
     try:
         if guessed:
-            return _smooth(found, search, cut)
+            return _smooth(found, search, cut, left_out)
         found = _with_start(found, search, cut)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
@@ -151,36 +157,56 @@ def recover_images(
         tell("images whose winners of the max-pooling have the values that are known")
         return _by_winners(update, found, stem, found.start)
     if cut.is_pooled:
-        return replace(found, message=f"{reached(record)} No images are looked for: {_HIDDEN}.")
+        left_out += (_START,) if found.start is None else ()
+        return replace(found, message=_none_looked_for(record, config, _HIDDEN, left_out))
     evaluations = search.evaluations(cut, update.image_count)
     if evaluations < FEWEST_EVALUATIONS or found.start is None:
-        why = f"the descent on them would take more than peeling.operations={config.operations:.1g}"
-        return replace(found, message=f"{reached(record)} No images are looked for: {why}.")
+        why = f"the descent on them would take more than peeling.operations={config.operations:g}"
+        return replace(found, message=_none_looked_for(record, config, why))
     return _descended(found, search, cut, found.start.images, evaluations)
 
 
-def _smooth(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:
+def _none_looked_for(record: PeelingRecord, config: PeelingConfig, why: str, left_out: Sequence[str] = ()) -> str:
+    """How far it came, why no images are looked for, and what else takes more operations than are allowed."""
+    message = f"{reached(record)} No images are looked for: {why}."
+    if not left_out:
+        return message
+    what = " and ".join(left_out)
+    each, was = (" each", "were") if len(left_out) > 1 else ("", "was")
+    return (
+        f"{message} {what[:1].upper()}{what[1:]} would{each} take more than peeling.operations={config.operations:g} "
+        f"and {was} left out."
+    )
+
+
+def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str, ...]) -> Recovery:
     """With a start that is smooth where the features leave it open; it is never taken for the private images.
+
+    Args:
+        found: Up to the cut.
+        search: Effort, and the photos.
+        cut: With the features.
+        left_out: What takes more operations than are allowed.
 
     Raises:
         ImageError: The photos cannot be had.
     """
     assert found.record is not None
     start, photos, misfit = smooth_start(search, cut)
-    why = f"a start would take more than peeling.operations={search.config.operations:.1g}"
-    if start is not None:
-        many = _HIDDEN if cut.is_pooled else "these features are fewer than an image has pixel values"
-        why = (
-            f"{many}, and many images have them. The attack starts at what a decoder fitted on public photos makes of "
-            "the features"
-        )
+    why = f"{_HIDDEN if cut.is_pooled else _FEWER}, and many images have them"
+    if start is None:
+        left_out += (_START,)
+    else:
+        why += ". The attack starts at what a decoder fitted on public photos makes of the features"
+    if start is not None and misfit is None:
+        left_out += (_DESCENT,)
     if misfit is not None:
         why += (
             ", made by a descent to have them and to be smooth where they leave it open (it leaves "
             f"{float(misfit.max()):.1g} of the features' length at most)"
         )
     record = found.record if photos is None else replace(found.record, photos=photos)
-    message = f"{reached(record)} No images are looked for: {why}."
+    message = _none_looked_for(record, search.config, why, left_out)
     return replace(found, message=message, start=start, record=record)
 
 
@@ -206,11 +232,22 @@ def _descended(features: Recovery, search: ImageSearch, cut: Cut, start: Tensor,
     record = replace(record, contrast=shown.contrast)
     message = (
         f"{reached(record)} From there a descent, started by a decoder fitted on public photos, met the features of "
-        f"{int(found.met.sum())} of {len(found.met)} images (misfit {float(found.misfit.max()):.1g} at most); what the "
-        "features leave open of an image is what the start had there."
+        f"{int(found.met.sum())} of {len(found.met)} images (misfit {float(found.misfit.max()):.1g} at most); "
+        f"{_left_open(found)}."
     )
     message = f"{message} {shown.said}".rstrip()
     return replace(features, message=message, images=shown.images, error=shown.error, record=record)
+
+
+def _left_open(found: Descended) -> str:
+    """What stands in an image where its features say nothing."""
+    if not found.begun_again:
+        return "what the features leave open of an image is what the start had there"
+    return (
+        f"at {found.begun_again} of the {len(found.met)} images the descent got stuck and began again where it had "
+        "ended, blurred; what the features leave open of an image is what the descent that led to it began with there, "
+        "the start or such a blurred image"
+    )
 
 
 def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: Decoded) -> Recovery:

@@ -43,7 +43,8 @@ class Decoded:
     rather more."""
     fitted: bool = False
     """Whether the images were made to fit, from there on, all that is known behind a max-pooling (`winners`), or the
-    features and to be smooth otherwise (`smooth`); the error is still the decoder's."""
+    features and to be smooth otherwise (`smooth`); the error is still the decoder's, from before that, and as a rule
+    an upper one."""
 
 
 @dataclass(frozen=True)

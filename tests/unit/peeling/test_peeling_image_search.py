@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,11 +22,16 @@ class FakeDescent:
     """Leaves these misfits of the images that are given, one row for each time that it is asked."""
 
     misfits: list[list[float]]
+    tells: bool = False
     asked: list[tuple[Tensor, int]] = field(default_factory=list)
     cost: int = 10
 
-    def __call__(self, cut: object, start: Tensor, low: object, high: object, most: int, *_: object) -> Recovered:
+    def __call__(
+        self, cut: object, start: Tensor, low: object, high: object, most: int, told: Any, *_: object
+    ) -> Recovered:
         self.asked.append((start, most))
+        if self.tells:
+            told(self.cost * len(start), start)
         left = torch.tensor(self.misfits[len(self.asked) - 1], dtype=torch.float64)
         images = torch.full((len(start), *SHAPE), float(len(self.asked)), dtype=torch.float64)
         return Recovered(images, left, 0.1 * left, torch.full((len(start),), self.cost))
@@ -39,18 +45,38 @@ def search_with(monkeypatch: pytest.MonkeyPatch, descent: FakeDescent, coupled: 
     return ImageSearch(cast(Any, None), cast(Any, None)), cast(Cut, cut)
 
 
-def test_an_image_that_was_not_met_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("evaluations", "most_again"), [(300, 300 * COUNT - 10 * COUNT), (1000, 1000)])
+def test_an_image_that_was_not_met_is_looked_for_again(
+    evaluations: int, most_again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     descent = FakeDescent([[1e-5, 0.3, 1e-5], [1e-6]])
     search, cut = search_with(monkeypatch, descent)
-    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), evaluations)
     assert found.met.all()
+    assert found.begun_again == 1
     assert found.images[:, 0, 0, 0].tolist() == [1, 2, 1]
     assert found.misfit.tolist() == pytest.approx([1e-5, 1e-6, 1e-5])
     assert len(descent.asked) == 2
     again, most = descent.asked[1]
     assert len(again) == 1
-    # All that the other images did not need.
-    assert most == 1000 * COUNT - 10 * COUNT
+    # All that the other images did not need, and no more than an image may have at all.
+    assert most == most_again
+
+
+def test_a_descent_that_begins_again_is_told_as_the_first_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    descent, told = FakeDescent([[0.3, 0.3, 1e-5], [1e-5, 0.2], [1e-6]], tells=True), list[str]()
+    search, cut = search_with(monkeypatch, descent)
+    found = dataclasses.replace(search, tell=told.append).descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
+    assert found.met.all()
+    # Two images, of which one began again twice.
+    assert found.begun_again == 2
+    assert told == [
+        "a descent on the features, 30 of at most 3,000 evaluations",
+        "a descent that got stuck begins again at 2 of 3 images, blurred",
+        "a descent on the features, 20 of at most 2,000 evaluations",
+        "a descent that got stuck begins again at 1 of 3 images, blurred",
+        "a descent on the features, 10 of at most 1,000 evaluations",
+    ]
 
 
 def test_what_got_no_nearer_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +94,9 @@ def test_nothing_is_looked_for_again_as_one_batch_or_without_operations(
 ) -> None:
     descent = FakeDescent([[0.3, 0.3, 0.3]])
     search, cut = search_with(monkeypatch, descent, coupled)
-    assert not search.descend(cut, torch.zeros(COUNT, *SHAPE), evaluations).met.any()
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), evaluations)
+    assert not found.met.any()
+    assert found.begun_again == 0
     assert len(descent.asked) == 1
 
 
