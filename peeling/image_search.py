@@ -86,10 +86,12 @@ class ImageSearch:
         """
         told = descent_told(self.tell, evaluations * len(start))
         found = images_from_cut(cut, start, *self.bounds, evaluations, told, self.device)
-        enough = torch.stack([place.error for place in cut.places]).amax(dim=0).clamp_min(least)
+        known = torch.stack([place.error for place in cut.places]).amax(dim=0)
+        # The network in front may be known better than `least` allows for: what leaves more than others do is stuck.
+        enough, clean = known.clamp_min(least), known.clamp_min(MET)
         left, begun_again = evaluations * len(start) - int(found.evaluations.sum()), 0
         for times in () if cut.is_coupled else _BLURRED:
-            stuck = (found.misfit > enough).nonzero()[:, 0]
+            stuck = (found.misfit > clean).nonzero()[:, 0]
             if not len(stuck) or left < FEWEST_EVALUATIONS * len(stuck):
                 break
             self.tell(f"a descent that got stuck begins again at {len(stuck)} of {len(start)} images, blurred")

@@ -100,6 +100,15 @@ def test_nothing_is_looked_for_again_as_one_batch_or_without_operations(
     assert len(descent.asked) == 1
 
 
+def test_what_is_met_and_not_clean_is_looked_for_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    descent = FakeDescent([[1e-5, 0.016, 1e-5], [1e-5]])
+    search, cut = search_with(monkeypatch, descent)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000, 0.02)
+    assert found.met.all()
+    assert found.begun_again == 1
+    assert found.misfit.tolist() == pytest.approx([1e-5, 1e-5, 1e-5])
+
+
 def test_blurring_keeps_what_is_flat_and_takes_away_details() -> None:
     flat = torch.full((1, *SHAPE), 0.7, dtype=torch.float64)
     torch.testing.assert_close(image_search._blurred(flat, 4), flat)
