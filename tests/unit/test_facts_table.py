@@ -282,11 +282,12 @@ WRITERS: dict[str, Row] = {
         OF_TRAINING | {"normalisation": HALF},
         local=True,
     ),
-    # No statistics are taken along unless the caller says that they are shared.
+    # Statistics that moved say how batch norm ran, whatever nobody said, and their counters how large a step was.
     "capture_weight_delta": Row(
         weight_delta,
-        {"epochs": 2},
-        assumed=("normalisation", "batch_norm", *UNTOLD, *(name for name in LOCAL if name != "epochs")),
+        {"epochs": 2, "batch_norm": BatchNormMode.TRAIN_SHARED, "batch_size": 2},
+        read=("batch_norm",),
+        assumed=("normalisation", *UNTOLD, *(name for name in LOCAL if name != "epochs")),
         local=True,
     ),
     # Four steps of two batches are two epochs.
@@ -327,8 +328,10 @@ WRITERS: dict[str, Row] = {
     ),
     "told.*": Row(
         told_by_the_user,
-        {"normalisation": HALF, "epochs": 2, "batch_size": 2, "momentum": 0.9},
-        assumed=("batch_norm", *UNTOLD, "learning_rate", "weight_decay", "shuffled"),
+        {"normalisation": HALF, "epochs": 2, "batch_size": 2, "momentum": 0.9}
+        | {"batch_norm": BatchNormMode.TRAIN_SHARED},
+        read=("batch_norm",),
+        assumed=(*UNTOLD, "learning_rate", "weight_decay", "shuffled"),
         local=True,
     ),
 }
