@@ -63,8 +63,10 @@ def check_image_count(update: CapturedUpdate, model: nn.Module, look: OneLook) -
                 messages=(f"{sentence[0].upper()}{sentence[1:]}; {shown} are attacked.",),
             )
         return Finding(contradictions={"image_count": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
-    message = (
+    # Nothing is called safe then: an image that comes twice has the taps looked for of more images than there are.
+    sentence = (
         f"The final layer's gradient shows {some} where the facts state {stated}: images repeat, the model is so sure "
-        "of some that they show nothing, or there are fewer."
+        f"of some that they show nothing, or there are fewer; the attack looks for {stated}, and where images repeat, "
+        f"told.image_count={shown} has it look for each of them once."
     )
-    return Finding(messages=(message,))
+    return Finding(limits=(sentence,))

@@ -58,14 +58,15 @@ def test_a_number_that_nobody_told_is_read(model: nn.Module) -> None:
 def test_fewer_images_than_stated_are_spoken_of(model: nn.Module) -> None:
     found = check_image_count(_told(_update(model, _images(3)), 6), model, OneLook())
     assert not found.contradictions
-    assert "shows 3 images where the facts state 6" in found.messages[0]
+    assert "shows 3 images where the facts state 6" in found.limits[0]
 
 
 def test_an_image_that_comes_twice_counts_once(model: nn.Module) -> None:
     images = _images(4)
     images[3] = images[0]
     found = check_image_count(_update(model, images), model, OneLook())
-    assert "shows 3 images where the facts state 4: images repeat" in found.messages[0]
+    assert "shows 3 images where the facts state 4: images repeat" in found.limits[0]
+    assert "told.image_count=3 has it look for each of them once" in found.limits[0]
 
 
 @pytest.mark.parametrize("count", [9, 12])
