@@ -124,7 +124,7 @@ def feature_errors(cut: Cut, images: Tensor) -> dict[str, Any]:
     """The cut's places with their stated and true errors, images matched by their features."""
     places = []
     with torch.no_grad():
-        true = [value.clamp_min(0) for value in cut.forward(torch.float64, torch.device("cpu"))(images)]
+        true = cut.features(torch.float64, torch.device("cpu"))(images)
     for place, values in zip(cut.places, true, strict=True):
         order = match(place.values, values)
         off = (place.values[order] - values).flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)

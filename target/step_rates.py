@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..capture import CapturedUpdate, read
+from ..capture import CapturedUpdate, Provenance, read
 from ..peeling.step_sizes import StepSizes
 from .finding import Finding
 
@@ -51,7 +51,7 @@ def _another(update: CapturedUpdate, shown: float) -> Finding:
     assert update.facts.local is not None
     fact = update.facts.local.learning_rate
     words = f"each local step was as large as at a learning rate of {shown:.3g}"
-    if fact.provenance.value != "told":
+    if fact.provenance is not Provenance.TOLD:
         return Finding(facts={"learning_rate": read(shown, _SOURCE)}, messages=(f"E{words[1:]}.",))
     sentence = (
         f"{words}, and the facts say {fact.value:.3g}: the rate, the scale or the smoothing of the loss is another, or "

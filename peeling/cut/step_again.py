@@ -26,9 +26,9 @@ def feature_misfits(cut: Cut, images: Float[Tensor, "image channel height width"
         images: As the model is given them.
     """
     with torch.no_grad():
-        made = cut.forward(torch.float64, torch.device("cpu"))(images.double())
+        made = cut.features(torch.float64, torch.device("cpu"))(images.double())
     features = torch.cat([(place.values * place.is_open).flatten(1) for place in cut.places], dim=1)
-    off = torch.cat([value.clamp_min(0).flatten(1) for value in made], dim=1) - features
+    off = torch.cat([value.flatten(1) for value in made], dim=1) - features
     return sizes(off) / sizes(features).clamp_min(1e-300)
 
 

@@ -191,9 +191,9 @@ def _of_visits(cut: Cut, visits: Sequence[int]) -> Cut:
 
 def _recognised(cut: Cut, images: Sequence[Tensor]) -> list[int | None]:
     """Which of the images each visit is of, by its features; None for one that was not seen before."""
-    forward = cut.forward(torch.float64, torch.device("cpu"))
+    features_of = cut.features(torch.float64, torch.device("cpu"))
     with torch.no_grad():
-        values = [value.clamp_min(0).flatten(1) for value in forward(torch.stack(list(images)))]
+        values = [value.flatten(1) for value in features_of(torch.stack(list(images)))]
     candidates = torch.cat(values, dim=1)
     features = torch.cat([(place.values * place.is_open).flatten(1) for place in cut.places], dim=1)
     apart = torch.cdist(features, candidates) / features.norm(dim=1, keepdim=True).clamp_min(1e-300)
