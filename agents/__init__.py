@@ -4,6 +4,7 @@ from .agent import Agent
 from .candidate import Account, Candidate, Failure, Standing
 from .config import AgentsConfig, OptimiserName
 from .generator import load_generator
+from .in_parts import judged_at_once
 from .inverter import Inverter
 from .objective import Objective
 from .objective_config import Form, GradientLoss, ObjectiveConfig, TotalVariation
@@ -25,6 +26,7 @@ __all__ = [
     "Outcome",
     "Standing",
     "TotalVariation",
+    "judged_at_once",
     "learning_rate",
     "load_generator",
 ]

@@ -21,8 +21,22 @@ class Pieces:
     """Follows each other along the first dimension, such as the features of each image."""
 
 
+# Of the images whose graph is held at once where a batch is judged: two of 224 px, all of a small batch.
+_JUDGED_PIXELS = 2 * 224 * 224
+
 Run = Callable[[Tensor, slice, bool], Pieces]
 """Given images, which rows of the batch they are, and whether the pieces are to have a derivative by the images."""
+
+
+def judged_at_once(image_shape: Sequence[int], at_once: int = 0) -> int:
+    """How many images whoever judges a batch holds the graph of: it lives beside the agents, and judges once.
+
+    Args:
+        image_shape: Channels, height, width.
+        at_once: Of an agent; 0: the whole batch.
+    """
+    most = max(1, _JUDGED_PIXELS // (image_shape[-2] * image_shape[-1]))
+    return min(at_once or most, most)
 
 
 def in_parts(images: Float[Tensor, "batch channel height width"], at_once: int, run: Run) -> Pieces:

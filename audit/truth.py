@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..agents import Objective, ObjectiveConfig
+from ..agents import Objective, ObjectiveConfig, judged_at_once
 from ..capture import CapturedUpdate, PrivateBatch, Provenance
 from ..capture.defences import defence_words
 from ..target import Target, check_smoothing, weigh_evidence
@@ -48,7 +48,11 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
         return None
     # As the attack takes it: one step as its gradient, and as a mean over the images that came.
     target = Target(as_attackable(update, model).update, model, private.labels)
-    objective = Objective(target, replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0))
+    terms, at_once = (
+        replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0),
+        judged_at_once(update.image_shape),
+    )
+    objective = Objective(target, terms, images_at_once=at_once)
     return objective.gradient_loss(update.normalisation.apply(private.images))
 
 

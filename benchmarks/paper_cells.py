@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from .imagenet_lite0 import CLASSES as IMAGENET_CLASSES
 from .imagenet_lite0 import PIXELS as LITE0_PIXELS
 from .imagenet_lite0 import imagenet_lite0
+from .imagenet_mobilenet import CLASSES as MOBILENET_CLASSES
+from .imagenet_mobilenet import PIXELS as MOBILENET_PIXELS
+from .imagenet_mobilenet import imagenet_mobilenet
 from .imagenet_resnet import PIXELS as RESNET_PIXELS
 from .imagenet_resnet import HalfResNet50
 from .photos import named_photos
@@ -34,6 +37,10 @@ def _lite0(classes: int) -> nn.Module:
     return imagenet_lite0()
 
 
+def _mobilenet(classes: int) -> nn.Module:
+    return imagenet_mobilenet()
+
+
 def _trained(classes: int) -> nn.Module:
     return trained_cifar_resnet18()
 
@@ -43,6 +50,9 @@ def _row(kind: str, size: int, batch: int) -> Row:
     if kind == "lite0":
         words = "EfficientNet-Lite0, ImageNet"
         return Row(name, words, _lite0, size, batch, IMAGENET_CLASSES, normalisation=LITE0_PIXELS)
+    if kind == "mobilenet":
+        words, classes = "MobileNetV2, ImageNet, fine-tuned", MOBILENET_CLASSES
+        return Row(name, words, _mobilenet, size, batch, classes, normalisation=MOBILENET_PIXELS)
     if kind == "half":
         return Row(
             name, "ResNet-50 of half width, ImageNet", HalfResNet50, size, batch, 100, normalisation=RESNET_PIXELS
@@ -56,7 +66,8 @@ ROWS = {
     for row in (
         _row("trained", 32, 4),
         *(_row("lite0", size, batch) for size in (64, 96, 224) for batch in (1, 4, 8)),
-        *(_row("lite0", 64, batch) for batch in (16,)),
+        *(_row("lite0", 64, batch) for batch in (2, 16)),
+        *(_row("mobilenet", size, 4) for size in (64, 96)),
         *(_row("half", size, batch) for size in (64, 224) for batch in (1, 4, 8)),
     )
 }

@@ -31,6 +31,7 @@ from .cluster_machine import descendants, machine, processor_seconds, proportion
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 _SAMPLE_SECONDS = 0.25
+_BESIDE = ("command", "coordinator")
 _ended: list[bool] = []
 # Run in the command's own process: it notes when it has loaded the package, sees the run begin, and its first step.
 _COMMAND = """
@@ -83,6 +84,7 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
         most: dict[str, float] = {}
         beside: dict[str, float] = {"most": 0.0}
+        split: dict[str, dict[str, float]] = {}
         used: dict[str, float] = {}
         seconds: dict[int, float] = {}
         while process.poll() is None and not _ended:
@@ -91,7 +93,9 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
                 most = now
             moments = _moments(notes)
             for name in ("most", f"behind {list(moments)[-1]}" if moments else "begun"):
-                beside[name] = max(beside.get(name, 0.0), now.get("command", 0.0) + now.get("coordinator", 0.0))
+                parts = {kind: now.get(kind, 0.0) for kind in _BESIDE}
+                if sum(parts.values()) > beside.get(name, 0.0):
+                    beside[name], split[name] = sum(parts.values()), parts
             for name in moments:
                 used.setdefault(name, sum(seconds.values()))
             time.sleep(_SAMPLE_SECONDS)
@@ -102,7 +106,8 @@ def measure(words: list[str], forking: bool = True) -> dict[str, Any]:
         elif process.returncode:
             raise SystemExit(f"the command ended with status {process.returncode}")
         moments = {name: at - began for name, at in _moments(notes).items()}
-    return {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": beside}
+    found = {"seconds": moments, "processor_seconds": used, "memory_mib": most, "beside_agents_mib": beside}
+    return found | {f"of_them_{kind}_mib": {name: one[kind] for name, one in split.items()} for kind in _BESIDE}
 
 
 def memory_by_kind(root: int, seconds: dict[int, float]) -> dict[str, float]:

@@ -2,10 +2,11 @@
 
 from .cells import Ended, Job, available_resources, run_side_by_side
 from .connection import connected
+from .display import Display
 from .failures import ClusterError, LostError
 from .freed_memory import give_back_what_is_freed
 from .launch import DetachedError, attend, reconstruct, require_no_run, stop
-from .pulse import Activity, Pulse, clock_time
+from .pulse import Activity, clock_time
 from .resources import Allotment, allot
 from .view import ProgressView
 
@@ -14,11 +15,11 @@ __all__ = [
     "Allotment",
     "ClusterError",
     "DetachedError",
+    "Display",
     "Ended",
     "Job",
     "LostError",
     "ProgressView",
-    "Pulse",
     "allot",
     "attend",
     "available_resources",

@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -16,9 +15,8 @@ from ..agents import Outcome
 from ..coordinator import EventKind, SeedStatus, Status
 from ..coordinator.event_log import left_out_line
 from ..coordinator.phase import Phase
-from ..foreign_text import safe_lines
 from .clock import Clock
-from .pulse import Pulse
+from .display import Display
 
 # What a column is called, and which loss terms give way first when the terminal is narrow.
 _HEADINGS = {
@@ -56,30 +54,21 @@ class ProgressView:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
         self._status: Status | None = None
         self._clock = Clock()
-        # Asked again at each refresh: what shows how long it lasts moves while nothing else does.
-        self._live = Live(get_renderable=self._screen, console=self._console, refresh_per_second=2, transient=True)
-        self._pulse = Pulse(lambda line: self._write([line]), self._alive)
+        self._display = Display(console or Console(), self._screen, self._alive, refreshes=2)
         self._messages: _Messages | None = None
         self._printed_round = -1
         self._printed_phase = ""
 
     def __enter__(self) -> ProgressView:
-        if self._console.is_terminal:
-            self._live.start()
-        else:
-            self._pulse.__enter__()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
-        else:
-            self._pulse.__exit__(kind, error, trace)
+        self._display.__exit__(kind, error, trace)
         if self._messages is not None:
             self._print(self._messages.last())
 
@@ -92,17 +81,12 @@ class ProgressView:
             self._print(self._messages.first(_lines_by_event(status)))
         else:
             self._print(self._messages.news(_lines_by_event(status)))
-        if not self._console.is_terminal:
+        if not self._display.is_terminal:
             self._lines(status)
 
     def _print(self, lines: list[str]) -> None:
-        if lines:
-            self._pulse.heard()
-        self._write(lines)
-
-    def _write(self, lines: list[str]) -> None:
         for line in lines:
-            self._console.print(safe_lines(line), markup=False, highlight=False, soft_wrap=True)
+            self._display.say(line)
 
     def _alive(self) -> str:
         """What goes on, where nothing else was told for a while."""
@@ -141,10 +125,11 @@ class ProgressView:
         for count in range(1, len(_GIVE_WAY) + 1):
             variants.append(([name for name in names if name not in _GIVE_WAY[:count]], 10, False))
         # Measured in a terminal of any width: in the real one each table would be squeezed until it fits.
-        wide = self._console.options.update(max_width=1000)
+        console = self._display.console
+        wide = console.options.update(max_width=1000)
         for variant in variants:
             table = self._rows(status, shown, *variant)
-            if Measurement.get(self._console, wide, table).maximum <= self._console.width:
+            if Measurement.get(console, wide, table).maximum <= console.width:
                 return table
         return self._rows(status, shown, [name for name in names if name == "gradient"], 0, False)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..agents import Candidate, Objective, Outcome, Standing
+from ..agents import Candidate, Objective, Outcome, Standing, judged_at_once
 from ..capture import CapturedUpdate, defence_words
 from ..target.labels import joint_labels
 from ..target.preparation import Preparation
@@ -24,8 +24,6 @@ from .selection import choose
 # The seeds whose images are judged and kept; of more, those with the lowest gradient loss. Each costs the coordinator a
 # batch of memory, and each judgement a gradient.
 MOST_KEPT = 16
-# Of the images whose graph is held at once while candidates are judged: two of 224 px, all of a small batch.
-_JUDGED_PIXELS = 2 * 224 * 224
 
 
 def finalists(standings: Mapping[int, Standing], history: Sequence[Mapping[str, float]]) -> list[int]:
@@ -71,7 +69,8 @@ def conclude(
     prepared = with_found_labels(prepared, candidates)
     own = permute(torch.stack([c.images for c in candidates]), permutations)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
-    objective = Objective(prepared.target, config.objective, images_at_once=_judged_at_once(update, config))
+    at_once = judged_at_once(update.image_shape, config.agents.images_at_once)
+    objective = Objective(prepared.target, config.objective, images_at_once=at_once)
     batches, evidence = [Source(candidate.seed) for candidate in candidates], objective.evidence
     start = prepared.target.start
     if start is not None and start.fitted:
@@ -109,13 +108,6 @@ def conclude(
         known=prepared.known,
         peeling=prepared.peeling,
     )
-
-
-def _judged_at_once(update: CapturedUpdate, config: AttackConfig) -> int:
-    """How many images the coordinator holds the graph of: it lives beside the agents, and judges once."""
-    pixels = update.image_shape[-2] * update.image_shape[-1]
-    most = max(1, _JUDGED_PIXELS // pixels)
-    return min(config.agents.images_at_once or most, most)
 
 
 def with_found_labels(prepared: Preparation, seeds: Sequence[Standing]) -> Preparation:

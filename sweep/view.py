@@ -8,13 +8,11 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ..audit.figures import psnr_in_words, share_in_words
-from ..cluster import Pulse, clock_time
-from ..foreign_text import safe_lines
+from ..cluster import Display, clock_time
 from .cell import Progress
 from .results import CellResult, State
 
@@ -37,53 +35,40 @@ class GridView:
         self._results: dict[str, CellResult] = {}
         self._running: dict[str, Progress | None] = {}
         self._began = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._pulse = Pulse(self._write, self._alive)
+        self._display = Display(console, self.screen, self._alive, refreshes=4)
 
     def __enter__(self) -> GridView:
-        if self._console.is_terminal:
-            self._live.start()
-        else:
-            self._pulse.__enter__()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
-            if kind is None:
-                self._console.print(self._table(list(self._titles)))
-        else:
-            self._pulse.__exit__(kind, error, trace)
+        self._display.__exit__(kind, error, trace)
+        if self._display.is_terminal and kind is None:
+            self._console.print(self._table(list(self._titles)))
 
     def look(self, running: Mapping[str, Any]) -> None:
         """Take in what the running jobs told."""
         self._running = dict(running)
-        if self._console.is_terminal:
-            self._live.update(self.screen())
 
     def ended(self, name: str, result: CellResult) -> None:
         """Take in the end of a cell."""
         self._results[name] = result
         self._running.pop(name, None)
-        if not self._console.is_terminal:
+        if not self._display.is_terminal:
             counted = f"{len(self._results)}/{len(self._titles)}"
             self.say(f"[{counted}] {self._titles[name]}: {_line(result)}")
 
     def say(self, text: str) -> None:
         """One line above the table."""
-        self._pulse.heard()
-        self._write(text)
+        self._display.say(text)
 
     def _alive(self) -> str:
         """What runs, where no cell has ended for a while."""
         told = [f"{self._titles.get(name, name)}: {_doing(progress)}" for name, progress in dict(self._running).items()]
         elapsed = clock_time(time.monotonic() - self._began)
         return f"audit, {elapsed}, {len(self._results)}/{len(self._titles)} ended; {'; '.join(told) or 'planning'}"
-
-    def _write(self, text: str) -> None:
-        self._console.print(safe_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def screen(self) -> RenderableType:
         """What the terminal shows now."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gradinversion.agents import Agent, AgentsConfig, Objective, ObjectiveConfig
-from gradinversion.agents.in_parts import Pieces, in_parts
+from gradinversion.agents.in_parts import Pieces, in_parts, judged_at_once
 from gradinversion.capture import Normalisation, capture_gradient
 from gradinversion.peeling import peel
 from gradinversion.refusal import ConfigError
@@ -144,3 +144,10 @@ def test_the_graph_of_one_part_is_held_at_a_time() -> None:
 def test_a_number_of_images_is_not_negative() -> None:
     with pytest.raises(ConfigError, match=r"agents\.images_at_once=-1: give a number that is not negative"):
         AgentsConfig(images_at_once=-1)
+
+
+@pytest.mark.parametrize(
+    ("side", "given", "expected"), [(32, 0, 98), (224, 0, 2), (448, 0, 1), (224, 1, 1), (224, 8, 2), (32, 4, 4)]
+)
+def test_large_images_are_judged_few_at_a_time(side: int, given: int, expected: int) -> None:
+    assert judged_at_once((3, side, side), given) == expected

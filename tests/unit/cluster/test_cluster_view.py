@@ -42,7 +42,7 @@ def shown(status: Status, width: int = 120) -> list[str]:
     view = ProgressView(screen(terminal=True, width=width)[0])
     view(status)
     console, text = screen(terminal=False, width=width)
-    console.print(view._live.renderable)
+    console.print(view._display.live.renderable)
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -126,7 +126,7 @@ def test_a_terminal_gets_one_row_per_agent_with_losses_and_measured_speed(clock:
     clock.now += 2
     view(at(STATUS, 30, 30))
     out, text = screen(terminal=False)
-    out.print(view._live.renderable)
+    out.print(view._display.live.renderable)
     head, facts, columns, *rows = text.getvalue().splitlines()
     assert head.strip() == "optimising"
     assert facts.startswith("round 1/4 · time left 0:00:07")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import AgentsConfig, Candidate, Outcome
+from gradinversion.agents import Candidate, Outcome
 from gradinversion.capture import CapturedUpdate
 from gradinversion.coordinator import AttackConfig, Reconstruction
-from gradinversion.coordinator.finishing import _judged_at_once, conclude
+from gradinversion.coordinator.finishing import conclude
 from gradinversion.coordinator.progress import Progress
 from gradinversion.registration import Consensus
 from gradinversion.target.preparation import prepare
@@ -74,12 +72,3 @@ def test_a_start_that_was_only_decoded_is_no_answer(
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))
     found = _concluded(update, model, config, truth + 0.01 * noise, truth + 0.3 * noise, fitted=False)
     assert [str(source) for source in found.sources] == ["consensus"] * 3
-
-
-@pytest.mark.parametrize(
-    ("side", "given", "expected"), [(32, 0, 98), (224, 0, 2), (448, 0, 1), (224, 1, 1), (224, 8, 2), (32, 4, 4)]
-)
-def test_large_images_are_judged_few_at_a_time(side: int, given: int, expected: int) -> None:
-    update: Any = SimpleNamespace(image_shape=(3, side, side))
-    config = AttackConfig(agents=AgentsConfig(images_at_once=given))
-    assert _judged_at_once(update, config) == expected

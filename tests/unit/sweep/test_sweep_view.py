@@ -66,7 +66,10 @@ def test_the_whole_table_is_left_behind(fakes: Any) -> None:
     with GridView(made, TITLES) as view:
         for name in TITLES:
             view.ended(name, fakes.done(1))
-    assert text.getvalue().count("1/4") == len(TITLES)
+    screen, erased, left = text.getvalue().rpartition("\x1b[2K")
+    assert "8 done" in screen
+    assert erased
+    assert left.count("1/4") == len(TITLES)
 
 
 def test_what_runs_is_told_while_no_cell_ends() -> None:
