@@ -6,7 +6,8 @@
 
 One core; seconds are those of the processor. Photos are 8-bit files at the network's size that nothing was tuned on
 (`unseen_photos`), gradients are in float32, labels are not given, batch norm runs on its running statistics. An error
-is relative, of the image whose activations are known least; `constant` is the best flat image of each. The start is
+is relative, of the image whose activations are known least; `constant` is the best flat image of each, in its own mean
+colour, which nobody is told; `public` is one in the mean colour of the public photos, which everybody has. The start is
 what a run's seeds begin at, made of the features by a decoder, a small network and a descent with total variation.
 `first` counts images whose start is nearer to them than to each of 200 crops of other photos.
 """
@@ -83,6 +84,7 @@ def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dic
     assert isinstance(graph, Graph)
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "constant": psnr(constant_images(case.images), case.images).tolist()}
+    line["public"] = psnr(_public_colour().expand_as(case.images), case.images).tolist()
     line["operations"] = config.operations
     began = time.process_time()
     found = derive(graph, case.update.gradients, row.batch, config.tolerance, operations=config.operations)
@@ -140,6 +142,11 @@ def _first(found: Tensor, true: Tensor) -> int:
     return int((apart.argmin(dim=1) == torch.arange(len(true))).sum())
 
 
+def _public_colour() -> Tensor:
+    """The mean colour of public photos, of which channels are exchanged as a decoder's crops are."""
+    return torch.stack([photo.mean() for photo in public_photos().values()]).mean().expand(1, 3, 1, 1)
+
+
 def _match(found: Tensor, true: Tensor) -> list[int]:
     """For each private image the one found that is nearest to it, each taken once."""
     from scipy.optimize import linear_sum_assignment
@@ -157,7 +164,9 @@ def printed(line: dict[str, Any]) -> str:
         for one in (deepest, last)
     ]
     cells = [line["row"], str(line["set"]), *words, f"{line['seconds']:.0f} s"]
-    cells += [" ".join(f"{value:.1f}" for value in line.get(name, ())) for name in ("constant", "start", "images")]
+    cells += [
+        " ".join(f"{value:.1f}" for value in line.get(name, ())) for name in ("constant", "public", "start", "images")
+    ]
     cells += [" ".join(f"{value:.2f}" for value in line.get("start ssim", ())), str(line.get("start first", ""))]
     return "| " + " | ".join(cells) + " |"
 

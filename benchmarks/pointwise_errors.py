@@ -1,7 +1,7 @@
 """The errors that peeling states on networks of pointwise and depthwise convolutions, against the true ones.
 
     python -m benchmarks.pointwise_errors                   # 252 cases
-    python -m benchmarks.pointwise_errors --seeds 2 --only "ReLU, "
+    python -m benchmarks.pointwise_errors --seeds 2 --only random trained --further    # those that the file lacks
 
 Small networks as phones run them, in three states, with every batch and every damage of `residual_cases`. What counts,
 and what the lines say, is as in `residual_errors`.
@@ -10,14 +10,16 @@ and what the lines say, is as in `residual_errors`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .residual_cases import BATCHES, CLASSES, NOISES, OTHERS, Case, case_of_model, shift, train
+from .residual_cases import BATCHES, CLASSES, NOISES, OTHERS, Case, case_of_model, name_of, shift, train
 from .residual_errors import measure_all, show
 
 RESULTS = Path(__file__).parent / "results" / "pointwise_errors.json"
@@ -90,13 +92,23 @@ def _model(network: str, seed: int) -> nn.Module:
     return model.eval()
 
 
-def cases(seeds: Sequence[int], only: str, noises: Sequence[str]) -> Iterator[Case]:
-    """Every network with every noise; batches take turns."""
+def cases(
+    seeds: Sequence[int], only: Sequence[str], noises: Sequence[str], without: Collection[str] = ()
+) -> Iterator[Case]:
+    """Every network whose name holds one of these words, with every noise; batches take turns.
+
+    Args:
+        seeds: Of weights, photos and noise.
+        only: Words; "" is in every name.
+        noises: Of `residual_cases`.
+        without: Names of cases that are left out.
+    """
     for seed in seeds:
         for row, network in enumerate(NETWORKS):
             for column, noise in enumerate((*NOISES, *OTHERS)):
                 batch = BATCHES[(row + column * 3 + seed) % len(BATCHES)]
-                if only in network and noise in noises:
+                named = name_of(network, batch, noise, seed) not in without
+                if any(word in network for word in only) and noise in noises and named:
                     yield case_of_model(network, _model(network, seed), SIDE, batch, noise, seed)
 
 
@@ -104,12 +116,16 @@ def main() -> None:
     """Measure the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="networks whose name holds one of these")
     parser.add_argument("--noises", nargs="+", choices=(*NOISES, *OTHERS), default=(*NOISES, *OTHERS))
+    parser.add_argument("--operations", type=float, default=math.inf, help="peeling.operations")
+    parser.add_argument("--further", action="store_true", help="keep the lines of the file, and leave out their cases")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    show(measure_all(cases(arguments.seeds, arguments.only, arguments.noises), arguments.out))
+    before = json.loads(arguments.out.read_text()) if arguments.further and arguments.out.exists() else []
+    chosen = cases(arguments.seeds, arguments.only, arguments.noises, {line["case"] for line in before})
+    show(measure_all(chosen, arguments.out, before, operations=arguments.operations))
 
 
 if __name__ == "__main__":

@@ -244,6 +244,11 @@ def make_case(network: str, batch: str, noise: str, seed: int) -> Case:
     return case_of_model(network, make_network(network, seed), side_of(network), batch, noise, seed)
 
 
+def name_of(network: str, batch: str, noise: str, seed: int) -> str:
+    """Of a case."""
+    return f"{network}; {batch}; {noise}; seed {seed}"
+
+
 def case_of_model(network: str, model: nn.Module, side: int, batch: str, noise: str, seed: int) -> Case:
     """The same of any model in evaluation mode, whose images are so large."""
     images, labels = _batch(batch, side, seed)
@@ -258,7 +263,7 @@ def case_of_model(network: str, model: nn.Module, side: int, batch: str, noise: 
     graph = network_graph(model, (3, side, side), BatchNormMode.EVAL, len(images))
     assert isinstance(graph, Graph)
     truth, derivatives = truth_of(graph, images, labels, factors)
-    name = f"{network}; {batch}; {noise}; seed {seed}"
+    name = name_of(network, batch, noise, seed)
     return Case(name, noise, model, graph, images, labels, factors, disturbed(found, noise, seed), truth, derivatives)
 
 

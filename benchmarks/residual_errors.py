@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,15 +89,16 @@ class Outcome:
         return self.worst is not None and not self.worst.ratio <= FACTOR
 
 
-def measure(case: Case, images: bool = False) -> Outcome:
+def measure(case: Case, images: bool = False, operations: float = math.inf) -> Outcome:
     """Derive what follows, and compare with the truth.
 
     Args:
         case: With the truth.
         images: Whether to go on to images where linear equations do not give them.
+        operations: Floating-point operations that it may cost.
     """
     began = time.process_time()
-    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE, steps=case.steps)
+    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE, operations=operations, steps=case.steps)
     seconds = time.process_time() - began
     known = found.knowledge
     figures: list[Figure] = []
@@ -224,7 +226,11 @@ def write(outcomes: Iterable[Outcome], path: Path, before: Sequence[dict[str, An
 
 
 def measure_all(
-    chosen: Iterable[Case], path: Path, before: Sequence[dict[str, Any]] = (), images: bool = False
+    chosen: Iterable[Case],
+    path: Path,
+    before: Sequence[dict[str, Any]] = (),
+    images: bool = False,
+    operations: float = math.inf,
 ) -> list[Outcome]:
     """Each case in turn, written as it comes; a false statement is printed at once.
 
@@ -233,10 +239,11 @@ def measure_all(
         path: Of the file.
         before: Lines of other cases, which stay.
         images: Whether to go on to the images.
+        operations: Floating-point operations that each may cost.
     """
     outcomes = list[Outcome]()
     for case in chosen:
-        outcomes.append(measure(case, images))
+        outcomes.append(measure(case, images, operations))
         before = [line for line in before if line["case"] != case.name]
         write(outcomes, path, before)
         if outcomes[-1].violates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,10 @@ _REACH, _MOST_FEATURES = 3, 3000
 _POOLED_STEPS = 400
 # Pixels of the images that descend at once: what a network keeps of them is a hundred times as much.
 _AT_ONCE = 200_000
+# Of photos that were held out, as a share of their variance about their mean: where the linear decoder explains less,
+# what the features leave open outweighs them, and its images are nearer to a photo than what the small network or the
+# descent makes of them.
+_EXPLAINED = 1 / 3
 # Told of the descent so often.
 _TOLD = 10
 
@@ -68,12 +72,28 @@ def decoded_start(search: ImageSearch, cut: Cut) -> tuple[Decoded | None, Decode
     return decode(cut, crops, device=search.device), photos
 
 
-def smooth_start(
-    search: ImageSearch, cut: Cut
-) -> tuple[Decoded | None, DecoderPhotos | None, Float[Tensor, " image"] | None]:
+@dataclass(frozen=True)
+class SmoothStart:
+    """Images to begin at where what features leave open has to be guessed."""
+
+    decoded: Decoded
+    photos: DecoderPhotos | None
+    """The configured photos that it was learnt from."""
+    misfit: Float[Tensor, " image"] | None = None
+    """What the images leave of their features, relative; None where there was no descent on these."""
+    explained: float = 1.0
+    """Share of the variance of photos that were held out that the linear decoder explains; 1 where another made it."""
+
+    @property
+    def is_faint(self) -> bool:
+        """Whether that is so little that nothing but the linear decoder comes nearer to photos."""
+        return self.explained < _EXPLAINED
+
+
+def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     """The same where features are fewer than pixels, or a maximum hides pixels, and what is open has to be guessed:
-    from more photos, mended by a small network, and then made to have the features and to be smooth. With what the
-    images leave of their features, relative; None where that descent is more than is affordable.
+    from more photos, mended by a small network, and then made to have the features and to be smooth; without both where
+    the features tell too little of an image (`SmoothStart.is_faint`). None where no start is affordable.
 
     The error that is stated is the decoder's, before the descent, which brings the images nearer: an upper one as a
     rule. Behind max-pooling, and of a decoder of the user's own, it was measured on other crops of the photos that it
@@ -91,37 +111,40 @@ def smooth_start(
     most = min(_CROPS if cut.is_pooled else _MORE_CROPS, _MOST_NUMBERS // (channels * height * width + features))
     count = _affordable(cut, search.config, max(most, _FEWEST_CROPS))
     if count < _FEWEST_CROPS:
-        return None, None, None
+        return None
     crops, photos, pictures = _crops(search, count)
-    start = _guess(search, cut, crops, pictures)
+    decoded, explained = _guess(search, cut, crops, pictures)
+    found = SmoothStart(decoded, photos, explained=explained)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
     affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
     steps = min(_POOLED_STEPS if cut.is_pooled else STEPS, affordable)
-    if steps < FEWEST_STEPS:
-        return start, photos, None
-    parts = torch.split(torch.arange(len(start.images)), max(1, _AT_ONCE // (height * width)))
-    found = list[tuple[Tensor, Tensor]]()
+    if found.is_faint or steps < FEWEST_STEPS:
+        return found
+    parts = torch.split(torch.arange(len(decoded.images)), max(1, _AT_ONCE // (height * width)))
+    descended = list[tuple[Tensor, Tensor]]()
     for number, some in enumerate(parts):
         told = _steps_told(search.tell, number * steps, len(parts) * steps)
         own = cut.in_order(some)
-        found.append(smooth_images(own, start.images[some], *search.bounds, steps, told, search.device))
-    images, misfit = (torch.cat(part) for part in zip(*found, strict=True))
-    return replace(start, images=images, fitted=True), photos, misfit
+        descended.append(smooth_images(own, decoded.images[some], *search.bounds, steps, told, search.device))
+    images, misfit = (torch.cat(part) for part in zip(*descended, strict=True))
+    return replace(found, decoded=replace(decoded, images=images, fitted=True), misfit=misfit)
 
 
-def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> Decoded:
-    """By the user's own decoder, or a linear one that a small network mends."""
+def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple[Decoded, float]:
+    """By the user's own decoder, or a linear one that a small network mends; and what of photos that were held out the
+    linear one explains, 1 where it was not asked."""
     if search.config.own_decoder is not None:
-        return decode_with(search.config.own_decoder, cut, crops, device=search.device)
+        return decode_with(search.config.own_decoder, cut, crops, device=search.device), 1.0
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
     wide = around <= _MOST_FEATURES and has_blocks(cut, (crops.shape[2], crops.shape[3]))
     # Behind max-pooling crops are held out and not whole photos: of other photos it leaves rather more.
     held_out = 1 if cut.is_pooled else pictures
     decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1, pictures=held_out)
-    if cut.is_pooled or search.config.operations < REFINING:
-        return Decoded(decoder.images([place.values for place in cut.places]), error)
+    explained = 1.0 if cut.is_pooled else decoder.explained
+    if cut.is_pooled or explained < _EXPLAINED or search.config.operations < REFINING:
+        return Decoded(decoder.images([place.values for place in cut.places]), error), explained
     search.tell("a small network that mends what the decoder makes")
-    return Decoded(refine(cut, decoder, crops, search.device), error)
+    return Decoded(refine(cut, decoder, crops, search.device), error), explained
 
 
 def _each(cut: Cut) -> float:

@@ -192,22 +192,26 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
         ImageError: The photos cannot be had.
     """
     assert found.record is not None
-    start, photos, misfit = smooth_start(search, cut)
+    start = smooth_start(search, cut)
     why = f"{_HIDDEN if cut.is_pooled else _FEWER}, and many images have them"
     if start is None:
-        left_out += (_START,)
-    else:
-        why += ". The attack starts at what a decoder fitted on public photos makes of the features"
-    if start is not None and misfit is None:
-        left_out += (_DESCENT,)
-    if misfit is not None:
+        return replace(found, message=_none_looked_for(found.record, search.config, why, (*left_out, _START)))
+    why += ". The attack starts at what a decoder fitted on public photos makes of the features"
+    if start.misfit is not None:
         why += (
             ", made by a descent to have them and to be smooth where they leave it open (it leaves "
-            f"{float(misfit.max()):.1g} of the features' length at most)"
+            f"{float(start.misfit.max()):.1g} of the features' length at most)"
         )
-    record = found.record if photos is None else replace(found.record, photos=photos)
+    elif start.is_faint:
+        why += (
+            f", which tells little of an image: of photos that were held out it explains {start.explained:.0%} of what "
+            "they differ by from their mean, so that colours and coarse forms are all that is guessed"
+        )
+    else:
+        left_out += (_DESCENT,)
+    record = found.record if start.photos is None else replace(found.record, photos=start.photos)
     message = _none_looked_for(record, search.config, why, left_out)
-    return replace(found, message=message, start=start, record=record)
+    return replace(found, message=message, start=start.decoded, record=record)
 
 
 def _with_start(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,9 @@ class LinearDecoder:
     offset: Tensor
     scale: Tensor
     weights: Float[Tensor, "feature pixel"]
+    explained: float = 1.0
+    """What of crops that were held out it explains, as a share of their variance about the mean block; 0 where no
+    weights were nearer to them than that mean, which it then makes of all features."""
 
     def images(self, values: Sequence[Tensor]) -> Float[Tensor, "image channel height width"]:
         """What it makes of features.
@@ -156,8 +160,8 @@ def fit_decoder(
     # Of the places of the square each has the noise of its channel.
     noise = [place.deviation.square().mean(dim=(0, 2, 3)).repeat_interleave(reach**2) for place in cut.places]
     held = [part for part in parts if part.pixels] or [always]
-    weights, left = _fit(_Sums.of([always, *parts]), held, torch.cat([*noise, torch.zeros(1)]) / scale.square())
-    return LinearDecoder(grid, block, reach, offset, scale, weights), left**0.5
+    fitted = _fit(_Sums.of([always, *parts]), held, torch.cat([*noise, torch.zeros(1)]) / scale.square())
+    return LinearDecoder(grid, block, reach, offset, scale, fitted.weights, fitted.explained), fitted.left**0.5
 
 
 class _Sums:
@@ -189,8 +193,16 @@ class _Sums:
         return max(self.whole - explained, 0.0)
 
 
-def _fit(whole: _Sums, held: Sequence[_Sums], noise: Float[Tensor, " feature"]) -> tuple[Tensor, float]:
-    """The weights that leave least of the crops that were held out, fitted on all, and how much that is, mean square.
+class _Fitted(NamedTuple):
+    weights: Tensor
+    left: float
+    """Of the crops that were held out, mean square."""
+    explained: float
+
+
+def _fit(whole: _Sums, held: Sequence[_Sums], noise: Float[Tensor, " feature"]) -> _Fitted:
+    """The weights that leave least of the crops that were held out, fitted on all; no weights but the mean block where
+    that leaves less.
 
     What errors of the features do to the pixels counts too: features of which little varies are magnified.
 
@@ -200,11 +212,12 @@ def _fit(whole: _Sums, held: Sequence[_Sums], noise: Float[Tensor, " feature"]) 
         noise: Mean square error of each feature.
     """
     size, pixels = float(whole.square.diagonal().mean()), sum(part.pixels for part in held)
+    rests = [(whole.square, whole.mixed) if part.pixels == whole.pixels else _without(whole, part) for part in held]
+    flat = sum(part.left(_mean(*rest)) for part, rest in zip(held, rests, strict=True)) / pixels
     best: tuple[float, float] | None = None
     for share in (*_MORE_RIDGES, *_RIDGES) if len(held) > 1 else _RIDGES:
         left = 0.0
-        for part in held:
-            rest = (whole.square, whole.mixed) if part.pixels == whole.pixels else _without(whole, part)
+        for part, rest in zip(held, rests, strict=True):
             weights = _solved(*rest, share * size)
             if weights is None:
                 left = math.inf
@@ -216,9 +229,17 @@ def _fit(whole: _Sums, held: Sequence[_Sums], noise: Float[Tensor, " feature"]) 
                 break
         elif math.isfinite(left):
             best = left, share
-    left, share = best if best is not None else (whole.whole / whole.pixels, _RIDGES[-1])
-    weights = _solved(whole.square, whole.mixed, share * size)
-    return torch.zeros_like(whole.mixed) if weights is None else weights, left
+    weights = None if best is None else _solved(whole.square, whole.mixed, best[1] * size)
+    if best is None or weights is None or not best[0] < flat:
+        return _Fitted(_mean(whole.square, whole.mixed), flat, 0.0)
+    return _Fitted(weights, best[0], 1 - best[0] / flat)
+
+
+def _mean(square: Tensor, mixed: Tensor) -> Tensor:
+    """Weights of the constant alone, which is last: the mean block."""
+    weights = torch.zeros_like(mixed)
+    weights[-1] = mixed[-1] / square[-1, -1].clamp_min(1)
+    return weights
 
 
 def _without(whole: _Sums, part: _Sums) -> tuple[Tensor, Tensor]:

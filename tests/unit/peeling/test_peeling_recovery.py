@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -244,7 +245,9 @@ def test_behind_max_pooling_the_key_is_named_for_what_it_left_out_and_never_as_t
     monkeypatch.setattr(recovery, "find_stem", lambda *_: object() if stem else None)
     monkeypatch.setattr(recovery, "winners_operations", lambda _: 2.5e13)
     monkeypatch.setattr(recovery, "decoded_start", lambda *_: (given, None))
-    monkeypatch.setattr(recovery, "smooth_start", lambda *_: (given, None, torch.tensor([0.01]) if fitted else None))
+    misfit = torch.tensor([0.01]) if fitted else None
+    smooth = None if given is None else decoded_start.SmoothStart(given, None, misfit)
+    monkeypatch.setattr(recovery, "smooth_start", lambda *_: smooth)
     message = recover_images(pooled.update, pooled.model, PeelingConfig(operations=1.5e13)).message
     assert "No images are looked for: max-pooling in front of these features hides all pixels" in message
     wanted = {WINNERS: stem, START: not start, DESCENT: start and not fitted and not coupled}
@@ -288,9 +291,9 @@ def test_parts_of_a_batch_are_told_as_one_descent(pooled: Behind, monkeypatch: p
     monkeypatch.setattr(decoded_start, "_AT_ONCE", 2 * PIXELS**2)  # two of the four images
     monkeypatch.setattr(decoded_start, "_POOLED_STEPS", 100)
     search = ImageSearch(pooled.update, PeelingConfig(), tell=told.append)
-    start, _, _ = decoded_start.smooth_start(search, pooled.found.cut)
+    start = decoded_start.smooth_start(search, pooled.found.cut)
     assert start is not None
-    assert len(start.images) == 4
+    assert len(start.decoded.images) == 4
     steps = [words for words in told if "step" in words]
     assert steps == [f"images that have the features and are smooth, step {20 * one} of 200" for one in range(1, 11)]
 
@@ -313,12 +316,18 @@ class Narrow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("operations", "fewest", "mended", "fitted"),
-    [(1e13, 100, True, True), (1e10, 100, False, True), (1e10, 10_000, False, False)],
+    ("operations", "fewest", "least", "mended", "fitted"),
+    [
+        (1e13, 100, 0.0, True, True),
+        (1e10, 100, 0.0, False, True),
+        (1e10, 10_000, 0.0, False, False),
+        (1e13, 100, 1.0, False, False),
+    ],
 )
 def test_features_that_are_fewer_than_the_pixels_give_a_smooth_start(
-    operations: float, fewest: int, mended: bool, fitted: bool, monkeypatch: pytest.MonkeyPatch
+    operations: float, fewest: int, least: float, mended: bool, fitted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoded_start, "_EXPLAINED", least)
     monkeypatch.setattr(decoded_start, "FEWEST_STEPS", fewest)
     monkeypatch.setattr(decoded_start, "STEPS", 200)
     model, told = Narrow().eval(), list[str]()
@@ -333,7 +342,10 @@ def test_features_that_are_fewer_than_the_pixels_give_a_smooth_start(
     assert "fewer than an image has pixel values" in found.message
     assert ("smooth" in found.message) is fitted
     # Not images, but what would be nearer to them is left out.
-    assert (f"A {DESCENT} would take more than peeling.operations=1e+10" in found.message) is not fitted
+    assert (f"A {DESCENT} would take more than peeling.operations=1e+10" in found.message) is (fewest == 10_000)
+    # Where photos that were held out show that features tell little of an image, nothing is made of what they leave.
+    told_little = re.search(r"of photos that were held out it explains \d+% of what they differ by", found.message)
+    assert bool(told_little) is bool(least)
     assert any("network" in words and "mends" in words for words in told) is mended
     assert found.record is not None
     assert not found.record.whole

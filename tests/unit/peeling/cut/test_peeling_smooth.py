@@ -94,6 +94,18 @@ def test_what_features_do_not_tell_is_left_at_the_photos_mean(cut: Cut, monkeypa
     assert error < 1.1 * spread
     flat = decoder.images([blind.values])
     assert float(flat.std()) < 0.35 * spread
+    # No weights come nearer to other photos than the mean block does, and that is what is made of all features.
+    assert decoder.explained == 0
+    torch.testing.assert_close(flat[0], flat[1])
+    torch.testing.assert_close(flat.mean().float(), crops.mean(), atol=1e-2, rtol=0)
+
+
+def test_what_a_decoder_explains_of_other_photos_is_what_it_leaves_of_their_variance(cut: Cut) -> None:
+    crops = given(photos(100, 0))
+    decoder, error = fit_decoder(cut, crops, reach=3, pictures=4)
+    spread = (crops - crops.mean(0)).square().mean()
+    assert 0.3 < decoder.explained < 1
+    torch.testing.assert_close(1 - decoder.explained, float(error**2 / spread), atol=0.1, rtol=0.3)
 
 
 def test_the_error_of_a_decoder_is_that_on_photos_it_was_not_fitted_on(cut: Cut) -> None:
