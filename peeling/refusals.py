@@ -44,6 +44,16 @@ class Why(Enum):
     """The gradient of its weight is zero everywhere."""
     PADDED = "padded"
     """A convolution's grid has other numbers than zeros around it."""
+    ROWS_IN_GROUPS = "rows in groups"
+    """A 1x1 convolution behind a depthwise one has its channels in groups."""
+    NO_ZEROS = "no zeros"
+    """What a 1x1 convolution reads comes out of another function than a ReLU or ReLU6."""
+    CENTRED = "centred"
+    """Batch norm on the batch's own statistics stands in front of a 1x1 convolution."""
+    NO_SUMS = "no sums"
+    """No gradient in front of a 1x1 convolution sums up the derivative."""
+    OVER_STEPS = "over steps"
+    """Rows are not looked for in a sum over local steps."""
     FROZEN = "frozen"
     """The update lacks the gradient of its weight."""
 
@@ -73,6 +83,8 @@ class Refused:
         words = _WORDS[self.why]
         if self.why is Why.INEXACT and self.error is not None and not math.isfinite(self.error):
             words = "of what was found no error can be stated"
+        if self.why is Why.LENGTHS and self.error is None:
+            words = "no lengths above zero explain the gradient in front"
         return words.format(
             places="?" if self.places is None else f"{self.places:,}",
             equations="?" if self.equations is None else f"{self.equations:,}",
@@ -132,5 +144,16 @@ _WORDS = {
     Why.FLAT: "the gradient of the convolution that reads it is zero everywhere, as behind a batch norm begun at zero",
     Why.PADDED: "the grid of the convolution that reads it is padded with its own numbers (reflected, repeated or from "
     "the other side), and taps are told apart by zeros around it",
+    Why.ROWS_IN_GROUPS: "the 1x1 convolution that reads it has its channels in groups, and its rows are looked for "
+    "only where all channels are read together",
+    Why.NO_ZEROS: "it comes out of another function than a ReLU or ReLU6 (such as SiLU, GELU or a "
+    "squeeze-and-excitation gate), and it is by exact zeros, and nothing below zero, that the places of a 1x1 "
+    "convolution are told apart",
+    Why.CENTRED: "it is behind batch norm on the batch's own statistics (train mode): the derivatives behind the 1x1 "
+    "convolution sum to zero over the places, so its gradient holds differences from their mean alone",
+    Why.NO_SUMS: "neither a bias nor a batch norm in front of it sums up the derivative, by which alone the length of "
+    "each place is told",
+    Why.OVER_STEPS: "the rows of a 1x1 convolution are looked for in a gradient alone, not in a weight delta of "
+    "several local steps, whatever that holds of them",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

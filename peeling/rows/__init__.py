@@ -7,6 +7,7 @@ them is: `unmixed` finds them. `lengths` gives each its length, `ends` what ente
 `neighbours` which places lie side by side in one image.
 """
 
+from .barred import barred
 from .block import Block, find_block
 from .ends import BlockEnds, block_ends
 from .lengths import Lengths, place_lengths
@@ -20,6 +21,7 @@ __all__ = [
     "Lengths",
     "NoRows",
     "Rows",
+    "barred",
     "block_ends",
     "find_block",
     "find_rows",

@@ -26,6 +26,7 @@ from ..rows import (
     Block,
     Lengths,
     NoRows,
+    barred,
     block_ends,
     find_block,
     find_rows,
@@ -48,10 +49,15 @@ _PROGRAMS = 1500.0
 
 def row_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
     """One block, where nothing is known yet; the one with the fewest places for its channels first."""
-    if known.arriving or setting.foothold is not None or setting.steps is not None:
+    if known.arriving or setting.foothold is not None:
         return
-    blocks = [block for block in map(partial(find_block, setting.graph), setting.graph.nodes) if block is not None]
-    blocks = [block for block in blocks if _has_gradients(setting, block)]
+    formed = [block for block in map(partial(find_block, setting.graph), setting.graph.nodes) if block is not None]
+    if setting.steps is not None:
+        yield from (Refused(RULE, block.inner, Why.OVER_STEPS) for block in formed[-1:])
+        return
+    blocks = [block for block in formed if _has_gradients(setting, block)]
+    if not blocks:
+        yield from _barred(setting, formed)
     blocks.sort(key=lambda block: _places(setting, block) / _rank(setting, block))
     for block in blocks:
         if _places(setting, block) <= _rank(setting, block):
@@ -60,6 +66,17 @@ def row_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
         rank = _rank(setting, blocks[0])
         why = Why.LARGE if rank == MOST_PLACES else Why.FEW_EQUATIONS
         yield Refused(RULE, blocks[0].inner, why, _places(setting, blocks[0]), rank)
+
+
+def _barred(setting: Setting, formed: Sequence[Block]) -> Iterator[Refused]:
+    """What bars the last of the blocks, those included that lack but one thing of the form."""
+    if formed and not shift_gradients(setting, formed[-1].inner):
+        yield Refused(RULE, formed[-1].inner, Why.NO_SUMS)
+        return
+    for node in reversed(setting.graph.nodes):
+        if (why := barred(setting.graph, node)) is not None:
+            yield Refused(RULE, node.inputs[0], why)
+            return
 
 
 def _has_gradients(setting: Setting, block: Block) -> bool:

@@ -34,7 +34,7 @@ def tap_foothold(setting: Setting, known: Knowledge) -> Iterator[Derived | Refus
     """Input and derivative of one convolution, where nothing is known yet; the one with the fewest places first."""
     if known.arriving or setting.steps is not None:
         return
-    candidates = [node for node in setting.graph.nodes if has_taps(setting, node)]
+    candidates = [node for node in setting.graph.nodes if has_taps(setting, node) and _tells_apart(setting, node)]
     if setting.foothold is not None:
         candidates = [node for node in candidates if node.name == setting.foothold]
     candidates.sort(key=lambda node: (crowding(setting, node), setting.graph.nodes.index(node)))
@@ -73,6 +73,11 @@ def _would_have_taps(setting: Setting, node: Node) -> bool:
         return False
     before = _rectifier(graph, padding.inputs[0])
     return before is not None and bool(shift_gradients(setting, before.name))
+
+
+def _tells_apart(setting: Setting, node: Node) -> bool:
+    """Whether a convolution's taps tell places apart at all: those of a depthwise one are no matrices."""
+    return _equations_of(setting, node) > 1 or few_enough(setting, node)
 
 
 def places_of(setting: Setting, node: Node) -> int:

@@ -9,7 +9,7 @@ from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.cut import Cut, find_cut, images_from_cut
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.recording import record_derivation
-from gradinversion.peeling.refusals import Why
+from gradinversion.peeling.refusals import Refused, Why
 from gradinversion.peeling.rows import find_block
 from gradinversion.peeling.rules import Derivation, derive
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 Makes = Callable[..., nn.Module]
 
 
-def _case(model: nn.Module, count: int, seed: int = 1) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:
+def _case(
+    model: nn.Module, count: int, seed: int = 1, mode: BatchNormMode = BatchNormMode.EVAL
+) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:
     """The graph, a float32 gradient and the true values."""
     random = torch.Generator().manual_seed(seed)
     images = F.interpolate(2 * torch.randn(count, 3, 4, 4, generator=random), 8) + torch.randn(
@@ -26,7 +28,7 @@ def _case(model: nn.Module, count: int, seed: int = 1) -> tuple[Graph, dict[str,
     loss = F.cross_entropy(model(images), torch.arange(count) % 10)
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    graph = network_graph(model, (3, 8, 8), BatchNormMode.EVAL, count)
+    graph = network_graph(model, (3, 8, 8), mode, count)
     assert isinstance(graph, Graph)
     truth = {graph.images: images.double()}
     with torch.no_grad():
@@ -102,6 +104,40 @@ def test_functions_without_exact_zeros_have_no_rows(phone_network: Makes) -> Non
     graph, gradients, _ = _case(phone_network(act=nn.SiLU), 2)
     found = derive(graph, gradients, 2, 3e-2)
     assert found.steps == ()
+    # Said of the block, and no depthwise convolution is named as one whose taps have too few equations.
+    assert [(one.rule, one.value, one.why) for one in found.refused] == [
+        ("rows", graph.by_name["skip.project"].inputs[0], Why.NO_ZEROS)
+    ]
+    assert "exact zeros" in found.refused[0].words
+
+
+def test_channels_in_groups_have_no_rows(phone_network: Makes) -> None:
+    model = phone_network()
+    for block in (model.get_submodule("down"), model.get_submodule("skip")):
+        project = block.get_submodule("project")
+        assert isinstance(project, nn.Conv2d)
+        block.add_module("project", nn.Conv2d(project.in_channels, project.out_channels, 1, groups=4, bias=False))
+    graph, gradients, _ = _case(model, 2)
+    assert [one.why for one in derive(graph, gradients, 2, 3e-2).refused] == [Why.ROWS_IN_GROUPS]
+
+
+def test_train_mode_leaves_differences_from_the_mean_and_says_so(phone_network: Makes) -> None:
+    model = phone_network().train()
+    graph, gradients, _ = _case(model, 2, mode=BatchNormMode.TRAIN_PRIVATE)
+    found = derive(graph, gradients, 2, 3e-2)
+    assert found.steps == ()
+    assert [one.why for one in found.refused] == [Why.CENTRED]
+
+
+def test_without_sums_in_front_no_length_is_told(phone_network: Makes) -> None:
+    graph, gradients, _ = _case(phone_network(), 2)
+    for name in ("skip.bn2.bias", "down.bn2.bias"):
+        del gradients[name]
+    assert [one.why for one in derive(graph, gradients, 2, 3e-2).refused] == [Why.NO_SUMS]
+
+
+def test_lengths_that_are_none_are_said_without_a_figure() -> None:
+    assert Refused("rows", "inner", Why.LENGTHS).words == "no lengths above zero explain the gradient in front"
 
 
 @pytest.mark.parametrize("missing", ["skip.project.weight", "skip.expand.weight", "head.0.weight", "skip.bn2.bias"])
