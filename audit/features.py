@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import scipy
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, PrivateBatch, client_mode
@@ -22,6 +23,7 @@ from ..peeling.wording import reached
 from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
 from .image_result import ImageResult
+from .matching import same_images
 from .pool import Pool
 from .verdict import Leak, Verdict
 
@@ -59,16 +61,24 @@ def measure_feature_leak(
     found = known.activations.flatten(1).double().cpu()
     own = features[: len(private.images)]
     distances = torch.cdist(own, found) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    order = scipy.optimize.linear_sum_assignment(distances.numpy())[1].tolist()
+    order = _partners(distances)
     rows = found[list(order)]
     others = torch.cdist(rows, features) / own.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    others[torch.arange(len(own)), torch.arange(len(own))] = torch.inf
+    # An image that is in the batch twice is no other image.
+    others[:, : len(own)][same_images(private.images)] = torch.inf
     return FeatureLeak(
         known.words,
         known.way,
         tuple(float(distances[image, row]) for image, row in enumerate(order)),
         tuple(others.min(dim=1).values.tolist()),
     )
+
+
+def _partners(distances: Float[Tensor, "image found"]) -> list[int]:
+    """Which of those found is held against each image; where images repeat, fewer are found, each of them once."""
+    if distances.shape[1] < distances.shape[0]:
+        return [int(one) for one in distances.argmin(dim=1)]
+    return [int(one) for one in scipy.optimize.linear_sum_assignment(distances.numpy())[1]]
 
 
 def _parts(own: Tensor, rest: Tensor) -> list[tuple[Tensor, int]]:

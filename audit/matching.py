@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import scipy
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Matching:
-    """A one-to-one matching and the rule that made it."""
+    """A matching, one to one where no private image is there more than once, and the rule that made it."""
 
     order: tuple[int, ...]
     """For each private image, the index of the reconstructed image that is compared with it."""
@@ -59,8 +59,19 @@ def assign(
 ) -> tuple[int, ...]:
     """For each private image the reconstructed image of the one-to-one assignment with the least total squared error.
 
-    Solved exactly (Kuhn-Munkres as in scipy). Pixels that are not finite count as the largest possible error.
+    Solved exactly (Kuhn-Munkres as in scipy). Pixels that are not finite count as the largest possible error. A private
+    image that is there more than once is recovered where one reconstruction is it: all its copies have the nearest one
+    of those that they were assigned.
     """
     difference = true_images.double().flatten(1)[:, None] - images.double().flatten(1)[None]
     cost = torch.nan_to_num(difference.square().mean(2), nan=1.0, posinf=1.0)
-    return tuple(int(index) for index in scipy.optimize.linear_sum_assignment(cost.numpy())[1])
+    order = scipy.optimize.linear_sum_assignment(cost.numpy())[1]
+    own, copies = cost[:, order], same_images(true_images)
+    nearest = torch.where(copies, own, torch.inf).argmin(dim=1)
+    return tuple(int(index) for index in order[nearest.numpy()])
+
+
+def same_images(images: Float[Tensor, "batch channel height width"]) -> Bool[Tensor, "batch batch"]:
+    """Which images of a batch are equal, pixel by pixel."""
+    flat = images.flatten(1)
+    return (flat[:, None] == flat[None]).all(dim=2)

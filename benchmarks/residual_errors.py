@@ -259,11 +259,15 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", choices=(*NOISES, *OTHERS), default=(*NOISES, *OTHERS))
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="each N-th case")
     parser.add_argument("--images", action="store_true", help="go on to the images")
+    parser.add_argument("--missing", action="store_true", help="only cases that the file lacks, whose lines stay")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = cases(arguments.seeds, arguments.only, arguments.noises, tuple(arguments.share))
-    show(measure_all(chosen, arguments.out, images=arguments.images))
+    before = json.loads(arguments.out.read_text()) if arguments.missing and arguments.out.exists() else []
+    done = {line["case"] for line in before}
+    left = (case for case in chosen if case.name not in done)
+    show(measure_all(left, arguments.out, before, images=arguments.images))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ def peel(
     config: PeelingConfig | None = None,
     scaled: bool = True,
     look: OneLook | None = None,
+    copies: Int[Tensor, " batch"] | None = None,
 ) -> Peeling:
     """Solve layer after layer from the last one towards the image, as far as the update determines the activations.
 
@@ -96,6 +97,7 @@ def peel(
         config: Tolerance and switch.
         scaled: Allow for clipping, where the gradient as it was sent makes no sense: it scales what each image gives.
         look: At the final layer, where others ask it too.
+        copies: How often each image counts where that is known; then labels are in rising order.
     """
     config = config or PeelingConfig()
     update, model = fit(update, model)
@@ -117,7 +119,7 @@ def peel(
     count, chain = on_probes(run, shape, PROBE_IMAGES, update.image_count)
     if not chain:
         return Peeling(None, _NO_FINAL_LAYER)
-    state = _start(chain, update, model, labels, config, scaled, look or OneLook())
+    state = _start(chain, update, model, labels, config, scaled, look or OneLook(), copies)
     if isinstance(state, Peeling):
         return state
     if not state.error <= config.tolerance:
@@ -150,7 +152,8 @@ def peel(
             " It stays behind the ReLU there: units near zero may have been open or shut, which leaves the derivative "
             f"in front of it uncertain by {passage.error:.1g}."
         )
-    message = " ".join(filter(None, (message, describe(anchor.scales, factor_error))))
+    counts = describe(anchor.scales, factor_error) if copies is None else ""
+    message = " ".join(filter(None, (message, counts)))
     reason = "" if refused is not None or chain[0].reads_images else f"{_STRUCTURE.capitalize()}."
     record = record_chain(chain, states, passage, refused, reason, config.tolerance, shape)
     return Peeling(anchor, message, record)
@@ -170,6 +173,7 @@ def _start(
     config: PeelingConfig,
     scaled: bool,
     look: OneLook,
+    copies: Tensor | None,
 ) -> State | Peeling:
     """At the input of the final layer, or what there is to say where peeling does not begin."""
     name = chain[-1].name
@@ -189,6 +193,7 @@ def _start(
         scaled=scaled,
         tolerance=config.tolerance,
         look=look,
+        copies=copies,
     )
     head = found.head
     spread = spread_error(head.features, head.error)

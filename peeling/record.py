@@ -9,6 +9,7 @@ from enum import StrEnum
 from statistics import median
 
 from .refusals import Refused, Why
+from .repeats import Repeats
 
 AVERAGED = "average in front"
 """The kind of a mean over windows that the model takes behind a 1x1 convolution, taken in front of it."""
@@ -176,6 +177,9 @@ class PeelingRecord:
     """Of the images."""
     by_taps: bool = False
     """Whether taps and rows of all layers were tried; else only the chain of the last layers was."""
+    repeats: Repeats | None = None
+    """Where the gradient shows fewer images than the facts state: how often each of them is in the batch. Then
+    `image_count` counts those that are shown."""
 
     @property
     def nearest(self) -> RecoveredPlace | None:

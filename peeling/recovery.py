@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate
+from ..capture import CapturedUpdate, read
 from ..capture.image_files import ImageError
 from .config import PeelingConfig
 from .cut import (
@@ -24,6 +24,7 @@ from .cut import (
     winners_operations,
 )
 from .decoded_start import decoded_start, smooth_start
+from .fewer_images import derive_shown, repeats_of
 from .graph import Graph, Node, NoGraph, network_graph
 from .image_search import FEWEST_EVALUATIONS, Descended, ImageSearch
 from .kinds import CopiedPadding, Identity
@@ -31,14 +32,17 @@ from .known import KnownFeatures, known_by_rules
 from .own_gradients import without_own_gradient
 from .progress import Tell, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
+from .recovered import Recovery as Recovery
 from .recording import record_derivation
 from .refusals import Why
-from .rules import Derivation, Step, derive
-from .rules.image_labels import ImageLabels, image_labels
+from .rules import Derivation
+from .rules.image_labels import CLEAR, ImageLabels, image_labels
 from .rules.rule import Setting
 from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
+# What tells the number of images where they are fewer than stated.
+_RANK = "the rank of the convolutions' gradients"
 # Why there are no images where a maximum stands in front, or where features are few.
 _HIDDEN = "max-pooling in front of these features hides all pixels but those that won"
 _FEWER = "these features are fewer than an image has pixel values"
@@ -46,40 +50,6 @@ _FEWER = "these features are fewer than an image has pixel values"
 _START = "a start at what a decoder makes of the features"
 _DESCENT = "a descent from what the decoder makes to images that have these features"
 _WINNERS = "a start at images whose winners of the max-pooling have the values that are known"
-# Labels are read off where every image's is so clear.
-_CLEAR = 0.3
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What came of it. All tensors of one batch are in one order of the images."""
-
-    message: str
-    """What was recovered, and where it ended and why."""
-    steps: tuple[Step, ...] = ()
-    """Each value that a gradient gave, in the order in which it did."""
-    images: Float[Tensor, "image channel height width"] | None = None
-    """As the model is given them; None where they do not follow."""
-    error: Float[Tensor, " image"] | None = None
-    """Estimated root mean square error of each image, as a share of its own root mean square. After a descent it holds
-    in the directions that the features see; whether they see all is for another look at the gradient to say."""
-    labels: Int[Tensor, " image"] | None = None
-    """Of the images; None where they do not follow."""
-    final: ImageLabels | None = None
-    """What the final layer says of each image; None where its gradient or the features in front of it are not known."""
-    module: str | None = None
-    """Name of a module whose input the images are."""
-    cut: Cut | None = None
-    """The features that are nearest to the images, where these do not follow by linear equations alone."""
-    start: Decoded | None = None
-    """Images that the cut's features look like: where a descent on them starts."""
-    record: PeelingRecord | None = None
-    """All of it for a reader; None where the network could not be read."""
-    known: KnownFeatures | None = None
-    """The features nearest to the images that are surely known."""
-    blocked: bool = False
-    """Whether there was no foothold and convolutions that could be one have no gradient of their own, or no zeros
-    around their grid."""
 
 
 def recover_images(
@@ -110,23 +80,20 @@ def recover_images(
     graph = network_graph(model, update.image_shape, update.batch_norm, update.image_count)
     if isinstance(graph, NoGraph):
         return Recovery(f"Peeling by taps is left out: {graph.why}.")
-    derivation = derive(
-        graph,
-        update.gradients,
-        update.image_count,
-        config.tolerance,
-        steps_told(tell, graph),
-        config.operations,
-    )
+    derivation, shown = derive_shown(graph, update, config, steps_told(tell, graph))
+    stated, update = update, update if shown > update.image_count else update.stating(image_count=read(shown, _RANK))
     record = record_derivation(derivation, update.image_count, config.tolerance)
     record = replace(record, contrast=contrast_of(graph, update))
     if not derivation.steps:
         blocked = without_own_gradient(graph, update.gradients)
         message = f"{reached(record)[:-1]}; {blocked}." if blocked else reached(record)
         padded = any(one.why is Why.PADDED for one in derivation.refused)
-        return Recovery(message, record=record, blocked=bool(blocked) or padded)
+        more = shown if shown > update.image_count else None
+        return Recovery(message, record=record, blocked=bool(blocked) or padded, shown=more)
     final = _final(graph, update, derivation)
-    labels = final.labels if final is not None and float(final.off.max()) <= _CLEAR else None
+    if shown < stated.image_count:
+        record = replace(record, repeats=repeats_of(final, derivation, stated))
+    labels = final.labels if final is not None and float(final.off.max()) <= CLEAR else None
     module = first_module(graph, model)
     known = known_by_rules(record, derivation, model)
     whole = derivation.knowledge.complete(graph.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .record import WHOLE_IMAGES, Contrast, End, ImagesBy, PeelingRecord
 
@@ -26,7 +27,47 @@ def reached(record: PeelingRecord) -> str:
 
 def summary(record: PeelingRecord) -> str:
     """How far it came, why it went no further, and what became of the images."""
-    return " ".join(filter(None, (reached(record), ended(record), _images(record))))
+    return " ".join(filter(None, (reached(record), repeated(record), ended(record), _images(record))))
+
+
+def repeated(record: PeelingRecord) -> str:
+    """That the gradient shows fewer images than the facts state, and how often each is there; empty where it does
+    not."""
+    repeats = record.repeats
+    if repeats is None:
+        return ""
+    shown, stated = len(repeats.times), repeats.stated
+    some = f"{shown} different images" if shown > 1 else "one image alone"
+    text = f"The gradient shows {some} where the facts state {stated}"
+    if not repeats.counted:
+        return (
+            f"{text}: which of them are there more than once, or whether an image has no part in the gradient, does not "
+            "show."
+        )
+    more = [_times(*one) for one in zip(repeats.times, repeats.labels, strict=True) if one[0] > 1]
+    said = [text]
+    if more:
+        said = [
+            f"{text}: by the derivative of each image's loss {' and '.join(more)} (an image that is there once and whose "
+            "loss counts as often makes the same gradient)"
+        ]
+    if not repeats.sure:
+        said.append("other numbers of copies would do as well, as where the network is very sure of an image")
+    if repeats.unseen:
+        was = "image has" if repeats.unseen == 1 else "images have"
+        said.append(
+            f"{repeats.unseen} more {was} no part in the gradient, as where the network is as sure as rounding allows, "
+            "and nothing of that is known"
+        )
+    return f"{'; '.join(said)}."
+
+
+def _times(times: int, labels: Sequence[int]) -> str:
+    """How often an image is there, by its labels."""
+    often = "twice" if times == 2 else f"{times} times"
+    if len(set(labels)) == 1:
+        return f"that of label {labels[0]} is there {often}"
+    return f"one is there {often} with the labels {', '.join(map(str, labels[:-1]))} and {labels[-1]}"
 
 
 def _images(record: PeelingRecord) -> str:

@@ -78,6 +78,10 @@ class Evidence:
         """Every fact in words, the most decisive first."""
         return state_facts(self.update.facts, decisive_facts(self.update, model), self.contradictions)
 
+    def without_limit(self, sentence: str) -> Evidence:
+        """With one of the limits that no longer holds taken back."""
+        return replace(self, limits=tuple(limit for limit in self.limits if limit != sentence))
+
     def and_also(self, finding: Finding) -> Evidence:
         """With what a further look has found."""
         update = turned(self.update) if finding.sign_turned else self.update

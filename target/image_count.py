@@ -8,6 +8,7 @@ from torch import nn
 from ..capture import CapturedUpdate, OneLook, as_gradient, read
 from ..capture.labels.final_layer import FinalLayer
 from ..peeling.layers import rounding
+from ..peeling.repeats import Repeats
 from .final_layer import softmax_layer
 from .finding import Finding
 
@@ -54,19 +55,35 @@ def check_image_count(update: CapturedUpdate, model: nn.Module, look: OneLook) -
     stated = update.image_count
     if shown is None or shown == stated:
         return Finding()
-    some = f"{shown} image{'s' * (shown != 1)}"
-    if shown > stated:
-        sentence = f"the final layer's gradient is that of {some} or more, and the facts state {stated}"
-        if update.facts.image_count.assumed:
-            return Finding(
-                facts={"image_count": read(shown, "the rank of the final layer's gradient")},
-                messages=(f"{sentence[0].upper()}{sentence[1:]}; {shown} are attacked.",),
-            )
-        return Finding(contradictions={"image_count": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
-    # Nothing is called safe then: an image that comes twice has the taps looked for of more images than there are.
-    sentence = (
-        f"The final layer's gradient shows {some} where the facts state {stated}: images repeat, the model is so sure "
-        f"of some that they show nothing, or there are fewer; the attack looks for {stated}, and where images repeat, "
-        f"told.image_count={shown} has it look for each of them once."
+    if shown < stated:
+        # Nothing is called safe then: where images repeat, looking for as many as are stated may find none.
+        return Finding(limits=(fewer_shown(shown, stated),))
+    told = f"The final layer's gradient is that of {_images(shown)} or more, and the facts state {stated}"
+    facts = {"image_count": read(shown, "the rank of the final layer's gradient")}
+    return Finding(facts, messages=(f"{told}; {shown} are attacked.",))
+
+
+def fewer_shown(shown: int, stated: int) -> str:
+    """Why finding nothing says little where the final layer shows fewer images than the facts state."""
+    return (
+        f"The final layer's gradient shows {_images(shown)} where the facts state {stated}: images repeat, the model is "
+        f"so sure of some that they show nothing, or there are fewer; the attack looks for {stated}, and where images "
+        f"repeat, told.image_count={shown} has it look for each of them once."
     )
-    return Finding(limits=(sentence,))
+
+
+def unseen(repeats: Repeats) -> str:
+    """What nobody can say of images that the facts state and that are none of those that were found."""
+    many = _images(repeats.unseen)
+    reason = "it has" if repeats.unseen == 1 else "they have"
+    why = f"{reason} no part in the gradient that rises above rounding"
+    if not repeats.counted:
+        why = f"the gradient is that of {_images(len(repeats.times))}, of which some may be there more than once, or {why}"
+    return (
+        f"Of {many} of the {repeats.stated} that the facts state nothing is looked for, and one flat colour stands in "
+        f"the place of each: {why}."
+    )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, LabelError, RecoveredLabels, client_mode
 from ..capture.labels.recovery import METHODS
+from .request import Request
 from .second_derivative import client_batch
 
 JOINT = "joint"
@@ -48,6 +51,23 @@ def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:
         assumption="The server knows the labels.",
         warnings=(),
     )
+
+
+def labels_left_out(request: Request, told: CapturedUpdate, update: CapturedUpdate) -> tuple[Request, str]:
+    """What is asked for without labels that the user states for as many images as were told, where the update shows
+    that they are more; and why, in a sentence. Empty where they stay.
+
+    Args:
+        request: What the attack asks for.
+        told: The update with the facts as they were told.
+        update: With those that are believed.
+    """
+    given = request.labels.count(",") + 1
+    rule = not all(word.strip().isdigit() for word in request.labels.split(","))
+    if rule or given == update.image_count or given != told.image_count:
+        return request, ""
+    why = f"The labels that were given are those of {given} images, and the update is of {update.image_count}"
+    return replace(request, labels="auto"), f"{why}: they are left out, and labels are recovered."
 
 
 def require_classes(labels: RecoveredLabels, update: CapturedUpdate, model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from .beginning import known_start
 from .belief import Belief
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
-from .labels import JOINT, given_labels, joint_labels, require_classes
+from .labels import JOINT, given_labels, joint_labels, labels_left_out, require_classes
 from .request import Request
 from .room import require_room
 from .second_derivative import require_second_derivative
@@ -81,6 +81,8 @@ def prepare(
         )
     look = OneLook()
     evidence = weigh_evidence(update, model, look)
+    request, left_out = labels_left_out(request, update, evidence.update)
+    evidence = evidence.and_also(Finding(messages=tuple(filter(None, [left_out]))))
     update = evidence.update
     found = as_attackable(update, model, look)
     if request.labels == JOINT:

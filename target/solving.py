@@ -14,9 +14,12 @@ from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
+from .image_count import fewer_shown, unseen
+from .labels import labels_left_out
 from .pixels import check_pixels
 from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
+from .shown_images import peel_shown
 from .smoothing import check_smoothing
 from .tap_images import TapImages, images_by_taps
 from .visit_images import images_by_visits
@@ -43,6 +46,11 @@ class Solved:
     """Features of every image that follow from taps."""
     taps: TapImages | None = None
     """What taps gave."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether seeds have something of every image to go by."""
+        return self.anchor is not None or (self.taps is not None and self.taps.cut is not None)
 
     @property
     def by_taps(self) -> bool:
@@ -76,8 +84,28 @@ def solve(
     solver = _Solver(model, request, given, look)
     solved = solver.with_smoothing(evidence, found)
     if not request.gradient or passes_head(solved.anchor, model):
+        return _settled(solved)
+    solved = solver.with_images(solved, tell)
+    if solved.taps is None or "image_count" not in solved.taps.finding.facts:
+        return _settled(solved)
+    # Labels too were looked for in too few images.
+    told, evidence = evidence.update, evidence.and_also(solved.taps.finding)
+    request, left_out = labels_left_out(request, told, evidence.update)
+    evidence = evidence.and_also(Finding(messages=tuple(filter(None, [left_out]))))
+    solver = replace(solver, request=request, given=None if left_out else given)
+    again = solver.with_smoothing(evidence, as_attackable(evidence.update, model, look))
+    return _settled(solver.with_images(again, tell))
+
+
+def _settled(solved: Solved) -> Solved:
+    """Without the doubt that images may repeat, where it was found how often each of them is there."""
+    repeats = None if solved.record is None else solved.record.repeats
+    if repeats is None or not solved.begins:
         return solved
-    return solver.with_images(solved, tell)
+    evidence = solved.evidence.without_limit(fewer_shown(len(repeats.times), repeats.stated))
+    if repeats.unseen:
+        evidence = evidence.and_also(Finding(limits=(unseen(repeats),)))
+    return replace(solved, evidence=evidence)
 
 
 @dataclass(frozen=True)
@@ -125,6 +153,10 @@ class _Solver:
             scaled=self.request.allows_for_defences,
             look=self.look,
         )
+        if peeling.anchor is None:
+            copies = peel_shown(found.update, self.model, labels, self.given is not None, self.request.peeling, self.look)
+            if copies is not None:
+                solved, peeling = replace(solved, labels=copies.labels), copies.peeling
         if peeling.anchor is not None and before.local is None:
             evidence = evidence.and_also(found_scale(peeling.anchor.scales, evidence.update))
             evidence = evidence.and_also(check_pixels(evidence.update, peeling.anchor))

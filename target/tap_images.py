@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, RecoveredLabels, as_gradient, client_mode
+from ..capture import CapturedUpdate, RecoveredLabels, as_gradient, client_mode, read
 from ..capture.forward import gradient
 from ..peeling import Anchor, KnownFeatures
 from ..peeling.config import PeelingConfig
 from ..peeling.cut import Cut
 from ..peeling.factors import distinct_from_one
+from ..peeling.fewer_images import with_copies
 from ..peeling.layers import relative, worst
 from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord
-from ..peeling.recovery import Recovery, recover_images
+from ..peeling.recovered import Recovery
+from ..peeling.recovery import recover_images
+from ..peeling.wording import repeated
 from .finding import Finding
 from .start import Start
 
@@ -77,13 +80,23 @@ def images_by_taps(
         found = recover_images(update, model, config, tell=tell)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return TapImages(labels, "Peeling by taps is left out: the equations of one of the layers are singular.")
+    if found.shown is not None:
+        return TapImages(labels, "", finding=_more(found.shown, update.image_count))
+    known, found = found.known, with_copies(found)
     made = _made(found, update, model, labels, given, config.tolerance, seed)
     record = found.record
     if record is not None and record.found is not None:
         record = replace(record, found=replace(record.found, confirmed=made.anchor is not None))
     if record is not None and made.start is not None:
         record = replace(record, decoded=True)
-    return replace(made, record=record, known=found.known)
+    return replace(made, record=record, known=known)
+
+
+def _more(shown: int, stated: int) -> Finding:
+    """More images than the facts state: that many are attacked."""
+    why = f"The taps of the network's convolutions are those of {shown} images, and the facts state {stated}"
+    facts = {"image_count": read(shown, "the rank of the convolutions' gradients")}
+    return Finding(facts, messages=(f"{why}; {shown} are attacked.",), resolved=frozenset({"image_count"}))
 
 
 def _made(
@@ -97,7 +110,8 @@ def _made(
 ) -> TapImages:
     """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     known, order, said = _ordered(found, labels, given)
-    message = " ".join(part for part in (found.message, said) if part)
+    repeats = "" if found.record is None else repeated(found.record)
+    message = " ".join(part for part in (found.message, repeats, said) if part)
     if not found.steps or (found.images is None and found.cut is None):
         # That a network simply has no foothold, as most small ones, is said in the record alone.
         return TapImages(known, message if found.steps or found.blocked or found.record is None else "")

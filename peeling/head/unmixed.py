@@ -35,7 +35,11 @@ class _Fit:
 
 
 def peel_unmixed_head(
-    layer: FinalLayer, labels: Int[Tensor, " batch"], scaled: bool = True, look: OneLook | None = None
+    layer: FinalLayer,
+    labels: Int[Tensor, " batch"],
+    scaled: bool = True,
+    look: OneLook | None = None,
+    copies: Int[Tensor, " batch"] | None = None,
 ) -> ScaledHead | None:
     """As ``peel_head`` and ``peel_scaled_head``, for any labels and state of training, where the layer reads a ReLU.
 
@@ -57,20 +61,23 @@ def peel_unmixed_head(
     found = (look or OneLook()).unmix(layer.sent, batch, layer.smoothing)
     if found is None or not torch.equal(found.labels.sort().values, labels.cpu().sort().values):
         return None
+    order = torch.empty_like(found.labels)
+    order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
+    known = torch.ones(batch, dtype=found.rows.dtype)
+    if copies is not None:
+        known[order] = batch * copies.to(known) / int(copies.sum())
     logits = found.features @ layer.weight.T
     spread_out = layer.smoothing / classes
-    fit = _fit(logits, shift, found.rows, found.labels, float(batch), spread_out)
+    fit = _fit(logits, shift, found.rows, found.labels, batch / known, spread_out)
     free = _fit(logits, shift, found.rows, found.labels, None, spread_out)
     scales = batch / (free.factor * free.length)
-    differs = (scales - 1).abs() > (_DEVIATIONS * free.error).clamp_min(_LEAST_CLIPPING)
+    differs = (scales / known - 1).abs() > (_DEVIATIONS * free.error).clamp_min(_LEAST_CLIPPING)
     if bool((differs & (free.misfit < _BETTER * fit.misfit)).any()):
         if not scaled:
             return None
         fit = free
     else:
-        scales = torch.ones_like(scales)
-    order = torch.empty_like(found.labels)
-    order[labels.cpu().argsort(stable=True)] = found.labels.argsort(stable=True)
+        scales = known
     features, noise = fit.length[:, None] * found.features, fit.length * found.noise
     spread = found.noise * layer.weight.shape[1] ** 0.5  # relative: the features' length is 1
     error = worst(*(fit.error.hypot(2 * spread).hypot(found.error)).tolist())
@@ -92,7 +99,7 @@ def _fit(
     bias: Float[Tensor, " class"],
     rows: Float[Tensor, "image class"],
     labels: Int[Tensor, " image"],
-    product: float | None,
+    product: Float[Tensor, " image"] | None,
     spread_out: float,
 ) -> _Fit:
     """Gauss-Newton in the logarithms of c and k; with ``product``, the known value of c k, in that of c alone.
@@ -177,7 +184,7 @@ def misfit_at(layer: FinalLayer, found: Unmixed, scaled: bool = False) -> float:
         found: From ``unmix``.
         scaled: Whether the gradient may be that of a mean up to a factor for each image.
     """
-    product, spread_out = None if scaled else float(len(found.labels)), layer.smoothing / len(layer.weight)
+    product, spread_out = None if scaled else torch.full_like(found.noise, len(found.labels)), layer.smoothing / len(layer.weight)
     fit = _fit(found.features @ layer.weight.T, layer.bias, found.rows, found.labels, product, spread_out)
     size = (fit.factor[:, None] * found.rows).norm(dim=1)
     misfit = float((fit.misfit / size.clamp_min(1e-300)).norm())

@@ -28,6 +28,7 @@ def peel_final_layer(
     scaled: bool,
     tolerance: float,
     look: OneLook | None = None,
+    copies: Int[Tensor, " batch"] | None = None,
 ) -> ScaledHead:
     """The first solution whose estimated error is within the tolerance, else the one with the smallest.
 
@@ -38,10 +39,12 @@ def peel_final_layer(
         scaled: Allow for clipping.
         tolerance: Largest estimated relative error of the features.
         look: At the layer, where others ask it too.
+        copies: How often each image counts, where that is known; then labels are in rising order, and images are told
+            apart by the units that are shut or not at all.
     """
 
     def unmixed() -> ScaledHead | None:
-        return peel_unmixed_head(layer, labels, scaled, look) if behind_relu else None
+        return peel_unmixed_head(layer, labels, scaled, look, copies) if behind_relu else None
 
     def fixed_point() -> ScaledHead | None:
         return _unscaled(peel_head(layer, labels), labels)
@@ -55,6 +58,8 @@ def peel_final_layer(
             return None
         return peel_scaled_head(layer, labels)
 
+    if copies is not None and (known := unmixed()) is not None:
+        return known
     ways: tuple[Callable[[], ScaledHead | None], ...] = (unmixed, fixed_point, joint, clipped)
     found: list[ScaledHead] = []
     for way in ways:

@@ -25,6 +25,8 @@ from .rule import Setting
 
 # A row of the derivative tells its own factor where the best class leaves at most this share of it.
 _TELLS = 0.1
+CLEAR = 0.3
+"""Up to which `ImageLabels.off` of every image labels are read off."""
 
 
 @dataclass(frozen=True)

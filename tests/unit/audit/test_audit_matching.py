@@ -50,3 +50,10 @@ def test_pixels_that_are_not_finite_still_give_a_permutation() -> None:
     images = true[[2, 0, 1]].clone()
     images[0] = torch.nan
     assert assign(images, true) == (1, 2, 0)
+
+
+def test_a_private_image_that_is_there_twice_is_recovered_by_one_reconstruction() -> None:
+    true = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    true[2] = true[0]
+    images = torch.stack([true[1], torch.full_like(true[0], 0.5), true[3], true[0]])
+    assert assign(images, true) == (3, 0, 3, 2)

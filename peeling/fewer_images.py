@@ -1,0 +1,116 @@
+"""A gradient of fewer images than the facts state: what is derived is of those that it shows, and each stands for all
+its copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..capture import CapturedUpdate
+from .config import PeelingConfig
+from .graph import Graph
+from .images_shown import images_shown
+from .recovered import Recovery
+from .repeats import Repeats, find_repeats, once_each
+from .rules import Derivation, Step, derive
+from .rules.image_labels import CLEAR, ImageLabels
+from .rules.knowledge import Knowledge
+
+
+def derive_shown(
+    graph: Graph, update: CapturedUpdate, config: PeelingConfig, told: Callable[[Step, Knowledge], None]
+) -> tuple[Derivation, int]:
+    """What follows from the gradient, and of how many images: of fewer or more than stated where that many leave no
+    foothold and the ranks of convolutions show another number.
+
+    More images than the facts state are counted and nothing of them derived: they are other facts.
+
+    Args:
+        graph: The network.
+        update: A gradient.
+        config: Tolerance and effort.
+        told: After each thing that was recovered.
+    """
+
+    def of(count: int) -> Derivation:
+        return derive(graph, update.gradients, count, config.tolerance, told, config.operations)
+
+    found, stated = of(update.image_count), update.image_count
+    shown = None if found.steps else images_shown(graph, update.gradients, stated)
+    if shown is None or shown == stated:
+        return found, stated
+    if shown > stated:
+        return found, shown
+    other = of(shown)
+    return (other, shown) if other.steps else (found, stated)
+
+
+def repeats_of(final: ImageLabels | None, derivation: Derivation, update: CapturedUpdate) -> Repeats:
+    """How often each image that is shown is in the batch.
+
+    Args:
+        final: What the final layer says of each.
+        derivation: With the logits.
+        update: With the number that the facts state.
+    """
+    known, graph = derivation.knowledge, derivation.graph
+    logits = known.complete(graph.output)
+    smoothing = float(update.facts.label_smoothing.value)
+    found = None
+    if final is not None and logits is not None:
+        found = find_repeats(final.derivative, logits.values, update.image_count, smoothing)
+    images = len(known.activations[derivation.steps[0].value].values)
+    clear = final is not None and float(final.off.max()) <= CLEAR
+    labels = final.labels.tolist() if final is not None and clear else [None] * images
+    return found or once_each(labels, update.image_count)
+
+
+def with_copies(found: Recovery) -> Recovery:
+    """What was found, as of the batch that the facts state: images that repeat stand there as often as they do.
+
+    For an image that is none of those that were found, since it has no part in the gradient, there is one flat colour,
+    and 0 in the place of an error.
+    """
+    repeats = found.repeats
+    if repeats is None:
+        return found
+    which, unseen = repeats.which, repeats.unseen
+    if unseen and found.images is None:
+        # Nothing can stand for the features of an image of which nothing is known.
+        return replace(found, cut=None, start=None, labels=None, final=None)
+    labels = repeats.all_labels
+    if labels is not None and unseen:
+        labels = torch.cat([labels, labels.new_zeros(unseen)])
+    error, start = found.error, found.start
+    if start is not None:
+        start = replace(start, images=_filled(start.images[which], unseen))
+    return replace(
+        found,
+        images=None if found.images is None else _filled(found.images[which], unseen),
+        error=None if error is None else _filled(error[which], unseen),
+        labels=labels,
+        final=_final(found.final, repeats, labels),
+        cut=None if found.cut is None or unseen else found.cut.in_order(which),
+        start=start,
+    )
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(count, *rows.shape[1:])])
+
+
+def _final(final: ImageLabels | None, repeats: Repeats, labels: Tensor | None) -> ImageLabels | None:
+    """Of each copy; what the gradient sums up is shared out among them."""
+    if final is None or labels is None:
+        return None
+    times = torch.tensor(repeats.times, dtype=final.derivative.dtype)
+    which = repeats.which
+    shared = _filled((final.derivative / times[:, None])[which], repeats.unseen)
+    scales = torch.full((len(labels),), repeats.factor, dtype=shared.dtype)
+    if not repeats.counted:
+        # As they were found they are beside the mean over the images that are shown.
+        scales[: len(which)] = final.scales[which] * repeats.stated / len(final.scales)
+    return ImageLabels(labels, torch.zeros_like(scales), scales, shared)

@@ -1,0 +1,54 @@
+"""What taps make of an update: the images themselves, or how far it came towards them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .cut import Cut, Decoded
+from .known import KnownFeatures
+from .record import PeelingRecord
+from .repeats import Repeats
+from .rules import Step
+from .rules.image_labels import ImageLabels
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came of it. All tensors of one batch are in one order of the images."""
+
+    message: str
+    """What was recovered, and where it ended and why."""
+    steps: tuple[Step, ...] = ()
+    """Each value that a gradient gave, in the order in which it did."""
+    images: Float[Tensor, "image channel height width"] | None = None
+    """As the model is given them; None where they do not follow."""
+    error: Float[Tensor, " image"] | None = None
+    """Estimated root mean square error of each image, as a share of its own root mean square. After a descent it holds
+    in the directions that the features see; whether they see all is for another look at the gradient to say."""
+    labels: Int[Tensor, " image"] | None = None
+    """Of the images; None where they do not follow."""
+    final: ImageLabels | None = None
+    """What the final layer says of each image; None where its gradient or the features in front of it are not known."""
+    module: str | None = None
+    """Name of a module whose input the images are."""
+    cut: Cut | None = None
+    """The features that are nearest to the images, where these do not follow by linear equations alone."""
+    start: Decoded | None = None
+    """Images that the cut's features look like: where a descent on them starts."""
+    record: PeelingRecord | None = None
+    """All of it for a reader; None where the network could not be read."""
+    known: KnownFeatures | None = None
+    """The features nearest to the images that are surely known."""
+    blocked: bool = False
+    """Whether there was no foothold and convolutions that could be one have no gradient of their own, or no zeros
+    around their grid."""
+    shown: int | None = None
+    """Images that the gradient shows where they are more than the facts state; None otherwise."""
+
+    @property
+    def repeats(self) -> Repeats | None:
+        """How often each image is in the batch, where fewer are shown than stated; None otherwise."""
+        return None if self.record is None else self.record.repeats

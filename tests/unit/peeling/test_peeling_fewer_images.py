@@ -1,0 +1,126 @@
+"""Batches in which an image is there more than once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gradinversion.audit import psnr
+from gradinversion.capture import CapturedUpdate, capture_gradient, told
+from gradinversion.coordinator import AttackConfig
+from gradinversion.peeling.graph import Graph, network_graph
+from gradinversion.peeling.images_shown import images_shown
+from gradinversion.peeling.wording import repeated, summary
+from gradinversion.target.preparation import Preparation, prepare
+from torch import Tensor, nn
+
+PIXELS = 8
+
+
+class Residual(nn.Module):
+    """So few places for its channels that all of it follows from linear equations."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.halved = nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.quartered = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(64, 64, 3, padding=1)
+        self.conv2 = nn.Conv2d(64, 64, 3, padding=1)
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = F.relu(self.quartered(F.relu(self.halved(F.relu(self.stem(images))))))
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(value))) + value).mean((2, 3)))
+
+
+def _images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    blotches = 3 * torch.randn(count, 3, 3, 3, generator=generator)
+    grain = 0.3 * torch.randn(count, 3, PIXELS, PIXELS, generator=generator)
+    return torch.sigmoid(F.interpolate(blotches, PIXELS, mode="bilinear", align_corners=True) + grain)
+
+
+def _batch(which: list[int]) -> Tensor:
+    return _images(max(which) + 1)[which]
+
+
+def _pixels(found: Preparation, update: CapturedUpdate) -> Tensor:
+    assert found.target.anchor is not None
+    return update.normalisation.invert(found.target.anchor.activations.float()).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("which", "labels", "words"),
+    [
+        ([0, 1, 0], [8, 1, 8], "that of label 8 is there twice"),
+        ([0, 1, 0], [8, 1, 5], "one is there twice with the labels 5 and 8"),
+        ([0, 1, 0, 1], [8, 1, 8, 1], "that of label 1 is there twice and that of label 8 is there twice"),
+        ([0, 0, 0], [4, 4, 4], "that of label 4 is there 3 times"),
+    ],
+)
+def test_images_that_repeat_are_recovered_as_often_as_they_are_there(
+    which: list[int], labels: list[int], words: str
+) -> None:
+    model, images = Residual().eval(), _batch(which)
+    update = capture_gradient(model, images, torch.tensor(labels))
+    found = prepare(update, model, AttackConfig().request)
+    assert found.labels.labels.tolist() == sorted(labels)
+    pixels = _pixels(found, update)
+    for image, label in zip(images, labels, strict=True):
+        own = pixels[found.labels.labels == label]
+        assert float(psnr(own, image.expand_as(own)).min()) > 60
+    assert found.peeling is not None
+    shown = len(set(which))
+    assert found.peeling.image_count == shown
+    some = f"{shown} different images" if shown > 1 else "one image alone"
+    assert f"The gradient shows {some} where the facts state {len(which)}" in repeated(found.peeling)
+    said = [words, " and ".join(reversed(words.split(" and ")))]
+    assert any(one in summary(found.peeling) for one in said)
+    assert found.limits == ()
+    assert found.target.update.image_count == len(which)
+
+
+def test_of_an_image_without_a_part_in_the_gradient_nothing_is_claimed() -> None:
+    model, images = Residual().eval(), _images(2)
+    update = capture_gradient(model, images, torch.tensor([8, 1]))
+    # As a mean over three, of which the third has a gradient of zero.
+    gradients = {name: one * 2 / 3 for name, one in update.gradients.items()}
+    update = CapturedUpdate(
+        gradients, update.image_shape, update.model_id, update.weight_hash, update.facts.stating(image_count=told(3))
+    )
+    found = prepare(update, model, AttackConfig().request)
+    pixels = _pixels(found, update)
+    best = torch.stack([psnr(pixels, image.expand_as(pixels)).max() for image in images])
+    assert float(best.min()) > 60
+    assert found.peeling is not None
+    assert "1 more image has no part in the gradient" in repeated(found.peeling)
+    assert len(found.limits) == 1
+    assert "Of 1 image of the 3 that the facts state nothing is looked for" in found.limits[0]
+
+
+@pytest.mark.parametrize("classes", [10, 4])
+def test_more_images_than_were_told_are_attacked(classes: int) -> None:
+    # With four classes the final layer tells no more than three images apart; the taps do.
+    model, images = Residual(classes).eval(), _images(3)
+    labels = torch.tensor([3, 1, 2])
+    update = capture_gradient(model, images, labels).stating(image_count=told(2))
+    found = prepare(update, model, AttackConfig(labels="1,2").request)
+    assert any("3 are attacked" in message for message in found.messages)
+    assert any("labels that were given are those of 2 images" in message for message in found.messages)
+    assert found.labels.labels.tolist() == [1, 2, 3]
+    assert found.target.update.image_count == 3
+    pixels = _pixels(found, update)
+    best = torch.stack([psnr(pixels, image.expand_as(pixels)).max() for image in images])
+    assert float(best.min()) > 60
+
+
+def test_taps_show_different_images() -> None:
+    model = Residual().eval()
+    update = capture_gradient(model, _batch([0, 1, 0, 2]), torch.tensor([0, 1, 0, 2]))
+    graph = network_graph(model, update.image_shape, update.batch_norm, 4)
+    assert isinstance(graph, Graph)
+    assert images_shown(graph, update.gradients, 4) == 3
+    noise = {name: torch.randn_like(one) for name, one in update.gradients.items()}
+    assert images_shown(graph, noise, 4) is None
