@@ -260,7 +260,8 @@ def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[li
 
 def _require_fit(reconstruction: Reconstruction, private: PrivateBatch) -> None:
     expected, given = tuple(reconstruction.images.shape), tuple(private.images.shape)
-    if expected != given:
+    # More may have been found than were told: each that was told is held against the one that it is.
+    if expected[1:] != given[1:] or expected[0] < given[0]:
         raise ValueError(
             f"The private images have shape {given} and the reconstruction {expected}; "
             "give the private batch that made this update."

@@ -36,13 +36,14 @@ def score_labels(recovered: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) 
 
     Args:
         recovered: Class indices, at least 0.
-        true: The same number of class indices, at least one.
+        true: Class indices, at least one and no more than were recovered: an update may show more images than somebody
+            told.
 
     Raises:
-        ValueError: The batch is empty, the numbers differ, or a label is below zero.
+        ValueError: The batch is empty, fewer labels were recovered, or a label is below zero.
     """
     instances = label_accuracy(recovered, true)
-    if len(recovered) != len(true):
+    if len(recovered) < len(true):
         raise ValueError(f"{len(recovered)} labels were recovered for {len(true)} private ones; give one for each.")
     lowest = min(int(recovered.min()), int(true.min()))
     if lowest < 0:

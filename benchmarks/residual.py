@@ -20,6 +20,7 @@ from gradinversion.audit import constant_images, psnr
 from gradinversion.capture import IMAGENET, BatchNormMode
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import grid_evidence
+from gradinversion.peeling.fewer_images import with_copies
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
@@ -51,6 +52,17 @@ ROWS = (
     Row("cifar-trained-8", "the same, trained", trained, 32, 8, TRAINED_CLASSES),
     Row("cifar-sure-4", "the same, trained and sure of its labels", trained, 32, 4, TRAINED_CLASSES, sure=True),
     Row("cifar-sure-8", "the same, trained and sure of its labels", trained, 32, 8, TRAINED_CLASSES, sure=True),
+    Row("cifar-twice-4", "the same, random, one photo twice", cifar_resnet18, 32, 4, which=(0, 1, 0, 3)),
+    Row("cifar-pairs-4", "the same, random, two photos twice", cifar_resnet18, 32, 4, which=(0, 1, 0, 1)),
+    Row(
+        "cifar-twice-labels-4",
+        "the same, random, one photo twice with two labels",
+        cifar_resnet18,
+        32,
+        4,
+        which=(0, 1, 0, 3),
+        own_labels=True,
+    ),
     Row("resnet18-64-2", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 2),
     Row("resnet18-64-4", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 4),
     Row("resnet18-64-8", "torchvision ResNet-18, random", torchvision_network("resnet18"), 64, 8),
@@ -63,7 +75,7 @@ def run_row(row: Row, number: int) -> dict[str, Any]:
     case = case_of(row, number)
     images = case.images
     began = time.process_time()
-    found = recover_images(case.update, case.model, PeelingConfig())
+    found = with_copies(recover_images(case.update, case.model, PeelingConfig()))
     seconds = time.process_time() - began
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
     line |= {"set": number, "seconds": seconds, "constant": psnr(constant_images(images), images).tolist()}

@@ -44,6 +44,10 @@ class Row:
     """Whether the images are 8-bit files of the network's size; else they were resized in floating point."""
     clients: int = 1
     """That the batch is of, as many images each; the server has the average of their gradients."""
+    which: tuple[int, ...] = ()
+    """Of the photos each image is, where some come more than once."""
+    own_labels: bool = False
+    """Whether copies of a photo have labels of their own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ def case_of(row: Row, number: int) -> Case:
     torch.manual_seed(number)
     model = row.make(row.classes).eval()
     labels = (torch.arange(row.batch) * 7 + number) % row.classes
+    if row.which:
+        which = list(row.which)
+        images, labels = images[which], labels if row.own_labels else labels[which]
     with torch.no_grad():
         probabilities = model(row.normalisation.apply(images)).softmax(dim=1)
     if row.sure:

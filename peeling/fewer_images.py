@@ -19,6 +19,9 @@ from .rules import Derivation, Step, derive
 from .rules.image_labels import CLEAR, ImageLabels
 from .rules.knowledge import Knowledge
 
+# Relative error, and how many times that of the usual image, from which an image is much less well known.
+_FAINT, _FAINTER = 1e-3, 100.0
+
 
 def derive_shown(
     graph: Graph, update: CapturedUpdate, config: PeelingConfig, told: Callable[[Step, Knowledge], None]
@@ -48,6 +51,20 @@ def derive_shown(
     return (other, shown) if other.steps else (found, stated)
 
 
+def faint_images(derivation: Derivation) -> list[int]:
+    """Images that are known far less well than the others at what was recovered first, and so little that what follows
+    from all of them together may be refused for their sake; empty where there are none.
+
+    The derivative of an image that the network is sure of is small, and its noise relative to that large. Left out, it
+    adds to what the others leave of the gradient as little.
+    """
+    if not derivation.steps:
+        return []
+    errors = torch.tensor(derivation.steps[0].error)
+    found = (errors >= max(_FAINT, _FAINTER * float(errors.median()))).nonzero().flatten().tolist()
+    return [int(one) for one in found] if len(found) < len(errors) else []
+
+
 def repeats_of(final: ImageLabels | None, derivation: Derivation, update: CapturedUpdate) -> Repeats:
     """How often each image that is shown is in the batch.
 
@@ -71,8 +88,8 @@ def repeats_of(final: ImageLabels | None, derivation: Derivation, update: Captur
 def with_copies(found: Recovery) -> Recovery:
     """What was found, as of the batch that the facts state: images that repeat stand there as often as they do.
 
-    For an image that is none of those that were found, since it has no part in the gradient, there is one flat colour,
-    and 0 in the place of an error.
+    For an image that is none of those that were found, since it has no part in the gradient or a faint one, there is
+    what a decoder makes of its features, or one flat colour, and 0 in the place of an error.
     """
     repeats = found.repeats
     if repeats is None:
@@ -86,10 +103,10 @@ def with_copies(found: Recovery) -> Recovery:
         labels = torch.cat([labels, labels.new_zeros(unseen)])
     error, start = found.error, found.start
     if start is not None:
-        start = replace(start, images=_filled(start.images[which], unseen))
+        start = replace(start, images=_filled(start.images[which], unseen, found.faint))
     return replace(
         found,
-        images=None if found.images is None else _filled(found.images[which], unseen),
+        images=None if found.images is None else _filled(found.images[which], unseen, found.faint),
         error=None if error is None else _filled(error[which], unseen),
         labels=labels,
         final=_final(found.final, repeats, labels),
@@ -98,7 +115,9 @@ def with_copies(found: Recovery) -> Recovery:
     )
 
 
-def _filled(rows: Tensor, count: int) -> Tensor:
+def _filled(rows: Tensor, count: int, last: Tensor | None = None) -> Tensor:
+    if last is not None and len(last) == count:
+        return torch.cat([rows, last.to(rows)])
     return torch.cat([rows, rows.new_zeros(count, *rows.shape[1:])])
 
 

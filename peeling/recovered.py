@@ -48,6 +48,10 @@ class Recovery:
     shown: int | None = None
     """Images that the gradient shows where they are more than the facts state; None otherwise."""
 
+    faint: Float[Tensor, "faint channel height width"] | None = None
+    """What a decoder makes of the features of images whose part in the gradient is so small that they are none of those
+    above; None where there are none, or nothing of them is known."""
+
     @property
     def repeats(self) -> Repeats | None:
         """How often each image is in the batch, where fewer are shown than stated; None otherwise."""

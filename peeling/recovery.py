@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import CapturedUpdate, read
@@ -24,18 +24,18 @@ from .cut import (
     winners_operations,
 )
 from .decoded_start import decoded_start, smooth_start
-from .fewer_images import derive_shown, repeats_of
+from .fewer_images import derive_shown, faint_images, repeats_of
 from .graph import Graph, Node, NoGraph, network_graph
 from .image_search import FEWEST_EVALUATIONS, Descended, ImageSearch
 from .kinds import CopiedPadding, Identity
-from .known import KnownFeatures, known_by_rules
+from .known import known_by_rules
 from .own_gradients import without_own_gradient
 from .progress import Tell, steps_told, unheard
 from .record import FoundImages, ImagesBy, PeelingRecord
-from .recovered import Recovery as Recovery
 from .recording import record_derivation
+from .recovered import Recovery as Recovery
 from .refusals import Why
-from .rules import Derivation
+from .rules import Derivation, derive
 from .rules.image_labels import CLEAR, ImageLabels, image_labels
 from .rules.rule import Setting
 from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
@@ -81,6 +81,31 @@ def recover_images(
     if isinstance(graph, NoGraph):
         return Recovery(f"Peeling by taps is left out: {graph.why}.")
     derivation, shown = derive_shown(graph, update, config, steps_told(tell, graph))
+    search = ImageSearch(update, config, pictures, device, tell)
+    found = _recovered(derivation, shown, search, model)
+    faint = faint_images(derivation)
+    if not faint or shown != update.image_count or _all_known(found, config.tolerance):
+        return found
+    # What is small in one image alone must not hide the others.
+    fewer = shown - len(faint)
+    rest = derive(graph, update.gradients, fewer, config.tolerance, steps_told(tell, graph), config.operations)
+    if not rest.steps:
+        return found
+    without = _recovered(rest, fewer, search, model)
+    if not _all_known(without, config.tolerance):
+        return found
+    start = None if found.start is None else found.start.images
+    best = found.images if found.images is not None else start
+    return replace(without, faint=None if best is None else best[faint], known=found.known)
+
+
+def _all_known(found: Recovery, tolerance: float) -> bool:
+    return found.images is not None and found.error is not None and float(found.error.max()) <= tolerance
+
+
+def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module) -> Recovery:
+    """What follows from a derivation of so many images."""
+    graph, update, config, tell = derivation.graph, search.update, search.config, search.tell
     stated, update = update, update if shown > update.image_count else update.stating(image_count=read(shown, _RANK))
     record = record_derivation(derivation, update.image_count, config.tolerance)
     record = replace(record, contrast=contrast_of(graph, update))
@@ -108,7 +133,7 @@ def recover_images(
         return replace(found, message=f"{reached(record)} No images follow: {cut.why}.")
     cut = on_shared_statistics(update, model, cut)
     found = replace(found, module=module, cut=cut)
-    search = ImageSearch(update, config, pictures, device, tell)
+    search = replace(search, update=update)
     tell("a decoder from the features to pixels")
     stem = find_stem(derivation, update.gradients) if cut.is_pooled else None
     fits = stem is not None and winners_operations(stem) <= config.operations

@@ -5,9 +5,9 @@ all copies': with the probabilities p that its logits give, and of the mean cros
 
     B d = m p - n,    n_k of the m copies with label k, whole numbers that are not negative and add up to m.
 
-Every class that is nobody's label tells m by itself, and what then is left are the labels, which may differ from copy to
-copy. An image that is there once and whose loss counts m times makes the same gradient: that is not told apart. Of an
-image that the network is sure of (p near 1 at its label) the derivative says nothing of m.
+Every class that is nobody's label tells m by itself, and what then is left are the labels, which may differ from copy
+to copy. An image that is there once and whose loss counts m times makes the same gradient: that is not told apart. Of
+an image that the network is sure of (p near 1 at its label) the derivative says nothing of m.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Repeats:
     factor: float = 1.0
     """By what every image's loss counts beside what it would in the mean."""
     counted: bool = True
-    """Whether the derivatives tell the numbers; else each image stands there once, and how often it is there is open."""
+    """Whether the derivatives tell the numbers; else each image stands there once, and how often it is open."""
 
     @property
     def unseen(self) -> int:

@@ -41,23 +41,23 @@ def repeated(record: PeelingRecord) -> str:
     text = f"The gradient shows {some} where the facts state {stated}"
     if not repeats.counted:
         return (
-            f"{text}: which of them are there more than once, or whether an image has no part in the gradient, does not "
-            "show."
+            f"{text}: which of them are there more than once, or whether an image has no part in the gradient, does "
+            "not show."
         )
     more = [_times(*one) for one in zip(repeats.times, repeats.labels, strict=True) if one[0] > 1]
     said = [text]
     if more:
         said = [
-            f"{text}: by the derivative of each image's loss {' and '.join(more)} (an image that is there once and whose "
-            "loss counts as often makes the same gradient)"
+            f"{text}: by the derivative of each image's loss {' and '.join(more)} (an image that is there once and "
+            "whose loss counts as often makes the same gradient)"
         ]
     if not repeats.sure:
         said.append("other numbers of copies would do as well, as where the network is very sure of an image")
     if repeats.unseen:
         was = "image has" if repeats.unseen == 1 else "images have"
         said.append(
-            f"{repeats.unseen} more {was} no part in the gradient, as where the network is as sure as rounding allows, "
-            "and nothing of that is known"
+            f"{repeats.unseen} more {was} no part in the gradient that rises above rounding, or a faint one alone, as "
+            "where the network is very sure"
         )
     return f"{'; '.join(said)}."
 

@@ -37,8 +37,9 @@ def _plain(check: Callable[[CapturedUpdate, nn.Module], Finding]) -> Check:
     return lambda update, model, look: check(update, model)
 
 
-# The penalty first: sums that it enters tell the others' facts. The sign before what sign a sum may have. Local steps
-# before the counter of batches, which is held against the steps that are believed in the end.
+# The penalty first: sums that it enters tell the others' facts. The number of images before what it bounds; the sign
+# before what sign a sum may have. Local steps before the counter of batches, which is held against the steps that are
+# believed in the end.
 CHECKS: tuple[Check, ...] = (
     _plain(check_local_steps),
     _plain(check_step_counter),
@@ -46,8 +47,8 @@ CHECKS: tuple[Check, ...] = (
     _plain(check_clients),
     _plain(check_loss),
     check_penalty,
-    check_sign,
     check_image_count,
+    check_sign,
     _plain(check_missing),
     lambda update, model, look: check_scale(update, model, look=look),
     check_defences,

@@ -66,22 +66,22 @@ def check_image_count(update: CapturedUpdate, model: nn.Module, look: OneLook) -
 def fewer_shown(shown: int, stated: int) -> str:
     """Why finding nothing says little where the final layer shows fewer images than the facts state."""
     return (
-        f"The final layer's gradient shows {_images(shown)} where the facts state {stated}: images repeat, the model is "
-        f"so sure of some that they show nothing, or there are fewer; the attack looks for {stated}, and where images "
-        f"repeat, told.image_count={shown} has it look for each of them once."
+        f"The final layer's gradient shows {_images(shown)} where the facts state {stated}: images repeat, the model "
+        f"is so sure of some that they show nothing, or there are fewer; the attack looks for {stated}, and where "
+        f"images repeat, told.image_count={shown} has it look for each of them once."
     )
 
 
 def unseen(repeats: Repeats) -> str:
     """What nobody can say of images that the facts state and that are none of those that were found."""
-    many = _images(repeats.unseen)
-    reason = "it has" if repeats.unseen == 1 else "they have"
-    why = f"{reason} no part in the gradient that rises above rounding"
+    reason, is_not = ("it has", "is not") if repeats.unseen == 1 else ("they have", "are not")
+    why = f"{reason} no part in the gradient that rises above rounding, or so faint a one that the others go before"
     if not repeats.counted:
-        why = f"the gradient is that of {_images(len(repeats.times))}, of which some may be there more than once, or {why}"
+        shown = _images(len(repeats.times))
+        why = f"the gradient is that of {shown}, of which some may be there more than once, or {why}"
     return (
-        f"Of {many} of the {repeats.stated} that the facts state nothing is looked for, and one flat colour stands in "
-        f"the place of each: {why}."
+        f"Of the {repeats.stated} images that the facts state {repeats.unseen} {is_not} looked for; one flat colour, "
+        f"or what a decoder makes of features that are known roughly, stands there: {why}."
     )
 
 

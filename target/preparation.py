@@ -99,7 +99,10 @@ def prepare(
     target = _finished(target, request)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     if target.start is not None and target.start.is_known:
-        messages.append("These are the images: every seed begins at them.")
+        record = solved.record
+        some = record is not None and record.repeats is not None and record.repeats.unseen
+        which = "the images that could be found" if some else "the images"
+        messages.append(f"These are {which}: every seed begins at them.")
     known = _known_features(solved, model, request)
     if known is not None and known is not solved.known and known.output:
         messages.append(

@@ -112,6 +112,4 @@ def _copied(anchor: Anchor, repeats: Repeats) -> Anchor:
     """Of every copy, which has its share of the derivative."""
     which, times = repeats.which.to(anchor.activations.device), torch.tensor(repeats.times)
     shares = times.to(anchor.cotangent)[which].reshape(-1, *[1] * (anchor.cotangent.dim() - 1))
-    return replace(
-        anchor, activations=anchor.activations[which], cotangent=anchor.cotangent[which] / shares, scales=()
-    )
+    return replace(anchor, activations=anchor.activations[which], cotangent=anchor.cotangent[which] / shares, scales=())

@@ -154,7 +154,9 @@ class _Solver:
             look=self.look,
         )
         if peeling.anchor is None:
-            copies = peel_shown(found.update, self.model, labels, self.given is not None, self.request.peeling, self.look)
+            copies = peel_shown(
+                found.update, self.model, labels, self.given is not None, self.request.peeling, self.look
+            )
             if copies is not None:
                 solved, peeling = replace(solved, labels=copies.labels), copies.peeling
         if peeling.anchor is not None and before.local is None:

@@ -221,9 +221,10 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
     if same is not None:
         return labels, same, ""
     order = found.labels.argsort(stable=True)
+    unseen = 0 if found.repeats is None else found.repeats.unseen
     seen = RecoveredLabels(
         labels=found.labels[order],
-        confidence=torch.ones(len(order)),
+        confidence=(order < len(order) - unseen).float(),
         method="features",
         assumption="Each image's features are known, and with them the final layer's gradient gives its label.",
         warnings=(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,7 +99,23 @@ def test_of_an_image_without_a_part_in_the_gradient_nothing_is_claimed() -> None
     assert found.peeling is not None
     assert "1 more image has no part in the gradient" in repeated(found.peeling)
     assert len(found.limits) == 1
-    assert "Of 1 image of the 3 that the facts state nothing is looked for" in found.limits[0]
+    assert "Of the 3 images that the facts state 1 is not looked for" in found.limits[0]
+
+
+def test_an_image_with_a_faint_part_in_the_gradient_does_not_hide_the_others() -> None:
+    model, images, labels = Residual().eval(), _images(3), torch.tensor([3, 1, 2])
+    update = capture_gradient(model, images, labels)
+    losses = F.cross_entropy(model(update.normalisation.apply(images)), labels, reduction="none")
+    made = torch.autograd.grad((losses * torch.tensor([1, 1, 4e-6])).mean(), list(model.parameters()))
+    gradients = dict(zip(dict(model.named_parameters()), made, strict=True))
+    found = prepare(replace(update, gradients=gradients), model, AttackConfig().request)
+    pixels = _pixels(found, update)
+    best = torch.stack([psnr(pixels, image.expand_as(pixels)).max() for image in images])
+    assert float(best[:2].min()) > 60
+    assert len(found.limits) == 1
+    # The features of all three are known, of the faint one less well.
+    assert found.known is not None
+    assert len(found.known.activations) == 3
 
 
 @pytest.mark.parametrize("classes", [10, 4])

@@ -26,10 +26,14 @@ def _derivative(logits: Tensor, labels: Sequence[Sequence[int]], stated: int, sm
     return torch.stack(rows) / stated
 
 
-@pytest.mark.parametrize("labels", [((0, 0), (1,), (2,)), ((0, 3), (1,), (2,)), ((5, 5, 5), (5,)), ((1,), (2, 2), (2, 4))])
+@pytest.mark.parametrize(
+    "labels", [((0, 0), (1,), (2,)), ((0, 3), (1,), (2,)), ((5, 5, 5), (5,)), ((1,), (2, 2), (2, 4))]
+)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("factor", [1.0, 3.7])
-def test_copies_and_their_labels_are_found(labels: tuple[tuple[int, ...], ...], smoothing: float, factor: float) -> None:
+def test_copies_and_their_labels_are_found(
+    labels: tuple[tuple[int, ...], ...], smoothing: float, factor: float
+) -> None:
     stated, logits = sum(map(len, labels)), _logits(len(labels))
     found = find_repeats(factor * _derivative(logits, labels, stated, smoothing), logits, stated, smoothing)
     assert found is not None
