@@ -7,7 +7,7 @@ without a defence gives an ``Adaptation`` that changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from ..capture import CapturedUpdate, Defence, LabelError, OneLook, is_softmax
 from ..capture.labels.final_layer import FinalLayer
 from .adaptation import Adaptation
 from .scale import scale_evidence
-from .signatures import is_rounded, pruning_slack, without_lowest_level
+from .signatures import is_pruned, is_rounded, pruning_slack, without_lowest_level
 
 # How well one factor per image must explain the final layer's bias gradient to be believed.
 _EXPLAINED = 0.1
@@ -67,7 +67,7 @@ def allow_for_defence(
     # Pruning, rounding and noise leave no column of the final layer's gradient summing to zero, as a softmax has them.
     softmax = layer if layer is not None and is_softmax(update, model) else None
     clean = softmax is not None and softmax.clean
-    pruned = Adaptation() if clean else _pruned(update.gradients, names)
+    pruned = Adaptation() if clean else _pruned(update, names)
     if "clip" in names or "dp_sgd" in names:
         found = found.and_also(_clipped(layer, labels, names))
     found = found.and_also(pruned)
@@ -89,14 +89,18 @@ def _scaled(layer: FinalLayer, labels: Tensor, smoothing: float) -> Adaptation:
     return Adaptation(free_scale=True, messages=(message,))
 
 
-def _pruned(gradients: Mapping[str, Tensor], names: Sequence[str]) -> Adaptation:
-    slack = pruning_slack(gradients)
+def _pruned(update: CapturedUpdate, names: Sequence[str]) -> Adaptation:
+    gradients = update.gradients
+    told = "prune" in names
+    shown = told or is_pruned(gradients, update.facts.clients.value)
+    slack = {} if shown is False else pruning_slack(gradients)
     if slack:
         zeros = sum(int((g == 0).sum()) for g in gradients.values())
         share = zeros / sum(g.numel() for g in gradients.values())
+        why = "as after pruning" if shown else "by pruning or by units that were closed, which does not show"
         message = (
-            f"{share:.1%} of the update's entries are zero, as after pruning: a missing entry is only taken to be "
-            "smaller than the smallest one kept in its tensor."
+            f"{share:.1%} of the update's entries are zero, {why}: a missing entry is only taken to be smaller than "
+            "the smallest one kept in its tensor."
         )
         return Adaptation(slack=slack, messages=(message,))
     if not _comes_before(names, "prune", "quantise") or _comes_before(names, "prune", "noise"):

@@ -12,7 +12,7 @@ from ..capture import CapturedUpdate, Defence, OneLook, as_gradient, is_one_step
 from ..capture.labels.final_layer import FinalLayer
 from .final_layer import softmax_layer
 from .finding import Finding
-from .signatures import is_rounded, pruning_slack
+from .signatures import is_pruned, is_rounded, pruning_slack
 
 # Noise below this share of the final layer's gradient is that of low precision.
 _NOTICED = 0.01
@@ -38,7 +38,8 @@ def check_defences(update: CapturedUpdate, model: nn.Module, look: OneLook | Non
     own = [one.name for one in update.defences if one.is_own]
     found = [*(() if own else _unstated(update, layer)), *_absent(update, layer)]
     contradictions = {"defences": "; ".join(found)} if found else {}
-    return Finding(contradictions=contradictions, limits=tuple(map(_not_allowed_for, own)))
+    limits = (*map(_not_allowed_for, own), *(() if own else _zeros_of_either_kind(update, layer)))
+    return Finding(contradictions=contradictions, limits=limits)
 
 
 def _not_allowed_for(name: str) -> str:
@@ -52,11 +53,12 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
     names = [one.name for one in update.defences]
     clean = layer is not None and layer.clean
     zeros = {} if clean else pruning_slack(update.gradients)
-    live = {name: g[g != 0] for name, g in update.gradients.items()}
-    rounded = max(map(Tensor.numel, live.values())) >= _FEWEST_VALUES and is_rounded(live)
-    if zeros and "prune" not in names and not rounded:
-        share = 1 - sum(g.numel() for g in live.values()) / sum(g.numel() for g in update.gradients.values())
-        yield f"{share:.0%} of the update's entries are zero, as after pruning, which the facts do not state"
+    rounded = _is_rounded(update)
+    if not clean and "prune" not in names and not rounded and is_pruned(update.gradients):
+        yield (
+            f"{_zeros(update):.0%} of the update's entries are zero and of the others the smallest are missing, as "
+            "after pruning, which the facts do not state"
+        )
     if rounded and "quantise" not in names:
         yield (
             "the values of the update recur, as after rounding (quantisation, or numbers of low precision), which the "
@@ -70,6 +72,24 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
             f"the final layer's gradient does not sum to zero over the classes, as with noise of deviation "
             f"{layer.noise:.2g} on each entry, which the facts do not state"
         )
+
+
+def _zeros_of_either_kind(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
+    """Zeros of which nothing tells whether ReLUs that were closed for some of the images made them, or pruning."""
+    stated = {one.name for one in update.defences} & {"prune", "quantise"}
+    if stated or (layer is not None and layer.clean) or _is_rounded(update):
+        return
+    if is_pruned(update.gradients, update.facts.clients.value) is None:
+        yield (
+            f"{_zeros(update):.0%} of the update's entries are zero, and whether units that were closed for some of "
+            "the images made them or the client dropped entries does not show: an attacker who is told may see more."
+        )
+
+
+def _is_rounded(update: CapturedUpdate) -> bool:
+    """By the entries that are not zero; few of them tell nothing."""
+    live = {name: g[g != 0] for name, g in update.gradients.items()}
+    return max(map(Tensor.numel, live.values())) >= _FEWEST_VALUES and is_rounded(live)
 
 
 def _rounding(update: CapturedUpdate, layer: FinalLayer) -> float:

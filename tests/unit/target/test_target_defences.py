@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from gradinversion.capture import ClientConfig, Defence, apply_defence, simulate_client, told
+from gradinversion.capture import (
+    ClientConfig,
+    Defence,
+    LocalTraining,
+    apply_defence,
+    simulate_client,
+    told,
+    train_locally,
+)
 from gradinversion.target import weigh_evidence
+from gradinversion.target.signatures import pruning_slack
+from torch import nn
 
 
 @pytest.mark.parametrize(
@@ -77,3 +88,28 @@ def test_a_penalty_is_no_noise(make_case: Callable[..., Any]) -> None:
     evidence = weigh_evidence(sent, case.model)
     assert "defences" not in evidence.contradictions
     assert "penalty" in evidence.messages[0]
+
+
+def test_zeros_of_closed_units_are_no_pruning_that_was_not_stated() -> None:
+    torch.manual_seed(1)
+    convolutions = (nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 2))
+    model = nn.Sequential(*convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(8, 10)).eval()
+    local = LocalTraining(0.01, 1, 1)
+    update = train_locally(model, torch.rand(2, 3, 8, 8), torch.tensor([3, 7]), local=local)
+    assert pruning_slack(update.gradients)
+    assert "defences" not in weigh_evidence(update, model).contradictions
+    pruned = replace(update, gradients=apply_defence(update.gradients, "prune", 0.9))
+    assert "the smallest are missing, as after pruning" in weigh_evidence(pruned, model).contradictions["defences"]
+
+
+def test_zeros_of_either_kind_are_no_reason_for_calm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    local = LocalTraining(0.01, 1, 1)
+    update = train_locally(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 3]), local=local)
+    few = replace(update, gradients=apply_defence(update.gradients, "prune", 0.9))
+    evidence = weigh_evidence(few, model)
+    assert "defences" not in evidence.contradictions
+    assert any("or the client dropped entries does not show" in limit for limit in evidence.limits)
+    told_so = few.stating(defences=told((Defence("prune", 0.9),)))
+    assert not any("does not show" in limit for limit in weigh_evidence(told_so, model).limits)
