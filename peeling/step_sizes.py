@@ -2,10 +2,12 @@
 
 The derivative by a visit's logits is ``c_t (softmax(z) - y) / b`` with c_t the number by which its step counts in the
 delta. What the logits are is known, so that c_t follows from every visit, and all visits of one step have to agree on
-it. Momentum m adds up the rates that follow: ``c_t = r_t + m c_{t+1}``, in units of the rate that was told.
+it. Momentum m adds up the rates that follow, and weight decay d takes away from what they did: ``c_t = r_t (1 - d rate
+(c_{t+1} + ... + c_T)) + m c_{t+1}``, in units of the rate that was told. In the average over K clients each visit's
+derivative is a K-th of that, and every client shows rates of its own.
 
-The weights before each step follow from what they moved by, so that without momentum nothing rests on these rates; with
-momentum the steps are taken apart again under the rates that were read.
+The weights before each step follow from what they moved by, so that without momentum and weight decay nothing rests on
+these rates; with them the steps are taken apart again under the rates that were read.
 """
 
 from __future__ import annotations
@@ -33,9 +35,19 @@ class StepSizes:
     """What the steps are as large as."""
 
     rates: tuple[float, ...]
-    """Of each step, over the learning rate that was told."""
+    """Of each step, over the learning rate that was told; of several clients each one's first, then each one's
+    second."""
     error: float
     """Estimated, relative, of the worst of them."""
+    clients: int = 1
+
+    @property
+    def common(self) -> tuple[float, ...] | None:
+        """Of each of a client's steps; None where clients differ, as far as it is known."""
+        by_step = [self.rates[at : at + self.clients] for at in range(0, len(self.rates), self.clients)]
+        if any(max(some) - min(some) > self._line * max(some) for some in by_step):
+            return None
+        return tuple(sum(some) / len(some) for some in by_step)
 
     @property
     def constant(self) -> bool:
@@ -65,26 +77,27 @@ def step_sizes(
 
     Args:
         derivation: With the final layer's output and the derivative by it.
-        steps: With the rate, and the sizes, that it rests on; of one client.
+        steps: With the rate, and the sizes, that it rests on.
         factors: By which the loss of each step is larger than the mean over its images.
         smoothing: Of the labels, in [0, 1).
     """
     known, output = derivation.knowledge, derivation.graph.output
     arriving, logits = known.arriving.get(output), known.complete(output)
-    if arriving is None or logits is None or not arriving.complete or steps.clients > 1 or steps.weight_decay:
+    if arriving is None or logits is None or not arriving.complete:
         return None
     counts, spreads = list[float](), [float((arriving.error + logits.error).max())]
     for part, factor in zip(steps.slices, factors, strict=True):
         found = _count(arriving.values[part] / factor, logits.values[part], smoothing)
         if found is None:
             return None
-        counts.append(found[0])
+        counts.append(found[0] * steps.clients)
         spreads.append(found[1])
-    rates = _rates(counts, steps.momentum)
+    rates = _rates(counts, steps)
     if not min(rates) > 0:
         return None
     # What a step counts for holds what later ones do, and so do their errors.
-    return StepSizes(rates, max(spreads) * max(counts) / min(rates) if steps.momentum else max(spreads))
+    error = max(spreads) * (max(counts) / min(rates) if steps.momentum else 1.0)
+    return StepSizes(rates, error, steps.clients)
 
 
 def _count(
@@ -98,16 +111,23 @@ def _count(
     return usual, float((found.scales / usual - 1).abs().max())
 
 
-def _rates(counts: Sequence[float], momentum: float) -> tuple[float, ...]:
-    later = [*counts[1:], 0.0]
-    return tuple(count - momentum * after for count, after in zip(counts, later, strict=True))
+def _rates(counts: Sequence[float], steps: LocalSteps) -> tuple[float, ...]:
+    found = list[float]()
+    for step, count in enumerate(counts):
+        later = counts[step + steps.clients :: steps.clients]
+        # What a weight is multiplied with by all later steps, and what its velocity adds to them.
+        kept = 1 - steps.weight_decay * steps.rate * sum(later)
+        found.append((count - (steps.momentum * later[0] if later else 0.0)) / kept)
+    return tuple(found)
 
 
 def agree(one: StepSizes, steps: LocalSteps) -> bool:
     """Whether the steps were taken apart under the rates that they show.
 
-    One factor for all changes nothing. The error of the rates is left aside: steps that were taken apart under wrong
-    ones make it.
+    One factor for all changes nothing, but for weight decay. The error of the rates is left aside: steps that were
+    taken apart under wrong ones make it.
     """
-    ratios = torch.tensor(one.rates) / torch.tensor(steps.sizes or [1.0] * steps.each)
+    ratios = torch.tensor(one.rates) / torch.tensor(steps.sizes or [1.0] * steps.each).repeat_interleave(one.clients)
+    if steps.weight_decay:
+        ratios = torch.cat([ratios, torch.ones(1)])
     return float(ratios.max() / ratios.min()) <= 1 + _SAME

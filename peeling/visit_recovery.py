@@ -111,13 +111,14 @@ def recover_visits(
     graph = network_graph(model, update.image_shape, update.batch_norm, steps.visit_count)
     if isinstance(graph, NoGraph):
         return VisitRecovery(f"Peeling by taps is left out: {graph.why}.")
-    gradients = {
-        name: steps.summed(graph.tensors[name], one) for name, one in update.gradients.items() if name in graph.tensors
-    }
+
+    def summed(steps: LocalSteps) -> dict[str, Tensor]:
+        delta = {name: one for name, one in update.gradients.items() if name in graph.tensors}
+        return {name: steps.summed(graph.tensors[name], one) for name, one in delta.items()}
 
     def under(steps: LocalSteps) -> Derivation:
         told = steps_told(tell, graph)
-        return derive(graph, gradients, steps.visit_count, config.tolerance, told, config.operations, steps)
+        return derive(graph, summed(steps), steps.visit_count, config.tolerance, told, config.operations, steps)
 
     derivation, steps, sizes = _under_own_rates(update, steps, under)
     record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
@@ -131,7 +132,7 @@ def recover_visits(
     search = ImageSearch(update, config, pictures, device, tell)
     try:
         looked_for = _Finder(search, update.image_count, search.evaluations(cut, update.image_count))
-        images = StepByStep(cut, derivation.knowledge, gradients, steps, tell).run(looked_for)
+        images = StepByStep(cut, derivation.knowledge, summed(steps), steps, tell).run(looked_for)
     except ImageError as error:
         return replace(found, message=f"{found.message} No images follow: {error}.")
     if images is None:
@@ -147,9 +148,11 @@ def _under_own_rates(
     sizes = _sizes(update, derivation, steps)
     for _ in range(_PASSES):
         # Without momentum the weights of each step follow from what they moved by, whatever the rates.
-        if sizes is None or not steps.momentum or agree(sizes, steps):
+        rests = bool(steps.momentum or steps.weight_decay)
+        common = None if sizes is None or not rests or agree(sizes, steps) else sizes.common
+        if common is None:
             break
-        other = replace(steps, sizes=sizes.rates)
+        other = replace(steps, sizes=common)
         again = under(other)
         shown = _sizes(update, again, other)
         if shown is None or not _own_step(again) < _BETTER * _own_step(derivation):

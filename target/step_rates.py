@@ -30,10 +30,11 @@ def check_rates(update: CapturedUpdate, sizes: StepSizes | None, *, known: bool)
         if sizes.as_told or update.defences:
             return Finding()
         return _another(update, sum(shown) / len(shown))
+    whose = "" if sizes.clients == 1 else f" (first all {sizes.clients} clients' first steps)"
     sentence = (
-        f"the local steps were as large as at learning rates of {_listed(shown)}, and the facts say {rate:.3g} for "
-        "each of them, as where the learning rate, the momentum or its variant (Nesterov, dampening) is another, each "
-        "step's gradient was clipped, or the loss is a sum over batches of unequal size"
+        f"the local steps were as large as at learning rates of {_listed(shown)}{whose}, and the facts say {rate:.3g} "
+        "for each of them, as where the learning rate, the momentum or its variant (Nesterov, dampening) is another, "
+        "each step's gradient was clipped, or the loss is a sum over batches of unequal size"
     )
     limit = (
         "The attack retraces all local steps with one learning rate and the momentum of the facts, and they do not "

@@ -67,7 +67,8 @@ def _made(
 ) -> TapImages:
     """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     if found.images is None or found.error is None:
-        said = found.steps or found.record is None or _contradicts(found)
+        decays = update.local is not None and update.local.weight_decay > 0
+        said = found.steps or found.record is None or _contradicts(found) or decays
         message = " ".join(filter(None, (found.message, _silent(found, update)))) if said else ""
         return TapImages(labels, message, record=found.record)
     why = _unsure(found, update, tolerance)
@@ -97,13 +98,21 @@ def _contradicts(found: VisitRecovery) -> bool:
 
 def _silent(found: VisitRecovery, update: CapturedUpdate) -> str | None:
     """That the steps may be others than the facts make, where they would not show it; None where they would."""
-    if not found.steps or not (update.local and update.local.momentum):
+    local = update.local
+    if local is not None and local.weight_decay and not found.steps:
+        return (
+            "With weight decay that may be since it, the learning rate, the momentum or the number of steps is another "
+            "than the facts say: what the weights decayed by is taken off the delta first, and the rest of it hides "
+            "the visits."
+        )
+    if not found.steps or local is None or not (local.momentum or local.weight_decay):
         return None
     if found.sizes is not None and not found.sizes.vague:
         return None
+    decay = ", the weight decay" if local.weight_decay else ""
     return (
-        "The learning rate of each step does not show: that may be since the learning rate or the momentum is another "
-        "than the facts say."
+        f"The learning rate of each step does not show: that may be since the learning rate{decay} or the momentum is "
+        "another than the facts say."
     )
 
 

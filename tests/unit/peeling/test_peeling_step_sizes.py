@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def derivation(logits: Tensor, derivative: Tensor, error: float = 1e-6) -> Deriv
 
 def visits(steps: LocalSteps, rates: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Of a client with these rates and the momentum of `steps`."""
-    true = LocalSteps(steps.visits, steps.rate, steps.momentum, sizes=rates)
+    true = replace(steps, sizes=rates)
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(steps.visit_count, CLASSES, dtype=torch.float64, generator=random)
     labels = torch.randint(CLASSES, (steps.visit_count,), generator=random)
@@ -72,11 +73,34 @@ def test_a_derivative_of_no_label_shows_nothing() -> None:
     assert step_sizes(derivation(logits, derivative.flip(1)), steps, [1.0] * 2) is None
 
 
-@pytest.mark.parametrize("other", [{"clients": 2}, {"weight_decay": 0.1}])
-def test_clients_and_weight_decay_are_left_out(other: dict[str, Any]) -> None:
-    steps = LocalSteps((1, 1), 0.05)
-    given = derivation(*visits(steps, (1.0, 1.0)))
-    assert step_sizes(given, LocalSteps((1, 1), 0.05, **other), [1.0] * 2) is None
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weight_decay_takes_from_what_earlier_steps_did(momentum: float) -> None:
+    steps, rates = LocalSteps((2, 1, 1), 0.05, momentum, weight_decay=0.5), (1.0, 0.5, 2.0)
+    found = step_sizes(derivation(*visits(steps, rates)), steps, [1.0] * 3)
+    assert found is not None
+    assert found.rates == pytest.approx(rates, rel=1e-6)
+    # The weights themselves decay with the rate, so that one factor for all is another rate.
+    thrice = StepSizes((3.0, 1.5, 6.0), 1e-6)
+    assert not agree(thrice, replace(steps, sizes=rates))
+    assert agree(thrice, replace(steps, sizes=rates, weight_decay=0.0))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_of_several_clients_each_shows_its_own_rates(momentum: float) -> None:
+    steps = LocalSteps((1, 2, 1, 2, 1, 2), 0.05, momentum, clients=2)
+    logits, derivative = visits(steps, (1.0, 0.5, 0.1))
+    found = step_sizes(derivation(logits, derivative), steps, [1.0] * 6)
+    assert found is not None
+    assert found.rates == pytest.approx((1.0, 1.0, 0.5, 0.5, 0.1, 0.1), rel=1e-6)
+    assert found.common == pytest.approx((1.0, 0.5, 0.1), rel=1e-6)
+    assert agree(found, replace(steps, sizes=(1.0, 0.5, 0.1)))
+    assert not agree(found, steps)
+    for part in steps.slices[1::2]:
+        derivative[part] *= 0.5
+    other = step_sizes(derivation(logits, derivative), steps, [1.0] * 6)
+    assert other is not None
+    assert other.rates == pytest.approx((1.0, 0.5, 0.5, 0.25, 0.1, 0.05), rel=1e-6)
+    assert other.common is None
 
 
 def test_what_is_badly_known_differs_from_nothing() -> None:

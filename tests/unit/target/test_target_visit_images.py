@@ -230,6 +230,52 @@ def test_the_average_over_clients_that_trained_is_taken_apart() -> None:
     assert "average of 2 clients, each with local steps of its own" in " ".join(without.limits)
 
 
+def _of_two_clients(rates: tuple[float, float], momentum: float = 0.0) -> CapturedUpdate:
+    """The average of two clients of two steps each, each with a rate of its own, told 0.1."""
+    sent = [
+        train_locally(
+            network(), photos()[part], LABELS[part], local=LocalTraining(rate, batch_size=1, momentum=momentum)
+        )
+        for rate, part in zip(rates, (slice(0, 2), slice(2, 4)), strict=True)
+    ]
+    average = {name: (one + sent[1].gradients[name]) / 2 for name, one in sent[0].gradients.items()}
+    stated = {"image_count": told(4), "clients": told(2), "learning_rate": told(0.1)}
+    return replace(sent[0], gradients=average).stating(**stated)
+
+
+@pytest.mark.parametrize(
+    ("rates", "momentum", "words"),
+    [
+        ((0.1, 0.1), 0.0, None),
+        ((0.05, 0.05), 0.9, "at a learning rate of 0.05, and the facts say 0.1"),
+        ((0.05, 0.02), 0.0, "(first all 2 clients' first steps), and the facts say 0.1 for each"),
+    ],
+)
+def test_the_rates_of_several_clients_are_read(
+    monkeypatch: pytest.MonkeyPatch, rates: tuple[float, float], momentum: float, words: str | None
+) -> None:
+    monkeypatch.setattr(visit_recovery, "find_cut", lambda derivation: NoCut("not asked for"))
+    update = _of_two_clients(rates, momentum)
+    found = visit_recovery.recover_visits(update, network())
+    assert found.sizes is not None
+    first = sorted(0.1 * one for one in found.sizes.rates[:2])
+    assert first == pytest.approx(sorted(rates), rel=0.02)
+    said = check_rates(update, found.sizes, known=True).contradictions
+    assert said == {} if words is None else words in said["learning_rate"]
+
+
+def test_rates_are_read_under_weight_decay_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visit_recovery, "find_cut", lambda derivation: NoCut("not asked for"))
+    update = sent(LocalTraining(0.05, epochs=1, batch_size=2, momentum=0.9, weight_decay=5e-4))
+    found = visit_recovery.recover_visits(update, network())
+    assert found.sizes is not None
+    assert found.sizes.rates == pytest.approx((1, 1), rel=0.02)
+    # Far from the true rate what is left of the weights hides the visits, which is said.
+    other = prepare(update.stating(learning_rate=told(0.1)), network(), AttackConfig().request)
+    assert other.target.anchor is None
+    assert any("the learning rate, the momentum or the number of steps is another" in one for one in other.messages)
+
+
 def test_clients_of_unlike_numbers_of_images_are_a_sentence() -> None:
     update = sent(LocalTraining(0.05, epochs=1, batch_size=1)).stating(clients=told(3))
     found = prepare(update, network(), AttackConfig().request)
