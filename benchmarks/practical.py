@@ -30,6 +30,8 @@ _RANDOM, _TRAINED = "ResNet-18, 3x3 stem, random", "the same, trained"
 ROWS = (
     Row("private-4", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE),
     Row("shared-4", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_SHARED),
+    Row("private-4-seed-1", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE, network_seed=1),
+    Row("shared-4-seed-1", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_SHARED, network_seed=1),
     Row("private-4-float", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE, eight_bit=False),
     Row("shared-4-float", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_SHARED, eight_bit=False),
     Row("private-8", _RANDOM, cifar_resnet18, 32, 8, batch_norm=_PRIVATE),

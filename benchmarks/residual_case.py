@@ -23,6 +23,8 @@ from .unseen_photos import write_unseen_photos
 
 PHOTOS = Path(__file__).resolve().parents[1] / "build" / "unseen"
 CLASSES = 100
+# More than there are sets of photos.
+_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Row:
     batch_norm: BatchNormMode = BatchNormMode.EVAL
     eight_bit: bool = True
     """Whether the images are 8-bit files of the network's size; else they were resized in floating point."""
+    network_seed: int = 0
+    """Of random weights, beside the number of the set: another one is another network on the same photos."""
     clients: int = 1
     """That the batch is of, as many images each; the server has the average of their gradients."""
     which: tuple[int, ...] = ()
@@ -68,12 +72,12 @@ def case_of(row: Row, number: int) -> Case:
 
     Args:
         row: Which network, how large and how many images.
-        number: Of the set of photos; it seeds the network too.
+        number: Of the set of photos; it seeds the network too, with the row's own seed.
     """
     folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
     images = load_images(str(folder), row.batch, row.size)[0]
     images = (images * 255).round() / 255 if row.eight_bit else images
-    torch.manual_seed(number)
+    torch.manual_seed(number + _SEEDS * row.network_seed)
     model = row.make(row.classes).eval()
     labels = (torch.arange(row.batch) * 7 + number) % row.classes
     if row.which:

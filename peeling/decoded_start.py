@@ -40,7 +40,8 @@ _MORE_CROPS, _MOST_NUMBERS = 1500, 2**26
 # The square of places that a block of pixels is made from then, where its features are so many at most: their products
 # are solved for.
 _REACH, _MOST_FEATURES = 3, 3000
-# Behind max-pooling the descent does most: fewer steps, photos and no network, which hardly add to it.
+# Behind max-pooling the descent does most: fewer photos and no network, which hardly add to it, and fewer steps unless
+# batch norm couples the images, whose descent takes longer.
 _POOLED_STEPS = 400
 # Pixels of the images that descend at once: what a network keeps of them is a hundred times as much.
 _AT_ONCE = 200_000
@@ -117,10 +118,11 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     found = SmoothStart(decoded, photos, explained=explained)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
     affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
-    steps = min(_POOLED_STEPS if cut.is_pooled else STEPS, affordable)
+    steps = min(_POOLED_STEPS if cut.is_pooled and not cut.is_coupled else STEPS, affordable)
     if found.is_faint or steps < FEWEST_STEPS:
         return found
-    parts = torch.split(torch.arange(len(decoded.images)), max(1, _AT_ONCE // (height * width)))
+    together = len(decoded.images) if cut.is_coupled else max(1, _AT_ONCE // (height * width))
+    parts = torch.split(torch.arange(len(decoded.images)), together)
     descended = list[tuple[Tensor, Tensor]]()
     for number, some in enumerate(parts):
         told = _steps_told(search.tell, number * steps, len(parts) * steps)

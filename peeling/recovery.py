@@ -31,14 +31,14 @@ from .kinds import CopiedPadding, Identity
 from .known import known_by_rules
 from .own_gradients import without_own_gradient
 from .progress import Tell, steps_told, unheard
-from .record import FoundImages, ImagesBy, PeelingRecord
+from .record import Contrast, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .recovered import Recovery as Recovery
 from .refusals import Why
 from .rules import Derivation, derive
 from .rules.image_labels import CLEAR, ImageLabels, image_labels
 from .rules.rule import Setting
-from .shared_contrast import contrast_of, on_shared_statistics, with_contrast
+from .shared_contrast import HIDDEN, WIDEST, contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
 # What tells the number of images where they are fewer than stated.
@@ -137,7 +137,7 @@ def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: n
     tell("a decoder from the features to pixels")
     stem = find_stem(derivation, update.gradients) if cut.is_pooled else None
     fits = stem is not None and winners_operations(stem) <= config.operations
-    guessed = not fits and not cut.is_coupled and (cut.is_pooled or is_open_question(cut))
+    guessed = not fits and (cut.is_pooled or (not cut.is_coupled and is_open_question(cut)))
     left_out: tuple[str, ...] = () if stem is None or fits else (_WINNERS,)
     try:
         if guessed:
@@ -201,6 +201,8 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
         )
     else:
         left_out += (_DESCENT,)
+    if start.misfit is not None and cut.is_coupled and found.record.contrast is Contrast.HIDDEN:
+        why += f". {HIDDEN}: {WIDEST}"
     record = found.record if start.photos is None else replace(found.record, photos=start.photos)
     message = _none_looked_for(record, search.config, why, left_out)
     return replace(found, message=message, start=start.decoded, record=record)
@@ -222,7 +224,7 @@ def _with_start(found: Recovery, search: ImageSearch, cut: Cut) -> Recovery:
 
 def _descended(features: Recovery, search: ImageSearch, cut: Cut, start: Tensor, evaluations: int) -> Recovery:
     found = search.descend(cut, start, evaluations)
-    shown = with_contrast(cut, found.images, found.error, start, search.bounds)
+    shown = with_contrast(cut, found.images, found.error, search.bounds)
     assert features.record is not None
     record = replace(features.record, found=FoundImages(ImagesBy.DESCENT, tuple(shown.error.tolist())))
     record = replace(record, contrast=shown.contrast)

@@ -8,13 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, batch_norm_targets
-from .cut import Cut, contrast_by_grid, hides_contrast
+from .cut import Cut, contrast_by_grid, hides_contrast, widest_contrast
 from .graph import Graph, Node
 from .kinds import BatchStatisticsNorm, Convolution, Identity, Linear
 from .record import Contrast
 
-# Relative error of images whose contrast is that of the start: photos differ by about as much.
+# Relative error of images whose contrast is as wide as pixels allow: of photos that use little of their range it is too
+# wide.
 _UNKNOWN = 0.5
+WIDEST = "it is as wide as the range of pixels allows, as that of most photos is"
+"""What is said of a contrast that nothing tells."""
+HIDDEN = "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,6 @@ def with_contrast(
     cut: Cut,
     images: Float[Tensor, "image channel height width"],
     error: Float[Tensor, " image"],
-    start: Float[Tensor, "image channel height width"],
     bounds: tuple[Tensor, Tensor],
 ) -> Shown:
     """Images found from a cut, with the contrast of the whole batch.
@@ -85,7 +88,6 @@ def with_contrast(
         cut: That they were found from.
         images: As the model is given them.
         error: Estimated, relative, of each.
-        start: Where the descent began: the contrast of the photos that the decoder was fitted on.
         bounds: What black and white are to the model.
     """
     if not hides_contrast(cut, images):
@@ -93,13 +95,10 @@ def with_contrast(
     contrast = contrast_by_grid(images, *bounds)
     if contrast is not None:
         said = (
-            "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient; pixels "
-            f"that were 8-bit values tell it (mean square remainder {contrast.cost:.1g} of that of chance)."
+            f"{HIDDEN}; pixels that were 8-bit values tell it (mean square remainder {contrast.cost:.1g} of that of "
+            "chance)."
         )
         return Shown(contrast.factor * images, error, said, Contrast.GRID)
-    factor = (images * start).sum() / images.square().sum().clamp_min(1e-300)
-    said = (
-        "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient, and no "
-        "8-bit values tell it: it is that of the public photos."
-    )
+    said = f"{HIDDEN}, and no 8-bit values tell it: {WIDEST}."
+    factor = widest_contrast(images, *bounds)
     return Shown(factor * images, (error.square() + _UNKNOWN**2).sqrt(), said, Contrast.HIDDEN)

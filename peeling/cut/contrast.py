@@ -4,6 +4,9 @@ Where the images enter a convolution without a bias and such a batch norm, ``f x
 factor f, but for what eps leaves: of a batch as the model is given it, only the shape is determined. Pixels that are
 8-bit values tell f: it is the one by which all of them come near multiples of 1/255. By chance none does so, and the
 best of all factors stands out among the others or is not believed.
+
+Where none stands out, photos are taken to use their range: of a batch some pixels are nearly black or white, so that
+the widest contrast that keeps pixels in their range is about the true one, and no less.
 """
 
 from __future__ import annotations
@@ -57,6 +60,23 @@ def hides_contrast(cut: Cut, images: Float[Tensor, "image channel height width"]
     with torch.no_grad():
         once, more = forward(images.double().cpu()), forward(_MORE * images.double().cpu())
     return all(float((one - other).norm()) <= _SAME * float(one.norm()) for one, other in zip(once, more, strict=True))
+
+
+def widest_contrast(
+    images: Float[Tensor, "image channel height width"], lowest: Tensor, highest: Tensor, outside: float = _ALLOWED
+) -> float:
+    """The factor at which all pixel values but a share reach the ends of their range and no farther.
+
+    Args:
+        images: As the model is given them, up to one factor; not all zero.
+        lowest: What black is to the model, ``(channel, 1, 1)``.
+        highest: What white is.
+        outside: The share of values that may lie beyond: more where images are noisy.
+    """
+    ends = torch.where(images > 0, highest.to(images), lowest.to(images))
+    # What no factor brings back, as below a black that is zero, tells nothing.
+    room = torch.where(ends * images > 0, ends / images, torch.inf).flatten()
+    return float(room.kthvalue(min(len(room), 1 + int(outside * len(room)))).values)
 
 
 def contrast_by_grid(

@@ -5,6 +5,10 @@ network does not see, and ends farther from the photos than the decoded start th
 images, edges spared, is nearer to a photo than the start is. So total variation stands beside the features, large at
 first, and falls to what hardly moves the features. An image's features are those of `descent`: equal at units that were
 surely open, of the others what is above zero.
+
+Where batch norm on the batch's own statistics couples the images they go together, as the batch that they are; and
+where it hides the contrast of all of them it is kept as wide as the range of pixels (see `contrast`): smoothness would
+take it away.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...priors.total_variation import colour_total_variation
+from .contrast import hides_contrast, widest_contrast
 from .places import Cut, features_off
 
 # Weights of total variation, of pixels in [0, 1], against the squared relative misfit; each for a part of the steps.
@@ -24,6 +29,8 @@ _WEIGHTS = (0.7, 0.35, 0.17, 0.09)
 STEPS = 1600
 FEWEST_STEPS = 100
 """With fewer the features are not met."""
+# Pixels beyond their range, of a contrast that nothing but that range tells.
+_OUTSIDE = 0.01
 # Of Adam, in pixels in [0, 1]; it falls to a twentieth in half a cosine.
 _RATE, _LAST_RATE = 0.02, 0.001
 
@@ -49,7 +56,7 @@ def smooth_images(
 
     Args:
         cut: With the features.
-        start: Images as the model is given them.
+        start: Images as the model is given them; all of the batch where batch norm couples them.
         lowest: What black is to the model, ``(channel, 1, 1)``.
         highest: What white is.
         steps: Of the descent.
@@ -60,6 +67,7 @@ def smooth_images(
     low, high = lowest.to(device, torch.float32), highest.to(device, torch.float32)
     misfits = _misfits(cut, device)
     pixels = ((start.to(device, torch.float32) - low) / (high - low)).clamp(0, 1).requires_grad_()
+    is_hidden = hides_contrast(cut, start)
     optimiser = torch.optim.Adam([pixels], _RATE, betas=(0.9, 0.99))
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1), _LAST_RATE)
     for step in range(steps):
@@ -71,6 +79,9 @@ def smooth_images(
         optimiser.step()
         falling.step()
         with torch.no_grad():
+            if is_hidden:
+                given = low + (high - low) * pixels
+                pixels.copy_((widest_contrast(given, low, high, _OUTSIDE) * given - low) / (high - low))
             pixels.clamp_(0, 1)
         if on_step is not None:
             on_step(step + 1)

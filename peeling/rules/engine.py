@@ -29,6 +29,7 @@ from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
 from .shut_elsewhere import shut_elsewhere
 from .statistics_input import statistics_input
+from .statistics_joint_input import statistics_joint_input
 from .step_weights import step_scales, step_weights
 from .tap_foothold import few_enough, has_taps, tap_foothold
 from .visit_foothold import visit_foothold
@@ -53,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     tap_foothold,
     visit_foothold,
     row_foothold,
+    statistics_joint_input,
     inverted_input,
     segment_input,
 )

@@ -29,8 +29,6 @@ from .batch_statistics import Normalised, normalised
 
 # Input channels that deviations are told from, each a random mixture of all.
 _MIXTURES = 48
-# A direction of places that the equations see less of than this, relative, is in none of them.
-_UNSEEN = 1e-9
 # A normal matrix with such a ratio between its pivots determines nothing.
 _SINGULAR = 1e-7
 
@@ -121,27 +119,6 @@ class Found:
     """Of each convolution, what is left of each output channel's gradient, relative to it or to the median one."""
     amplified: Float[Tensor, " place"]
     """By how much noise of the equations is larger in the values."""
-
-
-def levels_unseen(readers: Sequence[Reader], size: tuple[int, int]) -> list[Tensor]:
-    """Classes of places, as images outermost, whose common level is in no equation.
-
-    Where all that sees a class of even or odd places sees the whole of it, as a 1x1 convolution with a stride does and
-    the middle of a larger one, a constant on it is removed with the mean.
-    """
-    rows, columns = (max(one.kind.stride[axis] for one in readers) for axis in (0, 1))
-    matrices = [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
-    images, found = len(readers[0].derivative), list[Tensor]()
-    for row in range(rows):
-        for column in range(columns):
-            grid = torch.zeros(images, *size, dtype=torch.float64)
-            grid[:, row::rows, column::columns] = 1
-            chosen = grid.flatten()
-            seen = sum(float((chosen @ matrix).norm()) for matrix in matrices)
-            each = sum(float((chosen[:, None] * matrix).norm()) for matrix in matrices)
-            if seen <= _UNSEEN * each:
-                found.append(chosen)
-    return found
 
 
 def solve_given(

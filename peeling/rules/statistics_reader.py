@@ -11,12 +11,56 @@ from ..graph import Node
 from ..kinds import BatchStatisticsNorm, Convolution, over_channels
 from ..layers import rounding
 from .batch_statistics import behind_batch_statistics
+from .equations import affordable
 from .knowledge import Knowledge, Known
 from .rule import Setting
 from .statistics_equations import Reader
 
 # Channels whose gradient, or whose scale in the batch norm, is a smaller share of the largest say nothing.
 _SILENT = 1e-6
+
+
+def told_of(setting: Setting, known: Knowledge, value: str) -> list[Node]:
+    """The convolutions that read a value and whose equations are known, and affordable.
+
+    Args:
+        setting: With the captured gradients.
+        known: With derivatives behind batch norms.
+        value: Its name.
+    """
+    return [node for node in setting.graph.readers(value) if _is_told(setting, known, node)]
+
+
+def _is_told(setting: Setting, known: Knowledge, node: Node) -> bool:
+    kind, behind = node.kind, behind_batch_statistics(setting.graph, node)
+    if not isinstance(kind, Convolution) or behind is None or setting.gradient(node.name, "weight") is None:
+        return False
+    arriving = known.arriving.get(behind.name)
+    places = places_of(setting, node.inputs[0])
+    return arriving is not None and arriving.complete and affordable(kind, places, node.shape[0])
+
+
+def places_of(setting: Setting, value: str) -> int:
+    """Of a value, of all images."""
+    _, height, width = setting.graph.shape(value)
+    return setting.image_count * height * width
+
+
+def unknown_inputs(setting: Setting, known: Knowledge) -> list[tuple[str, tuple[Known | None, ...]]]:
+    """Values that such equations are told of, those with the fewest places first; each with all that these rest on."""
+    graph = setting.graph
+    wanted = [
+        name
+        for name in graph.by_name
+        if known.complete(name) is None and len(graph.shape(name)) == 3 and told_of(setting, known, name)
+    ]
+    found = []
+    for value in sorted(wanted, key=lambda name: places_of(setting, name)):
+        behind = [one.name for node in graph.readers(value) if (one := behind_batch_statistics(graph, node))]
+        beside = [node.name for node in graph.readers(value)]
+        given = (known.activations.get(value), *map(known.arriving.get, (*behind, *beside)))
+        found.append((value, (*given, *map(known.activations.get, behind))))
+    return found
 
 
 def reader_of(setting: Setting, known: Knowledge, node: Node) -> Reader:

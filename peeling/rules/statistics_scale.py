@@ -10,13 +10,20 @@ with one number unknown and an equation for each channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..graph import Node
+from ..kinds import Needs
 from ..layers import relative, sizes
-from .knowledge import Known
+from .batch_statistics import behind_batch_statistics
+from .channel_sums import shift_gradients
+from .knowledge import Knowledge, Known
+from .passing import through
+from .rule import Setting
 
 # Units that are known tell the scale where there are so many.
 _ENOUGH = 100
@@ -37,6 +44,37 @@ class Scale:
     """Estimated, relative."""
     misfit: float
     """What it leaves of what told it, relative."""
+
+
+def scale_of(setting: Setting, known: Knowledge, nodes: Sequence[Node], values: Tensor, value: str) -> Scale | None:
+    """By units that are known, or else by the gradient in front; None where neither tells it.
+
+    Args:
+        setting: With the captured gradients.
+        known: With the derivatives behind the batch norms.
+        nodes: Convolutions that the values were found by.
+        values: Up to the scale.
+        value: Their name.
+    """
+    graph = setting.graph
+    found = scale_by_known(values, known.activations.get(value))
+    if found is not None:
+        return found
+    shifts = shift_gradients(setting, value) if graph.by_name[value].kind.needs is Needs.OUTPUT else []
+    if not shifts:
+        return None
+    here = torch.zeros_like(values)
+    for node in nodes:
+        behind = behind_batch_statistics(graph, node)
+        assert behind is not None
+        output = node.kind.forward([values], graph.tensors_of(node))
+        (front,) = behind.kind.cotangents(known.arriving[behind.name].values, [output], graph.tensors_of(behind))
+        here = here + node.kind.cotangents(front, [values], graph.tensors_of(node))[0]
+    others = [through(setting, known, node, value) for node in graph.readers(value) if node not in nodes]
+    if any(one is None for one in others):
+        return None
+    beside = torch.stack([one.values for one in others if one is not None]).sum(dim=0) if others else None
+    return scale_by_shift(values, here, beside, shifts[0])
 
 
 def scale_by_known(values: Tensor, known: Known | None) -> Scale | None:

@@ -250,7 +250,7 @@ def test_behind_max_pooling_the_key_is_named_for_what_it_left_out_and_never_as_t
     monkeypatch.setattr(recovery, "smooth_start", lambda *_: smooth)
     message = recover_images(pooled.update, pooled.model, PeelingConfig(operations=1.5e13)).message
     assert "No images are looked for: max-pooling in front of these features hides all pixels" in message
-    wanted = {WINNERS: stem, START: not start, DESCENT: start and not fitted and not coupled}
+    wanted = {WINNERS: stem, START: not start, DESCENT: start and not fitted}
     assert {part: part in message for part in wanted} == wanted
     assert message.count("peeling.operations=1.5e+13") == any(wanted.values())
     assert ("each take more" in message) is (sum(wanted.values()) > 1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.capture import IMAGENET
-from gradinversion.peeling.cut import contrast_by_grid, photo_crops, public_photos
+from gradinversion.peeling.cut import contrast_by_grid, photo_crops, public_photos, widest_contrast
 from torch import Tensor
 
 
@@ -38,3 +38,23 @@ def test_errors_of_half_a_level_tell_no_contrast() -> None:
 
 def test_images_of_one_value_tell_no_contrast() -> None:
     assert contrast_by_grid(torch.zeros(2, 3, 4, 4).double(), *IMAGENET.bounds(dtype=torch.float64)) is None
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.8, 2.0])
+def test_photos_are_as_wide_as_their_range(factor: float) -> None:
+    images = IMAGENET.apply(_pictures(4))
+    found = widest_contrast(factor * images, *IMAGENET.bounds(dtype=torch.float64))
+    assert found * factor == pytest.approx(1, abs=0.05)
+
+
+def test_the_widest_contrast_lets_a_share_of_pixels_lie_beyond() -> None:
+    images = torch.tensor([0.5, 1.0, -0.5, 0.25], dtype=torch.float64).reshape(1, 1, 2, 2)
+    ends = -torch.ones(1, 1, 1, dtype=torch.float64), 2 * torch.ones(1, 1, 1, dtype=torch.float64)
+    assert widest_contrast(images, *ends) == pytest.approx(2)
+    assert widest_contrast(images, *ends, outside=0.5) == pytest.approx(4)
+
+
+def test_values_below_a_black_that_is_zero_tell_no_contrast() -> None:
+    images = torch.tensor([0.5, 0.0, -0.5, 0.25], dtype=torch.float64).reshape(1, 1, 2, 2)
+    black, white = torch.zeros(1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+    assert widest_contrast(images, black, white) == pytest.approx(2)

@@ -15,6 +15,7 @@ from gradinversion.peeling.cut import (
     public_photos,
     refine,
     smooth_images,
+    widest_contrast,
 )
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.kinds import Rectifier
@@ -182,3 +183,23 @@ def test_features_that_are_as_many_as_the_pixels_are_no_open_question(cut: Cut) 
     for is_open, expected in ((many.bool(), False), (some, False), (all_but_one, True)):
         told = replace(place, values=many, is_open=is_open, deviation=many)
         assert is_open_question(Cut(cut.graph, (told,))) is expected
+
+
+@pytest.mark.parametrize("contrast", [0.5, 1.0])
+def test_contrast_that_batch_norm_hides_is_as_wide_as_pixels_allow(private: Tensor, contrast: float) -> None:
+    torch.manual_seed(0)
+    first, norm = nn.Conv2d(3, 24, 8, 8, bias=False), nn.BatchNorm2d(24)
+    model = nn.Sequential(first, norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    graph = network_graph(model, (3, PIXELS, PIXELS), BatchNormMode.TRAIN_PRIVATE, len(private))
+    assert isinstance(graph, Graph)
+    rectifier = next(node for node in graph.nodes if isinstance(node.kind, Rectifier))
+    with torch.no_grad():
+        entering = norm.train()(first(given(private).float())).double()
+    spread, error = torch.full_like(entering, 1e-7), torch.full((len(private),), 1e-7, dtype=torch.float64)
+    place = Place(rectifier.name, rectifier.inputs[0], entering.clamp_min(0), entering > 0, spread, error)
+    noise = torch.randn(private.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = contrast * (0.6 * given(private).double() + 0.3 * noise).clamp(-4, 4)
+    low, high = 8 * LOW - 4, 8 * HIGH - 4
+    images, misfit = smooth_images(Cut(graph, (place,)), start, low, high, steps=100)
+    assert float(misfit.max()) < 0.2
+    assert widest_contrast(images, low, high, 0.02) == pytest.approx(1, abs=0.1)

@@ -1,0 +1,67 @@
+"""Levels of an input that no equation tells where batch norm on the batch's own statistics stands behind.
+
+Where all that sees a class of even or odd places sees the whole of it, as a 1x1 convolution with a stride does and the
+middle of a larger one, a constant on it is removed with the mean. Behind a rectifier its least value is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..geometry import gradient_matrix
+from .statistics_equations import Reader
+
+# A direction of places that the equations see less of than this, relative, is in none of them.
+_UNSEEN = 1e-9
+# A level that no equation sees is where the least units are zero: so many within this share of the root mean square.
+_LEAST_UNITS, _ALIKE = 2, 1e-4
+
+
+def levels_unseen(readers: Sequence[Reader], size: tuple[int, int]) -> list[Float[Tensor, " place"]]:
+    """Classes of places, as images outermost, whose common level is in no equation: one there and zero elsewhere.
+
+    Args:
+        readers: Convolutions that read the value.
+        size: Height and width of the value.
+    """
+    rows, columns = (max(one.kind.stride[axis] for one in readers) for axis in (0, 1))
+    matrices = [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
+    images, found = len(readers[0].derivative), list[Tensor]()
+    for row in range(rows):
+        for column in range(columns):
+            grid = torch.zeros(images, *size, dtype=torch.float64)
+            grid[:, row::rows, column::columns] = 1
+            chosen = grid.flatten()
+            seen = sum(float((chosen @ matrix).norm()) for matrix in matrices)
+            each = sum(float((chosen[:, None] * matrix).norm()) for matrix in matrices)
+            if seen <= _UNSEEN * each:
+                found.append(chosen)
+    return found
+
+
+def levelled(
+    values: Float[Tensor, "image channel height width"], levels: Sequence[Float[Tensor, " place"]]
+) -> tuple[Tensor, Tensor]:
+    """With each channel's level on classes of places that no equation tells, and the doubt about it.
+
+    Behind a rectifier the least units are zero. A channel in which no two units are least alike may have none.
+    """
+    doubt = torch.zeros_like(values)
+    if not levels:
+        return values, doubt
+    values, size = values.clone(), float(values.square().mean().sqrt())
+    for level in levels:
+        chosen = level.reshape(len(values), 1, *values.shape[2:]).bool().expand_as(values)
+        some = torch.where(chosen, values, torch.inf)
+        least = some.amin(dim=(0, 2, 3), keepdim=True)
+        near = some <= least + _ALIKE * size
+        count = near.sum(dim=(0, 2, 3), keepdim=True)
+        mean = torch.where(near, values, 0.0).sum(dim=(0, 2, 3), keepdim=True) / count
+        unsure = (count < _LEAST_UNITS) & chosen
+        doubt = torch.where(unsure, (values - mean).abs().amax(dim=(0, 2, 3), keepdim=True), doubt)
+        values = torch.where(chosen, values - mean, values)
+    return values, doubt
