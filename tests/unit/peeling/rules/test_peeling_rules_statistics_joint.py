@@ -81,7 +81,8 @@ def test_back_is_the_transpose_of_forth(values: Tensor, begun: bool) -> None:
     near = NearInput(reader, heard, values + 0.1 if begun else None)
     move = torch.randn(values.shape, generator=generator, dtype=torch.float64)
     forth = near.forth(move)
-    pair = tuple(torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in forth)
+    gradients, outputs = (torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in forth)
+    pair = gradients, outputs
     ours = sum(float((one * other).sum()) for one, other in zip(forth, pair, strict=True))
     assert float((near.back(pair, (SIZE, SIZE)) * move).sum()) == pytest.approx(ours, rel=1e-9)
 
