@@ -69,7 +69,7 @@ def _without_threshold(gradients: Sequence[Tensor]) -> tuple[float, int]:
     probability, asked = 0.0, 0
     for gradient in gradients:
         # Values that recur are no witnesses of their own.
-        sizes = gradient[gradient != 0].abs().double().unique()[: 2 * _ASKED]
+        sizes = torch.unique(gradient[gradient != 0].abs().double())[: 2 * _ASKED]
         half = len(sizes) // 2
         if half < 2:
             continue
