@@ -65,20 +65,23 @@ def faint_images(derivation: Derivation) -> list[int]:
     return [int(one) for one in found] if len(found) < len(errors) else []
 
 
-def repeats_of(final: ImageLabels | None, derivation: Derivation, update: CapturedUpdate) -> Repeats:
+def repeats_of(final: ImageLabels | None, derivation: Derivation, update: CapturedUpdate, apart: int = 0) -> Repeats:
     """How often each image that is shown is in the batch.
 
     Args:
         final: What the final layer says of each.
         derivation: With the logits.
         update: With the number that the facts state.
+        apart: Images of the batch that are known to be others than these.
     """
     known, graph = derivation.knowledge, derivation.graph
     logits = known.complete(graph.output)
     smoothing = float(update.facts.label_smoothing.value)
     found = None
     if final is not None and logits is not None:
-        found = find_repeats(final.derivative, logits.values, update.image_count, smoothing)
+        found = find_repeats(
+            final.derivative, logits.values, update.image_count, smoothing, float(logits.error.max()), apart
+        )
     images = len(known.activations[derivation.steps[0].value].values)
     clear = final is not None and float(final.off.max()) <= CLEAR
     labels = final.labels.tolist() if final is not None and clear else [None] * images
@@ -89,7 +92,7 @@ def with_copies(found: Recovery) -> Recovery:
     """What was found, as of the batch that the facts state: images that repeat stand there as often as they do.
 
     For an image that is none of those that were found, since it has no part in the gradient or a faint one, there is
-    what a decoder makes of its features, or one flat colour, and 0 in the place of an error.
+    what a decoder makes of its features, or one flat colour, and its error is infinite.
     """
     repeats = found.repeats
     if repeats is None:
@@ -107,7 +110,7 @@ def with_copies(found: Recovery) -> Recovery:
     return replace(
         found,
         images=None if found.images is None else _filled(found.images[which], unseen, found.faint),
-        error=None if error is None else _filled(error[which], unseen),
+        error=None if error is None else torch.cat([error[which], error.new_full((unseen,), torch.inf)]),
         labels=labels,
         final=_final(found.final, repeats, labels),
         cut=None if found.cut is None or unseen else found.cut.in_order(which),
@@ -131,5 +134,7 @@ def _final(final: ImageLabels | None, repeats: Repeats, labels: Tensor | None) -
     scales = torch.full((len(labels),), repeats.factor, dtype=shared.dtype)
     if not repeats.counted:
         # As they were found they are beside the mean over the images that are shown.
-        scales[: len(which)] = final.scales[which] * repeats.stated / len(final.scales)
+        # What stands for the others has no factor of its own.
+        own = final.scales * repeats.stated / len(final.scales)
+        scales = _filled(own[which], repeats.unseen, own.median().expand(repeats.unseen))
     return ImageLabels(labels, torch.zeros_like(scales), scales, shared)

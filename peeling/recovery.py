@@ -91,7 +91,7 @@ def recover_images(
     rest = derive(graph, update.gradients, fewer, config.tolerance, steps_told(tell, graph), config.operations)
     if not rest.steps:
         return found
-    without = _recovered(rest, fewer, search, model)
+    without = _recovered(rest, fewer, search, model, apart=len(faint))
     if not _all_known(without, config.tolerance):
         return found
     start = None if found.start is None else found.start.images
@@ -103,8 +103,8 @@ def _all_known(found: Recovery, tolerance: float) -> bool:
     return found.images is not None and found.error is not None and float(found.error.max()) <= tolerance
 
 
-def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module) -> Recovery:
-    """What follows from a derivation of so many images."""
+def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module, apart: int = 0) -> Recovery:
+    """What follows from a derivation of so many images; `apart` more of the batch are known to be others."""
     graph, update, config, tell = derivation.graph, search.update, search.config, search.tell
     stated, update = update, update if shown > update.image_count else update.stating(image_count=read(shown, _RANK))
     record = record_derivation(derivation, update.image_count, config.tolerance)
@@ -117,7 +117,7 @@ def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: n
         return Recovery(message, record=record, blocked=bool(blocked) or padded, shown=more)
     final = _final(graph, update, derivation)
     if shown < stated.image_count:
-        record = replace(record, repeats=repeats_of(final, derivation, stated))
+        record = replace(record, repeats=repeats_of(final, derivation, stated, apart))
     labels = final.labels if final is not None and float(final.off.max()) <= CLEAR else None
     module = first_module(graph, model)
     known = known_by_rules(record, derivation, model)

@@ -13,8 +13,9 @@ an image that the network is sure of (p near 1 at its label) the derivative says
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -22,11 +23,10 @@ from torch import Tensor
 
 from .rules.image_labels import fit_labels
 
-# How far the counts of labels may be from whole numbers; and how many times the best counts' distance others may have,
-# or what rounding makes of them, before they count as excluded.
-_CLEAR, _WORSE, _ROUNDED = 0.1, 10.0, 1e-3
-# Ways to share copies among images that are looked through.
-_MOST_WAYS = 20_000
+# How far the counts of labels may be from whole numbers: at most, in errors that the logits' relative error makes of
+# them, and at least. How many times the best counts' distance others may have, or what rounding makes of them, before
+# they count as excluded.
+_CLEAR, _ERRORS, _LEAST, _WORSE, _ROUNDED = 0.1, 10.0, 1e-2, 10.0, 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Repeats:
     labels: tuple[tuple[int, ...], ...]
     """Of the copies of each image, in rising order; empty where they do not follow."""
     sure: bool
-    """Whether no other numbers of copies would do."""
+    """Whether no other numbers of copies would do; else there may be more copies of them."""
     factor: float = 1.0
     """By what every image's loss counts beside what it would in the mean."""
     counted: bool = True
@@ -47,7 +47,8 @@ class Repeats:
 
     @property
     def unseen(self) -> int:
-        """Images of the batch that are none of those recovered."""
+        """Images of the batch that are none of those recovered, or more copies of them where the numbers are not
+        sure."""
         return self.stated - sum(self.times)
 
     @property
@@ -79,41 +80,92 @@ def find_repeats(
     logits: Float[Tensor, "image class"],
     stated: int,
     smoothing: float = 0.0,
+    error: float = 0.0,
+    apart: int = 0,
 ) -> Repeats | None:
     """How often each image is there, and with which labels; None where no whole numbers fit.
+
+    Where several do, each image is there as often as it is by all of them, and what is left of the batch is open.
 
     Args:
         derivative: Of the loss of the batch by the logits, the sum over the copies of each image.
         logits: Of each image.
         stated: B, no fewer than there are images.
         smoothing: Of the labels, in [0, 1).
+        error: Relative, of the logits as it is estimated.
+        apart: Images of the batch that are known to be others than these.
     """
-    # As the facts have the loss; else up to one factor for all, that of an image that is there once.
-    own = fit_labels(derivative, logits, smoothing).scales * stated / len(logits)
-    for factor in (1.0, *own.tolist()):
-        found = _shared_out(derivative / factor, logits, stated, smoothing)
+    clear = min(_CLEAR, max(_LEAST, _ERRORS * error * stated))
+    batch = _Batch(derivative, logits, stated, smoothing, stated - apart, clear)
+    plain, best = batch.fit(1.0), None
+    for factor in batch.factors():
+        found = batch.fit(factor)
         # With a factor that nobody stated all images have to be accounted for.
-        if found is not None and (factor == 1.0 or not found.unseen):
-            return replace(found, factor=factor)
-    return None
+        accounts = found is not None and sum(found.times) == batch.most
+        if found is not None and accounts and (best is None or found.off < best.off):
+            best = found
+    if plain is None or (best is not None and plain.off > max(_WORSE * best.off, _ROUNDED)):
+        # Half as many copies of each and twice the factor make the same gradient, and leave images without a part.
+        return None if best is None else batch.repeats(best, sure=best.sure and math.gcd(*best.times) == 1)
+    return batch.repeats(plain, sure=plain.sure and (best is None or best.times == plain.times))
 
 
-def _shared_out(derivative: Tensor, logits: Tensor, stated: int, smoothing: float) -> Repeats | None:
-    most = stated - len(logits) + 1
-    off, counts = _counts(derivative, logits, stated, smoothing, most)
-    ways = [way for way in _ways(off, stated) if max(_off(off, way)) <= _CLEAR]
-    if not ways:
-        return None
-    best = min(ways, key=lambda way: (max(_off(off, way)), -sum(way)))
-    # What fits the best as well as it may: of several, the one that accounts for all images.
-    bound = max(_WORSE * max(_off(off, best)), _ROUNDED)
-    fitting = [way for way in ways if max(_off(off, way)) <= bound]
-    chosen = min(fitting, key=lambda way: (stated - sum(way), max(_off(off, way))))
-    labels = tuple(
-        tuple(torch.arange(counts.shape[2]).repeat_interleave(counts[image, times - 1]).tolist())
-        for image, times in enumerate(chosen)
-    )
-    return Repeats(stated, chosen, labels, sure=len(fitting) == 1)
+@dataclass(frozen=True)
+class _Fit:
+    """The fewest copies that fit with one factor."""
+
+    factor: float
+    times: tuple[int, ...]
+    counts: Int[Tensor, "image times class"]
+    off: float
+    """How far the best numbers of copies are from whole counts of labels."""
+    sure: bool
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What is known of the images; with the largest number of copies in all, and how far counts may be from whole."""
+
+    derivative: Tensor
+    logits: Tensor
+    stated: int
+    smoothing: float
+    most: int
+    clear: float
+
+    @property
+    def _each(self) -> int:
+        """Copies of one image at most."""
+        return self.most - len(self.logits) + 1
+
+    def factors(self) -> Iterator[float]:
+        """Those with which some image is there a whole number of times, each once."""
+        own = fit_labels(self.derivative, self.logits, self.smoothing).scales * self.stated / len(self.logits)
+        every = own[:, None] / torch.arange(1, self._each + 1, dtype=own.dtype)
+        # Those of one batch differ by rounding alone.
+        yield from {f"{one:.4g}": one for one in every.flatten().tolist() if one > 0}.values()
+
+    def fit(self, factor: float) -> _Fit | None:
+        off, counts = _counts(self.derivative / factor, self.logits, self.stated, self.smoothing, self._each)
+        best = float(off.amin(dim=1).max())
+        if best > self.clear:
+            return None
+        fits = off <= min(self.clear, max(_WORSE * best, _ROUNDED))
+        choices = [row.nonzero().flatten().add(1).tolist() for row in fits]
+        fewest = tuple(map(min, choices))
+        left = self.most - sum(fewest)
+        if left < 0:
+            return None
+        sure = all(len(own) == 1 or sorted(own)[1] - own[0] > left for own in choices)
+        return _Fit(factor, fewest, counts, best, sure)
+
+    def repeats(self, fit: _Fit, *, sure: bool) -> Repeats:
+        classes = torch.arange(fit.counts.shape[2])
+        labels = tuple(
+            tuple(classes.repeat_interleave(fit.counts[image, times - 1]).tolist())
+            for image, times in enumerate(fit.times)
+        )
+        return Repeats(self.stated, fit.times, labels, sure, fit.factor)
 
 
 def _counts(
@@ -126,16 +178,3 @@ def _counts(
     whole = seen.round().clamp_min(0)
     off = (seen - whole).abs().amax(dim=2)
     return torch.where(whole.sum(dim=2) == times, off, torch.inf), whole.long()
-
-
-def _ways(off: Tensor, stated: int) -> list[tuple[int, ...]]:
-    """Numbers of copies of each image that fit it and are no more than all images together."""
-    choices: Sequence[list[int]] = [
-        [times + 1 for times, one in enumerate(row) if one <= _CLEAR] for row in off.tolist()
-    ]
-    some = itertools.islice(itertools.product(*choices), _MOST_WAYS)
-    return [way for way in some if sum(way) <= stated]
-
-
-def _off(off: Tensor, way: Sequence[int]) -> list[float]:
-    return [float(off[image, times - 1]) for image, times in enumerate(way)]

@@ -51,9 +51,16 @@ def repeated(record: PeelingRecord) -> str:
             f"{text}: by the derivative of each image's loss {' and '.join(more)} (an image that is there once and "
             "whose loss counts as often makes the same gradient)"
         ]
-    if not repeats.sure:
-        said.append("other numbers of copies would do as well, as where the network is very sure of an image")
-    if repeats.unseen:
+    if not repeats.sure and not repeats.unseen:
+        said.append("other numbers of copies and another factor would do as well")
+    if repeats.unseen and not repeats.sure:
+        was = "image may be a copy" if repeats.unseen == 1 else "images may be copies"
+        said.append(
+            f"{repeats.unseen} more {was} of these, as other numbers of copies would do as well (where the network is "
+            "very sure of an image the gradient does not tell), or have no part in the gradient that rises above "
+            "rounding"
+        )
+    elif repeats.unseen:
         was = "image has" if repeats.unseen == 1 else "images have"
         said.append(
             f"{repeats.unseen} more {was} no part in the gradient that rises above rounding, or a faint one alone, as "

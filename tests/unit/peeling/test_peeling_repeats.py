@@ -58,7 +58,7 @@ def test_of_an_image_that_the_network_is_sure_of_the_copies_are_not_told() -> No
     logits[0, 0] = 40.0
     found = find_repeats(_derivative(logits, [[0], [1], [2]], 4), logits, 4)
     assert found is not None
-    assert not found.sure
+    assert (found.times, found.unseen, found.sure) == ((1, 1, 1), 1, False)
     # But where another one accounts for the batch.
     found = find_repeats(_derivative(logits, [[0], [1, 1], [2]], 4), logits, 4)
     assert found is not None
@@ -69,6 +69,56 @@ def test_images_that_count_by_factors_of_their_own_are_no_copies() -> None:
     logits = _logits(3)
     clipped = torch.tensor([0.7, 1.0, 0.45], dtype=torch.float64)[:, None]
     assert find_repeats(clipped * _derivative(logits, [[0, 0], [1], [2]], 4), logits, 4) is None
+
+
+@pytest.mark.parametrize("sure", [0.9995, 0.99998])
+def test_copies_of_which_the_derivative_tells_nothing_are_not_counted(sure: float) -> None:
+    """One of four images shows nothing: it is no copy of the one that the network is nearly as sure of."""
+    logits = torch.tensor(
+        [[0.3, 0.3, 0.4], [0.5, 0.2, 0.3], [0.4 * (1 - sure), 0.6 * (1 - sure), sure]], dtype=torch.float64
+    ).log()
+    derivative = (logits.softmax(dim=1) - torch.eye(3, dtype=torch.float64)) / 4
+    found = find_repeats(derivative, logits, 4)
+    assert found is not None
+    assert (found.times, found.unseen, found.sure) == ((1, 1, 1), 1, False)
+
+
+def test_an_image_that_is_known_to_be_another_is_no_copy() -> None:
+    logits = _logits(3)
+    logits[0, 0] = 40.0
+    found = find_repeats(_derivative(logits, [[0], [1], [2]], 4), logits, 4, apart=1)
+    assert found is not None
+    assert (found.times, found.unseen, found.sure) == ((1, 1, 1), 1, True)
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.47, 0.53])
+def test_a_factor_of_all_images_leaves_none_without_a_part(factor: float) -> None:
+    """Each is there twice: half the factor and once is the same, but for two images that show nothing."""
+    logits = _logits(2)
+    found = find_repeats(factor * _derivative(logits, [[0, 0], [1, 1]], 4), logits, 4)
+    assert found is not None
+    assert (found.times, found.unseen, found.sure) == ((2, 2), 0, False)
+    assert found.factor == pytest.approx(factor)
+
+
+def test_a_factor_that_half_as_many_copies_do_without_is_not_told() -> None:
+    logits = _logits(2)
+    found = find_repeats(0.5 * _derivative(logits, [[0, 0], [1, 1]], 4), logits, 4)
+    assert found is not None
+    assert (found.times, found.unseen, found.sure) == ((1, 1), 2, False)
+
+
+def test_many_ways_to_share_out_copies_are_many() -> None:
+    logits = torch.full((32, 10), 1e-5, dtype=torch.float64)
+    logits[torch.arange(32), torch.arange(32) % 10] = 1 - 9e-5
+    logits = logits.log()
+    found = find_repeats(_derivative_of_ten(logits), logits, 48)
+    assert found is not None
+    assert (found.times, found.sure) == ((1,) * 32, False)
+
+
+def _derivative_of_ten(logits: Tensor) -> Tensor:
+    return (logits.softmax(dim=1) - torch.eye(10, dtype=logits.dtype)[torch.arange(32) % 10]) / 48
 
 
 def test_where_nothing_tells_the_copies_each_image_is_there_once() -> None:
