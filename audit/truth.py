@@ -72,6 +72,12 @@ def tell_truth(model: nn.Module, private: PrivateBatch, update: CapturedUpdate) 
         update: what the client sent. Its facts are first held against it, as an attack does that knows the labels.
     """
     found = weigh_evidence(update, model)
+    told, shown = len(private.labels), found.update.image_count
+    if told < shown:
+        return (
+            f"The private images do not give this update: they are {told}, and it is of {shown} or more; nothing will "
+            "be called safe."
+        )
     believed = found.and_also(check_smoothing(found.update, model, private.labels)).update
     return describe_truth_gap(measure_truth_gap(model, private, believed), believed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..capture import CapturedUpdate, OneLook, as_gradient, read
+from ..capture import CapturedUpdate, Fact, OneLook, as_gradient, read
 from ..capture.labels.final_layer import FinalLayer
 from ..peeling.layers import rounding
 from ..peeling.repeats import Repeats
@@ -59,8 +59,29 @@ def check_image_count(update: CapturedUpdate, model: nn.Module, look: OneLook) -
         # Nothing is called safe then: where images repeat, looking for as many as are stated may find none.
         return Finding(limits=(fewer_shown(shown, stated),))
     told = f"The final layer's gradient is that of {_images(shown)} or more, and the facts state {stated}"
-    facts = {"image_count": read(shown, "the rank of the final layer's gradient")}
-    return Finding(facts, messages=(f"{told}; {shown} are attacked.",))
+    facts = {"image_count": read(shown, "the rank of the final layer's gradient"), **in_one_batch(update, shown)}
+    return Finding(facts, messages=(f"{told}; {shown} are attacked.",), limits=(at_least(shown),))
+
+
+def in_one_batch(update: CapturedUpdate, count: int) -> dict[str, Fact[int]]:
+    """The fact by which a single local step stays one where the client has more images than the facts state.
+
+    Args:
+        update: With the facts as they were.
+        count: Of the images, as it is read.
+    """
+    local = update.local
+    if local is None or local.batch_size is None or local.steps(update.image_count) != 1 or local.batch_size >= count:
+        return {}
+    return {"batch_size": read(count, "a gradient of so many images, and that of one local step")}
+
+
+def at_least(shown: int) -> str:
+    """Why an attack on as many images as an update shows may not be one on all."""
+    return (
+        f"That the update is of {_images(shown)} is a lower bound, which nobody told: images that repeat, or that the "
+        "model is very sure of, count for no more, and factors by which images seem to count may be numbers of copies."
+    )
 
 
 def fewer_shown(shown: int, stated: int) -> str:
@@ -76,12 +97,20 @@ def unseen(repeats: Repeats) -> str:
     """What nobody can say of images that the facts state and that are none of those that were found."""
     reason, is_not = ("it has", "is not") if repeats.unseen == 1 else ("they have", "are not")
     why = f"{reason} no part in the gradient that rises above rounding, or so faint a one that the others go before"
-    if not repeats.counted:
+    if not repeats.counted or not repeats.sure:
         shown = _images(len(repeats.times))
         why = f"the gradient is that of {shown}, of which some may be there more than once, or {why}"
     return (
         f"Of the {repeats.stated} images that the facts state {repeats.unseen} {is_not} looked for; one flat colour, "
         f"or what a decoder makes of features that are known roughly, stands there: {why}."
+    )
+
+
+def unsure(repeats: Repeats) -> str:
+    """Why the numbers of copies may be others."""
+    return (
+        f"The gradient shows {_images(len(repeats.times))} where the facts state {repeats.stated}, and how often each "
+        "is there is not certain: other numbers of copies, and another factor of the loss, make the same gradient."
     )
 
 

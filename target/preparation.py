@@ -93,7 +93,7 @@ def prepare(
     solved = solve(evidence, found, model, request, given, look, tell)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     if not solved.by_taps:
-        evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, given is not None)))
+        evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, solved.given)))
     _require_derivatives(request, model, found.update, solved.anchor)
     target = _target(solved, model, generator, look)
     target = _finished(target, request)
@@ -115,7 +115,7 @@ def prepare(
             "it was in the batch."
         )
     messages += evidence.limits
-    training = describe(update, found, given is not None, order_found=solved.by_taps)
+    training = describe(evidence.update, found, solved.given, order_found=solved.by_taps)
     facts = evidence.stated(model)
     return Preparation(
         target, labels, tuple(messages), evidence.belief, training, facts, evidence.limits, known, solved.record

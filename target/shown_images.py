@@ -87,7 +87,9 @@ def _repeats(scales: Sequence[float], labels: Sequence[int], stated: int, error:
     off = max(abs(one - count) for one, count in zip(times, whole, strict=True))
     if min(whole) < 1 or sum(whole) != stated or off > max(_WHOLE, _ERRORS * error * max(whole)):
         return None
-    return Repeats(stated, tuple(whole), tuple((one,) * count for one, count in zip(labels, whole, strict=True)), True)
+    own = tuple((one,) * count for one, count in zip(labels, whole, strict=True))
+    # What a large error alone allows is not certain.
+    return Repeats(stated, tuple(whole), own, sure=off <= _WHOLE)
 
 
 def _alike(repeats: Repeats, labels: RecoveredLabels) -> bool:

@@ -14,7 +14,7 @@ from ..peeling.progress import Tell, unheard
 from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
-from .image_count import fewer_shown, unseen
+from .image_count import at_least, fewer_shown, in_one_batch, unseen, unsure
 from .labels import labels_left_out
 from .pixels import check_pixels
 from .request import Request
@@ -46,6 +46,11 @@ class Solved:
     """Features of every image that follow from taps."""
     taps: TapImages | None = None
     """What taps gave."""
+    given: bool = False
+    """Whether the labels are those that the user states."""
+    scales_fitted: bool = False
+    """Whether by what each image counts was looked for, so that an anchor without factors says that each counts as in
+    the mean."""
 
     @property
     def begins(self) -> bool:
@@ -89,7 +94,10 @@ def solve(
     if solved.taps is None or "image_count" not in solved.taps.finding.facts:
         return _settled(solved)
     # Labels too were looked for in too few images.
-    told, evidence = evidence.update, evidence.and_also(solved.taps.finding)
+    told, finding = evidence.update, solved.taps.finding
+    count = finding.facts["image_count"].value
+    evidence = evidence.without_limit(at_least(told.image_count))
+    evidence = evidence.and_also(replace(finding, facts={**finding.facts, **in_one_batch(told, count)}))
     request, left_out = labels_left_out(request, told, evidence.update)
     evidence = evidence.and_also(Finding(messages=tuple(filter(None, [left_out]))))
     solver = replace(solver, request=request, given=None if left_out else given)
@@ -99,12 +107,27 @@ def solve(
 
 def _settled(solved: Solved) -> Solved:
     """Without the doubt that images may repeat, where it was found how often each of them is there."""
+    solved = _counted(solved)
     repeats = None if solved.record is None else solved.record.repeats
     if repeats is None or not solved.begins:
         return solved
-    evidence = solved.evidence.without_limit(fewer_shown(len(repeats.times), repeats.stated))
+    evidence = solved.evidence
+    if repeats.sure and repeats.counted:
+        evidence = evidence.without_limit(fewer_shown(len(repeats.times), repeats.stated))
     if repeats.unseen:
         evidence = evidence.and_also(Finding(limits=(unseen(repeats),)))
+    elif not repeats.sure:
+        evidence = evidence.and_also(Finding(limits=(unsure(repeats),)))
+    return replace(solved, evidence=evidence)
+
+
+def _counted(solved: Solved) -> Solved:
+    """Without the doubt that there are more images than the update shows, where each of them counts as in a mean over
+    so many."""
+    anchor, update = solved.anchor, solved.evidence.update
+    if anchor is None or anchor.scales or not solved.scales_fitted or anchor.error > _SOLVED:
+        return solved
+    evidence = solved.evidence.without_limit(at_least(update.image_count))
     return replace(solved, evidence=evidence)
 
 
@@ -136,7 +159,7 @@ class _Solver:
             found = as_attackable(evidence.update, self.model, self.look)
         found = refine(found, evidence.update, self.model, labels.labels, self.look)
         evidence = with_rate_read(evidence, found)
-        solved = Solved(evidence, found, labels, None, tuple(labels.warnings))
+        solved = Solved(evidence, found, labels, None, tuple(labels.warnings), given=self.given is not None)
         if not self.request.gradient:
             return solved
         if self.request.allows_for_defences and any(one.name == "soteria" for one in before.defences):
@@ -165,7 +188,9 @@ class _Solver:
             if peeling.anchor.error <= _SOLVED:
                 evidence = evidence.and_also(confirmed_loss(evidence.update))
         messages = (*solved.messages, peeling.message)
-        return replace(solved, evidence=evidence, anchor=peeling.anchor, messages=messages, record=peeling.record)
+        fitted = self.request.allows_for_defences
+        solved = replace(solved, evidence=evidence, messages=messages, record=peeling.record)
+        return replace(solved, anchor=peeling.anchor, scales_fitted=fitted)
 
     def with_images(self, solved: Solved, tell: Tell) -> Solved:
         """With the images as the anchor, where they follow from the taps."""
@@ -194,7 +219,7 @@ class _Solver:
             said = describe(found.anchor.scales, found.anchor.error)
             evidence = solved.evidence.and_also(found_scale(found.anchor.scales, solved.evidence.update))
             solved = replace(solved, evidence=evidence, messages=(*solved.messages, *filter(None, [said])))
-        return replace(solved, labels=found.labels, anchor=found.anchor)
+        return replace(solved, labels=found.labels, anchor=found.anchor, scales_fitted=found.scales_fitted)
 
 
 def _restated(found: Attackable, finding: Finding) -> Attackable:

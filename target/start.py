@@ -17,7 +17,8 @@ class Start:
     """As the model is given them."""
     error: Float[Tensor, " batch"]
     """Estimated root mean square error of each, in the same units; 0 where they are known, up to rounding and to what
-    is said of them elsewhere."""
+    is said of them elsewhere: where some of the batch could not be found (`Repeats.unseen`), something stands for these
+    that no seed leaves either, and a limit says so."""
     seed: int = 0
     """That begins at the images themselves. The others begin with noise of their own, as large as the error."""
     fitted: bool = False

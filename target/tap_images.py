@@ -23,6 +23,7 @@ from ..peeling.recovered import Recovery
 from ..peeling.recovery import recover_images
 from ..peeling.wording import repeated
 from .finding import Finding
+from .image_count import at_least
 from .start import Start
 
 AGREES = 0.05
@@ -48,6 +49,8 @@ class TapImages:
     """What was recovered, and where it ended."""
     known: KnownFeatures | None = None
     """Features of every image."""
+    scales_fitted: bool = False
+    """Whether the final layer tells by what each image counts."""
     finding: Finding = field(default_factory=Finding)
     """What it shows of the facts."""
 
@@ -96,7 +99,8 @@ def _more(shown: int, stated: int) -> Finding:
     """More images than the facts state: that many are attacked."""
     why = f"The taps of the network's convolutions are those of {shown} images, and the facts state {stated}"
     facts = {"image_count": read(shown, "the rank of the convolutions' gradients")}
-    return Finding(facts, messages=(f"{why}; {shown} are attacked.",), resolved=frozenset({"image_count"}))
+    said, limits = (f"{why}; {shown} are attacked.",), (at_least(shown),)
+    return Finding(facts, messages=said, limits=limits, resolved=frozenset({"image_count"}))
 
 
 def _made(
@@ -123,7 +127,7 @@ def _made(
     assert found.images is not None
     assert found.error is not None
     assert found.module is not None
-    images, worst = found.images[order], float(found.error.max())
+    images, worst = found.images[order], _worst(found, found.error)
     scales = () if found.final is None else distinct_from_one(found.final.scales[order].tolist(), worst)
     anchor = Anchor(
         module=found.module,
@@ -134,7 +138,7 @@ def _made(
         error=worst,
         scales=scales,
     )
-    return TapImages(known, message, anchor)
+    return TapImages(known, message, anchor, scales_fitted=found.final is not None)
 
 
 def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: str, seed: int) -> TapImages:
@@ -159,7 +163,7 @@ def _refused(
     """Why the images are not taken for known, in a sentence; None where they are."""
     if found.images is None or found.error is None:
         return ""
-    if not float(found.error.max()) <= tolerance:
+    if not _worst(found, found.error) <= tolerance:
         return ""
     if found.module is None:
         return "No module of the model is given the images as they are, so that they are not taken for known."
@@ -172,6 +176,12 @@ def _refused(
         "They are not taken for known, since others could have the same features: the first layer's gradient, which "
         f"would tell these from others, {why}."
     )
+
+
+def _worst(found: Recovery, error: Tensor) -> float:
+    """Of the images that were found; those of which nothing is known stand behind them and have no error."""
+    unseen = 0 if found.repeats is None else found.repeats.unseen
+    return float(error[: len(error) - unseen].max())
 
 
 def _disagreement(

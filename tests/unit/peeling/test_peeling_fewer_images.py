@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.audit import psnr
-from gradinversion.capture import CapturedUpdate, capture_gradient, told
+from gradinversion.capture import CapturedUpdate, LocalTraining, capture_gradient, told, train_locally
 from gradinversion.coordinator import AttackConfig
+from gradinversion.peeling.fewer_images import with_copies
 from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.images_shown import images_shown
+from gradinversion.peeling.recovery import recover_images
 from gradinversion.peeling.wording import repeated, summary
 from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
@@ -100,6 +102,9 @@ def test_of_an_image_without_a_part_in_the_gradient_nothing_is_claimed() -> None
     assert "1 more image has no part in the gradient" in repeated(found.peeling)
     assert len(found.limits) == 1
     assert "Of the 3 images that the facts state 1 is not looked for" in found.limits[0]
+    error = with_copies(recover_images(update, model)).error
+    assert error is not None
+    assert error.isfinite().tolist() == [True, True, False]
 
 
 def test_an_image_with_a_faint_part_in_the_gradient_does_not_hide_the_others() -> None:
@@ -118,6 +123,41 @@ def test_an_image_with_a_faint_part_in_the_gradient_does_not_hide_the_others() -
     assert len(found.known.activations) == 3
 
 
+def test_an_image_that_the_network_is_very_sure_of_is_no_second_copy_of_another() -> None:
+    model, images, labels = Residual().eval(), _images(4), torch.tensor([3, 1, 2, 5])
+    features: list[Tensor] = []
+    hook = model.fc.register_forward_pre_hook(lambda _, given: features.append(given[0].detach()))
+    with torch.no_grad():
+        model(capture_gradient(model, images, labels).normalisation.apply(images))
+        hook.remove()
+        wanted = torch.eye(10)[labels] * torch.tensor([1.0, 1.0, 10.0, 22.0])[:, None]
+        model.fc.weight.add_(torch.linalg.lstsq(features[-1], wanted).solution.T)
+    update = capture_gradient(model, images, labels)
+    found = prepare(update, model, AttackConfig().request)
+    assert found.peeling is not None
+    assert found.peeling.repeats is not None
+    assert found.peeling.repeats.times == (1, 1, 1)
+    assert not found.peeling.repeats.sure
+    assert found.limits
+    assert any("1 more image may be a copy of these" in message for message in found.messages)
+    assert not any("there twice" in message or "These are the images:" in message for message in found.messages)
+
+
+@pytest.mark.parametrize("factor", [0.4, 0.47])
+def test_images_that_all_repeat_are_so_behind_a_factor_of_all(factor: float) -> None:
+    model, images = Residual().eval(), _batch([0, 1, 0, 1])
+    update = capture_gradient(model, images, torch.tensor([8, 1, 8, 1]))
+    update = replace(update, gradients={name: factor * one for name, one in update.gradients.items()})
+    found = prepare(update, model, AttackConfig().request)
+    assert found.labels.labels.tolist() == [1, 1, 8, 8]
+    assert found.peeling is not None
+    assert found.peeling.repeats is not None
+    assert (found.peeling.repeats.times, found.peeling.repeats.sure) == ((2, 2), False)
+    assert found.target.anchor is not None
+    assert found.target.anchor.scales == pytest.approx([factor] * 4, rel=1e-2)
+    assert found.limits
+
+
 @pytest.mark.parametrize("classes", [10, 4])
 def test_more_images_than_were_told_are_attacked(classes: int) -> None:
     # With four classes the final layer tells no more than three images apart; the taps do.
@@ -129,9 +169,36 @@ def test_more_images_than_were_told_are_attacked(classes: int) -> None:
     assert any("labels that were given are those of 2 images" in message for message in found.messages)
     assert found.labels.labels.tolist() == [1, 2, 3]
     assert found.target.update.image_count == 3
+    # Each counts as in a mean over three.
+    assert found.limits == ()
     pixels = _pixels(found, update)
     best = torch.stack([psnr(pixels, image.expand_as(pixels)).max() for image in images])
     assert float(best.min()) > 60
+
+
+def test_more_images_than_were_told_may_be_more_still_where_they_repeat() -> None:
+    model, which = Residual().eval(), [0, 1, 2, 3, 0]
+    update = capture_gradient(model, _batch(which), torch.tensor(which)).stating(image_count=told(3))
+    found = prepare(update, model, AttackConfig().request)
+    assert found.target.update.image_count == 4
+    assert len(found.limits) == 1
+    assert "4 images is a lower bound" in found.limits[0]
+
+
+def test_one_local_step_of_more_images_than_were_told_stays_one() -> None:
+    model = Residual().eval()
+    update = train_locally(model, _images(6), torch.arange(6), local=LocalTraining(0.01, 1, 6))
+    assert update.facts.local is not None
+    local = replace(update.facts.local, batch_size=told(3))
+    update = replace(update, facts=replace(update.facts, image_count=told(3), local=local))
+    found = prepare(update, model, AttackConfig(labels="0,1,2").request)
+    assert found.target.update.local is None
+    assert found.target.update.image_count == 6
+    assert found.labels.labels.tolist() == list(range(6))
+    assert "one step" in found.training
+    assert not any("2 local steps" in message for message in found.messages)
+    stated = {fact.name: fact.words for fact in found.facts}
+    assert (stated["image_count"], stated["batch_size"]) == ("6", "6")
 
 
 def test_taps_show_different_images() -> None:

@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradinversion.capture import CapturedUpdate, OneLook, capture_gradient, told
+from gradinversion.audit.truth import tell_truth
+from gradinversion.capture import (
+    CapturedUpdate,
+    LocalTraining,
+    OneLook,
+    PrivateBatch,
+    capture_gradient,
+    told,
+    train_locally,
+)
 from gradinversion.capture.facts import all_assumed
 from gradinversion.target import weigh_evidence
 from gradinversion.target.image_count import check_image_count
+from gradinversion.target.shown_images import _repeats
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -44,6 +54,29 @@ def test_more_images_than_stated_are_attacked(model: nn.Module, stated: int) -> 
     assert found.facts["image_count"].value == 5
     assert f"that of 5 images or more, and the facts state {stated}; 5 are attacked" in found.messages[0]
     assert not found.contradictions
+    assert "5 images is a lower bound" in found.limits[0]
+
+
+def test_one_local_step_stays_one(model: nn.Module) -> None:
+    update = train_locally(model, _images(6), torch.arange(6), local=LocalTraining(0.01, 1, 6))
+    assert update.facts.local is not None
+    local = replace(update.facts.local, batch_size=told(3))
+    update = replace(update, facts=replace(update.facts, image_count=told(3), local=local))
+    found = check_image_count(update, model, OneLook())
+    assert (found.facts["image_count"].value, found.facts["batch_size"].value) == (6, 6)
+
+
+@pytest.mark.parametrize(("off", "sure"), [(0.01, True), (0.06, False)])
+def test_numbers_of_copies_that_only_a_large_error_allows_are_not_sure(off: float, sure: bool) -> None:
+    found = _repeats([(2 + off) * 2 / 3, (1 - off) * 2 / 3], [0, 1], 3, error=0.02)
+    assert found is not None
+    assert (found.times, found.sure) == ((2, 1), sure)
+
+
+def test_fewer_private_images_than_the_update_shows_are_not_those_behind_it(model: nn.Module) -> None:
+    private = PrivateBatch(_images(5)[:3], torch.arange(3), ("a", "b", "c"))
+    said = tell_truth(model, private, _told(_update(model, _images(5)), 3))
+    assert "they are 3, and it is of 5 or more" in said
 
 
 def test_a_number_that_nobody_told_is_read(model: nn.Module) -> None:
