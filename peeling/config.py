@@ -22,7 +22,9 @@ class PeelingConfig(Checked):
     gives every image's features away."""
     operations: float = 1e13
     """Floating-point operations, at most, of what follows from taps, and again of the descent from there to the images;
-    each about four minutes of one core. Local steps with momentum that show other rates than the facts are taken apart
+    each about four minutes of one core. A gradient that shows another number of images than the facts state is taken
+    apart once more, and again where a faint image hides the others, each time with as many; so is the descent then.
+    Local steps with momentum that show other rates than the facts are taken apart
     up to two times more, each time with as many. 0 leaves both out."""
     photos: str = "photos"
     """Public photos that the decoder is fitted on at whose images that descent starts: a folder, or "photos" for those

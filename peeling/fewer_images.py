@@ -29,7 +29,8 @@ def derive_shown(
     """What follows from the gradient, and of how many images: of fewer or more than stated where that many leave no
     foothold and the ranks of convolutions show another number.
 
-    More images than the facts state are counted and nothing of them derived: they are other facts.
+    More images than the facts state are counted and nothing of them derived: they are other facts. Each of the two
+    attempts may cost `PeelingConfig.operations`.
 
     Args:
         graph: The network.
