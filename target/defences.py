@@ -54,7 +54,8 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
     clean = layer is not None and layer.clean
     zeros = {} if clean else pruning_slack(update.gradients)
     rounded = _is_rounded(update)
-    if not clean and "prune" not in names and not rounded and is_pruned(update.gradients):
+    pruned = False if clean or rounded or "prune" in names else is_pruned(update.gradients)
+    if pruned:
         yield (
             f"{_zeros(update):.0%} of the update's entries are zero and of the others the smallest are missing, as "
             "after pruning, which the facts do not state"
@@ -64,10 +65,18 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
             "the values of the update recur, as after rounding (quantisation, or numbers of low precision), which the "
             "facts do not state"
         )
-    if layer is None or clean or zeros or rounded or set(names) & {*_NOISY, "prune", "quantise", "soteria"}:
+    if layer is None or clean or pruned or rounded or set(names) & {*_NOISY, "prune", "quantise", "soteria"}:
         return
     size = float(layer.weight_gradient.square().mean().sqrt())
-    if layer.noise >= _NOTICED * size + _rounding(update, layer):
+    if layer.noise < _NOTICED * size + _rounding(update, layer):
+        return
+    # Units that are closed leave the sums as they are.
+    if zeros and pruned is None:
+        yield (
+            f"{_zeros(update):.0%} of the update's entries are zero and the final layer's gradient does not sum to "
+            "zero over the classes, as where entries were dropped, which the facts do not state"
+        )
+    else:
         yield (
             f"the final layer's gradient does not sum to zero over the classes, as with noise of deviation "
             f"{layer.noise:.2g} on each entry, which the facts do not state"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+import scipy
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -15,11 +16,14 @@ _PRUNED_SHARE = 0.02
 # Smallest entries of a tensor that are asked for a threshold; evenly spread ones would be no farther from the smallest
 # to the middle than so many times from there on, and an edge is no slope.
 _ASKED, _EDGE = 32, 2.0
-# Log-probabilities that entries which reach down to zero would begin so far from it: below the first the smallest are
-# missing, above the second they are there, if so many were asked.
+# Logarithms of the chance that entries which reach down to zero begin so far from it, over all tensors together: below
+# the first the smallest are missing, above the second they are there, if so many were asked.
 _MISSING, _THERE, _ENOUGH = -20.0, -7.0, 24
 # Where so many of all entries are zero, the few others may stand in rows and columns of their own.
 _MOSTLY = 0.9
+# How many times fewer patterns of zeros than by chance the rows and the columns of one tensor have, and those of all,
+# where units that are closed for some of few images left them; and of how many rows and columns of a tensor.
+_BLOCKS, _ALL_BLOCKS, _LINES = 2, 3, 512
 # Values that recur so often are those of a rounding, not of noise.
 _RECURRING = 4
 
@@ -42,7 +46,10 @@ def is_pruned(gradients: Mapping[str, Tensor], clients: int = 1) -> bool | None:
     """Whether zeros stand where entries were too small to be kept: pruning, top-k. None where that does not show.
 
     ReLUs that are closed for some of few images leave zeros off whole rows and columns too. But they leave small
-    entries beside large ones, down to zero, while a threshold leaves none below it.
+    entries beside large ones, down to zero, while a threshold leaves none below it. Entries that are dropped at random
+    leave small ones as well. What closed units leave is a union of one block of rows and columns for each image, so
+    that many rows, and many columns, have the same zeros; at random hardly any two have. Where rows or columns are too
+    narrow, or images or places too many, for that to show, nothing is said.
 
     Args:
         gradients: By parameter name.
@@ -52,21 +59,24 @@ def is_pruned(gradients: Mapping[str, Tensor], clients: int = 1) -> bool | None:
     scattered = [g for g in gradients.values() if (_share_apart(g == 0) or 0.0) >= _PRUNED_SHARE]
     zeros = sum(int((g == 0).sum()) for g in gradients.values()) / sum(g.numel() for g in gradients.values())
     if not scattered and zeros < _MOSTLY:
-        return False
-    probability, asked = _without_threshold(scattered)
-    if probability < _MISSING:
+        # In a single row zeros off whole columns cannot be told from whole columns.
+        return False if zeros < _PRUNED_SHARE or any(min(_live(g != 0).shape) > 1 for g in gradients.values()) else None
+    chance, asked = _without_threshold(scattered)
+    if chance < _MISSING:
         return True
-    return False if asked >= _ENOUGH and probability > _THERE and clients == 1 else None
+    is_told = asked >= _ENOUGH and chance > _THERE and clients == 1
+    return False if is_told and _are_blocks([g == 0 for g in scattered]) else None
 
 
 def _without_threshold(gradients: Sequence[Tensor]) -> tuple[float, int]:
-    """Log-probability of entries to begin so far from zero though they reach down to it, and of how many that is.
+    """Logarithm of the chance that entries which reach down to zero begin so far from it, and how many were asked.
 
     Of n entries, spread evenly from zero on, the smallest is at a share of more than x of the n-th with a probability
-    of ``(1 - x)^(n - 1)``. Where entries thin out before they end, as values around a mean do, an end is no threshold,
-    and says nothing.
+    of ``(1 - x)^(n - 1)``, whose negative logarithm is exponentially distributed, and the sum of these over tensors
+    gamma distributed: of many tensors it is large without a threshold too. Where entries thin out before they end, as
+    values around a mean do, an end is no threshold, and says nothing.
     """
-    probability, asked = 0.0, 0
+    total, tensors, asked = 0.0, 0, 0
     for gradient in gradients:
         # Values that recur are no witnesses of their own.
         sizes = torch.unique(gradient[gradient != 0].abs().double())[: 2 * _ASKED]
@@ -75,9 +85,38 @@ def _without_threshold(gradients: Sequence[Tensor]) -> tuple[float, int]:
             continue
         least, middle, most = float(sizes[0]), float(sizes[half - 1]), float(sizes[2 * half - 1])
         if middle - least <= _EDGE * (most - middle):
-            probability += (half - 1) * math.log1p(-least / middle)
-            asked += half - 1
-    return probability, asked
+            total -= (half - 1) * math.log1p(-least / middle)
+            tensors, asked = tensors + 1, asked + half - 1
+    chance = float(scipy.special.gammaincc(tensors, total)) if tensors else 1.0
+    return math.log(chance) if chance > 0 else -math.inf, asked
+
+
+def _are_blocks(zeros: Sequence[Tensor]) -> bool:
+    """Whether rows, and columns, share their patterns of zeros in each tensor, which they do not by chance."""
+    random = torch.Generator().manual_seed(0)
+    found, by_chance = 0, 0
+    for one in zeros:
+        matrix = ~_live(~one).cpu()
+        matrix = matrix[torch.randperm(len(matrix), generator=random)[:_LINES]]
+        matrix = matrix[:, torch.randperm(matrix.shape[1], generator=random)[:_LINES]]
+        flat = matrix.flatten()
+        shuffled = flat[torch.randperm(len(flat), generator=random)].reshape(matrix.shape)
+        for lines, others in ((matrix, shuffled), (matrix.T, shuffled.T)):
+            patterns, usual = _patterns(lines), _patterns(others)
+            if _BLOCKS * patterns > usual:
+                return False
+            found, by_chance = found + patterns, by_chance + usual
+    return _ALL_BLOCKS * found <= by_chance
+
+
+def _live(live: Bool[Tensor, " *axis"]) -> Bool[Tensor, "row column"]:
+    """As a matrix of the rows and the columns that hold a live entry; of a vector none."""
+    matrix = live.flatten(1) if live.ndim > 1 else live.new_zeros(0, 0)
+    return matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]
+
+
+def _patterns(lines: Bool[Tensor, "line entry"]) -> int:
+    return len(torch.unique(lines, dim=0))
 
 
 def _share_apart(zeros: Bool[Tensor, " *axis"]) -> float | None:

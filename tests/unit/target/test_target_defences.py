@@ -13,6 +13,7 @@ from gradinversion.capture import (
     Defence,
     LocalTraining,
     apply_defence,
+    capture_gradient,
     simulate_client,
     told,
     train_locally,
@@ -113,3 +114,15 @@ def test_zeros_of_either_kind_are_no_reason_for_calm() -> None:
     assert any("or the client dropped entries does not show" in limit for limit in evidence.limits)
     told_so = few.stating(defences=told((Defence("prune", 0.9),)))
     assert not any("does not show" in limit for limit in weigh_evidence(told_so, model).limits)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_entries_that_are_dropped_at_random_are_no_reason_for_calm(kept: float) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)).eval()
+    update = capture_gradient(model, torch.rand(4, 3, 8, 8), torch.arange(4))
+    sent = replace(update, gradients={name: g * (torch.rand_like(g) < kept) for name, g in update.gradients.items()})
+    evidence = weigh_evidence(sent, model)
+    assert "as where entries were dropped" in evidence.contradictions["defences"]
+    assert any("or the client dropped entries does not show" in limit for limit in evidence.limits)
+    assert "defences" not in weigh_evidence(update, model).contradictions

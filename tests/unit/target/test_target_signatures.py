@@ -65,6 +65,12 @@ def _kept(gradients: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     return {name: torch.where(one.abs() >= least, one, 0.0) for name, one in gradients.items()}
 
 
+def _dropped(gradients: Mapping[str, Tensor], share: float, seed: int = 0) -> dict[str, Tensor]:
+    """Each entry is kept with a chance, whatever its size."""
+    random = torch.Generator().manual_seed(seed)
+    return {name: g * (torch.rand(g.shape, generator=random) < share) for name, g in gradients.items()}
+
+
 def _shuffled(gradient: Tensor, random: torch.Generator) -> Tensor:
     return gradient.flatten()[torch.randperm(gradient.numel(), generator=random)].reshape(gradient.shape)
 
@@ -108,3 +114,31 @@ def test_an_average_of_two_pruned_updates_does_not_show_that_nothing_was_dropped
         pruned = [apply_defence(some, "prune", 0.5) for some in (one, other)]
         average = {name: (pruned[0][name] - pruned[1][name]) / 2 for name in one}
         assert is_pruned(average, clients=2) is not False
+
+
+@pytest.mark.parametrize("make", [_dense, _convolutional, _pooled])
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.95])
+def test_entries_that_are_dropped_at_random_are_never_taken_for_closed_units(make: object, kept: float) -> None:
+    for batch in (1, 2, 4):
+        assert not any(is_pruned(_dropped(one, kept)) is False for one in _gradients(make, batch))
+
+
+def _mlp(depth: int, width: int, images: int, seed: int = 0) -> dict[str, Tensor]:
+    """Gradients of a mean square, with nothing dropped."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(width, width) for _ in range(depth)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    body = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())], nn.Linear(width, 10))
+    body(torch.rand(images, width)).square().mean().backward()
+    return {name: one.grad for name, one in body.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("depth", [2, 9, 30, 45])
+def test_zeros_of_many_layers_are_told_from_pruning(depth: int) -> None:
+    for seed in range(3):
+        gradients = _mlp(depth, 128, 2, seed)
+        assert any(bool((one == 0).any()) for one in gradients.values())
+        assert is_pruned(gradients) is False
+        assert is_pruned(apply_defence(gradients, "prune", 0.9)) is True
+        assert is_pruned(_dropped(gradients, 0.95)) is None
