@@ -8,15 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..capture import BatchNormMode, CapturedUpdate, batch_norm_targets
-from .cut import Cut, contrast_by_grid, hides_contrast, widest_contrast
+from .cut import Cut, contrast_by_grid, hides_contrast, widest_contrast, widest_error
 from .graph import Graph, Node
 from .kinds import BatchStatisticsNorm, Convolution, Identity, Linear
 from .record import Contrast
 
-# Relative error of images whose contrast is as wide as pixels allow: of photos that use little of their range it is too
-# wide.
-_UNKNOWN = 0.5
-WIDEST = "it is as wide as the range of pixels allows, as that of most photos is"
+WIDEST = (
+    "it is as wide as the range of pixels allows, as that of most photos is; that of photos in fog or at night is less"
+)
 """What is said of a contrast that nothing tells."""
 HIDDEN = "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient"
 
@@ -100,5 +99,6 @@ def with_contrast(
         )
         return Shown(contrast.factor * images, error, said, Contrast.GRID)
     said = f"{HIDDEN}, and no 8-bit values tell it: {WIDEST}."
-    factor = widest_contrast(images, *bounds)
-    return Shown(factor * images, (error.square() + _UNKNOWN**2).sqrt(), said, Contrast.HIDDEN)
+    widest = widest_contrast(images, *bounds) * images
+    off = widest_error(widest, *bounds)
+    return Shown(widest, (error.square() + off**2).sqrt(), said, Contrast.HIDDEN)

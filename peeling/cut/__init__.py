@@ -5,7 +5,7 @@ for the images any more. From noise every descent from a deep cut gets stuck. A 
 that are run through the server's own model, starts near enough for the descent to meet the features to rounding.
 """
 
-from .contrast import Contrast, contrast_by_grid, hides_contrast, widest_contrast
+from .contrast import Contrast, contrast_by_grid, hides_contrast, widest_contrast, widest_error
 from .decoder import Decoded, LinearDecoder, decode, fit_decoder, has_blocks
 from .descent import Recovered, images_from_cut
 from .grid import GridEvidence, grid_evidence
@@ -50,5 +50,6 @@ __all__ = [
     "refine",
     "smooth_images",
     "widest_contrast",
+    "widest_error",
     "winners_operations",
 ]

@@ -65,10 +65,11 @@ def hides_contrast(cut: Cut, images: Float[Tensor, "image channel height width"]
 def widest_contrast(
     images: Float[Tensor, "image channel height width"], lowest: Tensor, highest: Tensor, outside: float = _ALLOWED
 ) -> float:
-    """The factor at which all pixel values but a share reach the ends of their range and no farther.
+    """The factor at which all pixel values but a share reach the ends of their range and no farther; 1 where no value
+    tells one, as of a batch that is all zero.
 
     Args:
-        images: As the model is given them, up to one factor; not all zero.
+        images: As the model is given them, up to one factor.
         lowest: What black is to the model, ``(channel, 1, 1)``.
         highest: What white is.
         outside: The share of values that may lie beyond: more where images are noisy.
@@ -76,7 +77,23 @@ def widest_contrast(
     ends = torch.where(images > 0, highest.to(images), lowest.to(images))
     # What no factor brings back, as below a black that is zero, tells nothing.
     room = torch.where(ends * images > 0, ends / images, torch.inf).flatten()
-    return float(room.kthvalue(min(len(room), 1 + int(outside * len(room)))).values)
+    telling = room[room.isfinite()]
+    if not len(telling):
+        return 1.0
+    return float(telling.kthvalue(min(len(telling), 1 + int(outside * len(room)))).values)
+
+
+def widest_error(images: Float[Tensor, "image channel height width"], lowest: Tensor, highest: Tensor) -> float:
+    """By how much images of the widest contrast may be off, relative to the true ones: of images in fog, at night, or
+    of one colour that is nearly the mean, the contrast is far less, down to where no pixel is an 8-bit level from it.
+
+    Args:
+        images: As the model is given them, at the widest contrast.
+        lowest: What black is to the model, ``(channel, 1, 1)``.
+        highest: What white is.
+    """
+    levels = _LEVELS * images.abs() / (highest - lowest).to(images)
+    return max(0.0, float(levels.max()) - 1)
 
 
 def contrast_by_grid(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import BatchNormMode, capture_gradient
+from gradinversion.peeling.cut import Cut
 from gradinversion.peeling.graph import NoGraph, network_graph
 from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovery import recover_images
-from gradinversion.peeling.shared_contrast import contrast_of
+from gradinversion.peeling.shared_contrast import contrast_of, with_contrast
 from torch import Tensor, nn
 
 
@@ -80,3 +82,17 @@ def test_the_record_says_what_the_contrast_comes_from() -> None:
         assert "contrast of the whole batch" in said
     seen = dataclasses.replace(record, contrast=SEEN)
     assert "contrast" not in " ".join(text for _, text in standing(seen))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.04, 0.3])
+def test_an_error_is_stated_that_the_hidden_contrast_does_not_exceed(
+    monkeypatch: pytest.MonkeyPatch, spread: float
+) -> None:
+    monkeypatch.setattr("gradinversion.peeling.shared_contrast.hides_contrast", lambda cut, images: True)
+    noise = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+    images, bounds = 2 * spread * noise, (-2 * torch.ones(3, 1, 1).double(), 2 * torch.ones(3, 1, 1).double())
+    shown = with_contrast(cast(Cut, None), images, torch.full((4,), 1e-4, dtype=torch.float64), bounds)
+    assert shown.contrast is HIDDEN
+    assert bool(shown.images.isfinite().all())
+    off = (shown.images - images).flatten(1).norm(dim=1)
+    assert bool((off <= shown.error * images.flatten(1).norm(dim=1)).all())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gradinversion.capture import IMAGENET
-from gradinversion.peeling.cut import contrast_by_grid, photo_crops, public_photos, widest_contrast
+from gradinversion.peeling.cut import contrast_by_grid, photo_crops, public_photos, widest_contrast, widest_error
 from torch import Tensor
 
 
@@ -58,3 +58,23 @@ def test_values_below_a_black_that_is_zero_tell_no_contrast() -> None:
     images = torch.tensor([0.5, 0.0, -0.5, 0.25], dtype=torch.float64).reshape(1, 1, 2, 2)
     black, white = torch.zeros(1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
     assert widest_contrast(images, black, white) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("black", [0.0, -2.0])
+def test_a_batch_that_tells_no_contrast_keeps_its_own(black: float) -> None:
+    ends = torch.full((3, 1, 1), black), torch.full((3, 1, 1), 2.0)
+    assert widest_contrast(torch.zeros(2, 3, 8, 8), *ends) == 1
+    if not black:
+        assert widest_contrast(-torch.rand(2, 3, 8, 8), *ends) == 1
+        few = -torch.rand(2, 3, 8, 8)
+        few[0, 0, 0, 0] = 0.5
+        assert widest_contrast(few, *ends, outside=0.5) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("spread", [0.5, 0.2, 0.04, 0.01])
+def test_the_error_of_the_widest_contrast_is_no_less_than_the_true_one(spread: float) -> None:
+    noise = 2 * torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    bounds = IMAGENET.bounds(dtype=torch.float64)
+    images = IMAGENET.apply(0.46 + 0.9 * spread * noise)
+    found = widest_contrast(images, *bounds) * images
+    assert widest_error(found, *bounds) >= float((found - images).norm() / images.norm())
