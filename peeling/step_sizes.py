@@ -93,7 +93,7 @@ def step_sizes(
         counts.append(found[0] * steps.clients)
         spreads.append(found[1])
     rates = _rates(counts, steps)
-    if not min(rates) > 0:
+    if rates is None or not min(rates) > 0:
         return None
     # What a step counts for holds what later ones do, and so do their errors.
     error = max(spreads) * (max(counts) / min(rates) if steps.momentum else 1.0)
@@ -111,12 +111,15 @@ def _count(
     return usual, float((found.scales / usual - 1).abs().max())
 
 
-def _rates(counts: Sequence[float], steps: LocalSteps) -> tuple[float, ...]:
+def _rates(counts: Sequence[float], steps: LocalSteps) -> tuple[float, ...] | None:
+    """None where weight decay leaves nothing of what a step did, or turns it round."""
     found = list[float]()
     for step, count in enumerate(counts):
         later = counts[step + steps.clients :: steps.clients]
         # What a weight is multiplied with by all later steps, and what its velocity adds to them.
         kept = 1 - steps.weight_decay * steps.rate * sum(later)
+        if not kept > 0:
+            return None
         found.append((count - (steps.momentum * later[0] if later else 0.0)) / kept)
     return tuple(found)
 

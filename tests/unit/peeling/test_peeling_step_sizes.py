@@ -107,3 +107,11 @@ def test_what_is_badly_known_differs_from_nothing() -> None:
     assert StepSizes((1.0, 1.3), 0.1).constant
     assert StepSizes((0.8, 1.1), 0.1).as_told
     assert not StepSizes((1.0, 1.3), 0.01).constant
+
+
+@pytest.mark.parametrize("decay", [20.0, 30.0])
+def test_weight_decay_that_leaves_nothing_shows_no_rate(decay: float) -> None:
+    # The second step counts for 1, so that one minus decay x rate x 1 is zero, or less.
+    steps = LocalSteps((2, 1), 0.05)
+    logits, derivative = visits(steps, (1.0, 1.0))
+    assert step_sizes(derivation(logits, derivative), replace(steps, weight_decay=decay), [1.0] * 2) is None
