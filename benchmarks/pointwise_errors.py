@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .residual_cases import BATCHES, CLASSES, NOISES, OTHERS, Case, case_of_model, name_of, shift, train
+from .residual_cases import BATCHES, NOISES, OTHERS, Case, case_of_model, name_of, shift, train
 from .residual_errors import measure_all, show
+from .residual_shapes import CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "pointwise_errors.json"
 SIDE = 8

@@ -27,8 +27,9 @@ from gradinversion.peeling.graph import Graph, network_graph
 from gradinversion.peeling.local_steps import LocalSteps
 from torch import Tensor, nn
 
-from .residual_cases import CLASSES, NETWORKS, Case, disturbed, make_network, photos, side_of, truth_of
+from .residual_cases import Case, disturbed, make_network, photos, side_of, truth_of
 from .residual_errors import measure_all, show
+from .residual_shapes import CLASSES, NETWORKS
 
 RESULTS = Path(__file__).parent / "results" / "practical_errors.json"
 _EVAL, _TRAIN = BatchNormMode.EVAL, BatchNormMode.TRAIN_PRIVATE

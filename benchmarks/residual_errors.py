@@ -34,7 +34,8 @@ from gradinversion.peeling.rules import Derivation, derive
 from gradinversion.peeling.rules.knowledge import Known
 from torch import Tensor
 
-from .residual_cases import BATCHES, NETWORKS, NOISES, OTHERS, Case, make_case, photos
+from .residual_cases import BATCHES, NOISES, OTHERS, Case, make_case, photos
+from .residual_shapes import NETWORKS
 
 RESULTS = Path(__file__).parent / "results" / "residual_errors.json"
 FACTOR = 10.0
