@@ -76,6 +76,7 @@ def solve_together(
     shape: tuple[int, ...],
     start: Float[Tensor, "image channel height width"] | None = None,
     steps: int = STEPS,
+    enough: float = 0.0,
 ) -> Together:
     """The input of these convolutions.
 
@@ -85,6 +86,7 @@ def solve_together(
         shape: Of the value, with the images.
         start: Near it, of the right scale; None to begin from nothing, with a root mean square of 1.
         steps: Of Gauss and Newton, at most.
+        enough: A misfit at which they end.
     """
     iterations, scale = 0, 1.0
     if start is None:
@@ -98,7 +100,7 @@ def solve_together(
         last, tried = near, (_of_size(near.values + part * move, scale) for part in _PARTS)
         following = (_Near(readers, heard, shape, one) for one in tried)
         near = next((one for one in following if one.square < last.square), last)
-        if not near.square <= _FALLS**2 * last.square:
+        if not near.square <= _FALLS**2 * last.square or max(near.misfits()) <= enough:
             break
     off = tuple(one.off() for one in near.ones)
     return Together(near.values, *near.misfits(), off, iterations)
@@ -114,6 +116,22 @@ def joint_operations(readers: Sequence[Reader], channels: int, places: int) -> f
     """
     by_reader = sum(2.0 * one.places * one.rows * channels for one in readers)
     return _PRODUCTS * by_reader + 2.0 * places**2 / prod(_strides(readers)) * channels
+
+
+def step_operations(readers: Sequence[Reader], channels: int, places: int) -> float:
+    """Floating-point operations of one step beside its conjugate gradients: the preconditioner, and the equations at
+    the parts of the step that are tried, to within a factor of two.
+
+    Args:
+        readers: Convolutions that read the value.
+        channels: Of the value.
+        places: Of the value, of all images.
+    """
+    classes = prod(_strides(readers))
+    each = places / classes
+    normal = sum(2.0 * each**2 * one.rows for one in readers)
+    tried = len(_PARTS) * _PRODUCTS * sum(2.0 * one.places * one.rows * channels for one in readers)
+    return classes * (normal + each**3) + tried
 
 
 def _of_size(values: Tensor, scale: float) -> Tensor:
@@ -169,10 +187,12 @@ class _Near:
         inverses, (rows, columns) = list[tuple[Tensor, Tensor]](), self._strides
         for some in (number[:, i::rows, j::columns].flatten() for i in range(rows) for j in range(columns)):
             here = torch.stack([part @ part.T for part in (one[some] for one in matrices)]).sum(dim=0)
-            added = held[some].clamp_min(_LEAST_PIVOT * float(here.diagonal().mean()))
-            here += torch.diag(added)
+            # Places that no equation sees keep what they began with.
+            least = max(_LEAST_PIVOT * float(here.diagonal().mean()), 1e-30)
+            here += torch.diag(held[some].clamp_min(least))
             factor, failed = torch.linalg.cholesky_ex(here)
-            inverse = torch.diag(1 / here.diagonal()) if int(failed) else torch.cholesky_inverse(factor)
+            diagonal = here.diagonal().clamp_min(least)
+            inverse = torch.diag(1 / diagonal) if int(failed) else torch.cholesky_inverse(factor)
             inverses.append((some, inverse))
 
         def preconditioned(values: Tensor) -> Tensor:

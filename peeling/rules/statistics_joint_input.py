@@ -4,8 +4,8 @@ Where the gradients alone are too few, or just as many as unknowns so that any d
 of the convolutions' outputs is added (see `statistics_joint`): in a stride-2 block of a residual network, of the one
 branch what the rectifier let through, and of the other what the block's end did, the first being known.
 
-Rank: as many entries of gradients and of known outputs as 1.1 times the input. That this is enough the solution must
-show: it is made twice, the second time from elsewhere with all that it rests on off by as much as it leaves.
+Entries of gradients and of known outputs have to be 1.1 times those of the input. How many of them are independent is
+not counted: what they leave open shows in a second solution that begins far from the first (`statistics_joint_error`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from .equations import deviant
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 from .statistics_equations import Reader
-from .statistics_joint import ITERATIONS, STEPS, Together, joint_operations, solve_together
-from .statistics_levels import levelled, levels_unseen
+from .statistics_joint import ITERATIONS, STEPS, Together, joint_operations, solve_together, step_operations
+from .statistics_joint_error import AGAIN, apart, solved_again, told_entries
+from .statistics_levels import all_seen, levelled, levels_unseen
 from .statistics_reader import places_of, reader_of, told_of, unknown_inputs
 from .statistics_scale import Scale, scale_of
 
@@ -35,10 +36,6 @@ RULE = "input before batch statistics, with outputs"
 _OVERDETERMINED = 1.1
 # Steps where most is done: without channels that were left out, and each time that the scale is told.
 _FEWER, _SCALED = 4, 2
-# Steps of the second solution, and how far from the first it begins, in misfits; at least and at most.
-_AGAIN, _APART, _LEAST_APART, _MOST_APART = 4, 100.0, 1e-4, 0.1
-# Two solutions are nearer to each other than to the truth, about so many times.
-_STRUCTURED = 2.0
 # The least deviation of a place, as a share of the usual one.
 _LEAST_LOCAL = 0.3
 # A solution that leaves more went astray, and has no scale.
@@ -59,13 +56,15 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
     readers = [reader_of(setting, known, node) for node in nodes]
     told = _Told(readers, [one.adds_up for one in readers])
     equations = int(told.entries / _OVERDETERMINED) // shape[1]
-    if equations < places or not all(bool(one.is_told.any()) for one in readers):
+    size = shape[2], shape[3]
+    if equations < places or not all(bool(one.is_told.any()) for one in readers) or not all_seen(readers, size):
         return Refused(RULE, value, Why.FEW_EQUATIONS, places, equations)
-    each = joint_operations(readers, shape[1], places)
-    most = (1 + STEPS + (1 + _SCALED) * _FEWER + _AGAIN) * ITERATIONS
+    # Of an iteration, with its share of what a step takes beside: one that is not made gives that back.
+    each = joint_operations(readers, shape[1], places) + step_operations(readers, shape[1], places) / ITERATIONS
+    most = (1 + STEPS + (1 + _SCALED) * _FEWER + AGAIN) * ITERATIONS
     if not setting.effort.affords(most * each):
         return Refused(RULE, value, Why.COST, places)
-    levels = levels_unseen(readers, (shape[2], shape[3]))
+    levels = levels_unseen(readers, size)
     # Only behind a rectifier a level that is in no equation has a least value.
     if levels and not is_rectified(graph, value):
         setting.effort.give_back(most * each)
@@ -81,7 +80,7 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
     if scale is None:
         setting.effort.give_back((most - made) * each)
         return Refused(RULE, value, Why.OPEN, places, equations)
-    other = _again(told, found)
+    other = solved_again(told.readers, told.heard, found)
     setting.effort.give_back((most - made - other.iterations) * each)
     result = known.solved(_known(found, other, levels, scale))
     checks = {"places": places, "equations": equations, "misfit": found.misfit, "scale": scale.misfit}
@@ -102,9 +101,7 @@ class _Told:
     @property
     def entries(self) -> int:
         """Of gradients and of known outputs."""
-        pairs = zip(self.readers, self.heard, strict=True)
-        by_gradient = sum(int(some.sum()) * one.gradient[0].numel() for one, some in pairs)
-        return by_gradient + sum(int(one.is_told.sum()) for one in self.readers)
+        return told_entries(self.readers, self.heard)
 
 
 def _solved(told: _Told, shape: tuple[int, ...]) -> tuple[_Told, Together]:
@@ -119,33 +116,10 @@ def _solved(told: _Told, shape: tuple[int, ...]) -> tuple[_Told, Together]:
     return fewer, replace(again, iterations=found.iterations + again.iterations)
 
 
-def _again(told: _Told, found: Together) -> Together:
-    """The solution from elsewhere, with all that it rests on off by as much as was left of it."""
-    # The unknowns have taken up their share of that.
-    share = (told.entries / max(told.entries - found.values.numel(), 1)) ** 0.5
-    random = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=random, dtype=torch.float64)
-
-    shaken = []
-    for one in told.readers:
-        off = max(one.rounding, share * found.gradient_misfit)
-        gradient, derivative = (
-            given + off * given.square().mean().sqrt() * noise(given) for given in (one.gradient, one.derivative)
-        )
-        spread = one.spread.clamp_min(share * found.output_misfit * float(one.told[one.is_told].square().mean().sqrt()))
-        values = one.told + torch.where(one.is_told, spread * noise(one.told), 0.0)
-        shaken.append(replace(one, gradient=gradient, derivative=derivative, told=values))
-    apart = min(max(_APART * found.misfit, _LEAST_APART), _MOST_APART)
-    start = found.values + apart * found.values.square().mean().sqrt() * noise(found.values)
-    return solve_together(shaken, told.heard, tuple(found.values.shape), start, _AGAIN)
-
-
 def _known(found: Together, other: Together, levels: Sequence[Float[Tensor, " place"]], scale: Scale) -> Known:
     """The input with its errors, by how far the two solutions are apart."""
     values, doubt = levelled(found.values, levels)
-    moved = _STRUCTURED * (levelled(other.values, levels)[0] - values)
+    moved = apart(values, other, levels)
     local = moved.square().mean(dim=1, keepdim=True).sqrt()
     usual = moved.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     spread = local.maximum(_LEAST_LOCAL * usual).expand_as(values)

@@ -43,6 +43,19 @@ def levels_unseen(readers: Sequence[Reader], size: tuple[int, int]) -> list[Floa
     return found
 
 
+def all_seen(readers: Sequence[Reader], size: tuple[int, int]) -> bool:
+    """Whether each class of places of a stride is in some equation of a gradient.
+
+    Args:
+        readers: Convolutions that read the value.
+        size: Height and width of the value.
+    """
+    rows, columns = (max(one.kind.stride[axis] for one in readers) for axis in (0, 1))
+    matrices = [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
+    lengths = torch.stack([one.square().sum(dim=1) for one in matrices]).sum(dim=0).reshape(-1, *size)
+    return all(bool(lengths[:, i::rows, j::columns].any()) for i in range(rows) for j in range(columns))
+
+
 def levelled(
     values: Float[Tensor, "image channel height width"], levels: Sequence[Float[Tensor, " place"]]
 ) -> tuple[Tensor, Tensor]:

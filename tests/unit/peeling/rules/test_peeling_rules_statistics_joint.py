@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.kinds import Convolution
 from gradinversion.peeling.rules.statistics_equations import Reader
-from gradinversion.peeling.rules.statistics_joint import solve_together
+from gradinversion.peeling.rules.statistics_joint import solve_together, step_operations
+from gradinversion.peeling.rules.statistics_joint_error import apart, solved_again, told_entries
 from gradinversion.peeling.rules.statistics_joint_input import RULE
+from gradinversion.peeling.rules.statistics_levels import all_seen, levelled, levels_unseen
 from gradinversion.peeling.rules.statistics_near import NearInput
 from torch import Tensor
 
@@ -20,9 +22,13 @@ Cases = Callable[..., Any]
 EPS, IMAGES, INPUTS, SIZE = 1e-5, 3, 6, 8
 
 
-def _reader(values: Tensor, outputs: int, kernel: int, generator: torch.Generator) -> Reader:
+def _reader(values: Tensor, outputs: int, kernel: int, generator: torch.Generator, rank: int | None = None) -> Reader:
     """What a stride-2 convolution and a batch norm behind it are told, with the derivative of a random loss."""
     weight = torch.randn(outputs, INPUTS, kernel, kernel, generator=generator, dtype=torch.float64)
+    if rank is not None:
+        shapes = (outputs, rank), (rank, weight[0].numel())
+        left, right = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        weight = (left @ right).reshape(weight.shape)
     kind = Convolution((kernel, kernel), (2, 2), (kernel // 2, kernel // 2), (1, 1), 1)
     free = weight.clone().requires_grad_()
     output = F.conv2d(values, free, None, 2, kernel // 2)
@@ -116,3 +122,40 @@ def test_as_many_places_as_gradients_follow_with_outputs(residual_case: Cases, r
     true = max(case.errors(step.value, found.knowledge.activations[step.value].values))
     assert true < 1e-3
     assert true < 10 * max(step.error)
+
+
+@pytest.mark.parametrize(("rank", "kernels"), [(2, (3, 1)), (4, (3,))])
+def test_what_equations_of_too_low_a_rank_leave_open_counts_as_an_error(
+    values: Tensor, rank: int, kernels: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    readers = [_reader(values, 18, kernel, generator, rank) for kernel in kernels]
+    heard = [one.adds_up for one in readers]
+    # Entries are enough, and an input that is another meets all of them.
+    assert told_entries(readers, heard) > 1.1 * values.numel()
+    found = solve_together(readers, heard, tuple(values.shape))
+    assert found.misfit < 1e-2
+    levels = levels_unseen(readers, (SIZE, SIZE))
+    ours = levelled(found.values, levels)[0]
+    ours = ours * ((ours * values).sum() / ours.square().sum())
+    true = float((ours - values).norm() / values.norm())
+    assert true > 0.1
+    other = solved_again(readers, heard, found)
+    stated = float(apart(ours, other, levels).norm() / values.norm())
+    assert stated > 0.03  # more than any tolerance
+    assert true < 10 * stated
+
+
+def test_places_that_no_convolution_sees_are_no_solution(values: Tensor) -> None:
+    reader = _reader(values, 5, 1, torch.Generator().manual_seed(7))
+    # A 1x1 convolution with a stride of two sees even places alone.
+    assert not all_seen([reader], (SIZE, SIZE))
+    assert all_seen([reader, _reader(values, 5, 3, torch.Generator().manual_seed(7))], (SIZE, SIZE))
+    assert bool(solve_together([reader], [reader.adds_up], tuple(values.shape)).values.isfinite().all())
+
+
+def test_a_step_costs_what_its_preconditioner_does(values: Tensor) -> None:
+    reader = _reader(values, 5, 3, torch.Generator().manual_seed(8))
+    places = IMAGES * SIZE**2
+    # One matrix of a quarter of the places for each class, inverted.
+    assert step_operations([reader], INPUTS, places) > 4 * (places / 4) ** 3
