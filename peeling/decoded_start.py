@@ -82,6 +82,8 @@ class SmoothStart:
     """The configured photos that it was learnt from."""
     misfit: Float[Tensor, " image"] | None = None
     """What the images leave of their features, relative; None where there was no descent on these."""
+    widened: bool = False
+    """Whether their contrast is the widest that pixels allow, as the features hide it."""
     explained: float = 1.0
     """Share of the variance of photos that were held out that the linear decoder explains; 1 where another made it."""
 
@@ -97,8 +99,9 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     the features tell too little of an image (`SmoothStart.is_faint`). None where no start is affordable.
 
     The error that is stated is the decoder's, before the descent, which brings the images nearer: an upper one as a
-    rule. Behind max-pooling, and of a decoder of the user's own, it was measured on other crops of the photos that it
-    was fitted on, else on whole photos that were held out.
+    rule, but not where it widens their contrast (`SmoothStart.widened`) and the photos had little. Behind max-pooling,
+    and of a decoder of the user's own, it was measured on other crops of the photos that it was fitted on, else on
+    whole photos that were held out.
 
     Args:
         search: Effort, and the photos.
@@ -123,13 +126,14 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
         return found
     together = len(decoded.images) if cut.is_coupled else max(1, _AT_ONCE // (height * width))
     parts = torch.split(torch.arange(len(decoded.images)), together)
-    descended = list[tuple[Tensor, Tensor]]()
+    descended = list[tuple[Tensor, Tensor, bool]]()
     for number, some in enumerate(parts):
         told = _steps_told(search.tell, number * steps, len(parts) * steps)
         own = cut.in_order(some)
         descended.append(smooth_images(own, decoded.images[some], *search.bounds, steps, told, search.device))
-    images, misfit = (torch.cat(part) for part in zip(*descended, strict=True))
-    return replace(found, decoded=replace(decoded, images=images, fitted=True), misfit=misfit)
+    images, misfit = (torch.cat([one[part] for one in descended]) for part in (0, 1))
+    widened = any(one[2] for one in descended)
+    return replace(found, decoded=replace(decoded, images=images, fitted=True), misfit=misfit, widened=widened)
 
 
 def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple[Decoded, float]:

@@ -201,8 +201,10 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
         )
     else:
         left_out += (_DESCENT,)
-    if start.misfit is not None and cut.is_coupled and found.record.contrast is Contrast.HIDDEN:
+    if start.widened:
         why += f". {HIDDEN}: {WIDEST}"
+    elif start.misfit is None and found.record.contrast is Contrast.HIDDEN:
+        why += f". {HIDDEN}: that of the start is what the decoder learnt of public photos"
     record = found.record if start.photos is None else replace(found.record, photos=start.photos)
     message = _none_looked_for(record, search.config, why, left_out)
     return replace(found, message=message, start=start.decoded, record=record)

@@ -18,7 +18,7 @@ from ..peeling.factors import distinct_from_one
 from ..peeling.fewer_images import with_copies
 from ..peeling.layers import relative, worst
 from ..peeling.progress import Tell, unheard
-from ..peeling.record import PeelingRecord
+from ..peeling.record import Contrast, PeelingRecord
 from ..peeling.recovered import Recovery
 from ..peeling.recovery import recover_images
 from ..peeling.wording import repeated
@@ -163,7 +163,7 @@ def _refused(
     """Why the images are not taken for known, in a sentence; None where they are."""
     if found.images is None or found.error is None:
         return ""
-    if not _worst(found, found.error) <= tolerance:
+    if not _worst(found, found.error) <= tolerance or (found.record and found.record.contrast is Contrast.HIDDEN):
         return ""
     if found.module is None:
         return "No module of the model is given the images as they are, so that they are not taken for known."

@@ -51,8 +51,9 @@ def smooth_images(
     steps: int = STEPS,
     on_step: Callable[[int], None] | None = None,
     device: torch.device | None = None,
-) -> tuple[Float[Tensor, "image channel height width"], Float[Tensor, " image"]]:
-    """The images, as the model is given them, and what each leaves of its features, relative.
+) -> tuple[Float[Tensor, "image channel height width"], Float[Tensor, " image"], bool]:
+    """The images, as the model is given them; what each leaves of its features, relative; and whether these hide the
+    contrast, which is then the widest that pixels allow.
 
     Args:
         cut: With the features.
@@ -87,7 +88,7 @@ def smooth_images(
             on_step(step + 1)
     with torch.no_grad():
         images = low + (high - low) * pixels
-        return images.cpu().double(), misfits(images).sqrt().cpu().double()
+        return images.cpu().double(), misfits(images).sqrt().cpu().double(), is_hidden
 
 
 def _misfits(cut: Cut, device: torch.device) -> Callable[[Tensor], Tensor]:

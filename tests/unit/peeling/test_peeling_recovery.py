@@ -10,8 +10,10 @@ from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.peeling import PeelingConfig, decoded_start, recovery
 from gradinversion.peeling.cut import Cut, photo_crops, public_photos, smooth_images
 from gradinversion.peeling.image_search import Descended, ImageSearch
+from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovery import Recovery, recover_images
 from gradinversion.peeling.rules import Derivation, derive
+from gradinversion.peeling.shared_contrast import WIDEST
 from torch import Tensor, nn
 
 PIXELS = 16
@@ -167,7 +169,7 @@ def test_where_no_images_are_looked_for_there_is_a_cut_and_a_start(
 ) -> None:
     begun = list[Tensor]()
 
-    def smooth(cut: Cut, start: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def smooth(cut: Cut, start: Tensor, *rest: Any) -> tuple[Tensor, Tensor, bool]:
         begun.append(start)
         return smooth_images(cut, start, *rest)
 
@@ -252,6 +254,22 @@ def test_behind_max_pooling_the_key_is_named_for_what_it_left_out_and_never_as_t
     assert {part: part in message for part in wanted} == wanted
     assert message.count("peeling.operations=1.5e+13") == any(wanted.values())
     assert ("each take more" in message) is (sum(wanted.values()) > 1)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(("fitted", "widened"), [(True, True), (True, False), (False, False)])
+def test_what_the_contrast_of_the_start_is_follows_from_what_was_done(
+    hidden: bool, fitted: bool, widened: bool, pooled: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pooled.found.start is not None
+    made = decoded_start.SmoothStart(pooled.found.start, None, torch.tensor([0.01]) if fitted else None, widened)
+    monkeypatch.setattr(recovery, "smooth_start", lambda *_: made)
+    monkeypatch.setattr(recovery, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(recovery, "find_stem", lambda *_: None)
+    monkeypatch.setattr(recovery, "contrast_of", lambda *_: Contrast.HIDDEN if hidden else Contrast.SEEN)
+    message = recover_images(pooled.update, pooled.model).message
+    assert (WIDEST in message) is widened
+    assert ("what the decoder learnt of public photos" in message) is (hidden and not fitted)
 
 
 def test_winners_that_fit_the_operations_but_have_no_start_name_the_key(

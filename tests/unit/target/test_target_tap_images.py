@@ -16,7 +16,10 @@ from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig, decoded_start, recovery
 from gradinversion.peeling.cut import refine
 from gradinversion.peeling.image_search import ImageSearch
+from gradinversion.peeling.record import Contrast
+from gradinversion.peeling.recovered import Recovery
 from gradinversion.peeling.recovery import recover_images
+from gradinversion.target import tap_images
 from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
@@ -82,6 +85,23 @@ def _is_of_the_images(prepared: Preparation, case: Case) -> bool:
         and anchor.module == "stem"
         and float((anchor.activations - expected).norm() / expected.norm()) < 1e-3
     )
+
+
+def test_images_of_hidden_contrast_are_not_known_however_much_is_tolerated(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, update, _, _ = case
+
+    def hidden(*given: Any, **named: Any) -> Recovery:
+        found = recover_images(*given, **named)
+        assert found.images is not None
+        assert found.record is not None
+        return replace(found, record=replace(found.record, contrast=Contrast.HIDDEN))
+
+    monkeypatch.setattr(tap_images, "recover_images", hidden)
+    config = AttackConfig(peeling=PeelingConfig(tolerance=0.9))
+    anchor = prepare(update, model, config.request).target.anchor
+    assert anchor is None or anchor.module != "stem"
 
 
 def test_labels_that_are_not_those_of_the_images_are_contradicted(case: Case) -> None:

@@ -133,7 +133,8 @@ def test_a_held_back_unit_counts_as_its_ceiling_in_photos_too(cut: Cut) -> None:
 def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tensor) -> None:
     start = decode(cut, given(photos(100, 0))).images
     seen: list[int] = []
-    images, misfit = smooth_images(cut, start, given(LOW), given(HIGH), 200, seen.append)
+    images, misfit, is_hidden = smooth_images(cut, start, given(LOW), given(HIGH), 200, seen.append)
+    assert not is_hidden
     assert bool((off(images, private) < off(start, private)).all())
     assert float(off(images, private).mean()) < 0.9 * float(off(start, private).mean())
     assert float(misfit.max()) < 0.3
@@ -148,8 +149,8 @@ def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tenso
 
 def test_an_image_does_not_depend_on_the_others(cut: Cut) -> None:
     start = decode(cut, given(photos(100, 0))).images
-    both, _ = smooth_images(cut, start, given(LOW), given(HIGH), 20)
-    alone, _ = smooth_images(cut.in_order(torch.tensor([1])), start[1:], given(LOW), given(HIGH), 20)
+    both, *_ = smooth_images(cut, start, given(LOW), given(HIGH), 20)
+    alone, *_ = smooth_images(cut.in_order(torch.tensor([1])), start[1:], given(LOW), given(HIGH), 20)
     torch.testing.assert_close(both[1:], alone, atol=1e-2, rtol=0)
 
 
@@ -200,6 +201,7 @@ def test_contrast_that_batch_norm_hides_is_as_wide_as_pixels_allow(private: Tens
     noise = torch.randn(private.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = contrast * (0.6 * given(private).double() + 0.3 * noise).clamp(-4, 4)
     low, high = 8 * LOW - 4, 8 * HIGH - 4
-    images, misfit = smooth_images(Cut(graph, (place,)), start, low, high, steps=100)
+    images, misfit, is_hidden = smooth_images(Cut(graph, (place,)), start, low, high, steps=100)
+    assert is_hidden
     assert float(misfit.max()) < 0.2
     assert widest_contrast(images, low, high, 0.02) == pytest.approx(1, abs=0.1)
