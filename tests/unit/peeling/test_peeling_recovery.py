@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import CapturedUpdate, capture_gradient
-from gradinversion.peeling import PeelingConfig, decoded_start, recovery
+from gradinversion.peeling import PeelingConfig, decoded_start, fewer_images, recovery
 from gradinversion.peeling.cut import Cut, photo_crops, public_photos, smooth_images
 from gradinversion.peeling.image_search import Descended, ImageSearch
 from gradinversion.peeling.record import Contrast
@@ -223,7 +223,7 @@ def pooled() -> Behind:
         return derived[-1]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(recovery, "derive", kept)
+        patched.setattr(fewer_images, "derive", kept)
         found = recover_images(update, model)
     return Behind(model, update, derived[0], found)
 
@@ -240,7 +240,7 @@ def test_behind_max_pooling_the_key_is_named_for_what_it_left_out_and_never_as_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = pooled.found.start if start else None
-    monkeypatch.setattr(recovery, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
     monkeypatch.setattr(Cut, "is_coupled", coupled)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: object() if stem else None)
     monkeypatch.setattr(recovery, "winners_operations", lambda _: 2.5e13)
@@ -264,7 +264,7 @@ def test_what_the_contrast_of_the_start_is_follows_from_what_was_done(
     assert pooled.found.start is not None
     made = decoded_start.SmoothStart(pooled.found.start, None, torch.tensor([0.01]) if fitted else None, widened)
     monkeypatch.setattr(recovery, "smooth_start", lambda *_: made)
-    monkeypatch.setattr(recovery, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: None)
     monkeypatch.setattr(recovery, "contrast_of", lambda *_: Contrast.HIDDEN if hidden else Contrast.SEEN)
     message = recover_images(pooled.update, pooled.model).message
@@ -275,7 +275,7 @@ def test_what_the_contrast_of_the_start_is_follows_from_what_was_done(
 def test_winners_that_fit_the_operations_but_have_no_start_name_the_key(
     pooled: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: object())
     monkeypatch.setattr(recovery, "winners_operations", lambda _: 1.0)
     monkeypatch.setattr(recovery, "decoded_start", lambda *_: (None, None))
