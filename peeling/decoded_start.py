@@ -131,9 +131,9 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
         told = _steps_told(search.tell, number * steps, len(parts) * steps)
         own = cut.in_order(some)
         descended.append(smooth_images(own, decoded.images[some], *search.bounds, steps, told, search.device))
-    images, misfit = (torch.cat([one[part] for one in descended]) for part in (0, 1))
-    widened = any(one[2] for one in descended)
-    return replace(found, decoded=replace(decoded, images=images, fitted=True), misfit=misfit, widened=widened)
+    images, misfit, widened = zip(*descended, strict=True)
+    made = replace(decoded, images=torch.cat(images), fitted=True)
+    return replace(found, decoded=made, misfit=torch.cat(misfit), widened=any(widened))
 
 
 def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple[Decoded, float]:
