@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..capture import PrivateBatch
+from ..capture import PrivateBatch, Provenance
 from ..capture.batch import require_unit_range
 from ..coordinator import Reconstruction
 from .assumptions import state_assumptions, state_provenance
@@ -260,8 +260,9 @@ def _lpips(images: Tensor, true: Tensor, weights: str | Path | None) -> tuple[li
 
 def _require_fit(reconstruction: Reconstruction, private: PrivateBatch) -> None:
     expected, given = tuple(reconstruction.images.shape), tuple(private.images.shape)
-    # More may have been found than were told: each that was told is held against the one that it is.
-    if expected[1:] != given[1:] or expected[0] < given[0]:
+    # More may have been read off the update than were told: each that was told is held against the one that it is.
+    more = reconstruction.belief.facts.image_count.provenance is Provenance.READ
+    if expected[1:] != given[1:] or expected[0] < given[0] or (expected[0] > given[0] and not more):
         raise ValueError(
             f"The private images have shape {given} and the reconstruction {expected}; "
             "give the private batch that made this update."

@@ -31,7 +31,7 @@ class LabelScores:
         return {"class_presence": presence, "class_count": self.class_count, "instances": self.instances}
 
 
-def score_labels(recovered: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -> LabelScores:
+def score_labels(recovered: Int[Tensor, " found"], true: Int[Tensor, " batch"]) -> LabelScores:
     """The scores of recovered labels against the private ones.
 
     Args:

@@ -23,8 +23,8 @@ class Matching:
 
 
 def match(
-    images: Float[Tensor, "batch channel height width"],
-    labels: Int[Tensor, " batch"],
+    images: Float[Tensor, "found channel height width"],
+    labels: Int[Tensor, " found"],
     true_images: Float[Tensor, "batch channel height width"],
     true_labels: Int[Tensor, " batch"],
 ) -> Matching:
@@ -34,7 +34,7 @@ def match(
     partner and nothing is chosen in the attack's favour. Otherwise the assignment with the least total squared error.
 
     Args:
-        images: the reconstruction, in [0, 1].
+        images: the reconstruction, in [0, 1]; at least as many as are private.
         labels: the label that each reconstructed image was optimised for.
         true_images: the private images, in [0, 1].
         true_labels: their labels.
@@ -55,7 +55,7 @@ def match(
 
 
 def assign(
-    images: Float[Tensor, "batch channel height width"], true_images: Float[Tensor, "batch channel height width"]
+    images: Float[Tensor, "found channel height width"], true_images: Float[Tensor, "batch channel height width"]
 ) -> tuple[int, ...]:
     """For each private image the reconstructed image of the one-to-one assignment with the least total squared error.
 

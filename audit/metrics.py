@@ -102,7 +102,7 @@ def constant_images(
     return true.mean((2, 3), keepdim=True).expand_as(true)
 
 
-def label_accuracy(labels: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -> float:
+def label_accuracy(labels: Int[Tensor, " found"], true: Int[Tensor, " batch"]) -> float:
     """Share of the private labels that were recovered, as multisets: ``|recovered and true| / B``, in [0, 1].
 
     A gradient holds no order, so only how often each class occurs counts.
@@ -115,7 +115,7 @@ def label_accuracy(labels: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -
     return (len(true) - wrong_labels(labels, true)) / len(true)
 
 
-def wrong_labels(labels: Int[Tensor, " batch"], true: Int[Tensor, " batch"]) -> int:
+def wrong_labels(labels: Int[Tensor, " found"], true: Int[Tensor, " batch"]) -> int:
     """How many private labels were not recovered, as multisets."""
     return len(true) - (Counter(labels.tolist()) & Counter(true.tolist())).total()
 

@@ -12,7 +12,7 @@ import torch
 from gradinversion.agents import Outcome
 from gradinversion.audit import Control, Leak, evaluate, psnr
 from gradinversion.audit.verdict import judge_batch, judge_image
-from gradinversion.capture import PrivateBatch
+from gradinversion.capture import PrivateBatch, read
 from gradinversion.coordinator import Reconstruction
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
@@ -173,6 +173,16 @@ def test_a_batch_of_another_shape_is_refused(attack: Attack) -> None:
     other = PrivateBatch(private.images[:3], private.labels[:3], private.names[:3])
     with pytest.raises(ValueError, match="give the private batch that made this update"):
         evaluate(reconstruction, other)
+
+
+def test_images_beyond_those_that_were_told_may_have_been_read_off_the_update(attack: Attack) -> None:
+    reconstruction, private = attack(batch=4)
+    facts = reconstruction.belief.facts.stating(image_count=read(4, "the rank of the gradient"))
+    found = dataclasses.replace(reconstruction, belief=dataclasses.replace(reconstruction.belief, facts=facts))
+    told = PrivateBatch(private.images[:3], private.labels[:3], private.names[:3])
+    report = evaluate(found, told)
+    assert [image.name for image in report.images] == list(told.names)
+    assert [image.psnr for image in report.images] == [image.psnr for image in evaluate(found, private).images[:3]]
 
 
 @pytest.mark.parametrize("value", [1.2, -0.1, math.nan])

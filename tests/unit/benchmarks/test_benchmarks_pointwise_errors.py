@@ -7,7 +7,7 @@ from gradinversion.benchmarks.residual_errors import measure
 
 @pytest.mark.parametrize("noise", ["none", "1e-4"])
 def test_errors_on_a_phones_network_are_stated_and_true(noise: str) -> None:
-    (case,) = cases([1], NETWORKS[0], [noise])
+    (case,) = cases([1], [NETWORKS[0]], [noise])
     outcome = measure(case)
     assert not outcome.violates
     assert outcome.network == NETWORKS[0]
