@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..capture import CapturedUpdate, Defence, OneLook, as_gradient, is_one_step
+from ..capture import CapturedUpdate, Defence, LabelError, OneLook, as_gradient, is_one_step, is_softmax
 from ..capture.labels.final_layer import FinalLayer
 from .final_layer import softmax_layer
 from .finding import Finding
@@ -31,15 +31,24 @@ def check_defences(update: CapturedUpdate, model: nn.Module, look: OneLook | Non
         model: The server's model.
         look: At the final layer, where others ask it too.
     """
-    layer = None
+    look, layer = look or OneLook(), None
     if is_one_step(update) and (update.local is None or update.local.learning_rate is not None):
-        layer = softmax_layer(as_gradient(update, model), model, look or OneLook())
+        layer = softmax_layer(as_gradient(update, model), model, look)
     # What code of the client's own leaves in an update nobody here knows.
     own = [one.name for one in update.defences if one.is_own]
-    found = [*(() if own else _unstated(update, layer)), *_absent(update, layer)]
-    contradictions = {"defences": "; ".join(found)} if found else {}
-    limits = (*map(_not_allowed_for, own), *(() if own else _zeros_of_either_kind(update, layer)))
-    return Finding(contradictions=contradictions, limits=limits)
+    limits, found = list(map(_not_allowed_for, own)), list[str]()
+    if not own:
+        rounded = _is_rounded(update)
+        pruned = _pruned(update, layer, rounded)
+        found += _unstated(update, layer, rounded, pruned)
+        if _is_unclear(update, layer, rounded, pruned) and not _sums_hold_over_steps(update, model, look):
+            limits.append(
+                f"{_zeros(update):.0%} of the update's entries are zero, and whether units that were closed for some "
+                "of the images made them or the client dropped entries does not show: an attacker who is told may see "
+                "more."
+            )
+    found += _absent(update, layer)
+    return Finding(contradictions={"defences": "; ".join(found)} if found else {}, limits=tuple(limits))
 
 
 def _not_allowed_for(name: str) -> str:
@@ -49,12 +58,39 @@ def _not_allowed_for(name: str) -> str:
     )
 
 
-def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
+def _pruned(update: CapturedUpdate, layer: FinalLayer | None, rounded: bool) -> bool | None:
+    """Whether zeros that nobody stated are those of a threshold; None where that does not show."""
+    stated = any(one.name == "prune" for one in update.defences)
+    return False if stated or rounded or (layer is not None and layer.clean) else is_pruned(update.gradients)
+
+
+def _is_unclear(update: CapturedUpdate, layer: FinalLayer | None, rounded: bool, pruned: bool | None) -> bool:
+    """Whether nothing tells if ReLUs that were closed for some of the images made the zeros, or pruning."""
+    stated = {one.name for one in update.defences} & {"prune", "quantise"}
+    if stated or rounded or (layer is not None and layer.clean):
+        return False
+    clients = update.facts.clients.value
+    return (pruned if clients == 1 else is_pruned(update.gradients, clients)) is None
+
+
+def _sums_hold_over_steps(update: CapturedUpdate, model: nn.Module, look: OneLook) -> bool:
+    """Whether the final layer's delta of several steps sums to zero over the classes, as the gradient of each step
+    does: what dropped entries would have dropped some of these. Only where rounding leaves enough of it to tell.
+    """
+    local = update.local
+    if local is None or is_one_step(update) or local.weight_decay or not is_softmax(update, model):
+        return False
+    try:
+        layer = look.final_layer(update, model)
+    except LabelError:
+        return False
+    size = float(layer.weight_gradient.square().mean().sqrt())
+    rounding = _precision(update) * float(layer.weight.square().mean().sqrt()) * local.steps(update.image_count) ** 0.5
+    return layer.noise <= rounding <= _NOTICED * size
+
+
+def _unstated(update: CapturedUpdate, layer: FinalLayer | None, rounded: bool, pruned: bool | None) -> Iterator[str]:
     names = [one.name for one in update.defences]
-    clean = layer is not None and layer.clean
-    zeros = {} if clean else pruning_slack(update.gradients)
-    rounded = _is_rounded(update)
-    pruned = False if clean or rounded or "prune" in names else is_pruned(update.gradients)
     if pruned:
         yield (
             f"{_zeros(update):.0%} of the update's entries are zero and of the others the smallest are missing, as "
@@ -65,13 +101,13 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
             "the values of the update recur, as after rounding (quantisation, or numbers of low precision), which the "
             "facts do not state"
         )
-    if layer is None or clean or pruned or rounded or set(names) & {*_NOISY, "prune", "quantise", "soteria"}:
+    if layer is None or layer.clean or pruned or rounded or set(names) & {*_NOISY, "prune", "quantise", "soteria"}:
         return
     size = float(layer.weight_gradient.square().mean().sqrt())
     if layer.noise < _NOTICED * size + _rounding(update, layer):
         return
     # Units that are closed leave the sums as they are.
-    if zeros and pruned is None:
+    if pruned is None and pruning_slack(update.gradients):
         yield (
             f"{_zeros(update):.0%} of the update's entries are zero and the final layer's gradient does not sum to "
             "zero over the classes, as where entries were dropped, which the facts do not state"
@@ -80,18 +116,6 @@ def _unstated(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]
         yield (
             f"the final layer's gradient does not sum to zero over the classes, as with noise of deviation "
             f"{layer.noise:.2g} on each entry, which the facts do not state"
-        )
-
-
-def _zeros_of_either_kind(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:
-    """Zeros of which nothing tells whether ReLUs that were closed for some of the images made them, or pruning."""
-    stated = {one.name for one in update.defences} & {"prune", "quantise"}
-    if stated or (layer is not None and layer.clean) or _is_rounded(update):
-        return
-    if is_pruned(update.gradients, update.facts.clients.value) is None:
-        yield (
-            f"{_zeros(update):.0%} of the update's entries are zero, and whether units that were closed for some of "
-            "the images made them or the client dropped entries does not show: an attacker who is told may see more."
         )
 
 
@@ -105,8 +129,12 @@ def _rounding(update: CapturedUpdate, layer: FinalLayer) -> float:
     """What a weight delta over its learning rate carries of the rounding of the weights."""
     if update.local is None or not update.local.learning_rate:
         return 0.0
-    precision = torch.finfo(next(iter(update.gradients.values())).dtype).eps
-    return precision * float(layer.weight.square().mean().sqrt()) / update.local.learning_rate
+    return _precision(update) * float(layer.weight.square().mean().sqrt()) / update.local.learning_rate
+
+
+def _precision(update: CapturedUpdate) -> float:
+    """Of the numbers that were sent, relative."""
+    return torch.finfo(next(iter(update.gradients.values())).dtype).eps
 
 
 def _absent(update: CapturedUpdate, layer: FinalLayer | None) -> Iterator[str]:

@@ -127,7 +127,7 @@ def _made(
     assert found.images is not None
     assert found.error is not None
     assert found.module is not None
-    images, worst = found.images[order], _worst(found, found.error)
+    images, worst = found.images[order], _worst(found)
     scales = () if found.final is None else distinct_from_one(found.final.scales[order].tolist(), worst)
     anchor = Anchor(
         module=found.module,
@@ -163,7 +163,7 @@ def _refused(
     """Why the images are not taken for known, in a sentence; None where they are."""
     if found.images is None or found.error is None:
         return ""
-    if not _worst(found, found.error) <= tolerance or (found.record and found.record.contrast is Contrast.HIDDEN):
+    if not _worst(found) <= tolerance or (found.record and found.record.contrast is Contrast.HIDDEN):
         return ""
     if found.module is None:
         return "No module of the model is given the images as they are, so that they are not taken for known."
@@ -178,10 +178,11 @@ def _refused(
     )
 
 
-def _worst(found: Recovery, error: Tensor) -> float:
-    """Of the images that were found; those of which nothing is known stand behind them and have no error."""
+def _worst(found: Recovery) -> float:
+    """The error of the image that is known least, of those that were found: what stands for the others is last."""
+    assert found.error is not None
     unseen = 0 if found.repeats is None else found.repeats.unseen
-    return float(error[: len(error) - unseen].max())
+    return float(found.error[: len(found.error) - unseen].max())
 
 
 def _disagreement(

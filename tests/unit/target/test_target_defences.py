@@ -126,3 +126,15 @@ def test_entries_that_are_dropped_at_random_are_no_reason_for_calm(kept: float) 
     assert "as where entries were dropped" in evidence.contradictions["defences"]
     assert any("or the client dropped entries does not show" in limit for limit in evidence.limits)
     assert "defences" not in weigh_evidence(update, model).contradictions
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_entries_that_are_dropped_from_a_delta_of_several_steps_are_no_reason_for_calm(kept: float) -> None:
+    client = ClientConfig(image_size=16, labels="7,2,5,0", local_epochs=2, local_batch_size=2, learning_rate=0.1)
+    update, model, _ = simulate_client(client, 0)
+    random = torch.Generator().manual_seed(0)
+    gradients = {name: g * (torch.rand(g.shape, generator=random) < kept) for name, g in update.gradients.items()}
+    limit = "or the client dropped entries does not show"
+    dropped = weigh_evidence(replace(update, gradients=gradients), model)
+    assert any(limit in one for one in dropped.limits)
+    assert not any(limit in one for one in weigh_evidence(update, model).limits)
