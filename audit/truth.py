@@ -48,11 +48,8 @@ def measure_truth_gap(model: nn.Module, private: PrivateBatch, update: CapturedU
         return None
     # As the attack takes it: one step as its gradient, and as a mean over the images that came.
     target = Target(as_attackable(update, model).update, model, private.labels)
-    terms, at_once = (
-        replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0),
-        judged_at_once(update.image_shape),
-    )
-    objective = Objective(target, terms, images_at_once=at_once)
+    terms = replace(ObjectiveConfig(), group_weight=0.0, batch_norm_weight=0.0)
+    objective = Objective(target, terms, images_at_once=judged_at_once(update.image_shape))
     return objective.gradient_loss(update.normalisation.apply(private.images))
 
 

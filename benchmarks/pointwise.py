@@ -26,7 +26,8 @@ from gradinversion.audit import constant_images, psnr, ssim
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import photo_crops, public_photos
 from gradinversion.peeling.graph import Graph, network_graph
-from gradinversion.peeling.recovery import Recovery, recover_images
+from gradinversion.peeling.recovered import Recovery
+from gradinversion.peeling.recovery import recover_images
 from gradinversion.peeling.rules import Derivation, derive
 from torch import Tensor, nn
 

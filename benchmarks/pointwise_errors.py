@@ -1,7 +1,7 @@
 """The errors that peeling states on networks of pointwise and depthwise convolutions, against the true ones.
 
     python -m benchmarks.pointwise_errors                   # 252 cases
-    python -m benchmarks.pointwise_errors --seeds 2 --only random trained --further    # those that the file lacks
+    python -m benchmarks.pointwise_errors --seeds 2 --only random trained --missing    # those that the file lacks
 
 Small networks as phones run them, in three states, with every batch and every damage of `residual_cases`. What counts,
 and what the lines say, is as in `residual_errors`.
@@ -10,7 +10,6 @@ and what the lines say, is as in `residual_errors`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .residual_cases import BATCHES, NOISES, OTHERS, Case, case_of_model, name_of, shift, train
-from .residual_errors import measure_all, show
+from .residual_errors import measure_all, show, written
 from .residual_shapes import CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "pointwise_errors.json"
@@ -120,11 +119,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="networks whose name holds one of these")
     parser.add_argument("--noises", nargs="+", choices=(*NOISES, *OTHERS), default=(*NOISES, *OTHERS))
     parser.add_argument("--operations", type=float, default=math.inf, help="peeling.operations")
-    parser.add_argument("--further", action="store_true", help="keep the lines of the file, and leave out their cases")
+    parser.add_argument("--missing", action="store_true", help="only cases that the file lacks, whose lines stay")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    before = json.loads(arguments.out.read_text()) if arguments.further and arguments.out.exists() else []
+    before = written(arguments.out) if arguments.missing else []
     chosen = cases(arguments.seeds, arguments.only, arguments.noises, {line["case"] for line in before})
     show(measure_all(chosen, arguments.out, before, operations=arguments.operations))
 

@@ -23,8 +23,8 @@ from .unseen_photos import write_unseen_photos
 
 PHOTOS = Path(__file__).resolve().parents[1] / "build" / "unseen"
 CLASSES = 100
-# More than there are sets of photos.
-_SEEDS = 1000
+SEEDS = 1000
+"""Between the seeds of two networks on the same photos: more than there are sets of photos."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def case_of(row: Row, number: int) -> Case:
     folder = write_unseen_photos(PHOTOS / f"set-{number}", number, max(8, row.batch))
     images = load_images(str(folder), row.batch, row.size)[0]
     images = (images * 255).round() / 255 if row.eight_bit else images
-    torch.manual_seed(number + _SEEDS * row.network_seed)
+    torch.manual_seed(number + SEEDS * row.network_seed)
     model = row.make(row.classes).eval()
     labels = (torch.arange(row.batch) * 7 + number) % row.classes
     if row.which:

@@ -252,6 +252,12 @@ def measure_all(
     return outcomes
 
 
+def written(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, if there is one."""
+    lines: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return lines
+
+
 def main() -> None:
     """Measure the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -265,7 +271,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     chosen = cases(arguments.seeds, arguments.only, arguments.noises, tuple(arguments.share))
-    before = json.loads(arguments.out.read_text()) if arguments.missing and arguments.out.exists() else []
+    before = written(arguments.out) if arguments.missing else []
     done = {line["case"] for line in before}
     left = (case for case in chosen if case.name not in done)
     show(measure_all(left, arguments.out, before, images=arguments.images))

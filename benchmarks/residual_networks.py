@@ -26,7 +26,8 @@ from gradinversion.audit.identification import Gallery, make_embedding
 from gradinversion.capture import load_images
 from gradinversion.peeling import PeelingConfig
 from gradinversion.peeling.cut import Cut, photo_crops, public_photos
-from gradinversion.peeling.recovery import Recovery, recover_images
+from gradinversion.peeling.recovered import Recovery
+from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
 from .imagenet_resnet import PIXELS, HalfResNet50

@@ -33,12 +33,12 @@ from .own_gradients import without_own_gradient
 from .progress import Tell, steps_told, unheard
 from .record import Contrast, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
-from .recovered import Recovery as Recovery
+from .recovered import Recovery
 from .refusals import Why
 from .rules import Derivation, derive
 from .rules.image_labels import CLEAR, ImageLabels, image_labels
 from .rules.rule import Setting
-from .shared_contrast import HIDDEN, WIDEST, contrast_of, on_shared_statistics, with_contrast
+from .shared_contrast import CONTRAST_HIDDEN, WIDEST, contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
 
 # What tells the number of images where they are fewer than stated.
@@ -202,9 +202,9 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
     else:
         left_out += (_DESCENT,)
     if start.widened:
-        why += f". {HIDDEN}: {WIDEST}"
+        why += f". {CONTRAST_HIDDEN}: {WIDEST}"
     elif start.misfit is None and found.record.contrast is Contrast.HIDDEN:
-        why += f". {HIDDEN}: that of the start is what the decoder learnt of public photos"
+        why += f". {CONTRAST_HIDDEN}: that of the start is what the decoder learnt of public photos"
     record = found.record if start.photos is None else replace(found.record, photos=start.photos)
     message = _none_looked_for(record, search.config, why, left_out)
     return replace(found, message=message, start=start.decoded, record=record)

@@ -17,7 +17,7 @@ WIDEST = (
     "it is as wide as the range of pixels allows, as that of most photos is; that of photos in fog or at night is less"
 )
 """What is said of a contrast that nothing tells."""
-HIDDEN = "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient"
+CONTRAST_HIDDEN = "Batch norm on the batch's own statistics hides the contrast of the whole batch from the gradient"
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def with_contrast(
     contrast = contrast_by_grid(images, *bounds)
     if contrast is not None:
         said = (
-            f"{HIDDEN}; pixels that were 8-bit values tell it (mean square remainder {contrast.cost:.1g} of that of "
-            "chance)."
+            f"{CONTRAST_HIDDEN}; pixels that were 8-bit values tell it (mean square remainder {contrast.cost:.1g} of "
+            "that of chance)."
         )
         return Shown(contrast.factor * images, error, said, Contrast.GRID)
-    said = f"{HIDDEN}, and no 8-bit values tell it: {WIDEST}."
+    said = f"{CONTRAST_HIDDEN}, and no 8-bit values tell it: {WIDEST}."
     widest = widest_contrast(images, *bounds) * images
     off = widest_error(widest, *bounds)
     return Shown(widest, (error.square() + off**2).sqrt(), said, Contrast.HIDDEN)

@@ -184,10 +184,8 @@ def misfit_at(layer: FinalLayer, found: Unmixed, scaled: bool = False) -> float:
         found: From ``unmix``.
         scaled: Whether the gradient may be that of a mean up to a factor for each image.
     """
-    product, spread_out = (
-        None if scaled else torch.full_like(found.noise, len(found.labels)),
-        layer.smoothing / len(layer.weight),
-    )
+    product = None if scaled else torch.full_like(found.noise, len(found.labels))
+    spread_out = layer.smoothing / len(layer.weight)
     fit = _fit(found.features @ layer.weight.T, layer.bias, found.rows, found.labels, product, spread_out)
     size = (fit.factor[:, None] * found.rows).norm(dim=1)
     misfit = float((fit.misfit / size.clamp_min(1e-300)).norm())

@@ -6,7 +6,7 @@ middle of a larger one, a constant on it is removed with the mean. Behind a rect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -28,18 +28,12 @@ def levels_unseen(readers: Sequence[Reader], size: tuple[int, int]) -> list[Floa
         readers: Convolutions that read the value.
         size: Height and width of the value.
     """
-    rows, columns = (max(one.kind.stride[axis] for one in readers) for axis in (0, 1))
-    matrices = [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
-    images, found = len(readers[0].derivative), list[Tensor]()
-    for row in range(rows):
-        for column in range(columns):
-            grid = torch.zeros(images, *size, dtype=torch.float64)
-            grid[:, row::rows, column::columns] = 1
-            chosen = grid.flatten()
-            seen = sum(float((chosen @ matrix).norm()) for matrix in matrices)
-            each = sum(float((chosen[:, None] * matrix).norm()) for matrix in matrices)
-            if seen <= _UNSEEN * each:
-                found.append(chosen)
+    matrices, found = _matrices(readers, size), list[Tensor]()
+    for chosen in _classes(readers, size):
+        seen = sum(float((chosen @ matrix).norm()) for matrix in matrices)
+        each = sum(float((chosen[:, None] * matrix).norm()) for matrix in matrices)
+        if seen <= _UNSEEN * each:
+            found.append(chosen)
     return found
 
 
@@ -50,10 +44,23 @@ def all_seen(readers: Sequence[Reader], size: tuple[int, int]) -> bool:
         readers: Convolutions that read the value.
         size: Height and width of the value.
     """
+    lengths = torch.stack([one.square().sum(dim=1) for one in _matrices(readers, size)]).sum(dim=0)
+    return all(bool((chosen * lengths).any()) for chosen in _classes(readers, size))
+
+
+def _matrices(readers: Sequence[Reader], size: tuple[int, int]) -> list[Float[Tensor, "place entry"]]:
+    """What each place of the value enters of the gradients, a matrix for each convolution."""
+    return [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
+
+
+def _classes(readers: Sequence[Reader], size: tuple[int, int]) -> Iterator[Float[Tensor, " place"]]:
+    """One at the places of each residue of the largest stride, as images outermost, and zero elsewhere."""
     rows, columns = (max(one.kind.stride[axis] for one in readers) for axis in (0, 1))
-    matrices = [gradient_matrix(one.kind, size, one.in_front(one.first())) for one in readers]
-    lengths = torch.stack([one.square().sum(dim=1) for one in matrices]).sum(dim=0).reshape(-1, *size)
-    return all(bool(lengths[:, i::rows, j::columns].any()) for i in range(rows) for j in range(columns))
+    for row in range(rows):
+        for column in range(columns):
+            grid = torch.zeros(len(readers[0].derivative), *size, dtype=torch.float64)
+            grid[:, row::rows, column::columns] = 1
+            yield grid.flatten()
 
 
 def levelled(

@@ -5,6 +5,7 @@ See `statistics_joint`. Images and places are rows, and channels columns.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class NearInput:
 
     def to(self, dtype: torch.dtype) -> NearInput:
         """In another type."""
-        other = object.__new__(NearInput)
+        other = copy(self)
         for name, one in self.__dict__.items():
             setattr(other, name, one.to(dtype) if isinstance(one, Tensor) else one)
         return other

@@ -11,7 +11,8 @@ from gradinversion.peeling import PeelingConfig, decoded_start, fewer_images, re
 from gradinversion.peeling.cut import Cut, photo_crops, public_photos, smooth_images
 from gradinversion.peeling.image_search import Descended, ImageSearch
 from gradinversion.peeling.record import Contrast
-from gradinversion.peeling.recovery import Recovery, recover_images
+from gradinversion.peeling.recovered import Recovery
+from gradinversion.peeling.recovery import recover_images
 from gradinversion.peeling.rules import Derivation, derive
 from gradinversion.peeling.shared_contrast import WIDEST
 from torch import Tensor, nn
