@@ -26,6 +26,7 @@ from ..peeling.record import (
     PeelingRecord,
     RecoveredPlace,
 )
+from ..peeling.repeats import Repeats
 from ..storage.folders import AbsentError, Storage, StorageError
 from ..storage.json_file import OWN_ROOM, read_json
 from ..storage.safetensors_reader import FormatError
@@ -207,7 +208,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
 
 
 def _record(facts: dict[str, Any]) -> PeelingRecord:
-    found, photos = facts["found"], facts["photos"]
+    found, photos, repeats = facts["found"], facts["photos"], facts.get("repeats")
     return PeelingRecord(
         **facts
         | {
@@ -217,5 +218,6 @@ def _record(facts: dict[str, Any]) -> PeelingRecord:
             "found": None if found is None else FoundImages(**found | {"by": ImagesBy(found["by"])}),
             "photos": None if photos is None else DecoderPhotos(**photos),
             "contrast": Contrast(facts["contrast"]),
+            "repeats": None if repeats is None else Repeats(**repeats),
         }
     )

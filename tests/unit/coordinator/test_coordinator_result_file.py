@@ -41,6 +41,7 @@ from gradinversion.peeling.record import (
     PeelingRecord,
     RecoveredPlace,
 )
+from gradinversion.peeling.repeats import Repeats
 from gradinversion.storage.folders import Storage, StorageError
 from gradinversion.storage.json_file import OWN_ROOM, Room, read_json
 from gradinversion.storage.safetensors_reader import FormatError
@@ -97,6 +98,7 @@ RECORD = PeelingRecord(
     local_steps=2,
     contrast=Contrast.GRID,
     by_taps=True,
+    repeats=Repeats(4, (2, 1), ((3, 5), (7,)), True, 1.5, False),
 )
 
 
@@ -195,7 +197,7 @@ def test_the_comparison_notices_a_difference(result: Reconstruction) -> None:
 
 
 def test_no_field_was_left_at_its_default(result: Reconstruction) -> None:
-    parts = (RECORD, RECORD.found, *RECORD.places, *RECORD.ends, *RECORD.nodes)
+    parts = (RECORD, RECORD.found, RECORD.repeats, *RECORD.places, *RECORD.ends, *RECORD.nodes)
     values: tuple[Any, ...] = (result, result.labels, *result.candidates, *result.facts, *parts)
     for value in values:
         for field in dataclasses.fields(value):
