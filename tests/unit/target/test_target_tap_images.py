@@ -24,6 +24,8 @@ from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
 
 PIXELS = 8
+# What these small networks need; with more, tests that end without images go on for much longer.
+ENOUGH = PeelingConfig(operations=3e10)
 
 
 class Residual(nn.Module):
@@ -150,7 +152,7 @@ def test_images_with_the_right_features_that_are_others_are_left_out(monkeypatch
     # As if they were as many: they may say the same of one pixel twice, and nothing of another.
     monkeypatch.setattr(recovery, "is_open_question", lambda cut: False)
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
-    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig().request)
+    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig(peeling=ENOUGH).request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
     assert any("met the features of 3 of 3" in message for message in prepared.messages)
     assert any("others could have the same features" in message for message in prepared.messages)
@@ -165,8 +167,9 @@ def test_images_with_the_right_features_that_are_others_are_left_out(monkeypatch
 
 def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoded_start, "refine", functools.partial(refine, steps=5))
+    monkeypatch.setattr(decoded_start, "STEPS", 100)
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
-    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig().request)
+    prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig(peeling=ENOUGH).request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
     assert any("fewer than an image has pixel values" in message for message in prepared.messages)
     assert prepared.target.cut is not None
@@ -177,10 +180,11 @@ def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch:
 
 
 @pytest.mark.parametrize("zeroed", ["stem.", "halved.", "quartered.", "conv1.", "conv2."])
-def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str) -> None:
+def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoded_start, "STEPS", 100)
     model, update, images, labels = case
     gradients = {n: g * 0 if n.startswith(zeroed) else g for n, g in update.gradients.items()}
-    prepared = prepare(replace(update, gradients=gradients), model, AttackConfig().request)
+    prepared = prepare(replace(update, gradients=gradients), model, AttackConfig(peeling=ENOUGH).request)
     anchor = prepared.target.anchor
     if anchor is not None and anchor.module == "stem":
         expected = update.normalisation.apply(images[labels.argsort()].double())
@@ -312,7 +316,7 @@ def pooled() -> Behind:
     model, images, labels = Pooled().eval(), _photos(12), torch.tensor([8, 1, 5])
     update = capture_gradient(model, images, labels)
     images = images[labels.argsort()]
-    prepared = prepare(update, model, AttackConfig(seed=4).request)
+    prepared = prepare(update, model, AttackConfig(seed=4, peeling=ENOUGH).request)
     return Behind(model, update, images, update.normalisation.apply(images), prepared)
 
 
@@ -339,14 +343,14 @@ def test_where_winners_of_the_pooling_are_not_known_the_start_has_the_features_a
 ) -> None:
     monkeypatch.setattr(recovery, "find_stem", lambda *_: None)
     monkeypatch.setattr(decoded_start, "_AT_ONCE", 300)  # two of the three images
-    found = recover_images(pooled.update, pooled.model)
+    found = recover_images(pooled.update, pooled.model, ENOUGH)
     assert found.cut is not None
     assert found.cut.is_pooled
     assert found.images is None
     assert found.start is not None
     assert found.start.fitted
     assert "hides all pixels but those that won, and many images have them" in found.message
-    search = ImageSearch(pooled.update, PeelingConfig())
+    search = ImageSearch(pooled.update, ENOUGH)
     decoded, _ = decoded_start.decoded_start(search, found.cut)
     assert decoded is not None
     apart = torch.cdist(found.start.images.float().flatten(1), pooled.truth.flatten(1))

@@ -47,7 +47,7 @@ def _errors(found: Derivation, truth: Mapping[str, Tensor], value: str) -> tuple
     return (flat - true[which]).norm(dim=1) / true[which].norm(dim=1), known.error
 
 
-@pytest.mark.parametrize(("count", "kernel"), [(2, 3), (3, 5)])
+@pytest.mark.parametrize(("count", "kernel"), [(2, 3), (2, 5)])
 def test_a_block_is_found_and_what_lies_before_it_follows(phone_network: Makes, count: int, kernel: int) -> None:
     graph, gradients, truth = _case(phone_network(kernel=kernel), count)
     found = derive(graph, gradients, count, 3e-2)
@@ -74,7 +74,8 @@ def test_what_enters_a_block_without_a_skip_follows_from_open_units(phone_networ
 
 def test_more_places_than_channels_in_front_are_said(phone_network: Makes) -> None:
     graph, gradients, _ = _case(phone_network(), 3)
-    found = derive(graph, gradients, 3, 3e-2)
+    # Too few operations for what comes behind it.
+    found = derive(graph, gradients, 3, 3e-2, operations=3e10)
     (refused,) = (one for one in found.refused if one.rule == "column space")
     assert (refused.why, refused.places, refused.equations) == (Why.FEW_EQUATIONS, 48, 40)
 

@@ -67,8 +67,11 @@ class Case:
     truth: dict[str, Tensor]
     """Float64, by value."""
 
-    def derived(self, image_count: int | None = None, tolerance: float = 3e-2) -> Derivation:
-        return derive(self.graph, self.gradients, image_count or len(self.images), tolerance)
+    def derived(
+        self, image_count: int | None = None, tolerance: float = 3e-2, operations: float = 1e11
+    ) -> Derivation:
+        count = image_count or len(self.images)
+        return derive(self.graph, self.gradients, count, tolerance, operations=operations)
 
     def errors(self, value: str, found: Tensor) -> list[float]:
         """Relative, of each image found, against the nearest true one, each of which must be met once."""

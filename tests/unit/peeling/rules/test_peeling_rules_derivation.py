@@ -10,6 +10,8 @@ from gradinversion.peeling.rules import misfits
 from torch import nn
 
 Cases = Callable[..., Any]
+# What two images need; a derivation that ends early tries everything, for half a minute.
+ENOUGH_FOR_TWO = 3e9
 
 
 @pytest.mark.parametrize(("count", "seed"), [(2, 0), (3, 1), (4, 0)])
@@ -81,7 +83,7 @@ def test_the_derivative_passes_a_skip_whose_input_is_not_known(residual_case: Ca
 def test_a_frozen_layer_is_crossed_rightly_or_ends_the_way(residual_case: Cases, missing: str) -> None:
     case = residual_case(2)
     del case.gradients[missing]
-    found = case.derived()
+    found = case.derived(operations=ENOUGH_FOR_TWO)
     whole = found.knowledge.complete("clone")
     assert whole is None or max(case.errors("clone", whole.values)) < 1e-4
     assert found.knowledge.complete(case.graph.by_name["3.conv1"].inputs[0]) is not None
@@ -90,7 +92,7 @@ def test_a_frozen_layer_is_crossed_rightly_or_ends_the_way(residual_case: Cases,
 def test_a_parameter_that_is_not_trained_has_no_gradient(residual_case: Cases, residual_network: Cases) -> None:
     model = residual_network()
     model[3].conv2.weight.requires_grad_(False)
-    found = residual_case(2, model=model).derived()
+    found = residual_case(2, model=model).derived(operations=ENOUGH_FOR_TWO)
     # The other stage's taps serve.
     assert found.steps[0].value == residual_case(2).graph.by_name["4.conv2"].inputs[0]
 
@@ -147,7 +149,7 @@ def test_what_noise_does_is_stated(residual_case: Cases, noise: float) -> None:
         for name, gradient in case.gradients.items():
             off = torch.randn(gradient.shape, generator=generator)
             case.gradients[name] = gradient + noise * off * gradient.square().mean().sqrt()
-        found = case.derived()
+        found = case.derived(operations=ENOUGH_FOR_TWO)
         for step in found.steps:
             values = found.knowledge.activations[step.value].values
             true = case.truth[step.value]

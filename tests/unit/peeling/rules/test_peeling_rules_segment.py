@@ -50,7 +50,7 @@ def narrow(residual_network: Callable[..., nn.Sequential]) -> Callable[..., nn.S
 def test_the_input_of_a_block_with_too_few_equations_is_exact(
     residual_case: Cases, narrow: Callable[..., nn.Sequential], seed: int, pooled: bool
 ) -> None:
-    case = residual_case(4, seed, narrow(seed, pooled=pooled))
+    case = residual_case(3, seed, narrow(seed, pooled=pooled))
     derivation = case.derived()
     steps = {step.rule: step for step in derivation.steps}
     assert "segment input" in steps, [one.words for one in derivation.refused]
@@ -83,14 +83,16 @@ def test_more_unknowns_than_equations_are_refused(residual_case: Cases, narrow: 
     assert refused[0].places == 256
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_front_of_a_segment(
-    residual_case: Cases, narrow: Callable[..., nn.Sequential], monkeypatch: pytest.MonkeyPatch
+    residual_case: Cases, narrow: Callable[..., nn.Sequential]
 ) -> tuple[Any, Setting, Knowledge, End]:
     """A case, what is known of it before a segment's input is looked for, and the segment's end."""
-    case = residual_case(4, 0, narrow(0))
-    monkeypatch.setattr(engine, "RULES", tuple(rule for rule in engine.RULES if rule is not segment_input))
-    known, setting = case.derived().knowledge, Setting(case.graph, case.gradients, 4, 3e-2)
+    case = residual_case(3, 0, narrow(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "RULES", tuple(rule for rule in engine.RULES if rule is not segment_input))
+        known = case.derived().knowledge
+    setting = Setting(case.graph, case.gradients, 3, 3e-2)
     segment = find_segment(setting, known)
     assert segment is not None
     (end,) = segment.ends
@@ -152,29 +154,11 @@ def test_shares_of_units_bring_the_input_near_and_show_units_of_the_end_that_are
     assert torch.equal(opened.ends[0].is_open, known.units[end.rectifier].is_open)
 
 
-def test_where_units_set_at_once_leave_too_much_shares_of_them_come_first(
-    in_front_of_a_segment: tuple[Any, Setting, Knowledge, End], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case, setting, known, _ = in_front_of_a_segment
-    made = []
-
-    def counted(segment: Any, start: torch.Tensor) -> Any:
-        made.append(segment.value)
-        return fractional_units(segment, start)
-
-    monkeypatch.setattr(rule, "_CLEAN", 0.0)
-    monkeypatch.setattr("gradinversion.peeling.rules.fractional_units.fractional_units", counted)
-    (found,) = segment_input(replace(setting, effort=Effort(1e13)), known)
-    assert isinstance(found, Derived), found
-    assert made == [found.value]
-    assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
-
-
 def test_behind_shares_units_are_set_in_as_many_rounds_as_are_affordable(
     in_front_of_a_segment: tuple[Any, Setting, Knowledge, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, setting, known, _ = in_front_of_a_segment
-    rounds, iterations = list[int](), list[int]()
+    rounds, iterations, shared = list[int](), list[int](), list[str]()
     settle = settled.settled
 
     def counted(segment: Segment, start: torch.Tensor, error: float = 1e-2, most: int = settled.ROUNDS) -> Any:
@@ -183,20 +167,28 @@ def test_behind_shares_units_are_set_in_as_many_rounds_as_are_affordable(
         iterations.append(found.iterations)
         return found
 
+    def with_shares(segment: Segment, start: torch.Tensor) -> Any:
+        shared.append(segment.value)
+        return fractional_units(segment, start)
+
+    # As if units set at once left too much.
     monkeypatch.setattr(rule, "_CLEAN", 0.0)
     monkeypatch.setattr(settled, "settled", counted)
+    monkeypatch.setattr(fractional, "fractional_units", with_shares)
     segment = find_segment(setting, known)
     assert segment is not None
     # No more than units set at once take: nothing is left for shares.
     (found,) = segment_input(replace(setting, effort=Effort(rule._operations(segment))), known)
     assert isinstance(found, Derived), found
     assert rounds == [settled.ROUNDS]
+    assert shared == []
     each = rule._runs(segment)
     shares = (each + by_places_operations(segment)) * fractional.ITERATIONS
     needed = each * (annealed.ITERATIONS + iterations[0] + settled.most_iterations(4)) + shares
     (found,) = segment_input(replace(setting, effort=Effort(needed + 1)), known)
     assert isinstance(found, Derived), found
     assert rounds[1:] == [settled.ROUNDS, 4]
+    assert shared == [found.value]
     assert max(case.errors(found.value, found.knowledge.activations[found.value].values)) < 1e-4
 
 
