@@ -7,7 +7,7 @@ from gradinversion.benchmarks.peeling_errors import LABELS, NETWORKS, NOISES, Ou
 
 
 def _cases(network: str) -> list[tuple[bool, list[int], str, int]]:
-    """Each noise on random and on trained weights, with another set of labels and another seed; the benchmark has more."""
+    """Each noise on random and on trained weights, with other labels and another seed; the benchmark has more."""
     return [
         (trained, LABELS[(position + 3 * trained) % len(LABELS)], noise, 100 + 7 * position + trained)
         for position, noise in enumerate(NOISES)

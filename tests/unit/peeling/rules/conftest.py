@@ -67,9 +67,7 @@ class Case:
     truth: dict[str, Tensor]
     """Float64, by value."""
 
-    def derived(
-        self, image_count: int | None = None, tolerance: float = 3e-2, operations: float = 1e11
-    ) -> Derivation:
+    def derived(self, image_count: int | None = None, tolerance: float = 3e-2, operations: float = 1e11) -> Derivation:
         count = image_count or len(self.images)
         return derive(self.graph, self.gradients, count, tolerance, operations=operations)
 
