@@ -35,6 +35,9 @@ MOST_PLACES = 128
 """Beyond this many the programs take minutes."""
 _ROUNDS = 8
 _LEAST_ERROR = 5e-7
+# A row of the gradient that leaves so many times what a usual one does has a unit on the wrong side; the others have to
+# be so many times the places. Solutions that count rows by what they leave, before some are left out.
+_STANDS_OUT, _SPARE, _REWEIGHTED = 10.0, 1.5, 12
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _attempt(setting: Setting, known: Knowledge, read: _Read) -> Derived | Refus
     flat, entering, mended = _rows(unmasked), torch.empty(0), 0
     for _ in range(_ROUNDS):
         cotangents = flat * is_open
-        entering = torch.linalg.lstsq(cotangents.T, given).solution
+        entering = _entering(cotangents, given)
         after = _rows(read.rectifier.kind.is_open(_to_rectifier(setting, read, _maps(setting, read, entering))))
         if bool((after == is_open).all()):
             break
@@ -130,6 +133,32 @@ def _attempt(setting: Setting, known: Knowledge, read: _Read) -> Derived | Refus
     }
     found = known.with_activations(value, known.solved(evenly(maps, error, RULE)))
     return Derived(RULE, value, found, checks, notable=True)
+
+
+def _entering(cotangents: Tensor, given: Tensor) -> Tensor:
+    """The input by least squares over the rows of the gradient, one for each channel. A unit on the wrong side spoils
+    one row alone, and that stands out: it is left out, else its error enters every place and puts others on the wrong
+    side, more in each round."""
+    entering: Tensor = torch.linalg.lstsq(cotangents.T, given).solution
+    told = given.any(dim=1) | cotangents.any(dim=0)  # a dead channel's row says nothing
+    rows, own = cotangents[:, told], given[told]
+    left = _left(rows, own, entering)
+    if float(left.max()) <= _STANDS_OUT * float(left.median()):
+        return entering
+    for _ in range(_REWEIGHTED):
+        # Sums of lengths in the place of their squares are least where few rows are off.
+        weights = 1 / left.clamp_min(float(left.median())).clamp_min(1e-12 * float(own.norm()))
+        found = torch.linalg.lstsq((rows * weights).T, own * weights[:, None]).solution
+        left = _left(rows, own, found)
+    good = left <= _STANDS_OUT * left.median()
+    if int(good.sum()) < _SPARE * len(cotangents):
+        return entering
+    return torch.linalg.lstsq(rows[:, good].T, own[good]).solution
+
+
+def _left(cotangents: Tensor, given: Tensor, entering: Tensor) -> Tensor:
+    """What an input leaves of each row of the gradient."""
+    return (cotangents.T @ entering - given).norm(dim=1)
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -72,6 +72,21 @@ def test_what_enters_a_block_without_a_skip_follows_from_open_units(phone_networ
     assert bool((stated >= true / 10).all())
 
 
+def test_dead_units_leave_a_few_on_the_wrong_side_whose_rows_are_left_out(phone_network: Makes) -> None:
+    model = phone_network()
+    for name, module in model.named_modules():
+        if name.endswith(("bn1", "bn2")):
+            assert isinstance(module, nn.BatchNorm2d)
+            with torch.no_grad():
+                module.bias[::4] = -100.0
+    graph, gradients, truth = _case(model, 2)
+    found = derive(graph, gradients, 2, 3e-2)
+    (step,) = (one for one in found.steps if one.rule == "column space")
+    true, stated = _errors(found, truth, step.value)
+    assert float(true.max()) < 1e-4
+    assert bool((stated >= true / 10).all())
+
+
 def test_more_places_than_channels_in_front_are_said(phone_network: Makes) -> None:
     graph, gradients, _ = _case(phone_network(), 3)
     # Too few operations for what comes behind it.
