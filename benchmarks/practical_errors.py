@@ -1,6 +1,6 @@
 """The errors that peeling states in practical settings against the true ones: train mode, local steps, sums, defences.
 
-    python -m benchmarks.practical_errors --share 0 4         # a fourth of the 704 cases of seed 0, some minutes
+    python -m benchmarks.practical_errors --share 0 4         # a fourth of the 748 cases of seed 0, some minutes
     python -m benchmarks.practical_errors --only "2 clients"  # settings whose name holds this
     python -m benchmarks.practical_errors --missing           # only cases that the file lacks
 
@@ -81,7 +81,15 @@ def _gradient(
     return case if own is exact else replace(case, exact=exact)
 
 
-def _delta(network: str, model: nn.Module, seed: int, clients: int, batches: Sequence[Sequence[int]], m: float) -> Case:
+def _delta(
+    network: str,
+    model: nn.Module,
+    seed: int,
+    clients: int,
+    batches: Sequence[Sequence[int]],
+    m: float,
+    mode: BatchNormMode = _EVAL,
+) -> Case:
     """The average of clients' weight deltas, each with the images that come next."""
     each = 1 + max(one for batch in batches for one in batch)
     images = photos(each * clients, side_of(network), seed)
@@ -89,7 +97,8 @@ def _delta(network: str, model: nn.Module, seed: int, clients: int, batches: Seq
     visits = tuple(len(batch) for batch in batches for _ in range(clients))
     steps = LocalSteps(visits, 0.05, m, clients=clients)
     order = [client * each + torch.tensor(batch) for batch in batches for client in range(clients)]
-    graph = _graph(model, images[torch.cat(order)], _EVAL)
+    graph = _graph(model, images[torch.cat(order)], mode)
+    dtype = torch.float32 if mode is _TRAIN else torch.float64
     moved, values, derivatives = (
         dict[str, Tensor](),
         dict[int, Mapping[str, Tensor]](),
@@ -101,9 +110,10 @@ def _delta(network: str, model: nn.Module, seed: int, clients: int, batches: Seq
         for number in range(client, steps.count, clients):
             own, chosen = replace(graph, tensors=_tensors(graph, after)), order[number]
             ones = torch.full((len(chosen),), float(steps.counts[number]))
-            values[number], derivatives[number] = truth_of(own, images[chosen], labels[chosen], ones)
+            values[number], derivatives[number] = truth_of(own, images[chosen], labels[chosen], ones, dtype)
             optimiser.zero_grad()
-            F.cross_entropy(after(images[chosen]), labels[chosen]).backward()
+            with client_mode(after, mode):
+                F.cross_entropy(after(images[chosen]), labels[chosen]).backward()
             optimiser.step()
         for (name, before), now in zip(model.named_parameters(), after.parameters(), strict=True):
             moved[name] = moved.get(name, 0) + (now - before).detach() / clients
@@ -136,8 +146,10 @@ def _tensors(graph: Graph, model: nn.Module) -> dict[str, Tensor]:
     return {name: now.get(name, tensor) for name, tensor in graph.tensors.items()}
 
 
-def _steps(clients: int, *batches: Sequence[int], momentum: float = 0.0) -> Callable[[str, nn.Module, int], Case]:
-    return partial(_delta, clients=clients, batches=batches, m=momentum)
+def _steps(
+    clients: int, *batches: Sequence[int], momentum: float = 0.0, mode: BatchNormMode = _EVAL
+) -> Callable[[str, nn.Module, int], Case]:
+    return partial(_delta, clients=clients, batches=batches, m=momentum, mode=mode)
 
 
 SETTINGS = (
@@ -157,6 +169,7 @@ SETTINGS = (
     Setting("train mode, one image", partial(_gradient, mode=_TRAIN, count=1)),
     Setting("train mode, one image, noise 1e-5", partial(_gradient, mode=_TRAIN, count=1, noise="1e-5")),
     Setting("train mode, two images", partial(_gradient, mode=_TRAIN, count=2)),
+    Setting("train mode, 2 steps of 2", _steps(1, (0, 1), (2, 3), mode=_TRAIN)),
 )
 
 

@@ -238,10 +238,15 @@ def _with_images(found: VisitRecovery, steps: LocalSteps, images: VisitImages, m
     labels = images.labels if images.labels is not None else _labels(found.derivation, images)
     record = replace(found.record, found=FoundImages(ImagesBy.DESCENT, tuple(images.error.tolist())))
     count, whole = int(images.error.isfinite().sum()), len(images.images)
+    followed = (
+        f"the layers in front move with them as the client's did up to {images.disagreement:.1g}"
+        if images.disagreement < float("inf")
+        else f"{len(images.visits)} of the {steps.visit_count} visits were followed, since with these images the steps "
+        "behind do not follow"
+    )
     message = (
         f"{found.message} Step after step, each giving the weights before the next one, a descent met the features of "
-        f"{count} of {whole} images; the layers in front move with them as the client's did up to "
-        f"{images.disagreement:.1g}."
+        f"{count} of {whole} images; {followed}."
     )
     return replace(
         found,

@@ -201,7 +201,7 @@ def _weighted(setting: Setting, node: Node, gradient: Tensor, size: tuple[int, i
 def _seen(setting: Setting, node: Node) -> int | None:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
-    return visits_seen(gradient, (node.shape[1], node.shape[2]))
+    return visits_seen(gradient, (node.shape[1], node.shape[2]), _balanced(setting, node))
 
 
 def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:
