@@ -1,4 +1,4 @@
-"""One image with batch norm on its own statistics: what is stated of derivatives holds against what the client computed.
+"""One image with batch norm on its own statistics: what is stated of derivatives holds against what was computed.
 
 Over few places some channels differ little, batch norm divides by their small deviation, and float32 moves the
 derivative in front of it far more than the last digit: the client's own numbers are off from exact arithmetic, and
