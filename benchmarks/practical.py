@@ -34,6 +34,8 @@ ROWS = (
     Row("shared-4-seed-1", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_SHARED, network_seed=1),
     Row("private-4-float", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE, eight_bit=False),
     Row("shared-4-float", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_SHARED, eight_bit=False),
+    Row("private-4-step", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE, rate=0.01),
+    Row("private-4-large-step", _RANDOM, cifar_resnet18, 32, 4, batch_norm=_PRIVATE, rate=0.1),
     Row("private-8", _RANDOM, cifar_resnet18, 32, 8, batch_norm=_PRIVATE),
     Row("shared-8", _RANDOM, cifar_resnet18, 32, 8, batch_norm=_SHARED),
     Row("trained-private-4", _TRAINED, trained, 32, 4, TRAINED_CLASSES, batch_norm=_PRIVATE),

@@ -76,6 +76,7 @@ ROWS = (
     Row("untold-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), untold=True),
     Row("untold-2x2x4", 8, LocalTraining(0.01, 2, 4, shuffled=True), untold=True),
     Row("trained-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), make=trained, classes=TRAINED_CLASSES),
+    Row("private-2x2", 4, LocalTraining(0.02, 1, 2), batch_norm=BatchNormMode.TRAIN_PRIVATE),
     Row("private-4x2", 8, LocalTraining(0.01, 1, 2, 0.9), batch_norm=BatchNormMode.TRAIN_PRIVATE),
     Row("usual-5x10x8", 80, LocalTraining(0.01, 5, 8, shuffled=True)),
 )

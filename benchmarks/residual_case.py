@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from gradinversion.capture import (
     IMAGENET,
     BatchNormMode,
     CapturedUpdate,
+    LocalTraining,
     Normalisation,
+    as_gradient,
     capture_gradient,
     load_images,
     told,
+    train_locally,
 )
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -48,6 +52,8 @@ class Row:
     """Of random weights, beside the number of the set: another one is another network on the same photos."""
     clients: int = 1
     """That the batch is of, as many images each; the server has the average of their gradients."""
+    rate: float = 0.0
+    """Of the one local step whose weight delta is sent; 0 where a gradient is."""
     which: tuple[int, ...] = ()
     """Of the photos each image is, where some come more than once."""
     own_labels: bool = False
@@ -94,7 +100,12 @@ def case_of(row: Row, number: int) -> Case:
 def _sent(row: Row, model: nn.Module, images: Tensor, labels: Tensor) -> CapturedUpdate:
     """What the server holds: of several clients the average, each of whose gradients was computed by itself."""
     parts = zip(images.chunk(row.clients), labels.chunk(row.clients), strict=True)
-    sent = [capture_gradient(model, *own, normalisation=row.normalisation, batch_norm=row.batch_norm) for own in parts]
+    how: dict[str, Any] = {"normalisation": row.normalisation, "batch_norm": row.batch_norm}
+    if row.rate:
+        # As a run takes it: what the weights were rounded to after the step is in the gradient.
+        update = train_locally(model, images, labels, local=LocalTraining(row.rate, 1, None), **how)
+        return as_gradient(update, model)
+    sent = [capture_gradient(model, *own, **how) for own in parts]
     average = {name: torch.stack([one.gradients[name] for one in sent]).mean(dim=0) for name in sent[0].gradients}
     facts = sent[0].facts.stating(image_count=told(len(images)), clients=told(row.clients))
     return replace(sent[0], gradients=average, facts=facts)

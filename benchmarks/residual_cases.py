@@ -42,6 +42,8 @@ class Case:
     """Of the loss by each value, float64."""
     steps: LocalSteps | None = None
     """Of a weight delta; then images are visits."""
+    exact: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
+    """Activations and derivatives in float64, where `truth` and `derivatives` are the client's own numbers."""
 
 
 @cache
@@ -171,14 +173,22 @@ def side_of(network: str) -> int:
 
 
 def truth_of(
-    graph: Graph, images: Tensor, labels: Tensor, factors: Tensor
+    graph: Graph, images: Tensor, labels: Tensor, factors: Tensor, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Activations at every value, and the derivative by it of the mean of losses times their factors, in float64."""
-    values = {graph.images: images.double().requires_grad_()}
+    """Activations at every value, and the derivative by it of the mean of losses times their factors, in float64.
+
+    Args:
+        graph: The network.
+        images: As it is given them.
+        labels: Theirs.
+        factors: By what each image's loss is multiplied.
+        dtype: That it is computed in: in float32 it is what a client has.
+    """
+    values = {graph.images: images.detach().to(dtype).requires_grad_()}
     for node in graph.nodes:
-        tensors = graph.tensors_of(node)
+        tensors = graph.tensors_of(node, values[graph.images])
         values[node.name] = node.kind.forward([values[name] for name in node.inputs], tensors)
     losses = F.cross_entropy(values[graph.output], labels, reduction="none")
     found = torch.autograd.grad((factors * losses).mean(), list(values.values()), allow_unused=True)
-    derivatives = {name: one for name, one in zip(values, found, strict=True) if one is not None}
-    return {name: value.detach() for name, value in values.items()}, derivatives
+    derivatives = {name: one.double() for name, one in zip(values, found, strict=True) if one is not None}
+    return {name: value.detach().double() for name, value in values.items()}, derivatives

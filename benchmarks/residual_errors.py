@@ -78,6 +78,8 @@ class Outcome:
     """Of which all activations of every image are known."""
     figures: tuple[Figure, ...]
     seconds: float
+    exact_ratio: float | None = None
+    """The largest error against exact arithmetic over the stated one, where the truth is the client's own numbers."""
 
     @property
     def worst(self) -> Figure | None:
@@ -103,15 +105,20 @@ def measure(case: Case, images: bool = False, operations: float = math.inf) -> O
     seconds = time.process_time() - began
     known = found.knowledge
     figures: list[Figure] = []
+    exact = list[Figure]()
     if found.steps:
         order = _order(found, case)
+        if case.exact is not None:
+            exact += _figures(known.activations, case.exact[0], order, derivative=False)
+            exact += _figures(known.arriving, case.exact[1], order, derivative=True)
         figures += _figures(known.activations, case.truth, order, derivative=False)
         figures += _figures(known.arriving, case.derivatives, order, derivative=True)
         if images and known.complete(case.graph.images) is None:
             figures += _descended(found, case, order)
     whole = sum(one.complete for one in known.activations.values())
     network = case.name.partition(";")[0]
-    return Outcome(case.name, network, case.noise, len(found.steps), whole, tuple(figures), seconds)
+    ratio = max((figure.ratio for figure in exact), default=None)
+    return Outcome(case.name, network, case.noise, len(found.steps), whole, tuple(figures), seconds, ratio)
 
 
 def _order(found: Derivation, case: Case) -> Tensor:

@@ -2,7 +2,8 @@
 
 Batch norm by the batch's mean makes the derivative by its input add up to zero over all places: its N rows have rank
 ``N - 1``, the weight gradient's taps ``G_d = Delta^T T_d A`` are not square in its ranges, and the pencil of `taps` has
-no eigenvalues. Places are found one after another instead. In the coordinates of the inputs' range let ``F_q`` be the B
+no eigenvalues. Of several batches, as in a sum over steps, each adds up to zero by itself, and the rank is ``N -
+batches``. Places are found one after another instead. In the coordinates of the inputs' range let ``F_q`` be the B
 vectors (one for each image) that the inputs of all places but q are orthogonal to. Then ``G_d F_q = Delta^T T_d e_q``
 is the derivative at ``q - d``, and zero where that leaves the grid:
 
@@ -27,7 +28,10 @@ Place = tuple[int, int]
 
 
 def factor_balanced_taps(
-    weight_gradient: Float[Tensor, "output input height width"], image_count: int, size: tuple[int, int]
+    weight_gradient: Float[Tensor, "output input height width"],
+    image_count: int,
+    size: tuple[int, int],
+    batches: int = 1,
 ) -> Factors | None:
     """Input and cotangent of a stride-1 convolution whose cotangents add up to zero over all images and places.
 
@@ -35,6 +39,7 @@ def factor_balanced_taps(
         weight_gradient: Captured; an odd kernel, without dilation or groups.
         image_count: B.
         size: Height and width of the layer's input.
+        batches: That the images are of: the cotangents of each of them add up to zero.
 
     Returns:
         None where there are more places than channels or than are affordable, or where the gradient is not that of so
@@ -45,11 +50,11 @@ def factor_balanced_taps(
     places = image_count * size[0] * size[1]
     if (
         size[0] * size[1] == 1
-        or not 1 < places <= min(outputs + 1, inputs, MOST_PLACES)
+        or not 1 < places <= min(outputs + batches, inputs, MOST_PLACES)
         or not bool(torch.isfinite(gradient).all())
     ):
         return None
-    within = compressed(gradient, places - 1, places)
+    within = compressed(gradient, places - batches, places)
     if within is None:
         return None
     left, small, leak = within.left, within.taps, within.leak

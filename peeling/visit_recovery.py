@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,17 +15,20 @@ from ..capture.image_files import ImageError
 from ..capture.losses import ClientLoss
 from .config import PeelingConfig
 from .cut import Cut, NoCut, find_cut, grid_evidence
+from .cut.batch_labels import LabelReader
 from .cut.visit_images import Found, StepByStep, VisitImages
 from .decoded_start import decoded_start
 from .graph import NoGraph, network_graph
 from .image_search import FEWEST_EVALUATIONS, MET, ImageSearch
 from .kinds import Linear
+from .layers import sizes
 from .local_steps import LocalSteps
 from .progress import Tell, steps_told, unheard
-from .record import FoundImages, ImagesBy, PeelingRecord
+from .record import Contrast, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .recovery import first_module
 from .rules import Derivation, Step, derive
+from .shared_contrast import with_contrast
 from .step_sizes import StepSizes, agree, step_sizes
 from .wording import ended, reached
 
@@ -84,7 +87,8 @@ def recover_visits(
     """Features of every visit of every image, each under the weights of its own step, and from there the images.
 
     Args:
-        update: A weight delta, with batch norm on running statistics and a learning rate that is known.
+        update: A weight delta with a learning rate that is known; of several clients with batch norm on running
+            statistics.
         model: The server's model; it is not changed.
         config: See `recover_images`.
         pictures: Public photos in [0, 1] in place of the configured ones.
@@ -93,12 +97,12 @@ def recover_visits(
     """
     config = config or PeelingConfig()
     local = update.local
-    if local is None or local.learning_rate is None or update.batch_norm is not BatchNormMode.EVAL:
+    clients, by_batch = update.facts.clients.value, update.batch_norm is not BatchNormMode.EVAL
+    if local is None or local.learning_rate is None or (by_batch and clients > 1):
         return VisitRecovery(
-            "Peeling the steps of a weight delta needs a learning rate that is known and batch norm on running "
-            "statistics."
+            "Peeling the steps of a weight delta needs a learning rate that is known and, of several clients, batch "
+            "norm on running statistics."
         )
-    clients = update.facts.clients.value
     each, rest = divmod(update.image_count, clients)
     if rest:
         return VisitRecovery(
@@ -132,12 +136,28 @@ def recover_visits(
     search = ImageSearch(update, config, pictures, device, tell)
     try:
         looked_for = _Finder(search, update.image_count, search.evaluations(cut, update.image_count))
-        images = StepByStep(cut, derivation.knowledge, summed(steps), steps, tell).run(looked_for)
+        reader = _reader(update, cut, summed(steps)) if by_batch else None
+        images = StepByStep(cut, derivation.knowledge, summed(steps), steps, tell, reader).run(looked_for)
     except ImageError as error:
         return replace(found, message=f"{found.message} No images follow: {error}.")
     if images is None:
         return found
-    return _with_images(found, steps, images, first_module(graph, model))
+    found = _with_images(found, steps, images, first_module(graph, model))
+    if not by_batch:
+        return found
+    assert found.record is not None
+    record = replace(found.record, contrast=looked_for.contrast)
+    return replace(found, record=record, message=f"{found.message} {looked_for.said}".strip())
+
+
+def _reader(update: CapturedUpdate, cut: Cut, summed: Mapping[str, Tensor]) -> LabelReader | None:
+    """Of labels among the classes that the final layer's shift shows; None where that, or the loss, is not known."""
+    loss, final = ClientLoss.of(update.facts), cut.graph.by_name[cut.graph.output]
+    shift = summed.get(final.tensors.get("bias", ""))
+    if update.loss != CROSS_ENTROPY or update.facts.loss_scale.value is None or shift is None:
+        return None
+    shown = tuple((shift < 0).nonzero()[:, 0].tolist())
+    return LabelReader(shown, loss)
 
 
 def _under_own_rates(
@@ -182,6 +202,10 @@ class _Finder:
         self._missing = image_count
         # Each image is looked for once, whatever the number of its visits, and what one step's leave is for the next.
         self._left = evaluations * image_count
+        self.contrast = Contrast.SEEN
+        """That of the batch of which least is known."""
+        self.said = ""
+        """Of that contrast, in one sentence."""
 
     def __call__(self, cut: Cut, first: bool) -> Found | None:
         count = len(cut.places[0].values)
@@ -192,7 +216,11 @@ class _Finder:
         found = self._search.descend(cut, start.images, share, MET if first else _MET_LATER)
         self._left -= found.evaluations
         self._missing -= count
-        return Found(found.images, found.error, self._rounded(found.images, found.off, found.met))
+        shown = with_contrast(cut, found.images, found.error, self._search.bounds)
+        if self.contrast is not Contrast.HIDDEN and shown.said:
+            self.contrast, self.said = shown.contrast, shown.said
+        wider = sizes(shown.images) / sizes(found.images).clamp_min(1e-300)
+        return Found(shown.images, shown.error, self._rounded(shown.images, found.off * wider, found.met))
 
     def _rounded(self, images: Tensor, off: Tensor, met: Tensor) -> Tensor:
         """Images whose pixels show that they are those of 8-bit files, as these have them."""
@@ -207,13 +235,18 @@ class _Finder:
 def _with_images(found: VisitRecovery, steps: LocalSteps, images: VisitImages, module: str | None) -> VisitRecovery:
     assert found.record is not None
     assert found.derivation is not None
-    labels = _labels(found.derivation, images)
+    labels = images.labels if images.labels is not None else _labels(found.derivation, images)
     record = replace(found.record, found=FoundImages(ImagesBy.DESCENT, tuple(images.error.tolist())))
     count, whole = int(images.error.isfinite().sum()), len(images.images)
+    followed = (
+        f"the layers in front move with them as the client's did up to {images.disagreement:.1g}"
+        if images.disagreement < float("inf")
+        else f"{len(images.visits)} of the {steps.visit_count} visits were followed, since with these images the steps "
+        "behind do not follow"
+    )
     message = (
         f"{found.message} Step after step, each giving the weights before the next one, a descent met the features of "
-        f"{count} of {whole} images; the layers in front move with them as the client's did up to "
-        f"{images.disagreement:.1g}."
+        f"{count} of {whole} images; {followed}."
     )
     return replace(
         found,

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .kinds import BatchNorm, Convolution
+from .kinds import BatchNorm, BatchStatisticsNorm, Convolution
 from .layers import relative, sizes
 from .local_steps import LocalSteps
 from .tap_solution import fit_lengths
@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 class Norm(NamedTuple):
     """The batch norm between both convolutions, with its numbers before the first step."""
 
-    kind: BatchNorm
+    kind: BatchNorm | BatchStatisticsNorm
     tensors: dict[str, Tensor]
 
 
@@ -214,6 +214,7 @@ class VisitsOrdering:
         rows = [visit for visit in range(len(front.inputs)) if visit not in at_front]
         columns = [visit for visit in range(len(back.inputs)) if visit not in at_back]
         entering = self.first.kind.forward([front.inputs[rows]], {"weight": convolution})
+        assert isinstance(self.norm.kind, BatchNorm)
         scale, shift = self.norm.kind.affine(norm)
         scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back, _SURELY)
         costs = torch.tensor(

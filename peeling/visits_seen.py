@@ -10,7 +10,9 @@ from torch import Tensor
 _DROP, _LEAST_SEEN = 0.05, 1e-6
 
 
-def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size: tuple[int, int]) -> int | None:
+def visits_seen(
+    weight_gradient: Float[Tensor, "output input row column"], size: tuple[int, int], balanced: bool = False
+) -> int | None:
     """How many visits a delta is a sum over, by the rank of a convolution's taps: each has as many as it has places.
 
     There are at least as many. What a later visit of the same image adds is of the order of the square of the steps'
@@ -19,6 +21,8 @@ def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size:
     Args:
         weight_gradient: Of all steps together.
         size: Height and width of the convolution's input.
+        balanced: Whether the derivatives of each batch add up to zero, in front of batch norm on batch statistics:
+            then their rank is smaller by the number of batches.
 
     Returns:
         None where the rank does not show, or is not that of whole visits.
@@ -38,5 +42,6 @@ def visits_seen(weight_gradient: Float[Tensor, "output input row column"], size:
         if not float(drops[place]) < _DROP:
             return None
         found.append(place + 1)
-    visits, rest = divmod(found[0], size[0] * size[1])
-    return visits if found[0] == found[1] and rest == 0 else None
+    visits, rest = divmod(found[1], size[0] * size[1])
+    batches = found[1] - found[0]
+    return visits if rest == 0 and (1 <= batches <= visits if balanced else batches == 0) else None

@@ -13,6 +13,7 @@ from ..peeling import Anchor
 from ..peeling.config import PeelingConfig
 from ..peeling.layers import sizes
 from ..peeling.progress import Tell, unheard
+from ..peeling.record import Contrast
 from ..peeling.refusals import Why
 from ..peeling.visit_recovery import VisitRecovery, recover_visits
 from .start import Start
@@ -20,8 +21,8 @@ from .step_rates import check_rates
 from .tap_images import AGREES, TapImages, ordered
 
 _STATISTICS = (
-    "The visits of several local steps are not taken apart by taps: batch norm ran on each batch's own statistics, "
-    "which peeling undoes for a single gradient alone."
+    "The visits of several clients' local steps are not taken apart by taps: batch norm ran on each batch's own "
+    "statistics, which peeling undoes for one client alone."
 )
 # What is taken for the error of an image whose features were not met, as a share of its root mean square.
 _UNMET = 0.3
@@ -52,7 +53,7 @@ def images_by_visits(
     local = update.local
     if not wanted or local is None or local.learning_rate is None:
         return None
-    if update.batch_norm is not BatchNormMode.EVAL:
+    if update.batch_norm is not BatchNormMode.EVAL and update.facts.clients.value > 1:
         return TapImages(labels, _STATISTICS)
     try:
         found = recover_visits(update, model, config, tell=tell)
@@ -127,6 +128,8 @@ def _unsure(found: VisitRecovery, update: CapturedUpdate, tolerance: float) -> s
         )
     if found.module is None:
         return "No module of the model is given the images as they are, so that they are not taken for known."
+    if found.record is not None and found.record.contrast is Contrast.HIDDEN:
+        return "They are not taken for known: their contrast is not."
     if found.labels is None:
         return "They are not taken for known: the visits do not show whose label is whose."
     if not float(found.error.max()) <= tolerance:

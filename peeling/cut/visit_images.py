@@ -7,6 +7,10 @@ through; images that show themselves to be 8-bit files are rounded for it. An im
 by its features under the new weights and not looked for again.
 
 What all steps' gradients make of the layers in front is held against the delta that was sent: nothing else has used it.
+
+Behind batch norm on batch statistics no derivative by the network's output is known. With the images of a step, which
+are found together, the derivative at the cut tells their labels (`batch_labels`), and these the gradient of the step
+for the whole network.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from ..graph import Graph, Node
 from ..layers import relative, worst
 from ..local_steps import LocalSteps
 from ..rules import Knowledge
+from .batch_labels import LabelReader
 from .places import Cut
 from .step_again import feature_misfits, gradients_by_output
 
@@ -57,6 +62,8 @@ class VisitImages:
     disagreement: float
     """How far the delta that they make in front of the cut is from the one that was sent, relative, in the weight where
     it is farthest; infinite where the steps were not followed to the end."""
+    labels: Int[Tensor, " image"] | None = None
+    """Where they were read off the derivative at the cut."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class StepByStep:
     steps: LocalSteps
     tell: Callable[[str], None] = lambda words: None
     """Told which step's images are looked for."""
+    reader: LabelReader | None = None
+    """Of labels, where the derivatives by the network's output are not known otherwise; see `batch_labels`."""
 
     def run(self, find: Callable[[Cut, bool], Found | None]) -> VisitImages | None:
         """Every step's images, as far as they follow; None where not even the first step's do.
@@ -80,10 +89,14 @@ class StepByStep:
                 exact; None where that is more than is affordable.
         """
         images, errors, who, retraced = list[Tensor](), list[Tensor](), list[int](), list[Tensor]()
-        made: dict[str, list[Tensor]] = {name: [] for name in self._front}
+        names = self._front if self.reader is None else [one for one in self.gradients if one in self.cut.graph.tensors]
+        made: dict[str, list[Tensor]] = {name: [] for name in names}
+        labels = dict[int, int]()
         for step, visits in enumerate(self.steps.slices):
             cut = _of_visits(self._under(step, made), list(range(visits.start, visits.stop)))
-            seen: list[int | None] = _recognised(cut, images) if images else [None] * self.steps.visits[step]
+            seen: list[int | None] = [None] * self.steps.visits[step]
+            if images and not cut.is_coupled:
+                seen = _recognised(cut, images)
             new = [visit for visit, one in enumerate(seen) if one is None]
             if new:
                 self.tell(f"images of step {step + 1} of {self.steps.count}")
@@ -91,13 +104,21 @@ class StepByStep:
                 if found is None:
                     break
                 for place, visit in enumerate(new):
+                    # Behind batch statistics the features of an image hang on its batch: it shows in its pixels.
+                    seen[visit] = _same(found.images[place], images) if cut.is_coupled else None
+                    if seen[visit] is not None:
+                        continue
                     seen[visit] = len(images)
                     images.append(found.images[place].double())
                     errors.append(found.error[place])
                     retraced.append(found.retraced[place].double())
             who += [one for one in seen if one is not None]
             rounded, unrounded = (torch.stack([some[one] for one in who[visits]]) for some in (retraced, images))
-            gradients = self._gradients(cut, *_nearer(cut, rounded, unrounded), step)
+            own, exact = _nearer(cut, rounded, unrounded)
+            if self.reader is None:
+                gradients = self._gradients(cut, own, exact, step)
+            else:
+                gradients = self._by_labels(cut, own, step, who[visits], labels)
             if gradients is None:
                 break
             for name, gradient in gradients.items():
@@ -105,7 +126,8 @@ class StepByStep:
         if not images:
             return None
         disagreement = self._disagreement(made) if len(who) == self.steps.visit_count else float("inf")
-        return VisitImages(torch.stack(images), torch.stack(errors), torch.tensor(who), disagreement)
+        shown = torch.tensor([labels[one] for one in range(len(images))]) if len(labels) == len(images) else None
+        return VisitImages(torch.stack(images), torch.stack(errors), torch.tensor(who), disagreement, shown)
 
     @property
     def _nodes(self) -> list[Node]:
@@ -124,8 +146,10 @@ class StepByStep:
         """The cut with the weights before a step."""
         graph = self.cut.graph
         tensors = dict(graph.tensors)
-        tensors |= {name: self.steps.weights(graph.tensors[name], gradients) for name, gradients in made.items()}
-        tensors |= {name: weights[step] for name, weights in self.known.weights.items()}
+        known = {name: weights[step] for name, weights in self.known.weights.items()}
+        found = {name: self.steps.weights(graph.tensors[name], gradients) for name, gradients in made.items()}
+        # Where the whole step is made again, its weights are known better so.
+        tensors |= found | known if self.reader is None else known | found
         return replace(self.cut, graph=replace(graph, tensors=tensors))
 
     def _gradients(self, cut: Cut, images: Tensor, exact: Tensor, step: int) -> Mapping[str, Tensor] | None:
@@ -147,6 +171,25 @@ class StepByStep:
             return None
         visits, count = self.steps.slices[step], float(self.steps.counts[step])
         return gradients_by_output(graph, front, images[which], arriving.values[visits][which] / count)
+
+    def _by_labels(
+        self, cut: Cut, images: Tensor, step: int, who: Sequence[int], labels: dict[int, int]
+    ) -> Mapping[str, Tensor] | None:
+        """Through the whole network, by labels that are read and noted; None where none fit, or an image had others."""
+        assert self.reader is not None
+        visits, count = self.steps.slices[step], float(self.steps.counts[step])
+        arriving = [self.known.arriving.get(place.before) for place in cut.places]
+        if any(one is None or not one.complete for one in arriving):
+            return None
+        given = [one.values[visits] / count for one in arriving if one is not None]
+        found = self.reader.read(cut, images, given)
+        if found is None:
+            return None
+        for image, label in zip(who, found.labels.tolist(), strict=True):
+            if labels.setdefault(image, label) != label:
+                return None
+        names = [name for name in self.gradients if name in cut.graph.tensors]
+        return gradients_by_output(cut.graph, names, images, found.derivative)
 
     def _by_places(self, cut: Cut, images: Tensor, which: Tensor, step: int) -> Mapping[str, Tensor] | None:
         """From the derivatives at the places; None where one is not known."""
@@ -204,6 +247,12 @@ def _recognised(cut: Cut, images: Sequence[Tensor]) -> list[int | None]:
         clear = not len(others) or float(row[nearest]) < _CLEARLY * float(others.min())
         found.append(nearest if float(row[nearest]) < _SAME and clear else None)
     return found
+
+
+def _same(image: Tensor, images: Sequence[Tensor]) -> int | None:
+    """Which of the images this one is; None where it is none of them."""
+    apart = [relative(image.double() - one, one) for one in images]
+    return apart.index(min(apart)) if apart and min(apart) < _SAME else None
 
 
 def _front_gradients(

@@ -57,6 +57,8 @@ def behind_batch_statistics(graph: Graph, node: Node) -> Node | None:
 
 def derivatives_behind_statistics(setting: Setting, known: Knowledge) -> Iterator[Derived]:
     """The derivative behind such a batch norm, from that in front of it and what enters."""
+    if setting.steps is not None:
+        return  # of each step's own sums the delta has their total alone
     for node in setting.graph.nodes:
         if node.name in known.arriving or not isinstance(node.kind, BatchStatisticsNorm):
             continue

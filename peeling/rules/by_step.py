@@ -2,7 +2,8 @@
 
 In a weight delta the visits of one step went through the weights that the steps before it had made (`LocalSteps`). A
 parameter's values before each step are known once its steps' gradients are (`step_weights`); until then nothing that
-needs it follows. For a gradient all images have the same weights, and nothing here does anything.
+needs it follows. Batch statistics are each step's own. For a gradient all images have the same weights, and nothing
+here does anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..kinds import Needs, Told
+from ..kinds import BatchStatisticsNorm, Needs, Told
 from ..layers import sizes
 from .knowledge import Knowledge
 from .rule import Setting
@@ -43,7 +44,7 @@ def tensors_by_step(
     }
     if any(name not in known.weights for name in moved.values()):
         return None
-    if not moved:
+    if not moved and not isinstance(node.kind, BatchStatisticsNorm):
         return [(_ALL, before)]
     return [
         (visits, before | {role: known.weights[name][step] for role, name in moved.items()})

@@ -36,6 +36,8 @@ _SCALED = 2
 
 def statistics_input(setting: Setting, known: Knowledge) -> Iterator[Derived | Refused]:
     """Inputs of convolutions with such a batch norm behind, the smallest first."""
+    if setting.steps is not None:
+        return  # each step has statistics of its own
     for value, given in unknown_inputs(setting, known):
         yield setting.effort.once(RULE, value, given, partial(_attempt, setting, known, value))
 

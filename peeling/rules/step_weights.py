@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..graph import Node
-from ..kinds import BatchNorm, Convolution, Linear, Needs, Sum
+from ..kinds import BatchNorm, BatchStatisticsNorm, Convolution, Linear, Needs, Sum
 from ..local_steps import LocalSteps
 from .equations import OVERDETERMINED, affordable, gradient_equations, operations_of, solve
 from .knowledge import Knowledge, Known
@@ -38,7 +38,7 @@ def step_weights(setting: Setting, known: Knowledge) -> Iterator[Derived]:
     if setting.steps is None:
         return
     for node in setting.graph.nodes:
-        if not isinstance(node.kind, Convolution | Linear | BatchNorm):
+        if not isinstance(node.kind, Convolution | Linear | BatchNorm | BatchStatisticsNorm):
             continue
         for role in ("bias", "weight"):
             name = _unknown(setting, known, node, role)
@@ -54,10 +54,13 @@ def step_scales(setting: Setting, known: Knowledge) -> Iterator[Derived]:
     if setting.steps is None:
         return
     for node in setting.graph.nodes:
-        name = _unknown(setting, known, node, "weight") if isinstance(node.kind, BatchNorm) else None
+        normalises = isinstance(node.kind, BatchNorm | BatchStatisticsNorm)
+        name = _unknown(setting, known, node, "weight") if normalises else None
         if name is None:
             continue
-        for way in (_by_output, _by_derivative_before, _by_fixed_point):
+        # The others take the derivative in front for the one behind times a number.
+        ways = (_by_output, _by_derivative_before, _by_fixed_point)
+        for way in ways if isinstance(node.kind, BatchNorm) else ways[:1]:
             found = way(setting, setting.steps, known, node)
             if found is not None:
                 instead = way(setting, setting.steps, known.shaken, node)

@@ -17,15 +17,18 @@ from torch import Tensor
 from ..graph import Node
 from ..graph.rectified import is_rectified
 from ..images_apart import tell_apart
-from ..kinds import BatchNorm, Convolution, Needs
+from ..kinds import BatchNorm, BatchStatisticsNorm, Convolution, Needs
 from ..layers import sizes
 from ..local_steps import LocalSteps
 from ..refusals import Refused, Why
 from ..taps import factor_taps
 from ..taps_again import apart_again
+from ..taps_corner import factor_balanced_taps
 from ..taps_weighted import WeightedTaps, fits_weighted, operations_weighted
 from ..visits import Layer, Norm, VisitList, VisitsOrdering
+from ..visits_in_batches import BatchesOrdering
 from ..visits_seen import visits_seen
+from .batch_statistics import behind_batch_statistics
 from .knowledge import Knowledge, evenly
 from .rule import Derived, Setting
 from .tap_foothold import crowded, crowding, has_taps, places_of, rank_of, taps_operations
@@ -72,7 +75,12 @@ def visit_pair(setting: Setting, second: Node) -> VisitPair | None:
         return None
     norm = graph.by_name.get(rectifier.inputs[0])
     first = None if norm is None or not norm.inputs else graph.by_name.get(norm.inputs[0])
-    if norm is None or first is None or not isinstance(norm.kind, BatchNorm) or not isinstance(first.kind, Convolution):
+    if norm is None or first is None or not isinstance(first.kind, Convolution):
+        return None
+    by_batch = isinstance(norm.kind, BatchStatisticsNorm)
+    # One client's batches show in the derivatives in front of such batch norms alone.
+    one_by_one = setting.steps is None or setting.steps.clients > 1 or behind_batch_statistics(graph, second) is None
+    if not isinstance(norm.kind, BatchNorm) and (not by_batch or one_by_one):
         return None
     alone = graph.readers(norm.name) == (rectifier,) and graph.readers(first.name) == (norm,)
     plain = first.kind.has_taps and "bias" not in first.tensors and is_rectified(graph, first.inputs[0])
@@ -89,7 +97,7 @@ def _taken(setting: Setting, steps: LocalSteps, known: Knowledge, pair: VisitPai
     nodes = (pair.first, pair.second)
     if not setting.effort.affords(sum(taps_operations(setting, one) for one in nodes)):
         return Refused(RULE, value, Why.COST, places)
-    weighed = [_affords_weighted(setting, one) for one in nodes]
+    weighed = [_affords_weighted(setting, one) and not _balanced(setting, one) for one in nodes]
     lists = []
     for node, own in zip(nodes, weighed, strict=True):
         found = visits_of(setting, node, weighed=own)
@@ -136,9 +144,10 @@ def ordering_of(setting: Setting, steps: LocalSteps, pair: VisitPair) -> VisitsO
 
     shift = setting.gradient(pair.norm.name, "bias")
     assert shift is not None
-    assert isinstance(pair.norm.kind, BatchNorm)
+    assert isinstance(pair.norm.kind, BatchNorm | BatchStatisticsNorm)
     norm = Norm(pair.norm.kind, setting.graph.tensors_of(pair.norm))
-    return VisitsOrdering(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
+    kind = BatchesOrdering if isinstance(pair.norm.kind, BatchStatisticsNorm) else VisitsOrdering
+    return kind(steps, layer(pair.first), norm, layer(pair.second), shift.detach().cpu().double())
 
 
 def _affords_weighted(setting: Setting, node: Node) -> bool:
@@ -157,7 +166,10 @@ def visits_of(setting: Setting, node: Node, *, weighed: bool = False) -> VisitLi
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
     size = (node.shape[1], node.shape[2])
-    factors = factor_taps(gradient, setting.image_count, size)
+    if _balanced(setting, node) and setting.steps is not None:
+        factors = factor_balanced_taps(gradient, setting.image_count, size, setting.steps.count)
+    else:
+        factors = factor_taps(gradient, setting.image_count, size)
     if factors is None:
         return Why.RANK
     weighted = _weighted(setting, node, gradient, size) if weighed else None
@@ -173,6 +185,11 @@ def visits_of(setting: Setting, node: Node, *, weighed: bool = False) -> VisitLi
     return VisitList(_maps(apart.inputs, size), _maps(apart.cotangents, size), error)
 
 
+def _balanced(setting: Setting, node: Node) -> bool:
+    """Whether the derivatives of each batch add up to zero."""
+    return behind_batch_statistics(setting.graph, node) is not None
+
+
 def _weighted(setting: Setting, node: Node, gradient: Tensor, size: tuple[int, int]) -> WeightedTaps | None:
     """None where all entries are known as well."""
     deviation = setting.deviation(node.name, "weight")
@@ -184,7 +201,7 @@ def _weighted(setting: Setting, node: Node, gradient: Tensor, size: tuple[int, i
 def _seen(setting: Setting, node: Node) -> int | None:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
-    return visits_seen(gradient, (node.shape[1], node.shape[2]))
+    return visits_seen(gradient, (node.shape[1], node.shape[2]), _balanced(setting, node))
 
 
 def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:

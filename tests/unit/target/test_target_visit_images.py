@@ -15,6 +15,7 @@ from gradinversion.capture import (
     BatchNormMode,
     CapturedUpdate,
     LocalTraining,
+    RecoveredLabels,
     assumed,
     capture_weight_delta,
     told,
@@ -25,6 +26,7 @@ from gradinversion.peeling import PeelingConfig, visit_recovery
 from gradinversion.peeling.cut import NoCut, photo_crops, public_photos
 from gradinversion.target.preparation import Preparation, prepare
 from gradinversion.target.step_rates import check_rates
+from gradinversion.target.visit_images import images_by_visits
 from torch import Tensor, nn
 
 PIXELS = 8
@@ -291,12 +293,31 @@ def test_images_of_8_bit_files_keep_later_steps_as_exact_as_the_first() -> None:
     assert float(psnr(pixels.float(), photos()).min()) > 85
 
 
-def test_batch_statistics_are_said_to_be_in_the_way() -> None:
+def test_batch_statistics_of_several_clients_are_said_to_be_in_the_way() -> None:
     local = LocalTraining(0.05, epochs=1, batch_size=2)
     update = train_locally(network(), photos(), LABELS, local=local, batch_norm=BatchNormMode.TRAIN_PRIVATE)
-    prepared = prepare(update, network(), AttackConfig().request)
-    assert prepared.target.anchor is None
-    assert any("batch norm ran on each batch's own statistics" in message for message in prepared.messages)
+    made = images_by_visits(
+        replace(update, facts=update.facts.stating(clients=told(2))), network(), _labels(), False, PeelingConfig()
+    )
+    assert made is not None
+    assert made.anchor is None
+    assert "batch norm ran on each batch's own statistics" in made.message
+
+
+def test_steps_of_one_client_on_batch_statistics_are_taken_apart() -> None:
+    local = LocalTraining(0.05, epochs=1, batch_size=2)
+    update = train_locally(network(), photos(), LABELS, local=local, batch_norm=BatchNormMode.TRAIN_PRIVATE)
+    made = images_by_visits(update, network(), _labels(), False, PeelingConfig())
+    assert made is not None
+    assert "the weight delta determines" in made.message
+    # What is taken for known is right.
+    if made.anchor is not None:
+        pixels = IMAGENET.invert(made.anchor.activations).clamp(0, 1)
+        assert float(psnr(pixels.float(), photos()).min()) > 30
+
+
+def _labels() -> RecoveredLabels:
+    return RecoveredLabels(LABELS, torch.ones(len(LABELS)), "given", "", ())
 
 
 def test_steps_that_nobody_told_lead_to_the_images_too() -> None:
