@@ -78,22 +78,14 @@ def fit_labels_behind(
         ]
     )
     left = torch.stack(
-        [
-            (row - factor[:, None] * one).norm(dim=1)
-            for one, row, factor in zip(sent, rows, factors, strict=True)
-        ]
+        [(row - factor[:, None] * one).norm(dim=1) for one, row, factor in zip(sent, rows, factors, strict=True)]
     )
     best = left.argmin(dim=1)
     scales, tells = usual_factors(factors, left, rows.norm(dim=1), best)
-    away = torch.stack(
-        [(row / scale - one).norm(dim=1) for one, row, scale in zip(sent, rows, scales, strict=True)]
-    )
+    away = torch.stack([(row / scale - one).norm(dim=1) for one, row, scale in zip(sent, rows, scales, strict=True)])
     chosen = torch.where(tells, best, away.argmin(dim=1))
     off = torch.stack(
-        [
-            own[label] / _nearest_other(one, int(label))
-            for one, own, label in zip(sent, away, chosen, strict=True)
-        ]
+        [own[label] / _nearest_other(one, int(label)) for one, own, label in zip(sent, away, chosen, strict=True)]
     )
     made = scales[:, None] * expected[torch.arange(count), chosen] / count
     return ImageLabels(chosen, off, scales, made)
