@@ -168,11 +168,13 @@ def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: st
 
 
 def _start(found: Recovery, order: Tensor, seed: int) -> Start | None:
-    """The images that were found, else those of the decoder."""
+    """The images that were found, else those of the decoder. What was found has the features already, so that a seed
+    may only lead away from it: it stands for the answer too."""
     if found.start is None:
         return None
     images = found.start.images if found.images is None else found.images
-    return Start(images[order].float(), torch.full((len(order),), found.start.error), seed, found.start.fitted)
+    fitted = found.start.fitted or found.images is not None
+    return Start(images[order].float(), torch.full((len(order),), found.start.error), seed, fitted)
 
 
 def _refused(
@@ -189,7 +191,7 @@ def _refused(
     off = _disagreement(update, model, found.module, found.images[order], labels, derivative)
     if off is not None and off <= AGREES:
         return None
-    why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
+    why = "is not in the update (frozen, or left out)" if off is None else f"is off by {off:.1g} from the one that was sent"
     return (
         "They are not taken for known, since others could have the same features: the first layer's gradient, which "
         f"would tell these from others, {why}."
