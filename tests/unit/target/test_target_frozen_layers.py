@@ -93,6 +93,8 @@ def test_behind_frozen_first_layers_images_begin_at_what_their_features_say() ->
     assert prepared.labels.labels.tolist() == [1, 5, 8]
     assert prepared.target.cut is not None
     assert prepared.target.start is not None
+    # They may be the answer: seeds that begin there are only led away.
+    assert prepared.target.start.fitted
     assert any("is not in the update" in message for message in prepared.messages)
 
 
