@@ -26,8 +26,9 @@ def _without(case: Any, layer: str) -> Any:
 
 
 def _order(case: Any, known: Knowledge) -> Tensor:
-    whole = known.complete("clone").values.flatten(1)
-    return torch.cdist(whole, case.images.double().flatten(1)).argmin(dim=1)
+    whole = known.complete("clone")
+    assert whole is not None
+    return torch.cdist(whole.values.flatten(1), case.images.double().flatten(1)).argmin(dim=1)
 
 
 @pytest.mark.parametrize("count", [2, 4])
