@@ -191,7 +191,9 @@ def _refused(
     off = _disagreement(update, model, found.module, found.images[order], labels, derivative)
     if off is not None and off <= AGREES:
         return None
-    why = "is not in the update (frozen, or left out)" if off is None else f"is off by {off:.1g} from the one that was sent"
+    why = "is not in the update (frozen, or left out)"
+    if off is not None:
+        why = f"is off by {off:.1g} from the one that was sent"
     return (
         "They are not taken for known, since others could have the same features: the first layer's gradient, which "
         f"would tell these from others, {why}."
