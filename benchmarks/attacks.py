@@ -91,7 +91,7 @@ def reconstruct(prepared: Preparation, config: RunConfig) -> tuple[Tensor | None
             consensus, permutations = form_consensus(images, names, labels, current.index, config.registration)
             images = permute(images, permutations)
     assert consensus is not None
-    prepared = with_found_labels(prepared, accounts)
+    prepared = with_found_labels(prepared, [accounts[position] for position in left], permutations)
     objective = Objective(prepared.target, config.objective)
     return choose(images, consensus.images, objective.evidence).images, prepared.labels.labels
 

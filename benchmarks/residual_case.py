@@ -58,6 +58,8 @@ class Row:
     """Of the photos each image is, where some come more than once."""
     own_labels: bool = False
     """Whether copies of a photo have labels of their own."""
+    frozen: tuple[str, ...] = ()
+    """Modules that the client does not train."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def case_of(row: Row, number: int) -> Case:
     images = (images * 255).round() / 255 if row.eight_bit else images
     torch.manual_seed(number + SEEDS * row.network_seed)
     model = row.make(row.classes).eval()
+    for name in row.frozen:
+        model.get_submodule(name).requires_grad_(False)
     labels = (torch.arange(row.batch) * 7 + number) % row.classes
     if row.which:
         which = list(row.which)

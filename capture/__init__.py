@@ -33,7 +33,7 @@ from .facts import (
     told,
 )
 from .hashing import weight_hash
-from .labels.final_layer import LabelError, find_final_layer
+from .labels.final_layer import LabelError, NoFinalGradientError, find_final_layer
 from .labels.learning_rate import estimate_learning_rate
 from .labels.one_look import OneLook
 from .labels.recovered import ClassCount, RecoveredLabels
@@ -69,6 +69,7 @@ __all__ = [
     "LocalTraining",
     "ModelError",
     "ModelSource",
+    "NoFinalGradientError",
     "Normalisation",
     "OneLook",
     "Penalty",

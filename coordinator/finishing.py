@@ -66,7 +66,7 @@ def conclude(
         finished: False when the run was stopped early.
     """
     assert progress.consensus is not None
-    prepared = with_found_labels(prepared, candidates)
+    prepared = with_found_labels(prepared, candidates, permutations)
     own = permute(torch.stack([c.images for c in candidates]), permutations)
     candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
     at_once = judged_at_once(update.image_shape, config.agents.images_at_once)
@@ -110,10 +110,19 @@ def conclude(
     )
 
 
-def with_found_labels(prepared: Preparation, seeds: Sequence[Standing]) -> Preparation:
-    """Where labels are optimised with the images, with those that the only seed found: as if they had been known."""
-    found = seeds[0].labels
-    if found is None:
+def with_found_labels(
+    prepared: Preparation, seeds: Sequence[Standing], permutations: Int[Tensor, "seed batch"]
+) -> Preparation:
+    """Where labels are optimised with the images, with those that the seeds found, as if they had been known: each
+    image's likeliest by the mean of its probabilities over the seeds.
+
+    Args:
+        prepared: With or without labels.
+        seeds: As they stand.
+        permutations: Which image of each seed stands at each place; see `match_images`.
+    """
+    found = [seed.labels[own] for seed, own in zip(seeds, permutations, strict=True) if seed.labels is not None]
+    if not found:
         return prepared
-    labels = joint_labels(found)
+    labels = joint_labels(torch.stack(found).mean(dim=0))
     return replace(prepared, labels=labels, target=replace(prepared.target, labels=labels.labels, joint_labels=False))

@@ -37,6 +37,7 @@ from .recovered import Recovery
 from .refusals import Why
 from .rules import Derivation, derive
 from .rules.image_labels import CLEAR, ImageLabels, image_labels
+from .rules.input_labels import labels_by_input
 from .rules.rule import Setting
 from .shared_contrast import CONTRAST_HIDDEN, WIDEST, contrast_of, on_shared_statistics, with_contrast
 from .wording import ended, reached
@@ -266,7 +267,8 @@ def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: D
 
 def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> ImageLabels | None:
     setting = Setting(graph, update.gradients, update.image_count, 1.0)
-    return image_labels(setting, derivation.knowledge, float(update.facts.label_smoothing.value))
+    known, smoothing = derivation.knowledge, float(update.facts.label_smoothing.value)
+    return image_labels(setting, known, smoothing) or labels_by_input(setting, known, smoothing)
 
 
 def first_module(graph: Graph, model: nn.Module) -> str | None:

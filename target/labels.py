@@ -13,10 +13,13 @@ from ..capture.labels.recovery import METHODS
 from .request import Request
 from .second_derivative import client_batch
 
+AUTO = "auto"
+"""Whichever rule answers."""
 JOINT = "joint"
 """Labels are optimised with the images."""
 LABEL_RULES = (*METHODS, JOINT)
 """What a user may write in place of labels."""
+_UNREAD = "unread"
 
 
 def joint_labels(probabilities: Float[Tensor, "batch classes"]) -> RecoveredLabels:
@@ -29,6 +32,21 @@ def joint_labels(probabilities: Float[Tensor, "batch classes"]) -> RecoveredLabe
         assumption="Labels were optimised together with the images, so that each of them holds for its image only.",
         warnings=(),
     )
+
+
+def unread_labels(count: int) -> RecoveredLabels:
+    """In the place of labels where the final layer's gradient was not sent: all of class 0, none of them believed."""
+    return RecoveredLabels(
+        labels=torch.zeros(count, dtype=torch.long),
+        confidence=torch.zeros(count),
+        method=_UNREAD,
+        assumption="Nothing is known of the labels: the update lacks the gradient of the final layer.",
+    )
+
+
+def are_unread(labels: RecoveredLabels) -> bool:
+    """Whether these are from `unread_labels`."""
+    return labels.method == _UNREAD
 
 
 def given_labels(text: str, update: CapturedUpdate) -> RecoveredLabels | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from .beginning import known_start
 from .belief import Belief
 from .evidence import Evidence, weigh_evidence
 from .finding import Finding
-from .labels import JOINT, given_labels, joint_labels, labels_left_out, require_classes
+from .labels import JOINT, are_unread, given_labels, joint_labels, labels_left_out, require_classes
 from .request import Request
 from .room import require_room
 from .second_derivative import require_second_derivative
@@ -91,11 +91,14 @@ def prepare(
     if given is not None:
         require_classes(given, update, model)
     solved = solve(evidence, found, model, request, given, look, tell)
+    unread = request.gradient and are_unread(solved.labels)
+    if unread:
+        solved = _with_labels_left_open(solved, generator)
     evidence, found, labels = solved.evidence, solved.found, solved.labels
     if not solved.by_taps:
         evidence = evidence.and_also(Finding(limits=order_limits(found.update, labels.labels, solved.given)))
     _require_derivatives(request, model, found.update, solved.anchor)
-    target = _target(solved, model, generator, look)
+    target = replace(_target(solved, model, generator, look), joint_labels=unread)
     target = _finished(target, request)
     messages = [*evidence.messages, *found.messages, *solved.messages]
     if target.start is not None and target.start.is_known:
@@ -120,6 +123,26 @@ def prepare(
     return Preparation(
         target, labels, tuple(messages), evidence.belief, training, facts, evidence.limits, known, solved.record
     )
+
+
+def _with_labels_left_open(solved: Solved, generator: nn.Module | None) -> Solved:
+    """Where neither the final layer nor what taps give tells the labels: they are optimised with the images.
+
+    Raises:
+        LabelError: Images are looked for within the range of a generator, which finds no labels.
+    """
+    why = (
+        "The update lacks the gradient of the final layer (frozen, or left out), off which labels are read, and the "
+        "derivative of the loss at that layer's input, which would tell them too, does not follow"
+    )
+    if generator is not None:
+        raise LabelError(f"{why}; with agents.generator give the labels themselves, such as labels=0,3.")
+    limit = (
+        f"{why}: labels are optimised together with the images, and a server that knows them may see more (labels=0,3 "
+        "gives them)."
+    )
+    labels = joint_labels(torch.zeros(len(solved.labels.labels), 1))
+    return replace(solved, labels=labels, evidence=solved.evidence.and_also(Finding(limits=(limit,))))
 
 
 def _with_unknown_labels(

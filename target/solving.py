@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..capture import OneLook, RecoveredLabels, read, recover_labels
+from ..capture import CapturedUpdate, NoFinalGradientError, OneLook, RecoveredLabels, read, recover_labels
 from ..peeling import Anchor, KnownFeatures, peel
 from ..peeling.factors import describe
 from ..peeling.progress import Tell, unheard
@@ -15,7 +15,7 @@ from ..peeling.record import PeelingRecord, joined
 from .evidence import Evidence
 from .finding import Finding
 from .image_count import at_least, fewer_shown, in_one_batch, unseen, unsure
-from .labels import labels_left_out
+from .labels import AUTO, labels_left_out, unread_labels
 from .pixels import check_pixels
 from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
@@ -152,7 +152,7 @@ class _Solver:
         return self._once(evidence, as_attackable(evidence.update, self.model, self.look))
 
     def _once(self, evidence: Evidence, found: Attackable) -> Solved:
-        labels = self.given or recover_labels(found.update, self.model, self.request.labels, self.look)
+        labels = self.given or self._labels(found.update)
         before = evidence.update
         evidence = evidence.and_also(check_scale(before, self.model, labels.labels, self.look))
         if evidence.update is not before:
@@ -191,6 +191,15 @@ class _Solver:
         fitted = self.request.allows_for_defences
         solved = replace(solved, evidence=evidence, messages=messages, record=peeling.record)
         return replace(solved, anchor=peeling.anchor, scales_fitted=fitted)
+
+    def _labels(self, update: CapturedUpdate) -> RecoveredLabels:
+        """As the final layer has them; unread where its gradient was not sent, which taps may make up for."""
+        try:
+            return recover_labels(update, self.model, self.request.labels, self.look)
+        except NoFinalGradientError:
+            if update.local is not None or self.request.labels != AUTO:
+                raise
+            return unread_labels(update.image_count)
 
     def with_images(self, solved: Solved, tell: Tell) -> Solved:
         """With the images as the anchor, where they follow from the taps."""

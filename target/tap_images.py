@@ -24,8 +24,14 @@ from ..peeling.recovery import recover_images
 from ..peeling.wording import repeated
 from .finding import Finding
 from .image_count import at_least
+from .labels import are_unread
 from .start import Start
 
+_BY_FINAL = "Each image's features are known, and with them the final layer's gradient gives its label."
+_BY_INPUT = (
+    "Each image's features are known, and the derivative of its loss by them, which is that of one label alone; the "
+    "final layer's gradient is not in the update."
+)
 AGREES = 0.05
 """The largest share by which a weight's gradient at images that were found may be off from the one that was sent. Units
 near zero change sides with the least error of an image; images that are others are off by most of the gradient."""
@@ -119,6 +125,10 @@ def _made(
     if not found.steps or (found.images is None and found.cut is None):
         # That a network simply has no foothold, as most small ones, is said in the record alone.
         return TapImages(known, message if found.steps or found.blocked or found.record is None else "")
+    if order is None and are_unread(labels):
+        # Labels are looked for with the images, whatever their order.
+        start = _start(found, torch.arange(len(labels.labels)), seed)
+        return TapImages(known, f"{message} Labels do not follow from these.", start=start)
     if order is None:
         return TapImages(known, f"{message} Whose label is whose is not known, so that they are left out.")
     refused = _refused(update, model, found, known.labels, order, tolerance)
@@ -147,14 +157,24 @@ def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: st
         return TapImages(labels, message)
     cut = found.cut.in_order(order)
     message += " Seeds descend on these features"
-    if found.start is None:
+    start = _start(found, order, seed)
+    if start is None:
         return TapImages(labels, f"{message}, from noise.", cut=cut)
-    images, where = found.start.images, "from images that a decoder fitted on public photos makes of them"
+    where = "from images that a decoder fitted on public photos makes of them"
     if found.images is not None:
-        images, where = found.images, "from the images that were found"
-    start = Start(images[order].float(), torch.full((len(order),), found.start.error), seed, found.start.fitted)
+        where = "from the images that were found"
     guess = "what the features leave open of an image is a guess of these and of the priors"
     return TapImages(labels, f"{message}, {where}; {guess}.", cut=cut, start=start)
+
+
+def _start(found: Recovery, order: Tensor, seed: int) -> Start | None:
+    """The images that were found, else those of the decoder. What was found has the features already, so that a seed
+    may only lead away from it: it stands for the answer too."""
+    if found.start is None:
+        return None
+    images = found.start.images if found.images is None else found.images
+    fitted = found.start.fitted or found.images is not None
+    return Start(images[order].float(), torch.full((len(order),), found.start.error), seed, fitted)
 
 
 def _refused(
@@ -171,7 +191,9 @@ def _refused(
     off = _disagreement(update, model, found.module, found.images[order], labels, derivative)
     if off is not None and off <= AGREES:
         return None
-    why = "is not in the update" if off is None else f"is off by {off:.1g} from the one that was sent"
+    why = "is not in the update (frozen, or left out)"
+    if off is not None:
+        why = f"is off by {off:.1g} from the one that was sent"
     return (
         "They are not taken for known, since others could have the same features: the first layer's gradient, which "
         f"would tell these from others, {why}."
@@ -225,11 +247,11 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
     """The labels, the order in which the images have them, and what is to be said of those that were given."""
     if found.labels is None:
         # With one label for all images any order is right.
-        alike = len(set(labels.labels.tolist())) == 1
+        alike = len(set(labels.labels.tolist())) == 1 and not are_unread(labels)
         return labels, torch.arange(len(labels.labels)) if alike else None, ""
     told = labels.labels.cpu()
-    same = ordered(found.labels, told)
-    if same is not None:
+    same, unread = ordered(found.labels, told), are_unread(labels)
+    if same is not None and not unread:
         return labels, same, ""
     order = found.labels.argsort(stable=True)
     unseen = 0 if found.repeats is None else found.repeats.unseen
@@ -237,7 +259,7 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
         labels=found.labels[order],
         confidence=(order < len(order) - unseen).float(),
         method="features",
-        assumption="Each image's features are known, and with them the final layer's gradient gives its label.",
+        assumption=_BY_INPUT if unread else _BY_FINAL,
         warnings=(),
     )
     return seen, order, _contradicted(found.labels, told) if given else ""

@@ -40,6 +40,10 @@ class LabelError(Refusal, ValueError):
     """The labels cannot be read off this update."""
 
 
+class NoFinalGradientError(LabelError):
+    """The model ends in a fully connected layer whose gradient the update lacks: it is frozen, or was left out."""
+
+
 @dataclass(frozen=True)
 class FinalLayer:
     """The layer that makes the logits. All tensors in float64 on the CPU; K classes, D features."""
@@ -129,12 +133,12 @@ class TracedLayer:
         """The layer with its gradient in an update.
 
         Raises:
-            LabelError: The update does not hold it.
+            NoFinalGradientError: The update does not hold it.
         """
         prefix = f"{self.name}." if self.name else ""
         gradient = update.gradients.get(f"{prefix}weight")
         if gradient is None or gradient.shape != self.weight.shape:
-            raise LabelError(
+            raise NoFinalGradientError(
                 f"the update lacks the gradient of the final layer {prefix}weight in shape {tuple(self.weight.shape)}; "
                 "labels are read off that tensor, so give the labels, or an update of this model that holds it"
             )

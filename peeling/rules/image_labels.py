@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..graph import Graph
@@ -74,18 +74,39 @@ def fit_labels(
     """
     count, classes = derivative.shape
     rows = count * derivative
-    labels = (1 - smoothing) * torch.eye(classes, dtype=rows.dtype) + smoothing / classes
-    expected = logits.softmax(dim=1)[:, None, :] - labels
+    expected = logits.softmax(dim=1)[:, None, :] - spread_labels(classes, smoothing).to(rows)
     length = expected.square().sum(dim=2).clamp_min(1e-300)
     factors = (expected * rows[:, None, :]).sum(dim=2).clamp_min(0) / length
     left = (rows[:, None, :] - factors[:, :, None] * expected).norm(dim=2)
     best = left.argmin(dim=1)
-    own = factors.gather(1, best[:, None])[:, 0]
-    tells = left.gather(1, best[:, None])[:, 0] <= _TELLS * rows.norm(dim=1)
-    tells = tells & (own > 0)
-    usual = own[tells].median() if bool(tells.any()) else torch.ones((), dtype=rows.dtype)
-    scales = torch.where(tells, own, usual)
+    scales, tells = usual_factors(factors, left, rows.norm(dim=1), best)
     away = (rows / scales[:, None])[:, None, :] - expected
     found = torch.where(tells, best, away.abs().amax(dim=2).argmin(dim=1))
     off = away.abs().amax(dim=2).gather(1, found[:, None])[:, 0] / (1 - smoothing)
     return ImageLabels(found, off, scales, derivative)
+
+
+def spread_labels(classes: int, smoothing: float) -> Float[Tensor, "class class"]:
+    """What the loss takes each class for as a label."""
+    return (1 - smoothing) * torch.eye(classes, dtype=torch.float64) + smoothing / classes
+
+
+def usual_factors(
+    factors: Float[Tensor, "image class"],
+    left: Float[Tensor, "image class"],
+    lengths: Float[Tensor, " image"],
+    best: Int[Tensor, " image"],
+) -> tuple[Float[Tensor, " image"], Bool[Tensor, " image"]]:
+    """The factor of each image, and whether it tells its own: one that does not is given that of the others.
+
+    Args:
+        factors: That fit best, by class.
+        left: What they leave of the image's derivative.
+        lengths: Of these derivatives.
+        best: The class that leaves least.
+    """
+    own = factors.gather(1, best[:, None])[:, 0]
+    tells = left.gather(1, best[:, None])[:, 0] <= _TELLS * lengths
+    tells = tells & (own > 0)
+    usual = own[tells].median() if bool(tells.any()) else torch.ones((), dtype=factors.dtype)
+    return torch.where(tells, own, usual), tells

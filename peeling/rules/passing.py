@@ -72,10 +72,8 @@ def _nothing(like: Known) -> Tensor:
 def _undone(setting: Setting, known: Knowledge, node: Node, position: int, output: Known) -> Known | None:
     values, deviation = output.values, output.deviation.expand_as(output.values)
     if node.kind.needs is Needs.OUTPUT:
-        units = known.units.get(node.name)
-        margin = _SURELY * deviation
-        sure = node.kind.is_open(values - margin) & node.kind.is_open(values + margin)
-        sure = sure & output.known if units is None else sure & output.known & units.is_open
+        units, sure = known.units.get(node.name), surely_open(node, output) & output.known
+        sure = sure if units is None else sure & units.is_open
         return Known(values * sure, sure, deviation, "backwards")
     name = node.inputs[position]
     channels = [setting.graph.shape(one)[0] for one in node.inputs]
@@ -89,6 +87,12 @@ def _undone(setting: Setting, known: Knowledge, node: Node, position: int, outpu
         return None
     told = by_step.inverse(setting, known, node, values, deviation, others)
     return None if told is None else _known(told, output.known, (len(values), *setting.graph.shape(name)), "backwards")
+
+
+def surely_open(rectifier: Node, output: Known) -> Tensor:
+    """Units that were open however far off their outputs may be."""
+    margin = _SURELY * output.deviation.expand_as(output.values)
+    return rectifier.kind.is_open(output.values - margin) & rectifier.kind.is_open(output.values + margin)
 
 
 def _known(told: Told, before: Tensor, shape: tuple[int, ...], rule: str) -> Known:

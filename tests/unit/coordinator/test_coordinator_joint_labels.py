@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from gradinversion.agents import AgentsConfig, ObjectiveConfig
+from gradinversion.agents import AgentsConfig, ObjectiveConfig, Outcome, Standing
+from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.coordinator import AttackConfig, Storage, read_result
+from gradinversion.coordinator.finishing import with_found_labels
 from gradinversion.peeling import PeelingConfig
+from gradinversion.target import Target
+from gradinversion.target.belief import Belief
+from gradinversion.target.labels import unread_labels
+from gradinversion.target.preparation import Preparation
+from torch import nn
 
 
 @pytest.fixture
@@ -60,3 +67,24 @@ def test_a_resumed_run_gives_the_same_images_and_labels(run: Callable[..., Any],
 def test_several_seeds_or_peeling_are_refused(config: AttackConfig, change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"labels=joint .* give agents\.count=1 peeling\.enabled=false"):
         replace(config, **change)
+
+
+def test_labels_of_several_seeds_are_the_likeliest_of_their_images_in_one_order() -> None:
+    """As where the final layer is frozen: each seed has the images, and their labels, in an order of its own."""
+    first = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
+    second = torch.tensor([[0.0, 0.1, 0.9], [0.1, 0.9, 0.0]])
+    seeds = [Standing(k, 0, 0, {}, Outcome.FINISHED, labels=own) for k, own in enumerate((first, second))]
+    target = Target(*_update(), labels=torch.zeros(2, dtype=torch.long), joint_labels=True)
+    prepared = Preparation(target, unread_labels(2), (), Belief(target.update.facts))
+    found = with_found_labels(prepared, seeds, torch.tensor([[0, 1], [1, 0]]))
+    assert found.labels.labels.tolist() == [1, 2]
+    assert found.labels.confidence.tolist() == pytest.approx([0.65, 0.8])
+    assert found.target.labels.tolist() == [1, 2]
+    assert not found.target.joint_labels
+    unlabelled = [replace(seed, labels=None) for seed in seeds]
+    assert with_found_labels(prepared, unlabelled, torch.tensor([[0, 1], [1, 0]])) is prepared
+
+
+def _update() -> tuple[CapturedUpdate, nn.Module]:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
+    return capture_gradient(model, torch.rand(2, 3, 4, 4), torch.tensor([1, 2])), model
