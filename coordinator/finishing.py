@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from .identity import identity
 from .permutations import permute
 from .progress import Progress
 from .reconstruction import Reconstruction, Source
-from .selection import choose
+from .selection import STANDS_OUT, choose
 
 # The seeds whose images are judged and kept; of more, those with the lowest gradient loss. Each costs the coordinator a
 # batch of memory, and each judgement a gradient.
@@ -68,7 +69,10 @@ def conclude(
     assert progress.consensus is not None
     prepared = with_found_labels(prepared, candidates, permutations)
     own = permute(torch.stack([c.images for c in candidates]), permutations)
-    candidates = [replace(c, images=images) for c, images in zip(candidates, own, strict=True)]
+    candidates = [
+        replace(c, images=images, labels=None if c.labels is None else c.labels[order])
+        for c, images, order in zip(candidates, own, permutations, strict=True)
+    ]
     at_once = judged_at_once(update.image_shape, config.agents.images_at_once)
     objective = Objective(prepared.target, config.objective, images_at_once=at_once)
     batches, evidence = [Source(candidate.seed) for candidate in candidates], objective.evidence
@@ -113,7 +117,8 @@ def conclude(
 def with_found_labels(
     prepared: Preparation, seeds: Sequence[Standing], permutations: Int[Tensor, "seed batch"]
 ) -> Preparation:
-    """Where labels are optimised with the images, with those that the seeds found, as if they had been known: each
+    """Where labels are optimised with the images, with those that the seeds found, as if they had been known: those of
+    a seed that explains the update better than all others, which may be the only one that found anything, and else each
     image's likeliest by the mean of its probabilities over the seeds.
 
     Args:
@@ -124,5 +129,14 @@ def with_found_labels(
     found = [seed.labels[own] for seed, own in zip(seeds, permutations, strict=True) if seed.labels is not None]
     if not found:
         return prepared
-    labels = joint_labels(torch.stack(found).mean(dim=0))
+    labels = joint_labels(_likeliest(seeds, found))
     return replace(prepared, labels=labels, target=replace(prepared.target, labels=labels.labels, joint_labels=False))
+
+
+def _likeliest(seeds: Sequence[Standing], found: Sequence[Tensor]) -> Tensor:
+    """The probabilities of the seed whose loss stands out, or their mean; each seed's loss is with its own labels."""
+    losses = [_evidence(seed.losses) for seed in seeds if seed.labels is not None]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    if losses[best] < STANDS_OUT * statistics.median(losses):
+        return found[best]
+    return torch.stack([*found]).mean(dim=0)

@@ -17,7 +17,7 @@ _SWEEPS = 2
 # convex), and the less they agree the smaller it is. So among seeds that the evidence cannot tell apart the mean is the
 # better guess, even where its own gradient matches worse than theirs; a seed that found what the others did not stands
 # out among them.
-_CLEAR = 0.8
+STANDS_OUT = 0.8
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def choose(
     values = [_finite(evidence(batch)) for batch in batches]
     last, count = len(seeds), batches.shape[1]
     best = min(range(len(seeds)), key=values.__getitem__)
-    stands_out = values[best] < _CLEAR * min(values[last], statistics.median(values[:last]))
+    stands_out = values[best] < STANDS_OUT * min(values[last], statistics.median(values[:last]))
     start = best if stands_out else last
     images, value, sources = batches[start].clone(), values[start], [start] * count
     # One image of many moves the evidence of the batch by its share only.
-    clear = 1 - (1 - _CLEAR) / count
+    clear = 1 - (1 - STANDS_OUT) / count
     for _ in range(_SWEEPS):
         changed = False
         for image in range(count):

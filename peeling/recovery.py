@@ -268,7 +268,11 @@ def _by_winners(update: CapturedUpdate, features: Recovery, stem: Stem, start: D
 def _final(graph: Graph, update: CapturedUpdate, derivation: Derivation) -> ImageLabels | None:
     setting = Setting(graph, update.gradients, update.image_count, 1.0)
     known, smoothing = derivation.knowledge, float(update.facts.label_smoothing.value)
-    return image_labels(setting, known, smoothing) or labels_by_input(setting, known, smoothing)
+    found, weight = image_labels(setting, known, smoothing), graph.by_name[graph.output].tensors.get("weight", "")
+    sent = update.gradients.get(weight)
+    if found is not None or (sent is not None and bool(sent.any())):
+        return found
+    return labels_by_input(setting, known, smoothing)
 
 
 def first_module(graph: Graph, model: nn.Module) -> str | None:

@@ -241,8 +241,8 @@ def _with_images(found: VisitRecovery, steps: LocalSteps, images: VisitImages, m
     followed = (
         f"the layers in front move with them as the client's did up to {images.disagreement:.1g}"
         if images.disagreement < float("inf")
-        else f"{len(images.visits)} of the {steps.visit_count} visits were followed, since with these images the steps "
-        "behind do not follow"
+        else f"{len(images.visits)} of the {steps.visit_count} visits were followed, and what the layers in front made "
+        "of them could not be held against the delta"
     )
     message = (
         f"{found.message} Step after step, each giving the weights before the next one, a descent met the features of "
@@ -276,7 +276,8 @@ def _labels(derivation: Derivation, images: VisitImages) -> Tensor | None:
     """Of each image, where the derivatives by the logits of all of its visits agree."""
     final = derivation.graph.by_name[derivation.graph.output]
     arriving = derivation.knowledge.arriving.get(final.name)
-    if not isinstance(final.kind, Linear) or arriving is None or not arriving.complete:
+    followed = len(images.visits) == arriving.values.shape[0] if arriving is not None else False
+    if not isinstance(final.kind, Linear) or arriving is None or not arriving.complete or not followed:
         return None
     negative = arriving.values.clamp_max(0)
     lowest, labels = negative.min(dim=1)

@@ -10,6 +10,7 @@ length: batch norm does not see it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,11 +92,10 @@ class BatchesOrdering(VisitsOrdering):
     ) -> list[tuple[float, int, int]]:
         """See `VisitsOrdering`: batch for batch."""
         lists = [batches_apart(one, self.steps.count) for one in (front, back)]
-        if lists[0] is None or lists[1] is None:
-            rows, columns = (
-                [visit for visit in range(len(back.inputs)) if visit not in done] for done in (at_front, at_back)
-            )
-            return [(_NOTHING, row, column) for row, column in zip(rows, columns, strict=True)]
+        sizes = [None if one is None else sorted(len(batch.visits) for batch in one) for one in lists]
+        left_over = [[visit for visit in range(len(back.inputs)) if visit not in done] for done in (at_front, at_back)]
+        if lists[0] is None or lists[1] is None or any(one != sorted(self.steps.visits) for one in sizes):
+            return [(_NOTHING, row, column) for row, column in zip(*left_over, strict=True)]
         fronts, backs = (
             [batch for batch in batches if batch.visits[0] not in done]
             for batches, done in ((lists[0], at_front), (lists[1], at_back))
@@ -111,7 +111,12 @@ class BatchesOrdering(VisitsOrdering):
         for row, column in zip(*(some.tolist() for some in scipy.optimize.linear_sum_assignment(costs)), strict=True):
             left, pairs = float(costs[row, column]), tried[row][column][1]
             found += [(left, fronts[row].visits[one], backs[column].visits[other]) for one, other in pairs]
-        return found
+        # Batches of unlike sizes, of which no visit is held against another.
+        rows, columns = (
+            [visit for visit in some if visit not in {pair[at] for pair in found}]
+            for at, some in enumerate(left_over, start=1)
+        )
+        return [*found, *((math.inf, row, column) for row, column in zip(rows, columns, strict=True))]
 
     def _made(self, front: VisitList, batch: Batch, convolution: Tensor, norm: dict[str, Tensor]) -> Tensor:
         """What a batch's features are, up to its eps: their scale is not known here."""

@@ -91,7 +91,7 @@ def prepare(
     if given is not None:
         require_classes(given, update, model)
     solved = solve(evidence, found, model, request, given, look, tell)
-    unread = request.gradient and are_unread(solved.labels)
+    unread = are_unread(solved.labels)
     if unread:
         solved = _with_labels_left_open(solved, generator)
     evidence, found, labels = solved.evidence, solved.found, solved.labels

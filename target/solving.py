@@ -197,7 +197,8 @@ class _Solver:
         try:
             return recover_labels(update, self.model, self.request.labels, self.look)
         except NoFinalGradientError:
-            if update.local is not None or self.request.labels != AUTO:
+            # Without the gradient in the objective there is nothing that labels could be optimised by.
+            if update.local is not None or self.request.labels != AUTO or not self.request.gradient:
                 raise
             return unread_labels(update.image_count)
 

@@ -127,13 +127,15 @@ def _made(
         return TapImages(known, message if found.steps or found.blocked or found.record is None else "")
     if order is None and are_unread(labels):
         # Labels are looked for with the images, whatever their order.
-        start = _start(found, torch.arange(len(labels.labels)), seed)
+        start = _start(found, torch.arange(len(labels.labels)), seed, _all_met(found, tolerance))
         return TapImages(known, f"{message} Labels do not follow from these.", start=start)
     if order is None:
         return TapImages(known, f"{message} Whose label is whose is not known, so that they are left out.")
     refused = _refused(update, model, found, known.labels, order, tolerance)
     if refused is not None:
-        return _behind(found, known, order, " ".join((message, refused)).strip(), seed)
+        # No gradient in front of the features tells these from others: from there a seed may only lead away.
+        stands = _all_met(found, tolerance) and not _front_is_sent(update, model, found.module)
+        return _behind(found, known, order, " ".join((message, refused)).strip(), seed, stands)
     assert found.images is not None
     assert found.error is not None
     assert found.module is not None
@@ -151,13 +153,15 @@ def _made(
     return TapImages(known, message, anchor, scales_fitted=found.final is not None)
 
 
-def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: str, seed: int) -> TapImages:
-    """What seeds have to go by where the images are not known."""
+def _behind(
+    found: Recovery, labels: RecoveredLabels, order: Tensor, message: str, seed: int, stands: bool
+) -> TapImages:
+    """What seeds have to go by where the images are not known; see `_start` for whether these stand for the answer."""
     if found.cut is None:
         return TapImages(labels, message)
     cut = found.cut.in_order(order)
     message += " Seeds descend on these features"
-    start = _start(found, order, seed)
+    start = _start(found, order, seed, stands)
     if start is None:
         return TapImages(labels, f"{message}, from noise.", cut=cut)
     where = "from images that a decoder fitted on public photos makes of them"
@@ -167,14 +171,34 @@ def _behind(found: Recovery, labels: RecoveredLabels, order: Tensor, message: st
     return TapImages(labels, f"{message}, {where}; {guess}.", cut=cut, start=start)
 
 
-def _start(found: Recovery, order: Tensor, seed: int) -> Start | None:
-    """The images that were found, else those of the decoder. What was found has the features already, so that a seed
-    may only lead away from it: it stands for the answer too."""
-    if found.start is None:
+def _start(found: Recovery, order: Tensor, seed: int, stands: bool) -> Start | None:
+    """The images that were found, else those of the decoder; these stand for the answer too where they fit more than
+    the features, or where those that were found do."""
+    if found.start is not None:
+        images = found.start.images if found.images is None else found.images
+        error = torch.full((len(order),), found.start.error)
+        return Start(images[order].float(), error, seed, found.start.fitted or stands)
+    if not stands:
         return None
-    images = found.start.images if found.images is None else found.images
-    fitted = found.start.fitted or found.images is not None
-    return Start(images[order].float(), torch.full((len(order),), found.start.error), seed, fitted)
+    assert found.images is not None
+    assert found.error is not None
+    return Start(found.images[order].float(), found.error[order].float(), seed, fitted=True)
+
+
+def _all_met(found: Recovery, tolerance: float) -> bool:
+    """Whether images were found that have all that is known of them."""
+    if found.images is None or found.error is None or not _worst(found) <= tolerance:
+        return False
+    hidden = found.record is not None and found.record.contrast is Contrast.HIDDEN
+    return not hidden and not (found.repeats is not None and found.repeats.unseen)
+
+
+def _front_is_sent(update: CapturedUpdate, model: nn.Module, first: str | None) -> bool:
+    """Whether the gradient was sent of the module that is given the images."""
+    if first is None:
+        return False
+    sent = as_gradient(update, model).gradients.get(f"{first}.weight")
+    return sent is not None and bool(sent.any())
 
 
 def _refused(
@@ -222,9 +246,9 @@ def _disagreement(
     others give others. Where the derivative by the logits is known as it was sent, neither the loss nor what it was
     multiplied by has to be.
     """
-    sent = as_gradient(update, model).gradients
-    if f"{first}.weight" not in sent or not bool(sent[f"{first}.weight"].any()):
+    if not _front_is_sent(update, model, first):
         return None
+    sent = as_gradient(update, model).gradients
     weights = {name: one for name, one in model.named_parameters() if one.dim() > 1 and name in sent}
     like = next(model.parameters())
     with torch.enable_grad(), client_mode(model, update.batch_norm):
@@ -259,7 +283,7 @@ def _ordered(found: Recovery, labels: RecoveredLabels, given: bool) -> tuple[Rec
         labels=found.labels[order],
         confidence=(order < len(order) - unseen).float(),
         method="features",
-        assumption=_BY_INPUT if unread else _BY_FINAL,
+        assumption=_BY_INPUT if found.final is not None and found.final.by_input else _BY_FINAL,
         warnings=(),
     )
     return seen, order, _contradicted(found.labels, told) if given else ""

@@ -78,7 +78,7 @@ def _made(
         message = " ".join(filter(None, (found.message, why, _silent(found, update))))
         return TapImages(labels, message, start=_start(found, update, order, seed), record=found.record)
     assert found.module is not None
-    known = labels if given else _shown(found, order)
+    known = labels if given else _shown(found, update, order)
     images = found.images[order]
     anchor = Anchor(
         module=found.module,
@@ -151,13 +151,15 @@ def _order(found: VisitRecovery, labels: RecoveredLabels, given: bool) -> Tensor
     return ordered(found.labels, labels.labels.cpu())
 
 
-def _shown(found: VisitRecovery, order: Tensor) -> RecoveredLabels:
+def _shown(found: VisitRecovery, update: CapturedUpdate, order: Tensor) -> RecoveredLabels:
     assert found.labels is not None
+    at_logits = "The derivative by the logits of every visit is known, and it is negative at the label alone."
+    at_cut = "With the images of each step these labels make the derivative that is known in the middle of the network."
     return RecoveredLabels(
         labels=found.labels[order],
         confidence=torch.ones(len(order)),
         method="features",
-        assumption="The derivative by the logits of every visit is known, and it is negative at the label alone.",
+        assumption=at_logits if update.batch_norm is BatchNormMode.EVAL else at_cut,
         warnings=(),
     )
 

@@ -91,6 +91,8 @@ class LabelReader:
         made[torch.arange(count), labels] -= 1 - smoothing
         expected, through_all = self.loss.factor(count) / count, through(made)
         factor = float((through_all * target).sum() / through_all.square().sum().clamp_min(1e-300))
+        if abs(factor / expected - 1) > _LEFT:
+            return None
         factor = expected if abs(factor / expected - 1) <= _EXPECTED else factor
         left = relative(factor * through_all - target, target)
         return BatchLabels(labels, factor * made, left) if left <= _LEFT else None

@@ -40,6 +40,8 @@ class ImageLabels:
     """By what each image's loss counts beside what it would in the mean."""
     derivative: Float[Tensor, "image class"]
     """Of the loss by the logits, as it was sent."""
+    by_input: bool = False
+    """Whether they are by the derivative at the final layer's input, and not by that layer's gradient."""
 
 
 def image_labels(setting: Setting, known: Knowledge, smoothing: float = 0.0) -> ImageLabels | None:

@@ -6,7 +6,7 @@ have; but where taps gave it in front of the last rectifier, it is known at ever
 is a mean over units, or one of them: its derivative is that of any of its open units over the unit's share. What is
 sent through W is solved for the label without W being undone: each class is tried, with the factor that fits best.
 
-Rank: an image's features with an open unit tell the rows of W of any two classes apart.
+Rank: at an image's features with an open unit, no two classes send the same up to a factor above zero.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from .knowledge import Knowledge
 from .passing import surely_open
 from .rule import Setting
 
+# Nearer than this to what another label sends, relative, a label is not told from it.
+_SAME = 1e-9
 # What features share of a unit, as they may by rounding, beside what each has of its own.
 _SHARED = 1e-9
 
@@ -56,7 +58,8 @@ def fit_labels_behind(
     """The label and the factor of each image by which the derivative by its features is that of cross-entropy.
 
     `ImageLabels.off` is here how far the label is from what the derivative says, against the way to the nearest other
-    label: above one half, another one is nearer.
+    label with whatever factor: above one half, another one may be nearer. It is infinite where the features that are
+    known tell no label from another.
 
     Args:
         weight: Of the final layer.
@@ -67,35 +70,41 @@ def fit_labels_behind(
     """
     count, classes = logits.shape
     labels = spread_labels(classes, smoothing)
-    expected = logits.softmax(dim=1)[:, None, :] - labels
+    probabilities, of_labels = logits.softmax(dim=1), labels @ weight
     rows = torch.where(heard, count * derivative, 0.0)
-    # Image by image: all at once they would be a number for each image, class and feature.
-    sent = [(one @ weight) * ears for one, ears in zip(expected, heard.to(weight), strict=True)]
-    factors = torch.stack(
-        [
-            (one @ row).clamp_min(0) / one.square().sum(dim=1).clamp_min(1e-300)
-            for one, row in zip(sent, rows, strict=True)
-        ]
-    )
-    left = torch.stack(
-        [(row - factor[:, None] * one).norm(dim=1) for one, row, factor in zip(sent, rows, factors, strict=True)]
-    )
+
+    def sent(image: int) -> Tensor:
+        """What each class would send; made for one image at a time, as it is a number for each class and feature."""
+        return (probabilities[image] @ weight - of_labels) * heard[image]
+
+    fits = [_fit(sent(image), rows[image]) for image in range(count)]
+    factors, left = (torch.stack(parts) for parts in zip(*fits, strict=True))
     best = left.argmin(dim=1)
     scales, tells = usual_factors(factors, left, rows.norm(dim=1), best)
-    away = torch.stack([(row / scale - one).norm(dim=1) for one, row, scale in zip(sent, rows, scales, strict=True)])
-    chosen = torch.where(tells, best, away.argmin(dim=1))
-    off = torch.stack(
-        [own[label] / _nearest_other(one, int(label)) for one, own, label in zip(sent, away, chosen, strict=True)]
-    )
-    made = scales[:, None] * expected[torch.arange(count), chosen] / count
-    return ImageLabels(chosen, off, scales, made)
+    chosen, off = torch.empty_like(best), torch.empty_like(scales)
+    for image in range(count):
+        made = sent(image)
+        away = (rows[image] / scales[image] - made).norm(dim=1)
+        chosen[image] = best[image] if tells[image] else away.argmin()
+        off[image] = away[chosen[image]] / _nearest_other(made, int(chosen[image]))
+    made = scales[:, None] * (probabilities - labels[chosen]) / count
+    return ImageLabels(chosen, off.nan_to_num(torch.inf), scales, made, by_input=True)
+
+
+def _fit(sent: Float[Tensor, "class feature"], row: Float[Tensor, " feature"]) -> tuple[Tensor, Tensor]:
+    """The factor above zero with which each class makes a row best, and what it leaves of it."""
+    factors = (sent @ row).clamp_min(0) / sent.square().sum(dim=1).clamp_min(1e-300)
+    return factors, (row - factors[:, None] * sent).norm(dim=1)
 
 
 def _nearest_other(sent: Float[Tensor, "class feature"], label: int) -> Tensor:
-    """How far the features' derivative for another label is at least from that for this one."""
-    apart = (sent - sent[label]).norm(dim=1)
+    """How far what one label sends is at least from what another one does with any factor above zero; zero where they
+    are not told apart."""
+    own = sent[label]
+    _, apart = _fit(sent, own)
     apart[label] = torch.inf
-    return apart.min().clamp_min(1e-300)
+    nearest = apart.min()
+    return torch.where(nearest > _SAME * own.norm(), nearest, 0.0)
 
 
 def _by_features(setting: Setting, known: Knowledge, features: str) -> tuple[Tensor, Tensor] | None:

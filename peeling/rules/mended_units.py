@@ -97,7 +97,8 @@ def _behind(setting: Setting, known: Knowledge, node: Node) -> _Behind | None:
 def _passed(setting: Setting, known: Knowledge, step: Node, arriving: Tensor, position: int) -> Tensor | None:
     """A derivative carried to one input of an operation; None where that is not known."""
     if isinstance(step.kind, BatchStatisticsNorm):
-        return derivative_in_front(setting, known, step, arriving)
+        # Of several steps the sums of each would be needed, and the delta has those of all together.
+        return None if setting.steps is not None else derivative_in_front(setting, known, step, arriving)
     nothing = [torch.zeros(len(arriving), *setting.graph.shape(name), dtype=arriving.dtype) for name in step.inputs]
     through = by_step.cotangents(setting, known, step, arriving, nothing)
     return None if through is None else through[position]

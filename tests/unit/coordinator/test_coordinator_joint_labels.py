@@ -81,6 +81,9 @@ def test_labels_of_several_seeds_are_the_likeliest_of_their_images_in_one_order(
     assert found.labels.confidence.tolist() == pytest.approx([0.65, 0.8])
     assert found.target.labels.tolist() == [1, 2]
     assert not found.target.joint_labels
+    # A seed that explains the update while the others do not is not outvoted.
+    alone = [replace(seed, losses={"gradient": loss}) for seed, loss in zip(seeds, (1e-6, 1.0), strict=True)]
+    assert with_found_labels(prepared, alone, torch.tensor([[0, 1], [1, 0]])).labels.labels.tolist() == [0, 2]
     unlabelled = [replace(seed, labels=None) for seed in seeds]
     assert with_found_labels(prepared, unlabelled, torch.tensor([[0, 1], [1, 0]])) is prepared
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gradinversion.agents import ObjectiveConfig
 from gradinversion.capture import CapturedUpdate, LabelError, capture_gradient
 from gradinversion.coordinator import AttackConfig
 from gradinversion.target.preparation import Preparation, prepare
@@ -56,12 +57,47 @@ def _exact(model: nn.Module, prepared: Preparation) -> bool:
     return anchor is not None and float((anchor.activations - expected).norm() / expected.norm()) < 1e-4
 
 
+class _Overlapping(_Residual):
+    """Whose features share units, so that none is told from the derivative by these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64 * 9, 10)
+        self.fc.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = F.relu(self.quartered(F.relu(self.halved(F.relu(self.stem(images))))))
+        value = F.relu(self.conv2(F.relu(self.conv1(value))) + value)
+        return self.fc(F.avg_pool2d(value, 2, 1, 1).flatten(1))
+
+
+def test_images_that_are_exact_are_the_start_where_their_labels_do_not_follow() -> None:
+    model = _Overlapping()
+    prepared = _prepared(model)
+    assert prepared.target.joint_labels
+    start = prepared.target.start
+    assert start is not None
+    assert start.fitted
+    true = _sent(model).normalisation.apply(_images()).flatten(1)
+    apart = torch.cdist(start.images.flatten(1), true)
+    assert sorted(apart.argmin(dim=1).tolist()) == [0, 1, 2]
+    assert float((apart.amin(dim=1) / true.norm(dim=1)).max()) < 1e-4
+
+
+def test_without_the_gradient_in_the_objective_labels_have_to_be_told() -> None:
+    model = _Residual("fc")
+    request = AttackConfig(objective=ObjectiveConfig(gradient_weight=0.0)).request
+    with pytest.raises(LabelError, match="lacks the gradient of the final layer"):
+        prepare(_sent(model), model, request)
+
+
 @pytest.mark.parametrize("told", ["auto", "1,5,9"])
 def test_a_frozen_final_layer_hides_neither_labels_nor_images(told: str) -> None:
     model = _Residual("fc")
     prepared = _prepared(model, told)
     assert prepared.labels.labels.tolist() == [1, 5, 8]
     assert prepared.labels.method == "features"
+    assert "the final layer's gradient is not in the update" in prepared.labels.assumption
     assert not prepared.target.joint_labels
     assert _exact(model, prepared)
     contradicted = any("shows class 8 where class 9 was given" in message for message in prepared.messages)

@@ -31,7 +31,7 @@ def _order(case: Any, known: Knowledge) -> Tensor:
     return torch.cdist(whole.values.flatten(1), case.images.double().flatten(1)).argmin(dim=1)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 3])
 def test_each_image_is_given_its_own_label_without_the_final_layer(residual_case: Cases, count: int) -> None:
     case = residual_case(count)
     known = case.derived().knowledge
@@ -87,6 +87,15 @@ def test_features_that_do_not_tell_classes_apart_show_in_how_far_labels_are_off(
     random = 1e-4 * torch.randn(derivative.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = fit_labels_behind(weight, derivative + random, torch.ones_like(derivative).bool(), logits)
     assert float(found.off[:3].min()) > 0.5
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_too_few_features_tell_no_label(heard: int) -> None:
+    """With one feature and a factor that is open every class whose sign is right does."""
+    weight, derivative, logits, _ = _case(10, 64, 0.0, torch.ones(4, dtype=torch.float64))
+    known = torch.arange(64).expand(4, -1) < heard
+    found = fit_labels_behind(weight, derivative, known, logits)
+    assert bool(found.off.isinf().all())
 
 
 def test_a_derivative_that_is_not_that_of_cross_entropy_shows_too() -> None:

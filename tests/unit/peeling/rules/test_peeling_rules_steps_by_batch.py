@@ -21,7 +21,7 @@ from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.rules import Derivation, derive
 from gradinversion.peeling.visits import VisitList
 from gradinversion.peeling.visits_in_batches import batches_apart
-from torch import Tensor
+from torch import Tensor, nn
 
 LABELS = torch.tensor([3, 7, 1, 8])
 STEPS = LocalSteps((2, 2), rate=0.05, momentum=0.5)
@@ -41,13 +41,16 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(residual_case: Callable[..., Any], residual_network: Callable[..., Any]) -> Trained:
     """Two steps of two images, with momentum."""
-    model = residual_network(0, wide=96, normed_skips=True)
+    return _train(residual_case, residual_network(0, wide=96, normed_skips=True), ([0, 1], [2, 3]))
+
+
+def _train(residual_case: Callable[..., Any], model: nn.Module, batches: tuple[list[int], ...]) -> Trained:
     images = residual_case(count=4, seed=0, model=model).images
     graph = network_graph(model, tuple(images.shape[1:]), TRAIN, 4)
     assert isinstance(graph, Graph)
     after, seen = copy.deepcopy(model), list[dict[str, Tensor]]()
     optimiser = torch.optim.SGD(after.parameters(), lr=STEPS.rate, momentum=STEPS.momentum)
-    for batch in ([0, 1], [2, 3]):
+    for batch in batches:
         now = {name: one.detach().double() for name, one in after.named_parameters()}
         own = replace(graph, tensors={**graph.tensors, **now})
         values = {graph.images: images[batch].double()}
@@ -91,6 +94,15 @@ def test_more_steps_than_the_client_made_are_refused(trained: Trained) -> None:
     other = derive(trained.graph, trained.gradients, 4, 3e-2, steps=steps)
     assert not other.steps
     assert {one.why for one in other.refused} <= {Why.RANK, Why.STEPS, Why.FEW_EQUATIONS}
+
+
+def test_batches_of_other_sizes_than_told_are_refused(
+    residual_case: Callable[..., Any], residual_network: Callable[..., Any]
+) -> None:
+    trained = _train(residual_case, residual_network(0, wide=96, normed_skips=True), ([0, 1, 2], [3]))
+    other = derive(trained.graph, trained.gradients, 4, 3e-2, steps=STEPS)
+    assert not other.steps
+    assert Why.STEPS in {one.why for one in other.refused}
 
 
 def test_images_of_each_step_tell_their_labels_and_the_next_weights(trained: Trained, found: Derivation) -> None:
