@@ -276,8 +276,9 @@ def _labels(derivation: Derivation, images: VisitImages) -> Tensor | None:
     """Of each image, where the derivatives by the logits of all of its visits agree."""
     final = derivation.graph.by_name[derivation.graph.output]
     arriving = derivation.knowledge.arriving.get(final.name)
-    followed = len(images.visits) == arriving.values.shape[0] if arriving is not None else False
-    if not isinstance(final.kind, Linear) or arriving is None or not arriving.complete or not followed:
+    if not isinstance(final.kind, Linear) or arriving is None or not arriving.complete:
+        return None
+    if len(images.visits) != len(arriving.values):
         return None
     negative = arriving.values.clamp_max(0)
     lowest, labels = negative.min(dim=1)

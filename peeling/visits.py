@@ -31,7 +31,7 @@ from .visits_by_client import divided
 # Units up to this share of a visit's root mean square, or so many of its errors, are shut.
 _SHUT, _ERRORS = 1e-5, 5.0
 # Units that far above that line tell how a visit's features were made.
-_SURELY = 10.0
+SURELY = 10.0
 # A visit belongs to a step where its pair leaves at most this share, and a third of what visits of later steps leave.
 OBEYS, APART = 0.02, 1 / 3
 # Passes over all steps, each with the lengths that the one before gave; what a pair may leave without another one.
@@ -216,7 +216,7 @@ class VisitsOrdering:
         entering = self.first.kind.forward([front.inputs[rows]], {"weight": convolution})
         assert isinstance(self.norm.kind, BatchNorm)
         scale, shift = self.norm.kind.affine(norm)
-        scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back, _SURELY)
+        scaled, open_units = entering * scale.reshape(1, -1, 1, 1), is_open(back, SURELY)
         costs = torch.tensor(
             [[_left(one, shift, back.inputs[visit], open_units[visit]) for visit in columns] for one in scaled]
         )

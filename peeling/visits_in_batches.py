@@ -21,14 +21,12 @@ from torch import Tensor
 
 from .kinds import over_channels
 from .layers import relative
-from .visits import VisitList, VisitsOrdering, is_open
+from .visits import SURELY, VisitList, VisitsOrdering, is_open
 
 # The sums' weakest directions are relations where they are smaller than the next one by this.
 _RELATION = 0.3
 # Visits that share a relation have this of the correlation that those of one step have; others have none.
 _TOGETHER = 0.5
-# Units that far above the line of shut ones tell how features were made.
-_SURELY = 10.0
 # What is said to be left where nothing can be compared.
 _NOTHING = 1.0
 
@@ -103,7 +101,7 @@ class BatchesOrdering(VisitsOrdering):
         convolution = self._so_far(self.first, front, at_front, step)[-1]
         norm = self._norm(back, at_back, step, inverse)
         made = [self._made(front, batch, convolution, norm) for batch in fronts]
-        units = is_open(back, _SURELY)
+        units = is_open(back, SURELY)
         tried = [[_left(one, back, batch, units) for batch in backs] for one in made]
         size = self.steps.visits[step]
         costs = torch.tensor([[left if len(pairs) == size else _NOTHING for left, pairs in row] for row in tried])

@@ -185,12 +185,16 @@ def _start(found: Recovery, order: Tensor, seed: int, stands: bool) -> Start | N
     return Start(found.images[order].float(), found.error[order].float(), seed, fitted=True)
 
 
-def _all_met(found: Recovery, tolerance: float) -> bool:
+def _met(found: Recovery, tolerance: float) -> bool:
     """Whether images were found that have all that is known of them."""
     if found.images is None or found.error is None or not _worst(found) <= tolerance:
         return False
-    hidden = found.record is not None and found.record.contrast is Contrast.HIDDEN
-    return not hidden and not (found.repeats is not None and found.repeats.unseen)
+    return found.record is None or found.record.contrast is not Contrast.HIDDEN
+
+
+def _all_met(found: Recovery, tolerance: float) -> bool:
+    """Whether that is so of every image of the batch."""
+    return _met(found, tolerance) and (found.repeats is None or not found.repeats.unseen)
 
 
 def _front_is_sent(update: CapturedUpdate, model: nn.Module, first: str | None) -> bool:
@@ -205,10 +209,9 @@ def _refused(
     update: CapturedUpdate, model: nn.Module, found: Recovery, labels: Tensor, order: Tensor, tolerance: float
 ) -> str | None:
     """Why the images are not taken for known, in a sentence; None where they are."""
-    if found.images is None or found.error is None:
+    if not _met(found, tolerance):
         return ""
-    if not _worst(found) <= tolerance or (found.record and found.record.contrast is Contrast.HIDDEN):
-        return ""
+    assert found.images is not None
     if found.module is None:
         return "No module of the model is given the images as they are, so that they are not taken for known."
     derivative = None if found.final is None else found.final.derivative[order]

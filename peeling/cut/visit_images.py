@@ -177,12 +177,8 @@ class StepByStep:
     ) -> Mapping[str, Tensor] | None:
         """Through the whole network, by labels that are read and noted; None where none fit, or an image had others."""
         assert self.reader is not None
-        visits, count = self.steps.slices[step], float(self.steps.counts[step])
-        arriving = [self.known.arriving.get(place.before) for place in cut.places]
-        if any(one is None or not one.complete for one in arriving):
-            return None
-        given = [one.values[visits] / count for one in arriving if one is not None]
-        found = self.reader.read(cut, images, given)
+        given = self._arriving(cut, step)
+        found = None if given is None else self.reader.read(cut, images, given)
         if found is None:
             return None
         for image, label in zip(who, found.labels.tolist(), strict=True):
@@ -191,13 +187,20 @@ class StepByStep:
         names = [name for name in self.gradients if name in cut.graph.tensors]
         return gradients_by_output(cut.graph, names, images, found.derivative)
 
-    def _by_places(self, cut: Cut, images: Tensor, which: Tensor, step: int) -> Mapping[str, Tensor] | None:
-        """From the derivatives at the places; None where one is not known."""
+    def _arriving(self, cut: Cut, step: int) -> list[Tensor] | None:
+        """The derivative of a step's own loss in front of each place; None where one is not known."""
         arriving = [self.known.arriving.get(place.before) for place in cut.places]
         if any(one is None or not one.complete for one in arriving):
             return None
         visits, count = self.steps.slices[step], float(self.steps.counts[step])
-        given = [one.values[visits][which] / count for one in arriving if one is not None]
+        return [one.values[visits] / count for one in arriving if one is not None]
+
+    def _by_places(self, cut: Cut, images: Tensor, which: Tensor, step: int) -> Mapping[str, Tensor] | None:
+        """From the derivatives at the places; None where one is not known."""
+        arriving = self._arriving(cut, step)
+        if arriving is None:
+            return None
+        given = [one[which] for one in arriving]
         own = _of_visits(cut, which.nonzero()[:, 0].tolist())
         return _front_gradients(own, self._nodes, self._front, images[which], given)
 

@@ -158,9 +158,10 @@ def with_rates(rates: tuple[float, ...], momentum: float) -> CapturedUpdate:
     )
 
 
-def test_a_learning_rate_that_changed_on_the_way_is_said_and_used() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_learning_rate_that_changed_on_the_way_is_said_and_used(momentum: float) -> None:
     """With momentum the steps are taken apart again under the rates that they show."""
-    update = with_rates((0.05, 0.02), 0.9)
+    update = with_rates((0.05, 0.02), momentum)
     found = prepare(update, network(), AttackConfig(labels="8,1,5,3").request)
     anchor = found.target.anchor
     assert anchor is not None, found.messages
