@@ -38,6 +38,11 @@ def test_what_is_no_array_is_left_to_mypy() -> None:
         PeelingConfig(tolerance=stand_in)
 
 
+def test_what_states_no_array_is_not_wrapped_and_costs_nothing() -> None:
+    assert not hasattr(PeelingConfig.__post_init__, "__wrapped__")
+    assert hasattr(total_variation, "__wrapped__")
+
+
 @pytest.mark.wrong_shapes
 def test_the_package_itself_gets_what_a_test_gives_wrong_on_purpose() -> None:
     with pytest.raises(RegistrationError, match="one size"):
