@@ -32,12 +32,18 @@ class Setting:
     steps' gradients (`LocalSteps.summed`). None for a gradient."""
     foothold: str | None = None
     """The convolution whose taps are taken apart; None for whichever has the fewest places."""
+    _shown: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Whether a gradient has an entry that is not zero: rules ask for it thousands of times."""
 
     def gradient(self, node: str, role: str) -> Tensor | None:
         """A captured gradient that is this operation's alone. One that is zero everywhere was left out or hidden."""
         name = self.graph.gradient_of(self.graph.by_name[node], role)
         found = None if name is None else self.gradients.get(name)
-        return found if found is not None and bool(found.any()) else None
+        if name is None or found is None:
+            return None
+        if name not in self._shown:
+            self._shown[name] = bool(found.any())
+        return found if self._shown[name] else None
 
     def deviation(self, node: str, role: str) -> Tensor | None:
         """Of each entry of such a gradient, where they are not all known as well: the weights of a client that trained
