@@ -13,11 +13,18 @@ from gradinversion.audit.features import measure_feature_leak
 from gradinversion.audit.pool import load_pool
 from gradinversion.capture import ClientConfig, PrivateBatch, capture_gradient, simulate_client
 from gradinversion.coordinator import AttackConfig, Reconstruction
-from gradinversion.peeling import PeelingConfig
+from gradinversion.peeling import PeelingConfig, recovery
+from gradinversion.peeling.cut import NoCut
 from gradinversion.target.preparation import prepare
 from torch import nn
 
 Attack = Callable[..., tuple[Reconstruction, PrivateBatch]]
+
+
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what peeling does the features alone: images that have them take most of a minute, and are no matter here."""
+    monkeypatch.setattr(recovery, "find_cut", lambda derivation: NoCut("not asked for"))
 
 
 def leak(errors: tuple[float, ...], others: tuple[float, ...]) -> FeatureLeak:
@@ -66,6 +73,7 @@ def test_what_peeling_came_to_is_held_against_the_images_too() -> None:
     assert measure_feature_leak(network, private, update, known, None).recognised == (True,) * 4
 
 
+@pytest.mark.usefixtures("no_images")
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
 def test_an_untrained_residual_network_gives_every_image_away_by_its_features(model: str) -> None:
     client = ClientConfig(model=model, image_size=64, batch_size=3)
@@ -130,6 +138,7 @@ def test_another_image_is_not_recognised_for_want_of_others() -> None:
     assert wrong.recognised == (False,)
 
 
+@pytest.mark.usefixtures("no_images")
 def test_in_train_mode_a_pool_does_not_change_the_batch_statistics() -> None:
     update, network, private = simulate_client(ClientConfig(model="resnet18", image_size=32, bn="train_private"), 0)
     attack = AttackConfig(peeling=PeelingConfig(operations=1e11))
@@ -139,6 +148,7 @@ def test_in_train_mode_a_pool_does_not_change_the_batch_statistics() -> None:
         assert measure_feature_leak(network, private, update, known, pool).recognised == (True,) * 4
 
 
+@pytest.mark.usefixtures("no_images")
 def test_a_mean_that_the_model_takes_behind_a_convolution_is_no_modules_input() -> None:
     torch.manual_seed(0)
     means = (nn.Conv2d(16, 32, 1), nn.AvgPool2d(2), nn.ReLU())
