@@ -26,7 +26,7 @@ from .equations import (
     operations_weighed,
     solve,
 )
-from .joint import Outputs, joint_is_affordable, most_joint_operations, solve_jointly
+from .joint import Outputs, operations_allowed, solve_jointly
 from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 
@@ -149,8 +149,10 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
     before = known.activations.get(value) or _nothing(shape)
     unclean = best is None or not float(best.error.median()) <= _CLEAN
     if unclean and _enough_together(equations, outputs, before):
-        if setting.effort.affords(most_joint_operations(places, shape[1], outputs)):
-            joint = solve_jointly(equations, outputs, before, rectified)
+        allowed = operations_allowed(setting.effort.left, places, shape[1], outputs)
+        if allowed is not None and setting.effort.affords(2 * allowed):
+            joint = solve_jointly(equations, outputs, before, rectified, allowed)
+            setting.effort.give_back(max(0.0, 2 * allowed - joint.operations))
             everywhere = torch.ones_like(joint.values).bool()
             found = shown(Known(joint.values, everywhere, joint.deviation, "jointly"), rectified)
             if best is None or float(found.error.max()) < float(best.error.max()):
@@ -174,11 +176,9 @@ def _nothing(shape: tuple[int, ...]) -> Known:
 
 
 def _enough_together(equations: list[GradientEquations], outputs: list[Outputs], before: Known) -> bool:
-    """Whether gradients and known outputs are more than what is not known, and affordable together."""
-    images, channels, height, width = before.values.shape
+    """Whether gradients and known outputs are more than what is not known."""
     available = sum(one.given.numel() for one in equations) + sum(int(one.known.known.sum()) for one in outputs)
-    enough = available >= OVERDETERMINED * int((~before.known).sum())
-    return enough and joint_is_affordable(images * height * width, channels, outputs)
+    return available >= OVERDETERMINED * int((~before.known).sum())
 
 
 def as_maps(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,8 +4,7 @@ Where gradients alone are too few, three sets of linear equations add up: the we
 places, the same for every channel), the outputs of the convolutions where they are known (behind a rectifier that was
 open), and single entries (where a sum behind was open and its other part is known). They are solved for the entries
 that are not known by conjugate gradients, with the gradients' normal matrix factored as their
-preconditioner. Where the input comes out of a rectifier,
-entries that come out below zero are set to zero and the rest is solved again.
+preconditioner. Where the input comes out of a rectifier, no entry may come out below zero (`nonnegative`).
 
 The solution is made twice, the second time from another start with every right side off by its own known error: where
 the two are apart, the equations leave something open, or hold it too weakly.
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,16 @@ from ..conjugate_gradients import conjugate_gradients
 from ..kinds import Convolution
 from .equations import GradientEquations, normal_equations
 from .knowledge import Known
+from .nonnegative import solve_nonnegative
 
-_STEPS, _SETTLED, _FOLLOWED = 1500, 1e-9, 1e-6
-# Operations of one solution, ten seconds of one core; and how many steps they must allow.
-_MOST_OPERATIONS = 3e11
-_FEWEST_STEPS = 200
+# Of one solution, at most and at least: with fewer it is not expected to end.
+_STEPS, _FEWEST_STEPS = 4000, 600
+_SETTLED, _FOLLOWED = 1e-9, 1e-6
+# Of the operations that are left: one solution may take the first share of them, or so many if that is no more than the
+# second.
+_SHARE, _FEW, _OF_FEW = 0.1, 3e11, 0.25
 # What is added to the diagonal of the preconditioner, as a share of its mean.
 _LEAST_PIVOT = 1e-9
-_ROUNDS, _NEGATIVE = 3, 1e-5
 # The least deviation of a place, as a share of the usual one.
 _LEAST_LOCAL = 0.3
 # Noise as large as what is left moves a solution less than one unit on the wrong side that leaves as much.
@@ -58,6 +60,8 @@ class Joint:
     deviation: Tensor
     gradient_misfit: float
     output_misfit: float
+    operations: float
+    """That were made."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,6 @@ class _System:
         least = _LEAST_PIVOT * float(self.matrix.diagonal().mean())
         return torch.linalg.cholesky(self.matrix + torch.diag(added.clamp_min(least)))
 
-    def steps(self) -> int:
-        """How many steps are affordable."""
-        each = joint_operations(len(self.matrix), self.shape[1], self.outputs)
-        return min(_STEPS, int(_MOST_OPERATIONS / each))
-
 
 def joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> float:
     """Of one step, to within a factor of two."""
@@ -150,14 +149,18 @@ def joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> 
     return 6.0 * places**2 * channels + by_output
 
 
-def most_joint_operations(places: int, channels: int, outputs: Sequence[Outputs]) -> float:
-    """Of both solutions together."""
-    return 2 * min(_STEPS * joint_operations(places, channels, outputs), _MOST_OPERATIONS)
+def operations_allowed(left: float, places: int, channels: int, outputs: Sequence[Outputs]) -> float | None:
+    """Of each of the two solutions; None where they would end too early.
 
-
-def joint_is_affordable(places: int, channels: int, outputs: Sequence[Outputs]) -> bool:
-    """Whether enough steps can be made for a solution to be expected."""
-    return joint_operations(places, channels, outputs) * _FEWEST_STEPS <= _MOST_OPERATIONS
+    Args:
+        left: Operations that may still be made.
+        places: Of all images together.
+        channels: Of the input.
+        outputs: Known entries of convolutions' outputs.
+    """
+    each = joint_operations(places, channels, outputs)
+    allowed = min(_STEPS * each, max(_SHARE * left, min(_FEW, _OF_FEW * left)))
+    return allowed if allowed >= _FEWEST_STEPS * each else None
 
 
 def solve_jointly(
@@ -165,6 +168,7 @@ def solve_jointly(
     outputs: Sequence[Outputs],
     before: Known,
     rectified: bool,
+    operations: float,
 ) -> Joint:
     """The input of the convolutions that these equations are of.
 
@@ -173,19 +177,22 @@ def solve_jointly(
         outputs: Known entries of convolutions' outputs.
         before: What is known of the input.
         rectified: Whether it comes out of a rectifier.
+        operations: That each of the two solutions may take (`operations_allowed`).
     """
     system = _System(equations, outputs, tuple(before.values.shape))
     fixed = before.values * before.known
     free = ~before.known
-    factor = system.factor()
-    values, shut, settled = _solution(system, system.target(), fixed, torch.zeros_like(fixed), free, rectified, factor)
-    noises = system.noises(values, int((free & ~shut).sum()))
+    factor, each = system.factor(), joint_operations(len(system.matrix), system.shape[1], outputs)
+    solve = partial(_solution, system, free=free, rectified=rectified, factor=factor, steps=int(operations / each))
+    first = solve(system.target(), fixed, torch.zeros_like(fixed))
+    values = first.values
+    noises = system.noises(values, int((free & ~first.shut).sum()))
     random = torch.Generator().manual_seed(1)
     shaken = fixed + torch.randn(fixed.shape, generator=random, dtype=torch.float64) * before.deviation * before.known
     moved = torch.randn(fixed.shape, generator=random, dtype=torch.float64) * values.std() * free
     # Which units are shut is found out anew too: where nothing holds an entry, the first start made it zero.
-    other, _, again = _solution(system, system.target(noises), shaken, moved, free, rectified, factor)
-    apart = (_STRUCTURED if settled and again else _UNSETTLED) * (other - values)
+    other = solve(system.target(noises), shaken, moved)
+    apart = (_STRUCTURED if first.settled and other.settled else _UNSETTLED) * (other.values - values)
     local = apart.square().mean(dim=1, keepdim=True).sqrt()
     usual = apart.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
     deviation = local.maximum(_LEAST_LOCAL * usual).expand_as(values)
@@ -195,41 +202,49 @@ def solve_jointly(
         float((system.forward(one, values) - one.known.values * one.known.known).norm() * weight.sqrt())
         for one, weight in zip(outputs, system.weights, strict=True)
     ]
-    return Joint(values, deviation, float(left.norm() / given.norm()), max(missed, default=0.0))
+    made = each * (first.made + other.made)
+    return Joint(values, deviation, float(left.norm() / given.norm()), max(missed, default=0.0), made)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Of the equations, as far as it was followed."""
+
+    values: Tensor
+    """All entries."""
+    shut: Tensor
+    """Free ones that are zero."""
+    settled: bool
+    """Whether it was followed to its end."""
+    made: int
+    """Steps."""
 
 
 def _solution(
-    system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, rectified: bool, factor: Tensor
-) -> tuple[Tensor, Tensor, bool]:
-    """All entries, those of the free ones that were set to zero, and whether it was followed to its end."""
-    left, settled = free, False
-    values = fixed
-    for _ in range(_ROUNDS):
-        found, settled = _free_entries(system, target, fixed, start, left, factor)
-        values = fixed + found
-        negative = values.clamp_max(0) * left
-        if not rectified or float(negative.norm()) <= _NEGATIVE * float(values.norm()):
-            break
-        left = left & (values > 0)
-        values = torch.where(free, values.clamp_min(0), values)
-        start = values * left
-    return values, free & ~left, settled
-
-
-def _free_entries(
-    system: _System, target: Tensor, fixed: Tensor, start: Tensor, free: Tensor, factor: Tensor
-) -> tuple[Tensor, bool]:
-    """What the free entries are, the others being fixed, and whether that was followed to its end."""
-
+    system: _System,
+    target: Tensor,
+    fixed: Tensor,
+    start: Tensor,
+    *,
+    free: Tensor,
+    rectified: bool,
+    factor: Tensor,
+    steps: int,
+) -> _Solution:
     def preconditioned(values: Tensor) -> Tensor:
-        return free * system.maps(torch.cholesky_solve(system.rows(values), factor))
+        return system.maps(torch.cholesky_solve(system.rows(values), factor))
 
-    found = conjugate_gradients(
+    right = free * (target - system.normal(fixed))
+    if rectified:
+        found = solve_nonnegative(system.normal, right, free, start, preconditioned, steps)
+        return _Solution(fixed + found.solution, found.shut, found.settled, found.made)
+    made = conjugate_gradients(
         lambda values: free * system.normal(values),
-        free * (target - system.normal(fixed)),
-        system.steps(),
+        right,
+        steps,
         _SETTLED,
         start,
-        preconditioned,
+        lambda values: free * preconditioned(values),
     )
-    return found.solution, bool(found.left <= _FOLLOWED**2 * found.wanted)
+    settled = bool(made.left <= _FOLLOWED**2 * made.wanted)
+    return _Solution(fixed + made.solution, torch.zeros_like(free), settled, made.made)

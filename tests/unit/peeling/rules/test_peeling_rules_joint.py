@@ -31,7 +31,7 @@ def _nothing(values: Tensor) -> Known:
 def test_places_that_no_equation_sees_are_not_known() -> None:
     """A shut unit is zero, and so is what an equation leaves open."""
     equations, values = _case(stride=2, noise=1e-6)
-    found = solve_jointly([equations], [], _nothing(values), rectified=True)
+    found = solve_jointly([equations], [], _nothing(values), rectified=True, operations=1e9)
     error = Known(found.values, torch.ones_like(values, dtype=torch.bool), found.deviation, "").error
     assert float(error.min()) > 0.1
     seen = (slice(None), slice(None), slice(None, None, 2), slice(None, None, 2))
@@ -43,7 +43,7 @@ def test_known_entries_hold_what_equations_leave_open() -> None:
     known = torch.ones_like(values, dtype=torch.bool)
     known[:, :, ::2, ::2] = False
     before = Known(values * known, known, torch.full_like(values, 1e-6), "")
-    found = solve_jointly([equations], [], before, rectified=True)
+    found = solve_jointly([equations], [], before, rectified=True, operations=1e9)
     off = (found.values - values).flatten(1).norm(dim=1) / values.flatten(1).norm(dim=1)
     error = Known(found.values, torch.ones_like(known), found.deviation, "").error
     assert float(off.max()) < 1e-4

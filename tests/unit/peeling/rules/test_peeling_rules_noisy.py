@@ -26,9 +26,9 @@ def test_an_image_that_hardly_counts_does_not_have_all_solved_again(
     case = replace(case, gradients=dict(zip(names, made, strict=True)))
     solved = set[tuple[int, ...]]()
 
-    def noted(equations: Any, outputs: Any, before: Any, rectified: bool) -> Any:
+    def noted(equations: Any, outputs: Any, before: Any, rectified: bool, operations: float) -> Any:
         solved.add(tuple(before.values.shape[1:]))
-        return solve_jointly(equations, outputs, before, rectified)
+        return solve_jointly(equations, outputs, before, rectified, operations)
 
     monkeypatch.setattr(convolution_input, "solve_jointly", noted)
     found = case.derived()
