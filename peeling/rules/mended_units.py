@@ -6,7 +6,8 @@ as of every other row. A row of which clearly more is left was made with a unit 
 back from that row is the one behind the rectifier where a unit was open and zero where it was shut, and so tells the
 side of each unit; what does not explain the row then is left as it was.
 
-Rank: ``N_out <= k^2 C_in``. The input is found in spite of these rows (see `equations.solve`), or through another
+Rank: ``N_out <= k^2 C_in``; beyond it, and where that does not explain a row, a few units are looked for one after
+another (`pursued_units`). The input is found in spite of these rows (see `equations.solve`), or through another
 convolution.
 """
 
@@ -26,6 +27,7 @@ from .batch_statistics import derivative_in_front
 from .equations import deviant
 from .knowledge import Knowledge, Known
 from .output_derivative import patches_of, solve_derivative
+from .pursued_units import pursued_units
 from .rule import Derived, Setting
 from .switched_units import with_switched
 
@@ -115,19 +117,22 @@ def _switched(
     left = made.flatten(1) - theirs
     chosen = deviant(left.norm(dim=1), theirs.norm(dim=1)).nonzero()[:, 0]
     patches = patches_of(node, entering.values) if len(chosen) else None
-    solved = None if patches is None else solve_derivative(patches, gradient[chosen])
-    if patches is None or solved is None:
+    if patches is None:
         return None
-    # One row for each place, as the solution has them.
+    # One row for each place, as a solution has them.
     if_open, if_shut, open_now = (
         one[:, chosen].transpose(0, 1).flatten(1).T for one in (behind.if_open, behind.if_shut, behind.is_open)
     )
-    seen = (if_open - if_shut).abs() > _SEEN * solved.deviation
-    nearer = (solved.values - if_open).abs() < (solved.values - if_shut).abs()
-    open_then = torch.where(seen, nearer, open_now)
-    after = patches.T @ torch.where(open_then, if_open, if_shut) - theirs[chosen].T
-    better = after.norm(dim=0) <= _EXPLAINED * left[chosen].norm(dim=1)
+    flips, over = torch.zeros_like(open_now), left[chosen].T
+    solved = solve_derivative(patches, gradient[chosen])
+    if solved is not None:
+        seen = (if_open - if_shut).abs() > _SEEN * solved.deviation
+        nearer = (solved.values - if_open).abs() < (solved.values - if_shut).abs()
+        open_then = torch.where(seen, nearer, open_now)
+        after = patches.T @ torch.where(open_then, if_open, if_shut) - theirs[chosen].T
+        flips = (open_then != open_now) & (after.norm(dim=0) <= _EXPLAINED * over.norm(dim=0))
+    change = torch.where(open_now, if_shut - if_open, if_open - if_shut)
+    flips = torch.where(flips.any(dim=0), flips, pursued_units(patches, over, change, _EXPLAINED))
     switched = torch.zeros_like(behind.is_open)
-    flips = ((open_then != open_now) & better).T.reshape(len(chosen), len(entering.values), *node.shape[1:])
-    switched[:, chosen] = flips.transpose(0, 1)
+    switched[:, chosen] = flips.T.reshape(len(chosen), len(entering.values), *node.shape[1:]).transpose(0, 1)
     return switched if bool(switched.any()) else None
