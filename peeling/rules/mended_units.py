@@ -26,7 +26,7 @@ from . import by_step
 from .batch_statistics import derivative_in_front
 from .equations import deviant
 from .knowledge import Knowledge, Known
-from .output_derivative import patches_of, solve_derivative
+from .output_derivative import determine, patches_of, solve_derivative
 from .pursued_units import pursued_units
 from .rule import Derived, Setting
 from .switched_units import with_switched
@@ -124,7 +124,7 @@ def _switched(
         one[:, chosen].transpose(0, 1).flatten(1).T for one in (behind.if_open, behind.if_shut, behind.is_open)
     )
     flips, over = torch.zeros_like(open_now), left[chosen].T
-    solved = solve_derivative(patches, gradient[chosen])
+    solved = solve_derivative(patches, gradient[chosen]) if determine(patches) else None
     if solved is not None:
         seen = (if_open - if_shut).abs() > _SEEN * solved.deviation
         nearer = (solved.values - if_open).abs() < (solved.values - if_shut).abs()

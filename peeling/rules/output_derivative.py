@@ -63,7 +63,7 @@ def output_derivative(setting: Setting, known: Knowledge) -> Iterator[Derived | 
 def _attempt(setting: Setting, known: Knowledge, node: Node, entering: Known) -> Derived | Refused | None:
     """None where there are too few equations, or they are not of a form that is solved."""
     gradient, patches = setting.gradient(node.name, "weight"), patches_of(node, entering.values)
-    if gradient is None or patches is None:
+    if gradient is None or patches is None or not determine(patches):
         return None
     if not setting.effort.affords((1 + _AGAIN) * operations_of(len(patches), patches.shape[1], node.shape[0])):
         return Refused(RULE, node.name, Why.COST, places=len(patches))
@@ -72,7 +72,8 @@ def _attempt(setting: Setting, known: Knowledge, node: Node, entering: Known) ->
         return Refused(RULE, node.name, Why.PATCHES, places=len(patches))
     values, spread = (_maps(one, (setting.image_count, *node.shape)) for one in (found.values, found.deviation))
     for seed in range(_AGAIN):
-        again = solve_derivative(_patches_of(node, entering.shaken(seed)), gradient)
+        shaken = patches_of(node, entering.shaken(seed))
+        again = None if shaken is None else solve_derivative(shaken, gradient)
         if again is not None:
             moved = _maps(again.values, tuple(values.shape)) - values
             spread = spread.maximum(sizes(moved).reshape(-1, *(1 for _ in node.shape)))
@@ -84,8 +85,13 @@ def _attempt(setting: Setting, known: Knowledge, node: Node, entering: Known) ->
     return Derived(RULE, node.name, known.with_arriving(node.name, derivative), {"misfit": found.misfit})
 
 
+def determine(patches: Tensor) -> bool:
+    """Whether patches, one row each, are few enough for their derivatives to follow."""
+    return patches.shape[1] >= _OVERDETERMINED * len(patches)
+
+
 def patches_of(node: Node, values: Tensor) -> Tensor | None:
-    """What each output place sees, one row each; None where it does not determine the derivative or is too much."""
+    """What each output place sees, one row each; None where it is too much."""
     if isinstance(node.kind, Convolution):
         size = values.shape[1] * node.kind.kernel[0] * node.kind.kernel[1]
         places = len(values) * node.shape[1] * node.shape[2]
@@ -93,11 +99,6 @@ def patches_of(node: Node, values: Tensor) -> Tensor | None:
             return None
     elif values.dim() != 2:
         return None
-    rows = _patches_of(node, values)
-    return rows if rows.shape[1] >= _OVERDETERMINED * len(rows) else None
-
-
-def _patches_of(node: Node, values: Tensor) -> Tensor:
     kind = node.kind
     if not isinstance(kind, Convolution):
         return values
