@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from gradinversion.capture import IMAGENET, BatchNormMode, LocalTraining, train_locally
 from gradinversion.peeling.refusals import Why
 from gradinversion.peeling.rows import LooseRows, NoRows, find_loose_rows
-from torch import Tensor
+from gradinversion.peeling.visit_recovery import recover_visits
+from gradinversion.peeling.wording import standing, summary
+from torch import Tensor, nn
 
 _TOLERANCE = 3e-2
 
@@ -62,3 +67,21 @@ def test_rows_without_zeros_are_not_found() -> None:
 def test_rows_worse_than_the_tolerance_are_not_told() -> None:
     gradient, deviation = _delta(_visits(5, 1, 200, 0.4), 60, 1e-3)
     assert find_loose_rows(gradient, deviation, 5, 1e-9) == NoRows(Why.INEXACT)
+
+
+def test_a_delta_of_local_steps_tells_places_of_its_visits(phone_network: Callable[..., nn.Module]) -> None:
+    model, random = phone_network(), torch.Generator().manual_seed(1)
+    images, labels = torch.rand(2, 3, 8, 8, generator=random), torch.tensor([1, 4])
+    local = LocalTraining(0.02, 1, 1)
+    update = train_locally(model, images, labels, local=local, normalisation=IMAGENET, batch_norm=BatchNormMode.EVAL)
+    found = recover_visits(update, model)
+    assert found.record is not None
+    loose = found.record.loose
+    assert loose is not None
+    assert loose.places == 8
+    assert 4 <= loose.count <= 8
+    assert max(loose.errors) < 1e-2
+    assert loose.reader.endswith("project")
+    assert "each up to its length" in found.message
+    assert "of which visit, image and place each is does not show" in summary(found.record)
+    assert [title for title, _ in standing(found.record)] == ["Exact", "From a prior"]
