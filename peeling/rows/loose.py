@@ -29,7 +29,7 @@ MOST_LOOSE = 48
 # Channels whose root mean square is below so many deviations say nothing.
 _LIVE = 20.0
 # The singular value behind the places, over the last of theirs; and over what noise of the stated size makes at most.
-_LARGEST_DROP, _EDGE = 0.1, 3.0
+_LARGEST_DROP, _EDGE = 0.03, 3.0
 # What the linear programs take for noise: they only have to come near.
 _PROGRAM_NOISE = 1e-3
 # Units in a linear program for each place at first.
