@@ -149,8 +149,8 @@ def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:
     """What is exact, what is determined and what comes from a prior: a title and a sentence for each."""
     nearest = record.nearest
     if nearest is None and record.loose is not None:
-        exact = "Up to the estimated errors and the length of each, features of single places; whose they are is open."
-        return ("Exact", exact), ("From a prior", "All that these do not tell of an image.")
+        some = "Up to the estimated errors and the length of each, features of single places; whose they are is open."
+        return ("Exact", some), ("From a prior", "All that these do not tell of an image.")
     if nearest is None:
         return (("From a prior", "All that the gradient alone does not tell: no activations are known."),)
     if record.whole and (record.found is None or record.found.by is ImagesBy.EQUATIONS):
