@@ -19,7 +19,7 @@ from ..capture.labels.final_layer import natural_noise
 from ..coordinator import Reconstruction
 from ..peeling import KnownFeatures
 from ..peeling.resolutions import resolution_sentence
-from ..peeling.wording import reached
+from ..peeling.wording import loosely, reached
 from ..target.second_derivative import forward_to
 from .feature_leak import FeatureLeak
 from .image_result import ImageResult
@@ -156,13 +156,17 @@ def with_record(verdict: Verdict, reconstruction: Reconstruction, leak: FeatureL
         truth: whether there are private images.
     """
     record = reconstruction.peeling
-    if record is None or record.nearest is None or leak is not None or verdict.leak not in (Leak.NONE, Leak.UNKNOWN):
+    if record is None or leak is not None or verdict.leak not in (Leak.NONE, Leak.UNKNOWN):
+        return verdict
+    if record.nearest is None and record.loose is None:
         return verdict
     what = "the images" if record.whole else "features of every image"
+    if record.nearest is None:
+        what = "features of single places of its visits"
     start = "No picture" if truth else "No ground truth"
     at = resolution_note(reconstruction)
     told = "Whoever holds an image can tell by these numbers whether it was in the batch."
     sent = "weight delta" if record.local_steps else "gradient"
     headline = f"{start}, but the {sent} determines {what}"
-    detail = " ".join(filter(None, (reached(record), at, told, verdict.detail)))
+    detail = " ".join(filter(None, (reached(record), loosely(record), at, told, verdict.detail)))
     return Verdict(Leak.UNKNOWN, headline, detail)

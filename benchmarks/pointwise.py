@@ -3,6 +3,7 @@
     python -m benchmarks.pointwise      # rows of EfficientNet-Lite0; json in benchmarks/results/, table printed
     python -m benchmarks.pointwise --rows mobilenetv2-64-4    # its weights are in HDF5, which h5py reads
     python -m benchmarks.pointwise --rows lite0-64-4 --sets 1 --features    # features alone, without images
+    python -m benchmarks.pointwise --rows lite0-64-4 --sets 0 --features --noises 1e-4 float16 --out noise.json
 
 One core; seconds are those of the processor. Photos are 8-bit files at the network's size that nothing was tuned on
 (`unseen_photos`), gradients are in float32, labels are not given, batch norm runs on its running statistics. An error
@@ -18,6 +19,8 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from torch import Tensor, nn
 
 from . import imagenet_lite0, imagenet_mobilenet
 from .residual_case import Case, Row, case_of
+from .residual_cases import NOISES, OTHERS, disturbed
 from .residual_networks import timm_network
 from .unseen_photos import PhotosError
 
@@ -71,7 +75,7 @@ ROWS = (
 )
 
 
-def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dict[str, Any]:
+def run_row(row: Row, number: int, features: bool, config: PeelingConfig, noise: str = "none") -> dict[str, Any]:
     """One set of photos.
 
     Args:
@@ -79,12 +83,14 @@ def run_row(row: Row, number: int, features: bool, config: PeelingConfig) -> dic
         number: Of the set of photos.
         features: Whether to leave out the images.
         config: With the operations that are allowed.
+        noise: What befalls the gradient, as in `residual_cases`.
     """
     case = case_of(row, number)
+    case = replace(case, update=replace(case.update, gradients=disturbed(case.update.gradients, noise, number)))
     graph = network_graph(case.model, case.update.image_shape, case.update.batch_norm, row.batch)
     assert isinstance(graph, Graph)
     line: dict[str, Any] = {"row": row.name, "network": row.network, "size": row.size, "batch": row.batch}
-    line |= {"set": number, "constant": psnr(constant_images(case.images), case.images).tolist()}
+    line |= {"set": number, "noise": noise, "constant": psnr(constant_images(case.images), case.images).tolist()}
     line["public"] = psnr(_public_colour().expand_as(case.images), case.images).tolist()
     line["operations"] = config.operations
     began = time.process_time()
@@ -164,7 +170,8 @@ def printed(line: dict[str, Any]) -> str:
         "none" if one is None else f"{one['input of']} {max(one['error']):.1e} (stated {max(one['stated']):.1e})"
         for one in (deepest, last)
     ]
-    cells = [line["row"], str(line["set"]), *words, f"{line['seconds']:.0f} s"]
+    which = line["row"] if line.get("noise", "none") == "none" else f"{line['row']}, {line['noise']}"
+    cells = [which, str(line["set"]), *words, f"{line['seconds']:.0f} s"]
     cells += [
         " ".join(f"{value:.1f}" for value in line.get(name, ())) for name in ("constant", "public", "start", "images")
     ]
@@ -177,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=[row.name for row in _LITE0], choices=[row.name for row in ROWS])
     parser.add_argument("--sets", type=int, nargs="*", default=[0, 1, 2], help="numbers of the sets of photos")
+    parser.add_argument("--noises", nargs="+", choices=(*NOISES, *OTHERS), default=["none"], help="on the gradient")
     parser.add_argument("--features", action="store_true", help="leave out the images")
     parser.add_argument("--operations", type=float, default=PeelingConfig.operations, help="peeling.operations")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -184,15 +192,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     lines = json.loads(options.out.read_text()) if options.out.exists() else []
     for row in (one for one in ROWS if one.name in options.rows):
-        for number in options.sets:
+        for number, noise in product(options.sets, options.noises):
             try:
-                line = run_row(row, number, options.features, PeelingConfig(operations=options.operations))
+                line = run_row(row, number, options.features, PeelingConfig(operations=options.operations), noise)
             # No weights or photos: the other rows go on.
             except PhotosError as error:
                 print(f"{row.name}, set {number}: {error}", flush=True)
                 continue
             print(printed(line), flush=True)
-            lines = [one for one in lines if (one["row"], one["set"]) != (row.name, number)] + [line]
+            own = row.name, number, noise
+            lines = [one for one in lines if (one["row"], one["set"], one.get("noise", "none")) != own] + [line]
             options.out.write_text(json.dumps(lines, indent=1) + "\n")
 
 

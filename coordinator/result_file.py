@@ -22,6 +22,7 @@ from ..peeling.record import (
     End,
     FoundImages,
     ImagesBy,
+    LoosePlaces,
     NetworkNode,
     PeelingRecord,
     RecoveredPlace,
@@ -209,6 +210,7 @@ def _assemble(facts: dict[str, Any]) -> Reconstruction:
 
 def _record(facts: dict[str, Any]) -> PeelingRecord:
     found, photos, repeats = facts["found"], facts["photos"], facts.get("repeats")
+    loose = facts.get("loose")
     return PeelingRecord(
         **facts
         | {
@@ -218,6 +220,7 @@ def _record(facts: dict[str, Any]) -> PeelingRecord:
             "found": None if found is None else FoundImages(**found | {"by": ImagesBy(found["by"])}),
             "photos": None if photos is None else DecoderPhotos(**photos),
             "contrast": Contrast(facts["contrast"]),
+            "loose": None if loose is None else LoosePlaces(**loose),
             "repeats": None if repeats is None else Repeats(**repeats),
         }
     )

@@ -104,6 +104,29 @@ class End:
 
 
 @dataclass(frozen=True)
+class LoosePlaces:
+    """Features of single places of visits, each up to its length, and not of which visit, image and place they are."""
+
+    value: str
+    """Its name in the network."""
+    place: str
+    """What it is, for a reader."""
+    reader: str
+    """A module whose input it is; empty where none is."""
+    shape: tuple[int, ...]
+    """Of one image."""
+    places: int
+    """Of all visits together."""
+    errors: tuple[float, ...]
+    """Estimated relative error of each that is known."""
+
+    @property
+    def count(self) -> int:
+        """How many are known."""
+        return len(self.errors)
+
+
+@dataclass(frozen=True)
 class NetworkNode:
     """One operation of the network, and what is known of the value that it makes."""
 
@@ -177,6 +200,8 @@ class PeelingRecord:
     """Of the images."""
     by_taps: bool = False
     """Whether taps and rows of all layers were tried; else only the chain of the last layers was."""
+    loose: LoosePlaces | None = None
+    """What a weight delta of several local steps tells of single places, where it tells no whole visits."""
     repeats: Repeats | None = None
     """Where the gradient shows fewer images than the facts state: how often each of them is in the batch. Then
     `image_count` counts those that are shown."""

@@ -34,7 +34,7 @@ def record_derivation(
         errors = tuple(float(one) for one in whole.error)
         places.append(RecoveredPlace(graph.images, WHOLE_IMAGES, "", graph.image_shape, whole.rule, errors))
     footholds = tuple(
-        dict.fromkeys(f"{_BEGUN[one.rule]} {_reader(graph, one.value)}" for one in _footholds(derivation))
+        dict.fromkeys(f"{_BEGUN[one.rule]} {reader_of(graph, one.value)}" for one in _footholds(derivation))
     )
     order = {node.name: position for position, node in enumerate(graph.nodes)}
     # What is deepest stands in the way of all in front of it. Refused footholds matter only where none was found.
@@ -81,7 +81,7 @@ def place_words(graph: Graph, value: str) -> str:
     """What a value is, for a reader."""
     if value == graph.images:
         return WHOLE_IMAGES
-    reader = _reader(graph, value)
+    reader = reader_of(graph, value)
     if reader:
         return f"{'the mean over windows of ' if _is_averaged(graph, value) else ''}the input of {reader}"
     behind = _behind(graph, value)
@@ -102,7 +102,7 @@ def _behind(graph: Graph, value: str) -> str:
     return "" if last == value else last
 
 
-def _reader(graph: Graph, value: str) -> str:
+def reader_of(graph: Graph, value: str) -> str:
     """The first operation with weights that reads a value; empty where none does."""
     return next((node.name for node in graph.readers(value) if "weight" in node.tensors), "")
 
@@ -128,7 +128,7 @@ def _place(graph: Graph, known: Knowledge, steps: Sequence[Step]) -> RecoveredPl
         value=first.value,
         place=place_words(graph, first.value),
         # The model's module reads what the mean is of.
-        reader="" if _is_averaged(graph, first.value) else _reader(graph, first.value),
+        reader="" if _is_averaged(graph, first.value) else reader_of(graph, first.value),
         shape=first.shape,
         rule=first.rule,
         errors=tuple(float(one) for one in activations.error),

@@ -53,7 +53,7 @@ class Why(Enum):
     NO_SUMS = "no sums"
     """No gradient in front of a 1x1 convolution sums up the derivative."""
     OVER_STEPS = "over steps"
-    """Rows are not looked for in a sum over local steps."""
+    """Rows of a sum over local steps have no lengths and no order."""
     FROZEN = "frozen"
     """The update lacks the gradient of its weight."""
 
@@ -153,7 +153,7 @@ _WORDS = {
     "convolution sum to zero over the places, so its gradient holds differences from their mean alone",
     Why.NO_SUMS: "neither a bias nor a batch norm in front of it sums up the derivative, by which alone the length of "
     "each place is told",
-    Why.OVER_STEPS: "the rows of a 1x1 convolution are looked for in a gradient alone, not in a weight delta of "
-    "several local steps, whatever that holds of them",
+    Why.OVER_STEPS: "of a weight delta of several local steps the rows of a 1x1 convolution are known up to their "
+    "lengths at most and in no order, so that nothing is derived from them",
     Why.FROZEN: "the update lacks the gradient of its weight (a frozen layer)",
 }

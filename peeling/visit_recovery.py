@@ -30,7 +30,8 @@ from .recovery import first_module
 from .rules import Derivation, Step, derive
 from .shared_contrast import with_contrast
 from .step_sizes import StepSizes, agree, step_sizes
-from .wording import ended, reached
+from .visit_rows import rows_of_visits
+from .wording import ended, loosely, reached
 
 # What a descent may leave of a later step's features: the weights in front are known as well as the images before.
 _MET_LATER = 0.02
@@ -126,7 +127,12 @@ def recover_visits(
 
     derivation, steps, sizes = _under_own_rates(update, steps, under)
     record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
-    found = VisitRecovery(reached(record), derivation.steps, record, derivation, sizes=sizes)
+    if not derivation.steps and not by_batch:
+        tell("the places of a 1x1 convolution")
+        loose = rows_of_visits(graph, summed(steps), steps, config.tolerance, config.operations)
+        record = replace(record, loose=None if loose is None else loose.recorded)
+    message = f"{reached(record)} {loosely(record)}".strip()
+    found = VisitRecovery(message, derivation.steps, record, derivation, sizes=sizes)
     if not derivation.steps:
         return found
     found = replace(found, message=f"{reached(record)} {ended(record)}".strip())

@@ -27,7 +27,21 @@ def reached(record: PeelingRecord) -> str:
 
 def summary(record: PeelingRecord) -> str:
     """How far it came, why it went no further, and what became of the images."""
-    return " ".join(filter(None, (reached(record), repeated(record), ended(record), _images(record))))
+    said = (reached(record), loosely(record), repeated(record), ended(record), _images(record))
+    return " ".join(filter(None, said))
+
+
+def loosely(record: PeelingRecord) -> str:
+    """What is known of single places, in one sentence; empty where nothing is."""
+    loose = record.loose
+    if loose is None:
+        return ""
+    some = f"all {loose.places:,}" if loose.count == loose.places else f"{loose.count:,} of the {loose.places:,}"
+    return (
+        f"At {loose.place} the weight delta determines the {loose.shape[0]:,} features of {some} places that the "
+        f"visits of all local steps have there, each up to its length (estimated error {max(loose.errors):.1g} at "
+        "most); of which visit, image and place each is does not show, nor which step's weights made it."
+    )
 
 
 def repeated(record: PeelingRecord) -> str:
@@ -134,6 +148,9 @@ def would_do(end: End, *, visits: bool = False) -> str:
 def standing(record: PeelingRecord) -> tuple[tuple[str, str], ...]:
     """What is exact, what is determined and what comes from a prior: a title and a sentence for each."""
     nearest = record.nearest
+    if nearest is None and record.loose is not None:
+        some = "Up to the estimated errors and the length of each, features of single places; whose they are is open."
+        return ("Exact", some), ("From a prior", "All that these do not tell of an image.")
     if nearest is None:
         return (("From a prior", "All that the gradient alone does not tell: no activations are known."),)
     if record.whole and (record.found is None or record.found.by is ImagesBy.EQUATIONS):

@@ -69,7 +69,7 @@ def _made(
     """What was found in the order of the labels, as an anchor where nothing speaks against the images."""
     if found.images is None or found.error is None:
         decays = update.local is not None and update.local.weight_decay > 0
-        said = found.steps or found.record is None or _contradicts(found) or decays
+        said = found.steps or found.record is None or found.record.loose is not None or _contradicts(found) or decays
         message = " ".join(filter(None, (found.message, _silent(found, update)))) if said else ""
         return TapImages(labels, message, record=found.record)
     why = _unsure(found, update, tolerance)

@@ -193,10 +193,10 @@ def find_facets(
         score[tried] = 0
         tried.append(int(score.argmax()))
         futile += 1
-        facet = _facet(basis, tried[-1], noise, some)
+        facet = find_facet(basis, tried[-1], noise, some)
         if facet is None:
             continue
-        facet = _sharpen(basis, facet)
+        facet = sharpen(basis, facet)
         features = facet @ basis
         shut = float((features.abs() < _zero(noise) / units**0.5).double().mean())
         if shut < max(least_shut, 3 * count / units):
@@ -214,11 +214,13 @@ def _zero(noise: float) -> float:
     return max(float(_WIDTHS[-1]), _DEVIATIONS * noise)
 
 
-def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float, some: Int[Tensor, " some"]) -> Tensor | None:
+def find_facet(
+    basis: Float[Tensor, "image unit"], unit: int, noise: float, some: Int[Tensor, " some"]
+) -> Tensor | None:
     """The non-negative features of a given sum that are largest at one unit, as a row ``a`` of length 1.
 
     The program over all units is solved by cutting planes: over some of them first, then with those added that came out
-    the most negative, until none is far below what counts as shut anyway. What is left of that `_sharpen` takes away.
+    the most negative, until none is far below what counts as shut anyway. What is left of that `sharpen` takes away.
 
     Args:
         basis: R.
@@ -255,13 +257,13 @@ def _facet(basis: Float[Tensor, "image unit"], unit: int, noise: float, some: In
     return row / row.norm()
 
 
-def _sharpen(basis: Float[Tensor, "image unit"], facet: Tensor) -> Tensor:
+def sharpen(basis: Float[Tensor, "image unit"], facet: Tensor) -> Tensor:
     """Towards more zeros: the least eigenvector of the second moments in which units near zero, or below, count."""
     units = basis.shape[1]
     for width in _WIDTHS:
         features = (facet @ basis).clamp_min(0) * units**0.5
         weights = width**2 / (width**2 + features.square())
-        facet = _least(basis, weights)
+        facet = least_moment(basis, weights)
     return facet
 
 
@@ -271,13 +273,13 @@ def polish_facet(basis: Float[Tensor, "image unit"], features: Tensor, noise: fl
     width = _zero(noise) / units**0.5
     for _ in range(3):
         shut = features < width
-        row = _least(basis, shut.to(basis))
+        row = least_moment(basis, shut.to(basis))
         features = row @ basis
         error = float(features[shut].square().mean().sqrt())
         width = min(width, max(_DEVIATIONS * error, 1e-12))
     return row, error
 
 
-def _least(basis: Float[Tensor, "image unit"], weights: Float[Tensor, " unit"]) -> Tensor:
+def least_moment(basis: Float[Tensor, "image unit"], weights: Float[Tensor, " unit"]) -> Tensor:
     row: Tensor = torch.linalg.eigh((basis * weights) @ basis.T).eigenvectors[:, 0]
     return row * (row @ basis).sum().sign()

@@ -14,7 +14,14 @@ from gradinversion.audit.figures import share_not_rounded_up
 from gradinversion.audit.page import render_page
 from gradinversion.capture import PrivateBatch
 from gradinversion.coordinator import Reconstruction
-from gradinversion.peeling.record import DecoderPhotos, FoundImages, ImagesBy, PeelingRecord, RecoveredPlace
+from gradinversion.peeling.record import (
+    DecoderPhotos,
+    FoundImages,
+    ImagesBy,
+    LoosePlaces,
+    PeelingRecord,
+    RecoveredPlace,
+)
 
 Make = Callable[..., tuple[Reconstruction, PrivateBatch]]
 
@@ -124,6 +131,16 @@ def test_features_that_nobody_held_against_the_images_leave_no_calm_verdict(
     start = "No picture" if truth else "No ground truth"
     assert verdict.headline == f"{start}, but the {sent} determines features of every image"
     assert "Whoever holds an image can tell" in verdict.detail
+
+
+def test_features_of_single_places_leave_no_calm_verdict(attack: Make) -> None:
+    loose = LoosePlaces("relu", "the input of project", "project", (240, 2, 2), 32, (1e-5,) * 30)
+    record = PeelingRecord((), (), (), (), local_steps=4, loose=loose)
+    private = batch((True, True))
+    verdict = evaluate(off(attack, private, (0.5, 0.5), peeling=record), private).verdict
+    assert verdict.leak is Leak.UNKNOWN
+    assert verdict.headline == "No picture, but the weight delta determines features of single places of its visits"
+    assert "30 of the 32 places" in verdict.detail
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,12 @@ def test_cutting_planes_find_the_facet_of_the_program_over_all_units(unit: int, 
     features += 0.1 * noise * torch.randn(features.shape, generator=random, dtype=torch.float64)
     basis = torch.linalg.svd(features, full_matrices=False)[2]
     some = torch.randperm(900, generator=random)[:48]
-    cut = unmixing._facet(basis, unit, noise, some)
-    whole = unmixing._facet(basis, unit, noise, torch.arange(900))
+    cut = unmixing.find_facet(basis, unit, noise, some)
+    whole = unmixing.find_facet(basis, unit, noise, torch.arange(900))
     assert cut is not None
     assert whole is not None
     first, second = (
-        unmixing.polish_facet(basis, unmixing._sharpen(basis, facet) @ basis, noise)[0] for facet in (cut, whole)
+        unmixing.polish_facet(basis, unmixing.sharpen(basis, facet) @ basis, noise)[0] for facet in (cut, whole)
     )
     assert torch.allclose(first, second, atol=1e-9)
 

@@ -37,6 +37,7 @@ from gradinversion.peeling.record import (
     End,
     FoundImages,
     ImagesBy,
+    LoosePlaces,
     NetworkNode,
     PeelingRecord,
     RecoveredPlace,
@@ -98,6 +99,7 @@ RECORD = PeelingRecord(
     local_steps=2,
     contrast=Contrast.GRID,
     by_taps=True,
+    loose=LoosePlaces("relu6", "the input of project", "project", (240, 2, 2), 32, (1e-5, 3e-5)),
     repeats=Repeats(4, (2, 1), ((3, 5), (7,)), True, 1.5, False),
 )
 
