@@ -14,6 +14,7 @@ from ..peeling.rules.effort import Effort
 from ..peeling.rules.rule import Setting
 from ..peeling.rules.visits_read import VisitsRead, visits_read
 from .finding import Finding
+from .image_count import at_least
 
 _SOURCE = "the visits of images that the weight delta tells apart"
 _TOLERANCE = 0.03
@@ -51,7 +52,9 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
     if shown.visits < update.image_count * local.epochs:
         return _fewer(shown.visits, update.image_count * local.epochs)
     if shown.visits > update.image_count * local.epochs and shown.visits % update.image_count:
-        return _no_whole_epochs(local, shown.visits, update.image_count)
+        if clients > 1 or facts.epochs.assumed or shown.visits % local.epochs:
+            return _no_whole_epochs(local, shown.visits, update.image_count)
+        return _more_images(update, model, local, shown.visits)
     return _read_off(local, shown, update.image_count, clients, facts)
 
 
@@ -90,12 +93,25 @@ def _fewer(visits: int, expected: int) -> Finding:
 
 
 def _no_whole_epochs(local: LocalTraining, visits: int, images: int) -> Finding:
-    some = f"{images} image{'s' * (images != 1)}"
     sentence = (
-        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of {some} make: there are "
-        "more epochs or more images than that"
+        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of {_images(images)} make: "
+        "there are more epochs or more images than that"
     )
     return Finding(contradictions={"epochs": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
+
+
+def _more_images(update: CapturedUpdate, model: nn.Module, local: LocalTraining, visits: int) -> Finding:
+    """As many as make the visits in the epochs that somebody vouches for; more in as many, or other epochs, may have
+    merged, so that they stay in doubt."""
+    count = visits // local.epochs
+    message = (
+        f"At least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of "
+        f"{_images(update.image_count)} make; in as many epochs {_images(count)} make them, and {count} are attacked."
+    )
+    more = {"image_count": assumed(count, _SOURCE)}
+    # What is a step of all images is one of more now.
+    found = check_local_steps(update.stating(**more), model)
+    return replace(found, facts={**found.facts, **more}, messages=(message, *found.messages), limits=(at_least(count),))
 
 
 def _read_off(local: LocalTraining, shown: VisitsRead, images: int, clients: int, known: LocalFacts) -> Finding:
@@ -129,6 +145,10 @@ def _step_size(shown: VisitsRead, each: int, clients: int) -> int | None:
 
 def _visits(count: int) -> str:
     return f"{count} visit{'s' * (count != 1)} of images"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _epochs(local: LocalTraining) -> str:

@@ -89,12 +89,27 @@ def test_steps_told_wrongly_give_way_to_what_the_delta_shows(
 
 
 def test_epochs_that_do_not_divide_are_spoken_of(model: nn.Module, update: CapturedUpdate) -> None:
-    found = check_local_steps(update.stating(image_count=told(3), batch_size=told(2)), model)
+    wrong = {"image_count": told(3), "batch_size": told(2)}
+    found = check_local_steps(update.stating(**wrong, epochs=assumed(1)), model)
     assert not found.facts
     assert (
-        "at least 8 visits of images show in the weight delta, more than 2 epochs of 3"
+        "at least 8 visits of images show in the weight delta, more than 1 epoch of 3 images make"
         in found.contradictions["epochs"]
     )
+
+
+@pytest.mark.parametrize("size", [2, None])
+def test_visits_of_more_images_in_the_epochs_that_were_told_are_those_of_so_many(
+    model: nn.Module, update: CapturedUpdate, size: int | None
+) -> None:
+    evidence = weigh_evidence(update.stating(image_count=told(3), batch_size=told(size)), model)
+    assert evidence.update.local == TRUE
+    count = evidence.update.facts.image_count
+    assert (count.value, count.provenance) == (IMAGES, "assumed")
+    assert not {"epochs", "image_count"} & set(evidence.contradictions)
+    words = "more than 2 epochs of 3 images make; in as many epochs 4 images make them, and 4 are attacked."
+    assert any(words in message for message in evidence.messages)
+    assert any("is a lower bound, which nobody told" in limit for limit in evidence.limits)
 
 
 def test_a_rate_that_is_not_known_changes_nothing(model: nn.Module, update: CapturedUpdate) -> None:
