@@ -98,7 +98,8 @@ class SentStatistics(NamedTuple):
     after: RunningStatistics
     momentum: float | None
     """That moves the buffers as far as all of the client's steps do."""
-    count: int
+    values: int
+    """That the layer sees of each feature."""
 
     @property
     def share(self) -> float:

@@ -109,7 +109,8 @@ def _all_known(found: Recovery, tolerance: float) -> bool:
 def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module, apart: int = 0) -> Recovery:
     """What follows from a derivation of so many images; `apart` more of the batch are known to be others."""
     graph, config, tell = derivation.graph, search.config, search.tell
-    off = statistics_off(derivation, search.update, model)
+    # Those of some images alone are not the batch's.
+    off = statistics_off(derivation, search.update, model) if shown == search.update.image_count else None
     if off is not None:
         search = replace(search, update=search.update.without_buffers(_SHOWN))
         return replace(_recovered(derivation, shown, search, model, apart), statistics_off=off)
