@@ -10,6 +10,7 @@ from torch import nn
 
 from ..capture import BatchNormMode, CapturedUpdate, Fact, LocalFacts, LocalTraining, assumed, read
 from ..peeling.graph import NoGraph, network_graph
+from ..peeling.local_steps import LocalSteps
 from ..peeling.rules.effort import Effort
 from ..peeling.rules.rule import Setting
 from ..peeling.rules.visits_read import VisitsRead, visits_read
@@ -34,7 +35,7 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
         model: The server's model, before the client's steps.
     """
     local = update.local
-    if local is None or local.weight_decay or update.batch_norm is not BatchNormMode.EVAL:
+    if local is None or local.weight_decay:
         return Finding()
     facts = update.facts.local
     assert facts is not None
@@ -43,6 +44,8 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
     each, rest = divmod(update.image_count, clients)
     if rest:
         return Finding()
+    if update.batch_norm is not BatchNormMode.EVAL:
+        return _of_batches(update, model, local) if clients == 1 else Finding()
     # One step that somebody vouches for shows in the number of visits alone.
     expected = update.image_count if vouched and local.steps(each) == 1 else None
     told = None if facts.batch_size.assumed else clients * len(local.batches(each)[0])
@@ -51,11 +54,32 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
         return Finding()
     if shown.visits < update.image_count * local.epochs:
         return _fewer(shown.visits, update.image_count * local.epochs)
+    return _as_many_or_more(update, model, shown)
+
+
+def _as_many_or_more(update: CapturedUpdate, model: nn.Module, shown: VisitsRead) -> Finding:
+    """What visits say of the facts that are no fewer than these make."""
+    local, facts, clients = update.local, update.facts.local, update.facts.clients.value
+    assert local is not None
+    assert facts is not None
     if shown.visits > update.image_count * local.epochs and shown.visits % update.image_count:
         if clients > 1 or facts.epochs.assumed or shown.visits % local.epochs:
             return _no_whole_epochs(local, shown.visits, update.image_count)
         return _more_images(update, model, local, shown.visits)
     return _read_off(local, shown, update.image_count, clients, facts)
+
+
+def _of_batches(update: CapturedUpdate, model: nn.Module, local: LocalTraining) -> Finding:
+    """Where batch norm ran on each batch's own statistics, more visits than the facts make replace the epochs, and a
+    size of the steps that makes another number of these; fewer may have merged, and so may their steps."""
+    shown = shown_visits(update, model)
+    if shown is None or shown.visits <= update.image_count * local.epochs:
+        return Finding()
+    whole = replace(local, epochs=shown.visits // update.image_count)
+    if shown.first is not None and whole.steps(update.image_count) == shown.visits // shown.first:
+        # As many steps as are told, whose sizes may differ.
+        shown = replace(shown, first=len(local.batches(update.image_count)[0]))
+    return _as_many_or_more(update, model, shown)
 
 
 def shown_visits(
@@ -67,7 +91,7 @@ def shown_visits(
     bounds what that may cost.
 
     Args:
-        update: A weight delta without weight decay, with batch norm on running statistics.
+        update: A weight delta without weight decay.
         model: The server's model, before the client's steps.
         expected: See `visits_read`.
         told: See `visits_read`.
@@ -76,8 +100,11 @@ def shown_visits(
     if isinstance(graph, NoGraph):
         return None
     gradients = {name: -one for name, one in update.gradients.items() if name in graph.tensors}
+    # Where batches are told apart by their statistics, the update is that of some steps, of whatever sizes.
+    steps = None if update.batch_norm is BatchNormMode.EVAL else LocalSteps((1,), 1.0)
     try:
-        return visits_read(Setting(graph, gradients, 1, _TOLERANCE, Effort(_MOST_OPERATIONS)), expected, told)
+        setting = Setting(graph, gradients, 1, _TOLERANCE, Effort(_MOST_OPERATIONS), steps)
+        return visits_read(setting, expected, told)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
 

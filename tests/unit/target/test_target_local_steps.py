@@ -210,11 +210,32 @@ def test_one_step_that_was_told_is_not_spoken_of(model: nn.Module) -> None:
     assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
 
 
-@pytest.mark.parametrize("mode", [BatchNormMode.TRAIN_PRIVATE, BatchNormMode.TRAIN_SHARED])
-def test_batch_statistics_show_nothing(model: nn.Module, mode: BatchNormMode) -> None:
-    local = replace(TRUE, epochs=1)
-    found = check_local_steps(sent(model, local, mode).stating(epochs=assumed(3)), model)
+def test_fewer_visits_of_batch_statistics_replace_nothing(model: nn.Module) -> None:
+    once = sent(model, replace(TRUE, epochs=1), BatchNormMode.TRAIN_SHARED)
+    found = check_local_steps(once.stating(epochs=assumed(3)), model)
     assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.fixture(scope="module")
+def private(model: nn.Module) -> CapturedUpdate:
+    return sent(model, TRUE, BatchNormMode.TRAIN_PRIVATE)
+
+
+def test_visits_of_batch_statistics_told_rightly_are_not_spoken_of(model: nn.Module, private: CapturedUpdate) -> None:
+    found = check_local_steps(private, model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.mark.parametrize("size", [2, 3, None])
+def test_more_visits_of_batch_statistics_than_told_replace_the_epochs(
+    model: nn.Module, private: CapturedUpdate, size: int | None
+) -> None:
+    """The derivatives of each batch add up to zero, and their rank counts the batches: two of each epoch."""
+    found = check_local_steps(private.stating(epochs=told(1), batch_size=told(size)), model)
+    facts = {name: (fact.value, fact.provenance) for name, fact in found.facts.items()}
+    expected = {"epochs": (2, "assumed")} | ({} if size else {"batch_size": (2, "assumed")})
+    assert facts == expected
+    assert "At least 8 visits of images show in the weight delta" in found.messages[0]
 
 
 def test_weight_decay_is_left_alone(model: nn.Module) -> None:
