@@ -79,7 +79,8 @@ def _worst(known: Known) -> float:
 
 
 def _apart(layer: str, sent: SentStatistics, values: Tensor, allowed: float) -> StatisticsOff:
-    """
+    """How far those of one layer are from what came.
+
     Args:
         layer: Whose statistics they are.
         sent: What came of them.
