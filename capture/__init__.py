@@ -1,14 +1,6 @@
 """What the server holds: the captured update and its file, and the simulated client that makes one."""
 
-from .batch_norm import (
-    BatchNormStatistics,
-    RunningStatistics,
-    batch_norm_layers,
-    batch_norm_targets,
-    client_mode,
-    recover_batch_statistics,
-    step_shares,
-)
+from .batch_norm import batch_norm_layers, client_mode
 from .client.config import ClientConfig, ClientError
 from .client.defending import apply_defence
 from .client.gradient import capture_gradient
@@ -46,6 +38,14 @@ from .models import ModelError, ModelSource, load_model
 from .normalisation import IMAGENET, Normalisation
 from .pseudo_gradient import as_gradient, as_mean, gradient_shares, is_one_step, mean_gradients
 from .rounding import sent_type
+from .sent_statistics import (
+    BatchNormStatistics,
+    RunningStatistics,
+    batch_norm_targets,
+    impossible_layers,
+    recover_batch_statistics,
+    step_shares,
+)
 from .update import CapturedUpdate
 from .update_kind import UpdateKind
 from .weight_delta import capture_weight_delta
@@ -97,6 +97,7 @@ __all__ = [
     "estimate_learning_rate",
     "find_final_layer",
     "gradient_shares",
+    "impossible_layers",
     "is_known",
     "is_one_step",
     "is_softmax",

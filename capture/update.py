@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .counters import is_counter, settle_counters
 from .defences import Defence, defence_words
 from .errors import UpdateError
-from .facts import BatchNormMode, ClientFacts
+from .facts import BatchNormMode, ClientFacts, assumed
 from .hashing import weight_hash
 from .local_training import LocalTraining
 from .normalisation import Normalisation
@@ -116,6 +116,15 @@ class CapturedUpdate:
         """
         return replace(self, facts=self.facts.stating(**facts))
 
+    def without_buffers(self, why: str) -> CapturedUpdate:
+        """The same update as of a client that keeps its batch-norm buffers to itself.
+
+        Args:
+            why: What that rests on, a noun phrase.
+        """
+        kept = assumed(BatchNormMode.TRAIN_PRIVATE, why)
+        return replace(self, buffers=None, facts=self.facts.stating(batch_norm=kept))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file; a reader sees the old file or the whole new one, never a part.
 
@@ -169,17 +178,26 @@ class CapturedUpdate:
             # Surely this model's: what is missing the client kept to itself, or did not train.
             expected = {name: p for name, p in expected.items() if name in self.gradients}
         found = _compare_tensors("gradient", self.gradients, expected)
-        if self.buffers is not None:
-            running = {
-                name: buffer
-                for name, buffer in model.named_buffers()
-                if name.endswith((".running_mean", ".running_var")) or name in ("running_mean", "running_var")
-            }
-            sent = {name: buffer for name, buffer in self.buffers.items() if not is_counter(name)}
-            found += _compare_tensors("batch-norm buffer", sent, running)
         if actual != self.weight_hash:
+            found += self.buffer_mismatches(model)
             found.append(f"the weight hash is {self.weight_hash[:12]}… in the update and {actual[:12]}… in the model")
         return found
+
+    def buffer_mismatches(self, model: nn.Module) -> list[str]:
+        """Every way in which the batch-norm buffers that came are not those of the model's layers, one clause each.
+
+        Args:
+            model: Without wrappers, under whose names the update is (see ``fitted``).
+        """
+        if self.buffers is None:
+            return []
+        running = {
+            name: buffer
+            for name, buffer in model.named_buffers()
+            if name.endswith((".running_mean", ".running_var")) or name in ("running_mean", "running_var")
+        }
+        sent = {name: buffer for name, buffer in self.buffers.items() if not is_counter(name)}
+        return _compare_tensors("batch-norm buffer", sent, running)
 
     def require_match(self, model: nn.Module) -> None:
         """Return quietly when the update belongs to this model.

@@ -35,5 +35,5 @@ def images_shown(graph: Graph, gradients: Mapping[str, Tensor], stated: int) -> 
         _, height, width = graph.shape(node.inputs[0])
         if gradient is not None and height * width < min(gradient.shape[:2]):
             shown = visits_seen(gradient, (height, width))
-            found += [shown] if shown else []
+            found += [shown.visits] if shown else []
     return max(found, default=None)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .cut import Cut, Decoded
 from .known import KnownFeatures
+from .own_statistics import StatisticsOff
 from .record import PeelingRecord
 from .repeats import Repeats
 from .rules import Step
@@ -51,6 +52,8 @@ class Recovery:
     faint: Float[Tensor, "faint channel height width"] | None = None
     """What a decoder makes of the features of images whose part in the gradient is so small that they are none of those
     above; None where there are none, or nothing of them is known."""
+    statistics_off: StatisticsOff | None = None
+    """Where the batch's own statistics are others than the client's buffers tell, so that no image rests on these."""
 
     @property
     def repeats(self) -> Repeats | None:

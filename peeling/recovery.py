@@ -30,6 +30,7 @@ from .image_search import FEWEST_EVALUATIONS, Descended, ImageSearch
 from .kinds import CopiedPadding, Identity
 from .known import known_by_rules
 from .own_gradients import without_own_gradient
+from .own_statistics import statistics_off
 from .progress import Tell, steps_told, unheard
 from .record import Contrast, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
@@ -44,6 +45,7 @@ from .wording import ended, reached
 
 # What tells the number of images where they are fewer than stated.
 _RANK = "the rank of the convolutions' gradients"
+_SHOWN = "statistics of the batch that follow from the gradient"
 # Why there are no images where a maximum stands in front, or where features are few.
 _HIDDEN = "max-pooling in front of these features hides all pixels but those that won"
 _FEWER = "these features are fewer than an image has pixel values"
@@ -106,7 +108,13 @@ def _all_known(found: Recovery, tolerance: float) -> bool:
 
 def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module, apart: int = 0) -> Recovery:
     """What follows from a derivation of so many images; `apart` more of the batch are known to be others."""
-    graph, update, config, tell = derivation.graph, search.update, search.config, search.tell
+    graph, config, tell = derivation.graph, search.config, search.tell
+    # Those of some images alone are not the batch's.
+    off = statistics_off(derivation, search.update, model) if shown == search.update.image_count else None
+    if off is not None:
+        search = replace(search, update=search.update.without_buffers(_SHOWN))
+        return replace(_recovered(derivation, shown, search, model, apart), statistics_off=off)
+    update = search.update
     stated, update = update, update if shown > update.image_count else update.stating(image_count=read(shown, _RANK))
     record = record_derivation(derivation, update.image_count, config.tolerance)
     record = replace(record, contrast=contrast_of(graph, update))

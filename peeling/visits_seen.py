@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,9 +12,17 @@ from torch import Tensor
 _DROP, _LEAST_SEEN = 0.05, 1e-6
 
 
+class Seen(NamedTuple):
+    """At least so many."""
+
+    visits: int
+    batches: int
+    """Whose derivatives each add up to zero; 0 where none were asked for."""
+
+
 def visits_seen(
     weight_gradient: Float[Tensor, "output input row column"], size: tuple[int, int], balanced: bool = False
-) -> int | None:
+) -> Seen | None:
     """How many visits a delta is a sum over, by the rank of a convolution's taps: each has as many as it has places.
 
     There are at least as many. What a later visit of the same image adds is of the order of the square of the steps'
@@ -44,4 +54,6 @@ def visits_seen(
         found.append(place + 1)
     visits, rest = divmod(found[1], size[0] * size[1])
     batches = found[1] - found[0]
-    return visits if rest == 0 and (1 <= batches <= visits if balanced else batches == 0) else None
+    if rest or not (1 <= batches <= visits if balanced else batches == 0):
+        return None
+    return Seen(visits, batches)

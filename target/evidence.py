@@ -26,6 +26,7 @@ from .penalty import check_penalty
 from .reach import check_reach
 from .sampling import check_sampling
 from .scale import check_scale
+from .shared_statistics import BUFFERS, check_shared_statistics
 from .sign import check_sign
 from .step_counter import check_step_counter
 
@@ -39,10 +40,11 @@ def _plain(check: Callable[[CapturedUpdate, nn.Module], Finding]) -> Check:
 
 # The penalty first: sums that it enters tell the others' facts. The number of images before what it bounds; the sign
 # before what sign a sum may have. Local steps before the counter of batches, which is held against the steps that are
-# believed in the end.
+# believed in the end, and before the statistics that are left out with it.
 CHECKS: tuple[Check, ...] = (
     _plain(check_local_steps),
     _plain(check_step_counter),
+    _plain(check_shared_statistics),
     _plain(check_sampling),
     _plain(check_clients),
     _plain(check_loss),
@@ -86,6 +88,7 @@ class Evidence:
     def and_also(self, finding: Finding) -> Evidence:
         """With what a further look has found."""
         update = turned(self.update) if finding.sign_turned else self.update
+        update = update.without_buffers(BUFFERS) if finding.buffers_left_out else update
         update = update.stating(**finding.facts) if finding.facts else update
         contradictions = {**self.contradictions, **finding.contradictions}
         return replace(

@@ -25,3 +25,5 @@ class Finding:
     """Facts that are no longer contradicted: their value was found."""
     sign_turned: bool = False
     """Whether the update is the negative of what it was taken for."""
+    buffers_left_out: bool = False
+    """Whether the batch-norm buffers that came are not the client's step's: the attack goes without them."""

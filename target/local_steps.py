@@ -10,10 +10,12 @@ from torch import nn
 
 from ..capture import BatchNormMode, CapturedUpdate, Fact, LocalFacts, LocalTraining, assumed, read
 from ..peeling.graph import NoGraph, network_graph
+from ..peeling.local_steps import LocalSteps
 from ..peeling.rules.effort import Effort
 from ..peeling.rules.rule import Setting
 from ..peeling.rules.visits_read import VisitsRead, visits_read
 from .finding import Finding
+from .image_count import at_least
 
 _SOURCE = "the visits of images that the weight delta tells apart"
 _TOLERANCE = 0.03
@@ -33,7 +35,7 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
         model: The server's model, before the client's steps.
     """
     local = update.local
-    if local is None or local.weight_decay or update.batch_norm is not BatchNormMode.EVAL:
+    if local is None or local.weight_decay:
         return Finding()
     facts = update.facts.local
     assert facts is not None
@@ -42,6 +44,8 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
     each, rest = divmod(update.image_count, clients)
     if rest:
         return Finding()
+    if update.batch_norm is not BatchNormMode.EVAL:
+        return _of_batches(update, model, local) if clients == 1 else Finding()
     # One step that somebody vouches for shows in the number of visits alone.
     expected = update.image_count if vouched and local.steps(each) == 1 else None
     told = None if facts.batch_size.assumed else clients * len(local.batches(each)[0])
@@ -50,9 +54,32 @@ def check_local_steps(update: CapturedUpdate, model: nn.Module) -> Finding:
         return Finding()
     if shown.visits < update.image_count * local.epochs:
         return _fewer(shown.visits, update.image_count * local.epochs)
+    return _as_many_or_more(update, model, shown)
+
+
+def _as_many_or_more(update: CapturedUpdate, model: nn.Module, shown: VisitsRead) -> Finding:
+    """What visits say of the facts that are no fewer than these make."""
+    local, facts, clients = update.local, update.facts.local, update.facts.clients.value
+    assert local is not None
+    assert facts is not None
     if shown.visits > update.image_count * local.epochs and shown.visits % update.image_count:
-        return _no_whole_epochs(local, shown.visits, update.image_count)
+        if clients > 1 or facts.epochs.assumed or shown.visits % local.epochs:
+            return _no_whole_epochs(local, shown.visits, update.image_count)
+        return _more_images(update, model, local, shown.visits)
     return _read_off(local, shown, update.image_count, clients, facts)
+
+
+def _of_batches(update: CapturedUpdate, model: nn.Module, local: LocalTraining) -> Finding:
+    """Where batch norm ran on each batch's own statistics, more visits than the facts make replace the epochs, and a
+    size of the steps that makes another number of these; fewer may have merged, and so may their steps."""
+    shown = shown_visits(update, model)
+    if shown is None or shown.visits <= update.image_count * local.epochs:
+        return Finding()
+    whole = replace(local, epochs=shown.visits // update.image_count)
+    if shown.first is not None and whole.steps(update.image_count) == shown.visits // shown.first:
+        # As many steps as are told, whose sizes may differ.
+        shown = replace(shown, first=len(local.batches(update.image_count)[0]))
+    return _as_many_or_more(update, model, shown)
 
 
 def shown_visits(
@@ -64,7 +91,7 @@ def shown_visits(
     bounds what that may cost.
 
     Args:
-        update: A weight delta without weight decay, with batch norm on running statistics.
+        update: A weight delta without weight decay.
         model: The server's model, before the client's steps.
         expected: See `visits_read`.
         told: See `visits_read`.
@@ -73,8 +100,11 @@ def shown_visits(
     if isinstance(graph, NoGraph):
         return None
     gradients = {name: -one for name, one in update.gradients.items() if name in graph.tensors}
+    # Where batches are told apart by their statistics, the update is that of some steps, of whatever sizes.
+    steps = None if update.batch_norm is BatchNormMode.EVAL else LocalSteps((1,), 1.0)
     try:
-        return visits_read(Setting(graph, gradients, 1, _TOLERANCE, Effort(_MOST_OPERATIONS)), expected, told)
+        setting = Setting(graph, gradients, 1, _TOLERANCE, Effort(_MOST_OPERATIONS), steps)
+        return visits_read(setting, expected, told)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
 
@@ -90,12 +120,25 @@ def _fewer(visits: int, expected: int) -> Finding:
 
 
 def _no_whole_epochs(local: LocalTraining, visits: int, images: int) -> Finding:
-    some = f"{images} image{'s' * (images != 1)}"
     sentence = (
-        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of {some} make: there are "
-        "more epochs or more images than that"
+        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of {_images(images)} make: "
+        "there are more epochs or more images than that"
     )
     return Finding(contradictions={"epochs": sentence}, messages=(f"{sentence[0].upper()}{sentence[1:]}.",))
+
+
+def _more_images(update: CapturedUpdate, model: nn.Module, local: LocalTraining, visits: int) -> Finding:
+    """As many as make the visits in the epochs that somebody vouches for; more in as many, or other epochs, may have
+    merged, so that they stay in doubt."""
+    count = visits // local.epochs
+    message = (
+        f"At least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of "
+        f"{_images(update.image_count)} make; in as many epochs {_images(count)} make them, and {count} are attacked."
+    )
+    more = {"image_count": assumed(count, _SOURCE)}
+    # What is a step of all images is one of more now.
+    found = check_local_steps(update.stating(**more), model)
+    return replace(found, facts={**found.facts, **more}, messages=(message, *found.messages), limits=(at_least(count),))
 
 
 def _read_off(local: LocalTraining, shown: VisitsRead, images: int, clients: int, known: LocalFacts) -> Finding:
@@ -129,6 +172,10 @@ def _step_size(shown: VisitsRead, each: int, clients: int) -> int | None:
 
 def _visits(count: int) -> str:
     return f"{count} visit{'s' * (count != 1)} of images"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 def _epochs(local: LocalTraining) -> str:

@@ -19,6 +19,7 @@ from .labels import AUTO, labels_left_out, unread_labels
 from .pixels import check_pixels
 from .request import Request
 from .scale import check_scale, confirmed_loss, found_scale
+from .shared_statistics import BUFFERS
 from .shown_images import peel_shown
 from .smoothing import check_smoothing
 from .tap_images import TapImages, images_by_taps
@@ -233,10 +234,11 @@ class _Solver:
 
 
 def _restated(found: Attackable, finding: Finding) -> Attackable:
-    """What is attacked, with the facts about its local steps that these themselves show."""
-    if found.update.local is None or not finding.facts:
-        return found
-    return replace(found, update=found.update.stating(**finding.facts))
+    """What is attacked, with the facts about its local steps that these themselves show, and without buffers that are
+    none of it."""
+    update = found.update.without_buffers(BUFFERS) if finding.buffers_left_out else found.update
+    stated = finding.facts if update.local is not None else {}
+    return replace(found, update=update.stating(**stated))
 
 
 def with_rate_read(evidence: Evidence, found: Attackable) -> Evidence:

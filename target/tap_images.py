@@ -25,6 +25,7 @@ from ..peeling.wording import repeated
 from .finding import Finding
 from .image_count import at_least
 from .labels import are_unread
+from .shared_statistics import peeled_statistics
 from .start import Start
 
 _BY_FINAL = "Each image's features are known, and with them the final layer's gradient gives its label."
@@ -98,7 +99,7 @@ def images_by_taps(
         record = replace(record, found=replace(record.found, confirmed=made.anchor is not None))
     if record is not None and made.start is not None:
         record = replace(record, decoded=True)
-    return replace(made, record=record, known=known)
+    return replace(made, record=record, known=known, finding=peeled_statistics(found.statistics_off))
 
 
 def _more(shown: int, stated: int) -> Finding:

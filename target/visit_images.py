@@ -24,6 +24,10 @@ _STATISTICS = (
     "The visits of several clients' local steps are not taken apart by taps: batch norm ran on each batch's own "
     "statistics, which peeling undoes for one client alone."
 )
+_UNSEEN = (
+    "The learning rate of each step does not show, so that it may be another than the facts say or have changed on the "
+    "way."
+)
 # What is taken for the error of an image whose features were not met, as a share of its root mean square.
 _UNMET = 0.3
 
@@ -106,10 +110,10 @@ def _silent(found: VisitRecovery, update: CapturedUpdate) -> str | None:
             "than the facts say: what the weights decayed by is taken off the delta first, and the rest of it hides "
             "the visits."
         )
-    if not found.steps or local is None or not (local.momentum or local.weight_decay):
+    if not found.steps or local is None or (found.sizes is not None and not found.sizes.vague):
         return None
-    if found.sizes is not None and not found.sizes.vague:
-        return None
+    if not (local.momentum or local.weight_decay):
+        return None if update.batch_norm is BatchNormMode.EVAL else _UNSEEN
     decay = ", the weight decay" if local.weight_decay else ""
     return (
         f"The learning rate of each step does not show: that may be since the learning rate{decay} or the momentum is "

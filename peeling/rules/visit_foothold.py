@@ -201,7 +201,8 @@ def _weighted(setting: Setting, node: Node, gradient: Tensor, size: tuple[int, i
 def _seen(setting: Setting, node: Node) -> int | None:
     gradient = setting.gradient(node.name, "weight")
     assert gradient is not None
-    return visits_seen(gradient, (node.shape[1], node.shape[2]), _balanced(setting, node))
+    seen = visits_seen(gradient, (node.shape[1], node.shape[2]), _balanced(setting, node))
+    return None if seen is None else seen.visits
 
 
 def _maps(rows: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,8 @@
 
 The taps of a convolution have a place for each place of each visit, so that their rank counts the visits. Of the visits
 told apart those of the first step obey the weights that the server sent, which they show without any number of the
-client's settings: of all others more is left (see `visits`).
+client's settings: of all others more is left (see `visits`). In front of batch norm on batch statistics the derivatives
+of each batch add up to zero, so that their rank is smaller by the number of batches, which is that of the steps.
 
 Only updates without weight decay: its share of the delta, as large as the number of steps has it, has no low rank.
 """
@@ -16,7 +17,8 @@ from itertools import pairwise
 from ..local_steps import LocalSteps
 from ..refusals import Why
 from ..visits import APART, OBEYS, VisitList
-from ..visits_seen import visits_seen
+from ..visits_seen import Seen, visits_seen
+from .batch_statistics import behind_batch_statistics
 from .rule import Setting
 from .tap_foothold import crowding, places_of, taps_operations
 from .visit_foothold import VisitPair, ordering_of, visit_pair, visits_of
@@ -34,7 +36,7 @@ class VisitsRead:
     """Of images, over all steps and clients; at least so many (see `visits_seen`)."""
     first: int | None
     """Those of every client's first step; None where they do not stand out from the others, as where there is one step
-    alone or where the steps are very small."""
+    alone or where the steps are very small. On batch statistics the mean size of a step, where that is whole."""
 
 
 def visits_read(setting: Setting, expected: int | None = None, told: int | None = None) -> VisitsRead | None:
@@ -46,6 +48,19 @@ def visits_read(setting: Setting, expected: int | None = None, told: int | None 
         expected: Where there are as many visits, it is not looked at which of them are the first step's.
         told: Of the first step, if somebody vouches for that; see `standing_out`.
     """
+    found = _fewest_places(setting)
+    if found is None:
+        return None
+    pair, seen = found
+    if seen.batches:
+        size, rest = divmod(seen.visits, seen.batches)
+        return VisitsRead(seen.visits, None if rest else size)
+    first = None if seen.visits == expected else _first(replace(setting, image_count=seen.visits), pair, told)
+    return VisitsRead(seen.visits, first)
+
+
+def _fewest_places(setting: Setting) -> tuple[VisitPair, Seen] | None:
+    """Of the pairs whose rank shows a number of visits the one with the fewest places."""
     pairs = [pair for node in setting.graph.nodes if (pair := visit_pair(setting, node)) is not None]
     for pair in sorted(pairs, key=lambda one: places_of(setting, one.second)):
         gradient = setting.gradient(pair.second.name, "weight")
@@ -53,10 +68,10 @@ def visits_read(setting: Setting, expected: int | None = None, told: int | None 
         outputs, inputs = gradient.shape[:2]
         if not setting.effort.affords(2.0 * gradient.numel() * (outputs + inputs) + 10.0 * (outputs**3 + inputs**3)):
             return None
-        seen = visits_seen(gradient, (pair.second.shape[1], pair.second.shape[2]))
+        balanced = behind_batch_statistics(setting.graph, pair.second) is not None
+        seen = visits_seen(gradient, (pair.second.shape[1], pair.second.shape[2]), balanced)
         if seen is not None:
-            first = None if seen == expected else _first(replace(setting, image_count=seen), pair, told)
-            return VisitsRead(seen, first)
+            return pair, seen
     return None
 
 

@@ -17,7 +17,7 @@ def test_the_rank_shows_whole_visits() -> None:
     outputs = torch.randn(32, 8, generator=draw, dtype=torch.float64)
     taps = [outputs @ torch.randn(8, 8, generator=draw, dtype=torch.float64) @ inputs[0].T for _ in range(9)]
     gradient = torch.stack(taps, dim=-1).reshape(32, 32, 3, 3)
-    assert visits_seen(gradient, (2, 2)) == 2
+    assert visits_seen(gradient, (2, 2)) == (2, 0)
     assert visits_seen(gradient, (3, 1)) is None
 
 

@@ -89,12 +89,27 @@ def test_steps_told_wrongly_give_way_to_what_the_delta_shows(
 
 
 def test_epochs_that_do_not_divide_are_spoken_of(model: nn.Module, update: CapturedUpdate) -> None:
-    found = check_local_steps(update.stating(image_count=told(3), batch_size=told(2)), model)
+    wrong = {"image_count": told(3), "batch_size": told(2)}
+    found = check_local_steps(update.stating(**wrong, epochs=assumed(1)), model)
     assert not found.facts
     assert (
-        "at least 8 visits of images show in the weight delta, more than 2 epochs of 3"
+        "at least 8 visits of images show in the weight delta, more than 1 epoch of 3 images make"
         in found.contradictions["epochs"]
     )
+
+
+@pytest.mark.parametrize("size", [2, None])
+def test_visits_of_more_images_in_the_epochs_that_were_told_are_those_of_so_many(
+    model: nn.Module, update: CapturedUpdate, size: int | None
+) -> None:
+    evidence = weigh_evidence(update.stating(image_count=told(3), batch_size=told(size)), model)
+    assert evidence.update.local == TRUE
+    count = evidence.update.facts.image_count
+    assert (count.value, count.provenance) == (IMAGES, "assumed")
+    assert not {"epochs", "image_count"} & set(evidence.contradictions)
+    words = "more than 2 epochs of 3 images make; in as many epochs 4 images make them, and 4 are attacked."
+    assert any(words in message for message in evidence.messages)
+    assert any("is a lower bound, which nobody told" in limit for limit in evidence.limits)
 
 
 def test_a_rate_that_is_not_known_changes_nothing(model: nn.Module, update: CapturedUpdate) -> None:
@@ -195,11 +210,32 @@ def test_one_step_that_was_told_is_not_spoken_of(model: nn.Module) -> None:
     assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
 
 
-@pytest.mark.parametrize("mode", [BatchNormMode.TRAIN_PRIVATE, BatchNormMode.TRAIN_SHARED])
-def test_batch_statistics_show_nothing(model: nn.Module, mode: BatchNormMode) -> None:
-    local = replace(TRUE, epochs=1)
-    found = check_local_steps(sent(model, local, mode).stating(epochs=assumed(3)), model)
+def test_fewer_visits_of_batch_statistics_replace_nothing(model: nn.Module) -> None:
+    once = sent(model, replace(TRUE, epochs=1), BatchNormMode.TRAIN_SHARED)
+    found = check_local_steps(once.stating(epochs=assumed(3)), model)
     assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.fixture(scope="module")
+def private(model: nn.Module) -> CapturedUpdate:
+    return sent(model, TRUE, BatchNormMode.TRAIN_PRIVATE)
+
+
+def test_visits_of_batch_statistics_told_rightly_are_not_spoken_of(model: nn.Module, private: CapturedUpdate) -> None:
+    found = check_local_steps(private, model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.mark.parametrize("size", [2, 3, None])
+def test_more_visits_of_batch_statistics_than_told_replace_the_epochs(
+    model: nn.Module, private: CapturedUpdate, size: int | None
+) -> None:
+    """The derivatives of each batch add up to zero, and their rank counts the batches: two of each epoch."""
+    found = check_local_steps(private.stating(epochs=told(1), batch_size=told(size)), model)
+    facts = {name: (fact.value, fact.provenance) for name, fact in found.facts.items()}
+    expected = {"epochs": (2, "assumed")} | ({} if size else {"batch_size": (2, "assumed")})
+    assert facts == expected
+    assert "At least 8 visits of images show in the weight delta" in found.messages[0]
 
 
 def test_weight_decay_is_left_alone(model: nn.Module) -> None:
