@@ -33,7 +33,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "startup.json"
 _SAMPLE_SECONDS = 0.25
 _BESIDE = ("command", "coordinator")
 _ended: list[bool] = []
-# Run in the command's own process: it notes when it has loaded the package, sees the run begin, and its first step.
+# Run in the command's own process: it notes when it has loaded the package, sees the run begin, its first step and the
+# choice of images, and when it has the images and judges them for the page.
 _COMMAND = """
 import sys, time
 def note(name):
@@ -49,6 +50,7 @@ fork_server = entry.fork_server
 def then_watched():
     with fork_server():
         import gradinversion.cluster, gradinversion.command.verbs, gradinversion.settings.run
+        from gradinversion.audit import pipeline
         note("loaded")
         view = gradinversion.cluster.ProgressView
         show = view.__call__
@@ -58,8 +60,15 @@ def then_watched():
                 note("prepared")
             if any(seed.step for seed in status.seeds):
                 note("first step")
+            if status.phase.name == "CHOOSING":
+                note("choosing")
             show(self, status)
         view.__call__ = watched
+        judge = pipeline.judge
+        def judged(*given, **named):
+            note("judging")
+            return judge(*given, **named)
+        pipeline.judge = judged
         yield
 entry.fork_server = then_watched
 sys.argv[0] = "gradinversion"

@@ -101,16 +101,14 @@ class CoordinatorProcess:
         logging.getLogger("gradinversion").error("%s", text, exc_info=error)
 
     def _run(self) -> Reconstruction:
-        spec = self._spec
-        update, model = self._load()
+        spec, inputs = self._spec, self._load()
         # Made again by Ray after its process was lost: go on, whatever the run was told at first.
         again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._group = RayGroup(spec.config, spec.allotment, spec.name, spec.detached, spec.storage, fresh=not again)
         notes = (spec.allotment.message,) if spec.allotment.message else ()
         resume = spec.resume or again
-        self._coordinator = Coordinator(
-            update, model, spec.config, self._group, spec.storage, resume, notes, spec.restart
-        )
+        self._coordinator = Coordinator(*inputs, spec.config, self._group, spec.storage, resume, notes, spec.restart)
+        del inputs  # the coordinator makes a copy of the model, and lets go of this one
         if self._stop_asked:
             self._coordinator.stop()
         return self._coordinator.run()

@@ -252,10 +252,18 @@ def end_of(refused: Refused, place: str, shape: tuple[int, ...], image_count: in
     )
 
 
-def joined(record: PeelingRecord | None, chain: PeelingRecord | None) -> PeelingRecord | None:
-    """Both: the record on the whole network, and that on the last layers, which may know what the first does not."""
-    if record is None or chain is None:
-        return record or chain
+def joined(record: PeelingRecord | None, chain: PeelingRecord | None, message: str = "") -> PeelingRecord | None:
+    """Both: the record on the whole network, and that on the last layers, which may know what the first does not.
+
+    Args:
+        record: None where the network as a whole was not looked at.
+        chain: Of the last layers.
+        message: What is said of the whole network; with no record of it, why there is none.
+    """
+    if chain is None:
+        return record
+    if record is None:
+        return replace(chain, reason=" ".join(filter(None, (chain.reason, message))))
     by_name = {node.name: node for node in record.nodes}
     known = {one.value for one in record.places}
     added: list[RecoveredPlace] = []

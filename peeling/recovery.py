@@ -121,6 +121,9 @@ def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: n
     if not derivation.steps:
         blocked = without_own_gradient(graph, update.gradients)
         message = f"{reached(record)[:-1]}; {blocked}." if blocked else reached(record)
+        if blocked:
+            said = f"{blocked[0].upper()}{blocked[1:]}."
+            record = replace(record, reason=" ".join(filter(None, (record.reason, said))))
         padded = any(one.why is Why.PADDED for one in derivation.refused)
         more = shown if shown > update.image_count else None
         return Recovery(message, record=record, blocked=bool(blocked) or padded, shown=more)

@@ -122,7 +122,7 @@ def ended(record: PeelingRecord) -> str:
         return ""
     if not record.ends:
         return record.reason
-    return f"It ended at {went_wrong(record)}"
+    return f"It ended at {went_wrong(record)} {record.reason}".rstrip()
 
 
 def would_do(end: End, *, visits: bool = False) -> str:

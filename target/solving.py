@@ -214,7 +214,7 @@ class _Solver:
         solved = replace(
             solved,
             messages=(*solved.messages, *filter(None, [found.message])),
-            record=joined(found.record, solved.record),
+            record=joined(found.record, solved.record, found.message),
             known=found.known,
             taps=found,
             evidence=solved.evidence.and_also(found.finding),

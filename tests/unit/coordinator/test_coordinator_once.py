@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from gradinversion.agents import AgentsConfig
 from gradinversion.capture import ClientConfig, simulate_client
 from gradinversion.coordinator import AttackConfig, Coordinator
 from gradinversion.coordinator.serial_group import SerialGroup
+from gradinversion.target import Target
 
 # By the module in which each is called.
 LOOKS = (
@@ -52,3 +55,26 @@ def test_each_look_is_taken_once(counted: Counter[str], agents: int) -> None:
     counted.clear()
     Coordinator(update, model, config, SerialGroup(config)).run()
     assert dict(counted) == {name: 1 for _, name in LOOKS}
+
+
+class _Looking(SerialGroup):
+    """Notes whether an object is still there when the first step is to begin."""
+
+    def __init__(self, config: AttackConfig, of: weakref.ref[object]) -> None:
+        super().__init__(config)
+        self._of, self.held = of, True
+
+    def open(self, target: Target) -> None:
+        super().open(target)
+        gc.collect()
+        self.held = self._of() is not None
+
+
+def test_the_model_that_the_attack_was_given_is_let_go_before_the_first_step() -> None:
+    update, model, _ = simulate_client(ClientConfig(batch_size=1, image_size=8, classes=4), 0)
+    config = AttackConfig(agents=AgentsConfig(count=1, iterations=1))
+    group = _Looking(config, weakref.ref(model))
+    coordinator = Coordinator(update, model, config, group)
+    del model
+    coordinator.run()
+    assert not group.held

@@ -19,6 +19,7 @@ from gradinversion.peeling.image_search import ImageSearch
 from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovered import Recovery
 from gradinversion.peeling.recovery import recover_images
+from gradinversion.peeling.wording import summary
 from gradinversion.target import tap_images
 from gradinversion.target.preparation import Preparation, prepare
 from torch import Tensor, nn
@@ -266,6 +267,8 @@ def test_what_stands_in_the_way_is_one_sentence_and_the_attack_goes_on(
     assert prepared.target.anchor is not None
     assert prepared.target.anchor.module == "fc"
     assert sum(sentence in message for message in prepared.messages) == 1
+    assert prepared.peeling is not None
+    assert sentence.removeprefix("the ") in summary(prepared.peeling)
 
 
 class _Smooth(_Reflects):
