@@ -6,9 +6,9 @@ images, edges spared, is nearer to a photo than the start is. So total variation
 features are those of `descent`: equal at units that were surely open, of the others what is above zero.
 
 Each image is guessed more than once, by descents that begin differently (`guesses`). Behind max-pooling, and where
-batch norm on the batch's own statistics couples the images so that they go together, there is one descent, pixel by pixel,
-total variation being large at first; and where such a batch norm hides the contrast of all images it is kept as wide as
-the range of pixels (see `contrast`): smoothness would take it away.
+batch norm on the batch's own statistics couples the images so that they go together, there is one descent, pixel by
+pixel, total variation being large at first; and where such a batch norm hides the contrast of all images it is kept as
+wide as the range of pixels (see `contrast`): smoothness would take it away.
 """
 
 from __future__ import annotations
