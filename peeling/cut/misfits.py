@@ -26,7 +26,7 @@ def misfits_of(cut: Cut, device: torch.device) -> Callable[..., Tensor]:
     lengths = [target.flatten(1).square().sum(dim=1).clamp_min(1e-30) for target in targets]
 
     def misfits(images: Tensor, which: Tensor | None = None) -> Tensor:
-        some = slice(None) if which is None else which
+        some: slice | Tensor = slice(None) if which is None else which
         told = zip(forward(images), targets, units, lengths, strict=True)
         parts = [
             features_off(value, target[some], is_open[some], is_held[some]).flatten(1).square().sum(dim=1)
