@@ -84,7 +84,8 @@ def guessed_images(
     begun = spectrum.coefficients(torch.cat([decoded, flat]))
     found = descend(evaluate, begun, evaluations * count, torch.full((len(begun),), _NOISE), told)
     with torch.no_grad():
-        pixels = spectrum.images(found.images).clamp(0, 1).unflatten(0, (GUESSES, count)).mean(dim=0)
+        guesses = spectrum.images(found.images).clamp(0, 1)
+        pixels = guesses.reshape(GUESSES, count, *guesses.shape[1:]).mean(dim=0)
         images = low + (high - low) * pixels
         return images.cpu().double(), misfits(images).sqrt().cpu().double()
 
