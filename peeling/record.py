@@ -13,7 +13,7 @@ from .repeats import Repeats
 
 AVERAGED = "average in front"
 """The kind of a mean over windows that the model takes behind a 1x1 convolution, taken in front of it."""
-_OF_EFFORT = (Why.COST.value, Why.LARGE.value)
+_OF_EFFORT = (Why.COST.value, Why.JOINT_COST.value, Why.LARGE.value)
 
 WHOLE_IMAGES = "the images"
 """What a place is called that is the images themselves."""

@@ -16,6 +16,8 @@ class Why(Enum):
     """The equations are more than is solved."""
     COST = "cost"
     """To solve for it is more than is left of what it may cost."""
+    JOINT_COST = "joint cost"
+    """Gradients alone have too few equations, and to solve for it with known outputs too is more than it may cost."""
     INEXACT = "inexact"
     """There is a solution, with a larger error than may be believed."""
     RANK = "rank"
@@ -118,7 +120,11 @@ class Refused:
     @property
     def _share(self) -> float | None:
         """Of the batch, up to which the equations would be enough."""
-        if self.why not in (Why.FEW_EQUATIONS, Why.LARGE) or self.places is None or self.equations is None:
+        if (
+            self.why not in (Why.FEW_EQUATIONS, Why.LARGE, Why.JOINT_COST)
+            or self.places is None
+            or self.equations is None
+        ):
             return None
         return (self.equations - self.growing) / max(self.places - self.growing, 1)
 
@@ -127,6 +133,8 @@ _WORDS = {
     Why.FEW_EQUATIONS: "it has {places} unknowns, and equations for at most {equations}",
     Why.LARGE: "it has {places} unknowns, and at most {equations} are solved",
     Why.COST: "to solve for its {places} unknowns would take more operations than peeling.operations allows",
+    Why.JOINT_COST: "its gradients have equations for at most {equations} of its {places} unknowns, and to solve for "
+    "them with the known outputs behind it would take more operations than peeling.operations allows",
     Why.INEXACT: "it is known with an estimated error of {error} only",
     Why.RANK: "the weight gradient is not that of {places} places",
     Why.ALIKE: "the images cannot be told apart by the zeros of their features",

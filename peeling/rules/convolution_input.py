@@ -138,7 +138,8 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
     places, rows = places_of_value(setting, value), sum(one.matrix.shape[1] for one in equations)
     outputs = [given for one in readers if (given := _outputs(setting, known, one)) is not None]
     checks: dict[str, float] = {"places": places, "equations": rows}
-    best, why = None, Why.FEW_EQUATIONS if rows < OVERDETERMINED * places else Why.OPEN
+    best, inexact = None, Why.INEXACT
+    why = Why.FEW_EQUATIONS if rows < OVERDETERMINED * places else Why.OPEN
     solution = solve(equations) if rows >= OVERDETERMINED * places else None
     if solution is not None:
         values, deviation = as_maps(solution.values, shape), as_maps(solution.deviation, shape)
@@ -158,13 +159,15 @@ def _solved(setting: Setting, known: Knowledge, value: str, readers: list[_Reade
             if best is None or float(found.error.max()) < float(best.error.max()):
                 best = found
                 checks |= {"misfit": joint.gradient_misfit, "contradiction": joint.output_misfit}
+        elif best is None:
+            why = Why.COST if rows >= OVERDETERMINED * places else Why.JOINT_COST
         else:
-            why = Why.COST
+            inexact = Why.COST
     if best is None:
         return Refused(RULE, value, why, places, int(rows / OVERDETERMINED))
     worst = max(float(best.error.max()), checks["misfit"], checks["contradiction"])
     if not worst <= setting.tolerance:
-        return Refused(RULE, value, Why.INEXACT, places, rows, error=worst)
+        return Refused(RULE, value, inexact, places, rows, error=worst)
     best = known.solved(best)
     found_all = known.with_activations(value, best)
     return Derived(f"{RULE}, {best.rule}", value, found_all, checks, notable=True)

@@ -23,8 +23,8 @@ _SHARE, _AT_ONCE = 0.03, 200
 _STILL = 1e-7
 # Shares of the right side, in the preconditioner's norm: where solutions end, and from where on they are followed.
 _SETTLED, _FOLLOWED = 1e-9, 1e-6
-# Evaluations of the normal matrix at each look.
-_LOOK = 2
+# Products with the matrix at each look, beside those of the steps.
+_LOOK = 3
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def solve_nonnegative(
         made += more
         slope = normal(solution) - right
         below, pulled = opened & (solution < 0), free & ~opened & (slope < 0)
-        moved = float((solution - before).norm()) <= _STILL * float(solution.norm())
-        settled = followed and (moved or not bool((below | pulled).any()))
+        still = float((solution - before).norm()) <= _STILL * float(solution.norm())
+        settled = followed and (still or not bool((below | pulled).any()))
         if settled:
             break
         before, opened = solution, (opened & ~below) | pulled

@@ -3,18 +3,23 @@
 A unit that is on the wrong side leaves of its channel's row of the weight gradient the patch at its place, times the
 derivative that it lets through or keeps back, and both are known. So the unit is found whose change takes most away,
 then the next: matching pursuit (Mallat and Zhang, IEEE Trans. Signal Process. 41, 1993) with lengths that are given.
-It asks for no more than that equations outnumber the wrong units by far, where solving the derivative back
-(`mended_units`) asks for as many equations as places.
+Solving the derivative back (`mended_units`) asks for as many equations as places; this asks that equations outnumber
+the wrong units so far that no other units could explain them by chance.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Of one channel.
-_MOST = 8
+# Units of one channel, and equations that each asks for, in logarithms of the places that it is chosen among: from 2 on
+# chance explains nothing by as few.
+_MOST, _FOR_EACH = 8, 4.0
+# Of the squares that are left, what a unit has to take away; of as many alike units each takes an eighth.
+_WORTH = 0.1
 
 
 def pursued_units(
@@ -34,10 +39,10 @@ def pursued_units(
     wanted = explained * left.norm(dim=0)
     size, channels = patches.square().sum(dim=1)[:, None], torch.arange(left.shape[1])
     switched = torch.zeros_like(change, dtype=torch.bool)
-    for _ in range(_MOST):
+    for _ in range(min(_MOST, int(len(left) / (_FOR_EACH * math.log(max(len(patches), 2)))))):
         gain = -(2 * change * (patches @ left) + change.square() * size).masked_fill(switched, 0)
         most, place = gain.max(dim=0)
-        going = (left.norm(dim=0) > wanted) & (most > 0)
+        going = most > _WORTH * left.square().sum(dim=0)
         if not bool(going.any()):
             break
         left = left + patches[place].T * (change[place, channels] * going)

@@ -17,7 +17,8 @@ from beartype import beartype
 from jaxtyping import AbstractArray
 
 _wrap = jaxtyping.jaxtyped
-_states: dict[CodeType, bool] = {}
+# By module, name and code: equal code may stand under two names.
+_states: dict[tuple[str, str, CodeType], bool] = {}
 
 
 def states_an_array(hint: Any) -> bool:
@@ -42,14 +43,15 @@ def has_arrays(defined: Any) -> bool:
         return has_arrays(inspect.getattr_static(defined, "__init__"))
     if inspect.isclass(defined) or not inspect.isfunction(defined):
         return True
-    if defined.__code__ not in _states:
+    key = defined.__module__, defined.__qualname__, defined.__code__
+    if key not in _states:
         try:
             hints = get_type_hints(defined, include_extras=True).values()
-            _states[defined.__code__] = any(states_an_array(hint) for hint in hints)
+            _states[key] = any(states_an_array(hint) for hint in hints)
         # Names that are there for mypy alone, and whatever else evaluating an annotation may raise.
         except Exception:
-            _states[defined.__code__] = True
-    return _states[defined.__code__]
+            _states[key] = True
+    return _states[key]
 
 
 def wrap_where_arrays_are_stated(*given: Any, **options: Any) -> Any:

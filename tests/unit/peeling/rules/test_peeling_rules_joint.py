@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.peeling.kinds import Convolution
 from gradinversion.peeling.rules.equations import GradientEquations, gradient_equations
-from gradinversion.peeling.rules.joint import solve_jointly
+from gradinversion.peeling.rules.joint import joint_operations, operations_allowed, solve_jointly
 from gradinversion.peeling.rules.knowledge import Known
 from torch import Tensor
 
@@ -49,3 +49,14 @@ def test_known_entries_hold_what_equations_leave_open() -> None:
     assert float(off.max()) < 1e-4
     assert bool((error > off / 10).all())
     assert float(error.max()) < 1e-2
+
+
+def test_a_solution_takes_its_share_of_what_is_left_or_is_not_begun() -> None:
+    each = joint_operations(256, 64, [])
+    assert operations_allowed(1e13, 256, 64, []) == 4000 * each
+    assert operations_allowed(1e4 * each, 256, 64, []) == 2500 * each
+    assert operations_allowed(1e3 * each, 256, 64, []) is None
+    # A large one gets a tenth.
+    large = joint_operations(4096, 512, [])
+    assert operations_allowed(1e4 * large, 4096, 512, []) == 1e3 * large
+    assert operations_allowed(5e3 * large, 4096, 512, []) is None

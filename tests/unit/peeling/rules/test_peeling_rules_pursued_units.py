@@ -4,7 +4,7 @@ import torch
 from gradinversion.peeling.rules.pursued_units import pursued_units
 from torch import Tensor
 
-PLACES, EQUATIONS, CHANNELS = 60, 24, 5
+PLACES, EQUATIONS, CHANNELS = 100, 80, 5
 
 
 def _case(wrong: dict[int, list[int]], noise: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,6 +30,16 @@ def test_what_no_few_units_explain_is_left_as_it_was() -> None:
     left[:, 2] = torch.randn(EQUATIONS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = pursued_units(patches, left, change, explained=0.02)
     assert found.nonzero().tolist() == [[7, 1]]
+
+
+def test_more_wrong_units_than_equations_can_tell_are_left_as_they_are() -> None:
+    """By chance eight of a thousand places explain most of sixteen equations."""
+    random = torch.Generator().manual_seed(2)
+    patches = torch.randn(1024, 16, generator=random, dtype=torch.float64)
+    change = torch.randn(1024, 10, generator=random, dtype=torch.float64)
+    wrong = torch.rand(1024, 10, generator=random) < 0.01
+    left = -(patches.T @ (change * wrong))
+    assert not bool(pursued_units(patches, left, change, explained=0.2).any())
 
 
 def test_noise_alone_switches_nothing() -> None:
