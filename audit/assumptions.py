@@ -97,7 +97,7 @@ def _start(reconstruction: Reconstruction) -> list[str]:
     if record is None or not (descended or record.decoded):
         return []
     named = dict(flatten(reconstruction.config)).get("peeling.decoder", LINEAR)
-    decoder = "a linear decoder"
+    decoder = "a linear decoder, which a small network mends where features are fewer than pixels,"
     if named != LINEAR:
         decoder = f"the decoder {named}, code of the user's own,"
     return [f"Start of the descent on features: what {decoder} makes of them{_fitted(record.photos)}."]

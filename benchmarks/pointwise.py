@@ -9,7 +9,7 @@ One core; seconds are those of the processor. Photos are 8-bit files at the netw
 (`unseen_photos`), gradients are in float32, labels are not given, batch norm runs on its running statistics. An error
 is relative, of the image whose activations are known least; `constant` is the best flat image of each, in its own mean
 colour, which nobody is told; `public` is one in the mean colour of the public photos, which everybody has. The start is
-what a run's seeds begin at, made of the features by a decoder and descents with total variation.
+what a run's seeds begin at, made of the features by a decoder, a small network and a descent with total variation.
 `first` counts images whose start is nearer to them than to each of 200 crops of other photos.
 """
 

@@ -12,17 +12,17 @@ from torch import Tensor
 from .config import PeelingConfig
 from .cut import (
     FEWEST_STEPS,
+    REFINING,
     STEPS,
-    STEPS_TOGETHER,
     Cut,
     Decoded,
     decode,
     decode_with,
     decoder_photos,
     fit_decoder,
-    guesses,
     has_blocks,
     photo_crops,
+    refine,
     smooth_images,
 )
 from .graph.cost import operations
@@ -40,13 +40,14 @@ _MORE_CROPS, _MOST_NUMBERS = 1500, 2**26
 # The square of places that a block of pixels is made from then, where its features are so many at most: their products
 # are solved for.
 _REACH, _MOST_FEATURES = 3, 3000
-# Behind max-pooling the descent does most: fewer photos, which hardly add to it, and fewer steps unless batch norm
-# couples the images, whose descent takes longer.
+# Behind max-pooling the descent does most: fewer photos and no network, which hardly add to it, and fewer steps unless
+# batch norm couples the images, whose descent takes longer.
 _POOLED_STEPS = 400
 # Pixels of the images that descend at once: what a network keeps of them is a hundred times as much.
 _AT_ONCE = 200_000
 # Of photos that were held out, as a share of their variance about their mean: where the linear decoder explains less,
-# what the features leave open outweighs them, and its images are nearer to a photo than what the descent makes of them.
+# what the features leave open outweighs them, and its images are nearer to a photo than what the small network or the
+# descent makes of them.
 _EXPLAINED = 1 / 3
 # Told of the descent so often.
 _TOLD = 10
@@ -94,8 +95,8 @@ class SmoothStart:
 
 def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     """The same where features are fewer than pixels, or a maximum hides pixels, and what is open has to be guessed:
-    from more photos, and then made to have the features and to be smooth; without that where the features tell too
-    little of an image (`SmoothStart.is_faint`). None where no start is affordable.
+    from more photos, mended by a small network, and then made to have the features and to be smooth; without both where
+    the features tell too little of an image (`SmoothStart.is_faint`). None where no start is affordable.
 
     The error that is stated is the decoder's, before the descent, which brings the images nearer: an upper one as a
     rule, but not where it widens their contrast (`SmoothStart.widened`) and the photos had little. Behind max-pooling,
@@ -120,11 +121,10 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     found = SmoothStart(decoded, photos, explained=explained)
     # A descent takes a pass forwards and a derivative, which costs twice as much.
     affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
-    apart = _POOLED_STEPS if cut.is_pooled else STEPS
-    steps = min(STEPS_TOGETHER if cut.is_coupled else apart, affordable)
+    steps = min(_POOLED_STEPS if cut.is_pooled and not cut.is_coupled else STEPS, affordable)
     if found.is_faint or steps < FEWEST_STEPS:
         return found
-    together = len(decoded.images) if cut.is_coupled else max(1, _AT_ONCE // (guesses(cut) * height * width))
+    together = len(decoded.images) if cut.is_coupled else max(1, _AT_ONCE // (height * width))
     parts = torch.split(torch.arange(len(decoded.images)), together)
     descended = list[tuple[Tensor, Tensor, bool]]()
     for number, some in enumerate(parts):
@@ -137,8 +137,8 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
 
 
 def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple[Decoded, float]:
-    """By the user's own decoder, or a linear one; and what of photos that were held out the linear one explains, 1
-    where it was not asked."""
+    """By the user's own decoder, or a linear one that a small network mends; and what of photos that were held out the
+    linear one explains, 1 where it was not asked."""
     if search.config.own_decoder is not None:
         return decode_with(search.config.own_decoder, cut, crops, device=search.device), 1.0
     around = _REACH**2 * sum(place.values.shape[1] for place in cut.places)
@@ -147,7 +147,10 @@ def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple
     held_out = 1 if cut.is_pooled else pictures
     decoder, error = fit_decoder(cut, crops, device=search.device, reach=_REACH if wide else 1, pictures=held_out)
     explained = 1.0 if cut.is_pooled else decoder.explained
-    return Decoded(decoder.images([place.values for place in cut.places]), error), explained
+    if cut.is_pooled or explained < _EXPLAINED or search.config.operations < REFINING:
+        return Decoded(decoder.images([place.values for place in cut.places]), error), explained
+    search.tell("a small network that mends what the decoder makes")
+    return Decoded(refine(cut, decoder, crops, search.device), error), explained
 
 
 def _each(cut: Cut) -> float:

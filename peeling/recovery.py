@@ -19,7 +19,6 @@ from .cut import (
     Stem,
     find_cut,
     find_stem,
-    guesses,
     images_by_winners,
     is_open_question,
     winners_operations,
@@ -203,9 +202,8 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
         return replace(found, message=_none_looked_for(found.record, search.config, why, (*left_out, _START)))
     why += ". The attack starts at what a decoder fitted on public photos makes of the features"
     if start.misfit is not None:
-        means = "a descent" if guesses(cut) == 1 else f"the mean of {guesses(cut)} descents"
         why += (
-            f", made by {means} to have them and to be smooth where they leave it open (it leaves "
+            ", made by a descent to have them and to be smooth where they leave it open (it leaves "
             f"{float(start.misfit.max()):.1g} of the features' length at most)"
         )
     elif start.is_faint:

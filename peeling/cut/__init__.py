@@ -12,13 +12,14 @@ from .grid import GridEvidence, grid_evidence
 from .own_decoder import DecoderFactory, decode_with
 from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, features_off, find_cut
-from .smooth import FEWEST_STEPS, STEPS, STEPS_TOGETHER, guesses, is_open_question, smooth_images
+from .refining import REFINING, refine
+from .smooth import FEWEST_STEPS, STEPS, is_open_question, smooth_images
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
     "FEWEST_STEPS",
+    "REFINING",
     "STEPS",
-    "STEPS_TOGETHER",
     "Contrast",
     "Cut",
     "Decoded",
@@ -39,7 +40,6 @@ __all__ = [
     "find_stem",
     "fit_decoder",
     "grid_evidence",
-    "guesses",
     "has_blocks",
     "hides_contrast",
     "images_by_winners",
@@ -47,6 +47,7 @@ __all__ = [
     "is_open_question",
     "photo_crops",
     "public_photos",
+    "refine",
     "smooth_images",
     "widest_contrast",
     "widest_error",

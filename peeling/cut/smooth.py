@@ -2,13 +2,13 @@
 
 Many images have the same features then. A descent on the features alone fills what they leave open with noise that the
 network does not see, and ends farther from the photos than the decoded start that it began at; the smoothest of these
-images, edges spared, is nearer to a photo than the start is. So total variation stands beside the features. An image's
-features are those of `descent`: equal at units that were surely open, of the others what is above zero.
+images, edges spared, is nearer to a photo than the start is. So total variation stands beside the features, large at
+first, and falls to what hardly moves the features. An image's features are those of `descent`: equal at units that were
+surely open, of the others what is above zero.
 
-Each image is guessed more than once, by descents that begin differently (`guesses`). Behind max-pooling, and where
-batch norm on the batch's own statistics couples the images so that they go together, there is one descent, pixel by
-pixel, total variation being large at first; and where such a batch norm hides the contrast of all images it is kept as
-wide as the range of pixels (see `contrast`): smoothness would take it away.
+Where batch norm on the batch's own statistics couples the images they go together, as the batch that they are; and
+where it hides the contrast of all of them it is kept as wide as the range of pixels (see `contrast`): smoothness would
+take it away.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from torch import Tensor
 
 from ...priors.total_variation import colour_total_variation
 from .contrast import hides_contrast, widest_contrast
-from .guesses import GUESSES, guessed_images
-from .misfits import misfits_of
-from .places import Cut
+from .places import Cut, features_off
 
 # Weights of total variation, of pixels in [0, 1], against the squared relative misfit; each for a part of the steps.
 _WEIGHTS = (0.7, 0.35, 0.17, 0.09)
-STEPS, STEPS_TOGETHER = 600, 1600
-"""Of one image's descents altogether, and of a batch that descends as one, which takes longer."""
+STEPS = 1600
 FEWEST_STEPS = 100
 """With fewer the features are not met."""
 # Pixels beyond their range, of a contrast that nothing but that range tells.
@@ -44,12 +41,6 @@ def is_open_question(cut: Cut) -> bool:
     units = sum(place.is_open.flatten(1).sum(dim=1) for place in cut.places)
     assert isinstance(units, Tensor)
     return bool((units < math.prod(cut.graph.image_shape)).all())
-
-
-def guesses(cut: Cut) -> int:
-    """How often each image is guessed. Behind max-pooling the mean of two is no better for as many steps; batch norm on
-    the batch's own statistics leaves one descent of all images."""
-    return 1 if cut.is_pooled or cut.is_coupled else GUESSES
 
 
 def smooth_images(
@@ -69,29 +60,13 @@ def smooth_images(
         start: Images as the model is given them; all of the batch where batch norm couples them.
         lowest: What black is to the model, ``(channel, 1, 1)``.
         highest: What white is.
-        steps: Of the descents altogether: each evaluates the features and their derivative.
-        on_step: Called with each number of them that was reached, in turn.
+        steps: Of the descent.
+        on_step: Called with how many were made.
         device: On which the model is run.
     """
     device = device or torch.device("cpu")
-    if guesses(cut) == 1:
-        return _by_pixels(cut, start, lowest, highest, steps, on_step, device)
-    images, misfit = guessed_images(cut, start, lowest, highest, steps, on_step, device)
-    return images, misfit, False
-
-
-def _by_pixels(
-    cut: Cut,
-    start: Tensor,
-    lowest: Tensor,
-    highest: Tensor,
-    steps: int,
-    on_step: Callable[[int], None] | None,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, bool]:
-    """The same by one descent, of pixels."""
     low, high = lowest.to(device, torch.float32), highest.to(device, torch.float32)
-    misfits = misfits_of(cut, device)
+    misfits = _misfits(cut, device)
     pixels = ((start.to(device, torch.float32) - low) / (high - low)).clamp(0, 1).requires_grad_()
     is_hidden = hides_contrast(cut, start)
     optimiser = torch.optim.Adam([pixels], _RATE, betas=(0.9, 0.99))
@@ -114,3 +89,21 @@ def _by_pixels(
     with torch.no_grad():
         images = low + (high - low) * pixels
         return images.cpu().double(), misfits(images).sqrt().cpu().double(), is_hidden
+
+
+def _misfits(cut: Cut, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Squares of what images leave of their features, relative to the length of these."""
+    forward = cut.forward(torch.float32, device)
+    targets = [place.values.to(device, torch.float32) for place in cut.places]
+    units = [(place.is_open.to(device), place.is_held.to(device)) for place in cut.places]
+    lengths = [target.flatten(1).square().sum(dim=1).clamp_min(1e-30) for target in targets]
+
+    def misfits(images: Tensor) -> Tensor:
+        told = zip(forward(images), targets, units, lengths, strict=True)
+        parts = [
+            features_off(value, target, is_open, is_held).flatten(1).square().sum(dim=1) / length
+            for value, target, (is_open, is_held), length in told
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    return misfits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import capture_gradient
 from gradinversion.peeling import PeelingConfig, decoded_start
-from gradinversion.peeling.cut import photo_crops, public_photos
+from gradinversion.peeling.cut import photo_crops, public_photos, refine
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
@@ -34,20 +35,26 @@ class Narrow(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("operations", "fewest", "least", "fitted"),
-    [(1e10, 100, 0.0, True), (1e10, 10_000, 0.0, False), (1e13, 100, 1.0, False)],
+    ("operations", "fewest", "least", "mended", "fitted"),
+    [
+        (1e13, 100, 0.0, True, True),
+        (1e10, 100, 0.0, False, True),
+        (1e10, 10_000, 0.0, False, False),
+        (1e13, 100, 1.0, False, False),
+    ],
 )
 def test_features_that_are_fewer_than_the_pixels_give_a_smooth_start(
-    operations: float, fewest: int, least: float, fitted: bool, monkeypatch: pytest.MonkeyPatch
+    operations: float, fewest: int, least: float, mended: bool, fitted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoded_start, "_EXPLAINED", least)
     monkeypatch.setattr(decoded_start, "FEWEST_STEPS", fewest)
     monkeypatch.setattr(decoded_start, "STEPS", 200)
-    model = Narrow().eval()
+    model, told = Narrow().eval(), list[str]()
     picture = public_photos(without=("astronaut", "chelsea", "coffee", "rocket"))["motorcycle"]
     images = photo_crops([picture], (32, 32), 2, 9)
     update = capture_gradient(model, images, torch.tensor([7, 2]))
-    found = recover_images(update, model, PeelingConfig(operations=operations))
+    monkeypatch.setattr(decoded_start, "refine", functools.partial(refine, steps=10))
+    found = recover_images(update, model, PeelingConfig(operations=operations), tell=told.append)
     assert found.images is None
     assert found.start is not None
     assert found.start.fitted is fitted
@@ -58,6 +65,7 @@ def test_features_that_are_fewer_than_the_pixels_give_a_smooth_start(
     # Where photos that were held out show that features tell little of an image, nothing is made of what they leave.
     told_little = re.search(r"of photos that were held out it explains \d+% of what they differ by", found.message)
     assert bool(told_little) is bool(least)
+    assert any("network" in words and "mends" in words for words in told) is mended
     assert found.record is not None
     assert not found.record.whole
     assert found.record.photos is not None

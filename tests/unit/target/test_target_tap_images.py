@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import pickle
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig, decoded_start, recovery
+from gradinversion.peeling.cut import refine
 from gradinversion.peeling.image_search import ImageSearch
 from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovered import Recovery
@@ -165,6 +167,7 @@ def test_images_with_the_right_features_that_are_others_are_left_out(monkeypatch
 
 
 def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoded_start, "refine", functools.partial(refine, steps=5))
     monkeypatch.setattr(decoded_start, "STEPS", 100)
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
     prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig(peeling=ENOUGH).request)
