@@ -74,11 +74,15 @@ def batch_norm_targets(update: CapturedUpdate, model: nn.Module) -> dict[str, Ba
     pass or never updates its statistics: the server's running statistics.
 
     Args:
-        update: Must fit the model (``update.require_match``).
+        update: Its gradients must fit the model (``update.require_match``). Its buffers, which that looks at only where
+            the weight hash is another, must be those of the model's layers (``update.buffer_mismatches``).
         model: The server's model, before the client's step.
 
     Returns:
         An empty dict for a model without batch norm.
+
+    Raises:
+        UpdateError: Buffers are missing or of another shape, or a momentum or counter allows no batch's statistics.
     """
     targets: dict[str, BatchNormStatistics] = {}
     sent = sent_statistics(update, model)
@@ -129,13 +133,19 @@ def sent_statistics(update: CapturedUpdate, model: nn.Module) -> dict[str, SentS
     """What the client's buffers say of each layer whose batch statistics can be recovered from them, by module name.
 
     Raises:
-        UpdateError: The buffers of a layer are missing.
+        UpdateError: The buffers of a layer are missing or of another shape.
     """
     steps = 1 if update.local is None else update.local.steps(update.image_count)
     layers, found = batch_norm_layers(model), dict[str, SentStatistics]()
     for name, counts in _values_per_step(update, model).items():
         assert update.buffers is not None
         before, after = _statistics(running_buffers(layers[name]), ""), _statistics(update.buffers, name)
+        for ours, theirs in ((before.mean, after.mean), (before.var, after.var)):
+            if ours.shape != theirs.shape:
+                raise UpdateError(
+                    f"running statistics of layer {name!r} have shape {tuple(theirs.shape)} in the update and "
+                    f"{tuple(ours.shape)} in the model; send those of the same model"
+                )
         momentum = layers[name].momentum
         if steps > 1:
             momentum = _momentum_of_steps(momentum, before, after, steps)
@@ -148,11 +158,11 @@ def impossible_layers(update: CapturedUpdate, model: nn.Module) -> list[str]:
     rounding makes of it.
 
     Args:
-        update: Must fit the model.
+        update: As ``batch_norm_targets`` takes it.
         model: The server's model, before the client's step.
 
     Raises:
-        UpdateError: The buffers of a layer are missing.
+        UpdateError: As ``batch_norm_targets``.
     """
     found = []
     for name, one in sent_statistics(update, model).items():

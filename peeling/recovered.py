@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,10 +10,13 @@ from torch import Tensor
 from .cut import Cut, Decoded
 from .known import KnownFeatures
 from .own_statistics import StatisticsOff
-from .record import PeelingRecord
+from .record import ImagesBy, PeelingRecord
 from .repeats import Repeats
 from .rules import Step
 from .rules.image_labels import ImageLabels
+
+# By so much more than the statistics of one layer are images off that were found on all of these.
+_ROUGH = 3.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,27 @@ class Recovery:
     """What a decoder makes of the features of images whose part in the gradient is so small that they are none of those
     above; None where there are none, or nothing of them is known."""
     statistics_off: StatisticsOff | None = None
-    """Where the batch's own statistics are others than the client's buffers tell, so that no image rests on these."""
+    """Where the batch's own statistics are others than the client's buffers tell; unless these are `kept`, no image
+    rests on them."""
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the images rest on statistics that are known roughly."""
+        if self.statistics_off is None or not self.statistics_off.kept or self.record is None:
+            return False
+        return self.record.found is not None and self.record.found.by is ImagesBy.DESCENT
+
+    def on_statistics_off(self, off: StatisticsOff) -> Recovery:
+        """With what statistics that are off do to the images that rest on them."""
+        found = replace(self, statistics_off=off)
+        if not found.is_rough:
+            return found
+        assert found.error is not None
+        assert found.record is not None
+        assert found.record.found is not None
+        error = (found.error.square() + (_ROUGH * off.whole) ** 2).sqrt()
+        images = replace(found.record.found, errors=tuple(error.tolist()))
+        return replace(found, error=error, record=replace(found.record, found=images))
 
     @property
     def repeats(self) -> Repeats | None:

@@ -108,13 +108,18 @@ def _all_known(found: Recovery, tolerance: float) -> bool:
 
 def _recovered(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module, apart: int = 0) -> Recovery:
     """What follows from a derivation of so many images; `apart` more of the batch are known to be others."""
-    graph, config, tell = derivation.graph, search.config, search.tell
-    # Those of some images alone are not the batch's.
+    # Statistics of some images alone are not the batch's.
     off = statistics_off(derivation, search.update, model) if shown == search.update.image_count else None
-    if off is not None:
+    if off is None:
+        return _with_buffers(derivation, shown, search, model, apart)
+    if not off.kept:
         search = replace(search, update=search.update.without_buffers(_SHOWN))
-        return replace(_recovered(derivation, shown, search, model, apart), statistics_off=off)
-    update = search.update
+    return _with_buffers(derivation, shown, search, model, apart).on_statistics_off(off)
+
+
+def _with_buffers(derivation: Derivation, shown: int, search: ImageSearch, model: nn.Module, apart: int) -> Recovery:
+    """As `_recovered`, on the statistics that the client sent, if any."""
+    graph, config, tell, update = derivation.graph, search.config, search.tell, search.update
     stated, update = update, update if shown > update.image_count else update.stating(image_count=read(shown, _RANK))
     record = record_derivation(derivation, update.image_count, config.tolerance)
     record = replace(record, contrast=contrast_of(graph, update))

@@ -70,15 +70,20 @@ def _as_many_or_more(update: CapturedUpdate, model: nn.Module, shown: VisitsRead
 
 
 def _of_batches(update: CapturedUpdate, model: nn.Module, local: LocalTraining) -> Finding:
-    """Where batch norm ran on each batch's own statistics, more visits than the facts make replace the epochs, and a
-    size of the steps that makes another number of these; fewer may have merged, and so may their steps."""
+    """Where batch norm ran on each batch's own statistics, more visits than the facts make replace the epochs, and the
+    number of steps, where there are as many or more, a size of the steps that makes another number of these; fewer
+    visits may have merged, and so may their steps."""
     shown = shown_visits(update, model)
-    if shown is None or shown.visits <= update.image_count * local.epochs:
+    if shown is None or shown.visits < update.image_count * local.epochs:
         return Finding()
     whole = replace(local, epochs=shown.visits // update.image_count)
     if shown.first is not None and whole.steps(update.image_count) == shown.visits // shown.first:
-        # As many steps as are told, whose sizes may differ.
-        shown = replace(shown, first=len(local.batches(update.image_count)[0]))
+        # As many steps as the facts make, whose sizes may differ. Of a size that nobody told nothing follows, but where
+        # no other makes as many.
+        assert update.facts.local is not None
+        doubted = update.facts.local.batch_size.assumed and not _no_other(update.image_count, shown.first)
+        first = None if doubted else len(local.batches(update.image_count)[0])
+        shown = replace(shown, first=first, averaged=False)
     return _as_many_or_more(update, model, shown)
 
 
@@ -131,14 +136,23 @@ def _more_images(update: CapturedUpdate, model: nn.Module, local: LocalTraining,
     """As many as make the visits in the epochs that somebody vouches for; more in as many, or other epochs, may have
     merged, so that they stay in doubt."""
     count = visits // local.epochs
-    message = (
-        f"At least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of "
-        f"{_images(update.image_count)} make; in as many epochs {_images(count)} make them, and {count} are attacked."
+    sentence = (
+        f"at least {_visits(visits)} show in the weight delta, more than {_epochs(local)} of "
+        f"{_images(update.image_count)} make; in as many epochs {_images(count)} make them, and {count} are attacked"
     )
+    message = f"{sentence[0].upper()}{sentence[1:]}."
     more = {"image_count": assumed(count, _SOURCE)}
     # What is a step of all images is one of more now.
     found = check_local_steps(update.stating(**more), model)
-    return replace(found, facts={**found.facts, **more}, messages=(message, *found.messages), limits=(at_least(count),))
+    # What is told, and not so, is shown to be contradicted beside the number that takes its place.
+    against = {} if update.facts.image_count.assumed else {"image_count": sentence}
+    return replace(
+        found,
+        facts={**found.facts, **more},
+        contradictions={**found.contradictions, **against},
+        messages=(message, *found.messages),
+        limits=(at_least(count),),
+    )
 
 
 def _read_off(local: LocalTraining, shown: VisitsRead, images: int, clients: int, known: LocalFacts) -> Finding:
@@ -154,11 +168,13 @@ def _read_off(local: LocalTraining, shown: VisitsRead, images: int, clients: int
     # many show as epochs that somebody vouches for make, none have.
     settled = epochs == local.epochs and not known.epochs.assumed
     if size is not None and (other or (settled and known.batch_size.assumed)):
-        facts["batch_size"] = (read if settled else assumed)(None if size == each else size, _SOURCE)
+        known_now = settled and (not shown.averaged or _no_other(each, size))
+        facts["batch_size"] = (read if known_now else assumed)(None if size == each else size, _SOURCE)
     if not facts:
         return Finding()
     found = replace(local, **{name: fact.value for name, fact in facts.items()})
     words = f"At least {_visits(shown.visits)} show in the weight delta, as in {_in_words(found, each, size)}"
+    words += " on average" if size is not None and shown.averaged and not _no_other(each, size) else ""
     same = epochs == local.epochs and not other
     said = "" if same else f", where the facts say {_in_words(local, each, size)}; what it shows is used"
     return Finding(facts=facts, messages=(f"{words}{said}.",))
@@ -168,6 +184,11 @@ def _step_size(shown: VisitsRead, each: int, clients: int) -> int | None:
     """Images in a step of one client, as its first one shows; None where it does not."""
     size, rest = divmod(shown.first or 0, clients)
     return size if size and not rest and size <= each else None
+
+
+def _no_other(each: int, size: int) -> bool:
+    """Whether steps of no other size, of which the last one may be smaller, are as many as whole ones of this one."""
+    return size == each or -(-each // (size + 1)) < each // size
 
 
 def _visits(count: int) -> str:

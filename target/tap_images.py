@@ -25,7 +25,7 @@ from ..peeling.wording import repeated
 from .finding import Finding
 from .image_count import at_least
 from .labels import are_unread
-from .shared_statistics import peeled_statistics
+from .shared_statistics import peeled_statistics, steps_doubted
 from .start import Start
 
 _BY_FINAL = "Each image's features are known, and with them the final layer's gradient gives its label."
@@ -99,7 +99,8 @@ def images_by_taps(
         record = replace(record, found=replace(record.found, confirmed=made.anchor is not None))
     if record is not None and made.start is not None:
         record = replace(record, decoded=True)
-    return replace(made, record=record, known=known, finding=peeled_statistics(found.statistics_off))
+    finding = peeled_statistics(found.statistics_off, doubted=steps_doubted(update, model))
+    return replace(made, record=record, known=known, finding=finding)
 
 
 def _more(shown: int, stated: int) -> Finding:
@@ -187,8 +188,8 @@ def _start(found: Recovery, order: Tensor, seed: int, stands: bool) -> Start | N
 
 
 def _met(found: Recovery, tolerance: float) -> bool:
-    """Whether images were found that have all that is known of them."""
-    if found.images is None or found.error is None or not _worst(found) <= tolerance:
+    """Whether images were found that have all that is known of them, and rest on nothing that is known roughly."""
+    if found.images is None or found.error is None or found.is_rough or not _worst(found) <= tolerance:
         return False
     return found.record is None or found.record.contrast is not Contrast.HIDDEN
 

@@ -28,7 +28,8 @@ class Target:
     """
 
     update: CapturedUpdate
-    """As it is attacked; it must belong to the model (``CapturedUpdate.require_match``), which nobody checks again."""
+    """As it is attacked; it must belong to the model (``CapturedUpdate.require_match``), and so must its buffers
+    (``CapturedUpdate.buffer_mismatches``): nobody checks the former again."""
     model: nn.Module
     labels: Int[Tensor, " batch"]
     anchor: Anchor | None = None

@@ -37,6 +37,8 @@ class VisitsRead:
     first: int | None
     """Those of every client's first step; None where they do not stand out from the others, as where there is one step
     alone or where the steps are very small. On batch statistics the mean size of a step, where that is whole."""
+    averaged: bool = False
+    """Whether it is that mean."""
 
 
 def visits_read(setting: Setting, expected: int | None = None, told: int | None = None) -> VisitsRead | None:
@@ -54,7 +56,7 @@ def visits_read(setting: Setting, expected: int | None = None, told: int | None 
     pair, seen = found
     if seen.batches:
         size, rest = divmod(seen.visits, seen.batches)
-        return VisitsRead(seen.visits, None if rest else size)
+        return VisitsRead(seen.visits, None if rest else size, averaged=True)
     first = None if seen.visits == expected else _first(replace(setting, image_count=seen.visits), pair, told)
     return VisitsRead(seen.visits, first)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from gradinversion.capture import BatchNormMode, CapturedUpdate, LocalTraining, assumed, told, train_locally
+from gradinversion.capture import BatchNormMode, CapturedUpdate, Fact, LocalTraining, assumed, told, train_locally
 from gradinversion.peeling.cut import photo_crops, public_photos
 from gradinversion.peeling.rules.visits_read import VisitsRead
 from gradinversion.target import local_steps, weigh_evidence
@@ -106,8 +106,9 @@ def test_visits_of_more_images_in_the_epochs_that_were_told_are_those_of_so_many
     assert evidence.update.local == TRUE
     count = evidence.update.facts.image_count
     assert (count.value, count.provenance) == (IMAGES, "assumed")
-    assert not {"epochs", "image_count"} & set(evidence.contradictions)
-    words = "more than 2 epochs of 3 images make; in as many epochs 4 images make them, and 4 are attacked."
+    words = "more than 2 epochs of 3 images make; in as many epochs 4 images make them, and 4 are attacked"
+    assert "epochs" not in evidence.contradictions
+    assert words in evidence.contradictions["image_count"]
     assert any(words in message for message in evidence.messages)
     assert any("is a lower bound, which nobody told" in limit for limit in evidence.limits)
 
@@ -223,6 +224,27 @@ def private(model: nn.Module) -> CapturedUpdate:
 
 def test_visits_of_batch_statistics_told_rightly_are_not_spoken_of(model: nn.Module, private: CapturedUpdate) -> None:
     found = check_local_steps(private, model)
+    assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
+
+
+@pytest.mark.parametrize("size", [assumed(None), told(4)])
+def test_steps_of_batch_statistics_are_counted_where_the_epochs_are_right(
+    model: nn.Module, private: CapturedUpdate, size: Fact[int | None]
+) -> None:
+    """Of three and one image they would be as many, so that the size is the mean and stays in doubt."""
+    found = check_local_steps(private.stating(batch_size=size), model)
+    assert {name: (fact.value, fact.provenance) for name, fact in found.facts.items()} == {"batch_size": (2, "assumed")}
+    words = (
+        "as in 2 epochs of steps of 2 on average, where the facts say 2 epochs of steps of 4; what it shows is used."
+    )
+    assert words in found.messages[0]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_size_that_nobody_told_stays_in_doubt_where_another_makes_as_many_steps(
+    model: nn.Module, private: CapturedUpdate, size: int
+) -> None:
+    found = check_local_steps(private.stating(batch_size=assumed(size)), model)
     assert (found.facts, found.contradictions, found.messages) == ({}, {}, ())
 
 

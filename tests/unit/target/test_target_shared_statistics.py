@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,11 +12,17 @@ from gradinversion.capture import (
     BatchNormMode,
     CapturedUpdate,
     ClientConfig,
+    Fact,
     LocalTraining,
+    UpdateError,
+    assumed,
+    batch_norm_layers,
     batch_norm_targets,
     simulate_client,
+    told,
     train_locally,
 )
+from gradinversion.capture.batch_norm import running_buffers
 from gradinversion.peeling.own_statistics import StatisticsOff
 from gradinversion.target import weigh_evidence
 from gradinversion.target.shared_statistics import check_shared_statistics, peeled_statistics
@@ -93,10 +100,57 @@ def test_those_of_other_layers_are_left_out_and_spoken_of(
 
 def test_what_peeling_shows_of_them_is_said() -> None:
     assert peeled_statistics(None).messages == ()
-    rounded = peeled_statistics(StatisticsOff("bn1", 0.01, rounded=True))
+    rounded = peeled_statistics(StatisticsOff("bn1", 0.01, rounded=True, whole=0.01))
     assert not rounded.contradictions
     assert not rounded.buffers_left_out
     assert "by 0.01 of its deviation" in rounded.messages[0]
-    others = peeled_statistics(StatisticsOff("bn1", 3.0, rounded=False))
+    assert "images that rest on them are not taken for known" in rounded.messages[0]
+    others = peeled_statistics(StatisticsOff("bn1", 3.0, rounded=False, whole=3.0))
     assert others.buffers_left_out
     assert "follow from the gradient" in others.contradictions["batch_norm"]
+
+
+@pytest.mark.parametrize(
+    ("rounded", "doubted", "words"),
+    [(True, False, "they tell nothing"), (False, True, "(epochs, image_count, batch_size)")],
+    ids=["as much as rounding", "of steps in doubt"],
+)
+def test_those_that_may_be_right_are_left_out_and_contradict_nothing(rounded: bool, doubted: bool, words: str) -> None:
+    found = peeled_statistics(StatisticsOff("bn1", 5.6, rounded=rounded, whole=5.6), doubted)
+    assert found.buffers_left_out
+    assert not found.contradictions
+    assert words in found.messages[0]
+
+
+@pytest.mark.parametrize(("epochs", "counters"), [(told(1), True), (assumed(1), True), (assumed(1), False)])
+def test_steps_that_may_be_others_leave_the_mode_as_it_was_told(
+    case: tuple[CapturedUpdate, nn.Module], epochs: Fact[int], counters: bool
+) -> None:
+    """Five steps move the buffers so far that no batch does it in one."""
+    model = case[1]
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    local = LocalTraining(1e-4, epochs=5)
+    update = train_locally(model, images, torch.arange(4), local=local, batch_norm=BatchNormMode.TRAIN_SHARED)
+    assert update.buffers is not None
+    sent = {name: one for name, one in update.buffers.items() if counters or "tracked" not in name}
+    evidence = weigh_evidence(replace(update, buffers=sent).stating(epochs=epochs), model)
+    assert "batch_norm" not in evidence.contradictions
+    assert evidence.update.buffers is None
+    assert any("other steps than the facts say (epochs, image_count" in message for message in evidence.messages)
+
+
+def test_buffers_without_a_step_do_not_end_the_run(case: tuple[CapturedUpdate, nn.Module]) -> None:
+    update, model = case[0], copy.deepcopy(case[1])
+    for layer in batch_norm_layers(model).values():
+        layer.momentum = None
+    found = check_shared_statistics(replace(update, buffers=running_buffers(model)), model)
+    assert found.buffers_left_out
+    assert "num_batches_tracked is 0 after the client's step" in found.messages[0]
+
+
+def test_buffers_of_another_shape_are_refused_where_nobody_checked(case: tuple[CapturedUpdate, nn.Module]) -> None:
+    update, model = case
+    assert update.buffers is not None
+    others = {name: one[:1] if one.dim() else one for name, one in update.buffers.items()}
+    with pytest.raises(UpdateError, match=r"have shape \(1,\) in the update"):
+        batch_norm_targets(replace(update, buffers=others), model)
