@@ -166,6 +166,13 @@ def with_record(verdict: Verdict, reconstruction: Reconstruction, leak: FeatureL
     start = "No picture" if truth else "No ground truth"
     at = resolution_note(reconstruction)
     told = "Whoever holds an image can tell by these numbers whether it was in the batch."
+    if record.nearest is None:
+        # What an image has there is computed with the weights of its step, of which those that were sent are the first.
+        told = (
+            "Whoever holds an image that was in the first step can tell by these numbers that it was, if the places of "
+            "its visit are among them: that step had the weights that were sent. Of later steps these numbers tell as "
+            "much to those alone who know or find the weights that had changed by then."
+        )
     sent = "weight delta" if record.local_steps else "gradient"
     headline = f"{start}, but the {sent} determines {what}"
     detail = " ".join(filter(None, (reached(record), loosely(record), at, told, verdict.detail)))

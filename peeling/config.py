@@ -25,7 +25,8 @@ class PeelingConfig(Checked):
     each about four minutes of one core. A gradient that shows another number of images than the facts state is taken
     apart once more, and again where a faint image hides the others, each time with as many; so is the descent then.
     Local steps with momentum that show other rates than the facts are taken apart
-    up to two times more, each time with as many. 0 leaves both out."""
+    up to two times more, each time with as many. Where taps tell nothing of local steps, single places are looked for
+    at 1x1 convolutions, with as many again. 0 leaves all of it out."""
     photos: str = "photos"
     """Public photos that the decoder is fitted on at whose images that descent starts: a folder, or "photos" for those
     that come with scikit-image. Private images among them are left out."""

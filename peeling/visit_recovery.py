@@ -129,6 +129,7 @@ def recover_visits(
     record = record_derivation(derivation, steps.visit_count, config.tolerance, steps.count)
     if not derivation.steps and not by_batch:
         tell("the places of a 1x1 convolution")
+        # With as many operations as the derivation had (`PeelingConfig.operations`).
         loose = rows_of_visits(graph, summed(steps), steps, config.tolerance, config.operations)
         record = replace(record, loose=None if loose is None else loose.recorded)
     message = f"{reached(record)} {loosely(record)}".strip()

@@ -54,9 +54,10 @@ def rows_of_visits(
     for node in nodes[:_MOST_TRIED]:
         places = _places(setting, node)
         gradient, deviation = setting.gradient(node.name, "weight"), setting.deviation(node.name, "weight")
-        operations -= _PROGRAMS * places**3 * node.shape[0]
-        if gradient is None or deviation is None or operations < 0:
+        cost = _PROGRAMS * places**3 * node.shape[0]
+        if gradient is None or deviation is None or cost > operations:
             continue
+        operations -= cost
         found = find_loose_rows(gradient, deviation, places, tolerance)
         if not isinstance(found, LooseRows) or (best is not None and len(found.error) <= best.recorded.count):
             continue

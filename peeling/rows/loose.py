@@ -7,7 +7,9 @@ they come in groups that are nearly alike, the visits of one image, and each was
 - the delta is weighed by the deviation of its rows and columns, which makes the noise even, and what is behind the
   places tells how large it is;
 - a non-negative mixture of like rows may be zero at nearly as many units as a row, and is then fixed by a few zeros
-  that it has by chance. A row is one whose zeros fix it even without the few of them that fix it most;
+  that it has by chance. A row is one whose zeros fix it even without the few of them that fix it most, by more than the
+  noise of the directions in which it might still move: that between two like rows is nearly all noise;
+- channels that only weak places use are left out of the search, and follow from the same factors of the delta;
 - rows are believed one by one: of some visits they may be found where those of others are not.
 """
 
@@ -26,7 +28,7 @@ from .unmixed import NoRows
 
 MOST_LOOSE = 48
 """Beyond this many places the linear programs take minutes."""
-# Channels whose root mean square is below so many deviations say nothing.
+# Channels whose root mean square is below so many deviations are left out of the search.
 _LIVE = 20.0
 # The singular value behind the places, over the last of theirs; and over what noise of the stated size makes at most.
 _LARGEST_DROP, _EDGE = 0.03, 3.0
@@ -40,7 +42,7 @@ _TRIES, _FUTILE = 8, 3
 _FROM, _NARROWED, _AGAIN = 1e-2, 20, 5
 # Entries within so many deviations of zero are zero, and none is below by more.
 _DEVIATIONS = 5.0
-# Without so many of the zeros that fix it most a row is still fixed, its next moment so many times the noise's.
+# Without so many of the zeros that fix it most a row is still fixed, its other moments so many times the noise's.
 _WITHOUT, _FIXED = 3, 30.0
 # Mean square of the zeros, in deviations, above which some are none.
 _LARGEST_SPREAD = 1.5
@@ -83,14 +85,13 @@ def find_loose_rows(
     by_output = spread.square().mean(dim=1).sqrt()
     by_input = (spread / by_output[:, None]).square().mean(dim=0).sqrt()
     weighed = gradient / by_output[:, None] / by_input
-    live = weighed.square().mean(dim=0).sqrt() > _LIVE
-    weighed = weighed[:, live]
-    if not 1 < places < min(weighed.shape):
+    live = weighed[:, weighed.square().mean(dim=0).sqrt() > _LIVE]
+    if not 1 < places < min(live.shape):
         return NoRows(Why.RANK)
-    _, moments, right = torch.linalg.svd(weighed, full_matrices=False)
-    free = math.prod(side - places for side in weighed.shape)
+    left, moments, right = torch.linalg.svd(live, full_matrices=False)
+    free = math.prod(side - places for side in live.shape)
     noise = float((moments[places:].square().sum() / free).sqrt())
-    edge = _EDGE * max(noise, 1.0) * sum(side**0.5 for side in weighed.shape)
+    edge = _EDGE * max(noise, 1.0) * sum(side**0.5 for side in live.shape)
     drop = float(moments[places] / moments[places - 1].clamp_min(1e-300))
     if not drop < _LARGEST_DROP or not float(moments[places]) < edge:
         return NoRows(Why.RANK)
@@ -99,15 +100,14 @@ def find_loose_rows(
     if not len(found):
         return NoRows(Why.ALIKE)
     deviations = torch.stack([search.deviation(row) for row in found])
-    inputs = gradient.new_zeros(len(found), gradient.shape[1])
-    values = found @ search.basis
-    shut = values < _DEVIATIONS * deviations[:, None]
-    inputs[:, live] = torch.where(shut, 0.0, values) * by_input[live]
+    # A channel that only weak places use helps no search, and is a part of their rows all the same.
+    everywhere = (left[:, :places] / moments[:places]).T @ weighed * by_input
+    values = found @ everywhere
+    inputs = torch.where(values < _DEVIATIONS * deviations[:, None] * by_input, 0.0, values)
     size = inputs.norm(dim=1)
     # What the zeros leave open of the row, and the noise in each of its entries.
-    wide = float(by_input[live].square().mean().sqrt())
-    off = torch.stack([search.left_open(row) for row in found]) * wide
-    error = ((deviations * by_input[live].norm()).square() + off.square()).sqrt() / size
+    off = torch.stack([search.left_open(row, everywhere) for row in found])
+    error = ((deviations * by_input.norm()).square() + off.square()).sqrt() / size
     sure = error <= tolerance
     if not bool(sure.any()):
         return NoRows(Why.INEXACT)
@@ -144,20 +144,29 @@ class _Search:
             row = self._narrowed(sharpen(self.basis, facet))
             if not self._stands(row):
                 continue
-            error = self.left_open(row) + self.deviation(row) * units**0.5
+            error = self.left_open(row, self.basis) + self.deviation(row) * units**0.5
             if bool(((found - row).norm(dim=1) < _SAME * (errors + error)).any()):
                 continue
             found, errors, futile = torch.cat([found, row[None]]), torch.cat([errors, error[None]]), 0
         return found
 
-    def left_open(self, row: Float[Tensor, " place"]) -> Tensor:
-        """How far off the row may be for the noise at its zeros."""
-        moments = torch.linalg.svdvals(self.basis[:, self._zeros(row)]).flip(0)
-        return self.deviation(row) / moments[1:].clamp_min(1e-300).square().reciprocal().sum().rsqrt()
+    def left_open(self, row: Float[Tensor, " place"], at: Float[Tensor, "place _"]) -> Tensor:
+        """How far off the row's values in another basis may be for the noise at its zeros."""
+        some = self.basis[:, self._zeros(row)]
+        moments, directions = self._fixing(some)
+        own = some.shape[1] * self.deviation(directions.T).square()
+        told = (moments - own).clamp_min(1e-300)
+        return self.deviation(row) * ((directions.T @ at).square().sum(dim=1) / told).sum().sqrt()
 
-    def deviation(self, row: Float[Tensor, " place"]) -> Tensor:
+    def deviation(self, row: Float[Tensor, "*many place"]) -> Float[Tensor, "*many"]:
         """Of an entry of the row."""
-        return (row * self.noise).norm()
+        return (row * self.noise).norm(dim=-1)
+
+    def _fixing(self, some: Float[Tensor, "place _"]) -> tuple[Tensor, Tensor]:
+        """In which directions a row may not move for what these units have there, and how much: their second moments,
+        of which noise is a part."""
+        moments, directions = torch.linalg.eigh(some @ some.T)
+        return moments[1:].clamp_min(1e-300), directions[:, 1:]
 
     def _zeros(self, row: Float[Tensor, " place"]) -> Bool[Tensor, " unit"]:
         return (row @ self.basis).abs() < _DEVIATIONS * self.deviation(row)
@@ -185,9 +194,10 @@ class _Search:
         left = zeros.nonzero()[:, 0]
         for _ in range(_WITHOUT):
             some = self.basis[:, left]
-            moments, directions = torch.linalg.eigh(some @ some.T)
-            fixing = (directions[:, 1:] / moments[1:].clamp_min(1e-300).sqrt()).T @ some
-            worst = int(fixing.square().sum(dim=0).argmax())
+            moments, directions = self._fixing(some)
+            worst = int(((directions / moments.sqrt()).T @ some).square().sum(dim=0).argmax())
             left = torch.cat([left[:worst], left[worst + 1 :]])
-        second = torch.linalg.svdvals(self.basis[:, left]).flip(0)[1]
-        return bool(second > _FIXED * deviation * count**0.5)
+        moments, directions = self._fixing(self.basis[:, left])
+        # The difference of two like rows lies in weak directions of the basis, and may be all noise.
+        noise = self.deviation(directions.T).maximum(deviation)
+        return bool((moments.sqrt() > _FIXED * noise * count**0.5).all())

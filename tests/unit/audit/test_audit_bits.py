@@ -141,6 +141,8 @@ def test_features_of_single_places_leave_no_calm_verdict(attack: Make) -> None:
     assert verdict.leak is Leak.UNKNOWN
     assert verdict.headline == "No picture, but the weight delta determines features of single places of its visits"
     assert "30 of the 32 places" in verdict.detail
+    assert "Whoever holds an image that was in the first step can tell" in verdict.detail
+    assert "whether it was in the batch" not in verdict.detail
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ def _visits(images: int, epochs: int, channels: int, moved: float, seed: int = 0
     return torch.cat([(first + moved * normal(images, channels)).clamp_min(0) for _ in range(epochs)])
 
 
-def _delta(rows: Tensor, outputs: int, rounded: float, seed: int = 1) -> tuple[Tensor, Tensor]:
+def _delta(
+    rows: Tensor, outputs: int, rounded: float, seed: int = 1, strength: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
     """A sum over these rows, and the deviation of its entries, whose outputs and inputs are rounded differently."""
     random = torch.Generator().manual_seed(seed)
-    cotangents = torch.randn(len(rows), outputs, generator=random, dtype=torch.float64)
+    cotangents = torch.randn(len(rows), outputs, generator=random, dtype=torch.float64) * strength
     sizes = torch.rand(outputs, 1, generator=random, dtype=torch.float64) + 0.5
     deviation = rounded * sizes * (torch.rand(rows.shape[1], generator=random, dtype=torch.float64) + 0.5)
     noise = deviation * torch.randn(deviation.shape, generator=random, dtype=torch.float64)
@@ -47,6 +49,22 @@ def test_rows_are_those_of_visits_and_as_exact_as_is_stated(epochs: int, rounded
     apart = (found.inputs - directions[which]).norm(dim=1)
     assert float((apart / found.error).max()) < 3
     assert bool((found.inputs >= 0).all())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixtures_of_visits_that_are_nearly_alike_are_no_rows(seed: int) -> None:
+    true = _visits(2, 2, 150, 0.004, seed)
+    assert find_loose_rows(*_delta(true, 60, 3e-6, seed + 10), len(true), _TOLERANCE) == NoRows(Why.ALIKE)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_channels_that_only_weak_places_use_are_a_part_of_their_rows(seed: int) -> None:
+    true, strength = _visits(4, 1, 112, 0.2, seed), torch.logspace(-2, 0, 4, dtype=torch.float64)[:, None]
+    found = find_loose_rows(*_delta(true, 42, 4e-4, seed, strength), len(true), _TOLERANCE)
+    assert isinstance(found, LooseRows)
+    directions = true / true.norm(dim=1, keepdim=True)
+    apart = (found.inputs - directions[(found.inputs @ directions.T).argmax(dim=1)]).norm(dim=1)
+    assert float((apart / found.error).max()) < 3
 
 
 def test_visits_that_differ_by_less_than_the_rounding_are_not_told_apart() -> None:
