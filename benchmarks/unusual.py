@@ -5,7 +5,7 @@
 
 Each case is the real command (``run.py``) on two images of 8 px and a network of `unusual_models`: one agent, six
 steps, 1e10 operations of peeling. Kept is what it printed, with the verdict and what stands of peeling in
-``report.json``. On a busy machine give Ray's processes the niceness of the command (``RAY_worker_niceness=0``).
+``report.json``. Under a niceness of its own the command wants ``RAY_worker_niceness=0``, since Ray adds 15 to it.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ def with_features(momentum: float, change: Change, dead: int = 0) -> StatisticsO
     model = Residual().eval()
     for norm in (model.norm, model.norm1, model.norm2):
         norm.momentum = momentum
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.fill_(MEAN)
         norm.running_var.fill_(VARIANCE)
     images = photo_crops(list(public_photos().values()), (8, 8), 3, seed=77)
