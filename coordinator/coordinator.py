@@ -67,8 +67,7 @@ class Coordinator:
         notes: tuple[str, ...] = (),
         restart: bool = False,
     ) -> None:
-        self._update, self._config, self._group = update, config, group
-        self._model: nn.Module | None = model
+        self._update, self._config, self._group, self._model = update, config, group, [model]
         self._storage, self._resume, self._restart = storage, resume, restart
         self._generator = find_generator(config, update)
         self._store = CheckpointStore(storage, identity(config, update, self._generator)) if storage else None
@@ -84,7 +83,7 @@ class Coordinator:
         self._status = Status(rounds=len(self._plan), iterations=config.agents.iterations, seeds=seeds)
 
     def run(self) -> Reconstruction:
-        """The whole attack, once.
+        """The whole attack, once: the preparation takes the model and copies it, and two copies are much memory.
 
         Raises:
             UpdateError, LabelError: The update cannot be attacked.
@@ -104,7 +103,7 @@ class Coordinator:
             self._itinerary = Itinerary(self._saving.epoch)
         self._enter(Phase.PREPARING)
         self._group.place(self)  # processes begin meanwhile
-        prepared = prepare(self._update, self._let_go(), self._config.request, self._generator, self._prepares)
+        prepared = prepare(self._update, self._model.pop(), self._config.request, self._generator, self._prepares)
         for text in prepared.messages:
             self.note(EventKind.NOTE, text)
         if checkpoint is not None:
@@ -252,12 +251,6 @@ class Coordinator:
                 self.note(EventKind.SEED_JOINED, text, seeds=(seed,), round=self._progress.next_round)
 
     # Beginning and end.
-
-    def _let_go(self) -> nn.Module:
-        """The model, for the preparation, which makes a copy: of a large network a second one is much memory."""
-        assert self._model is not None
-        model, self._model = self._model, None
-        return model
 
     def _continue_from(self, checkpoint: Checkpoint) -> None:
         self._progress.restore(checkpoint.round, checkpoint.progress, checkpoint.tensors)
