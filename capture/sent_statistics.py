@@ -58,10 +58,7 @@ def recover_batch_statistics(
     """
     if count < 2:
         raise UpdateError(f"a batch-norm layer sees {count} value per feature; a batch variance needs at least 2")
-    momentum = _share(before, after, momentum)
-    old_mean, old_var = before.mean.double(), before.var.double()
-    mean = old_mean + (after.mean.double().to(old_mean.device) - old_mean) / momentum
-    var = old_var + (after.var.double().to(old_var.device) - old_var) / momentum
+    mean, var = SentStatistics(before, after, momentum, count).batch
     biased = (var * ((count - 1) / count)).clamp_min(0)
     return BatchNormStatistics(mean.to(before.mean.dtype), biased.to(before.var.dtype), exact=True)
 
@@ -113,6 +110,20 @@ class SentStatistics(NamedTuple):
             UpdateError: The momentum or the counts do not allow it.
         """
         return _share(self.before, self.after, self.momentum)
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance that moved the server's to those that came, in float64.
+
+        Raises:
+            UpdateError: The momentum or the counts do not allow it.
+        """
+        share, (before, after) = self.share, (self.before, self.after)
+        mean, var = (
+            old.double() + (new.double().to(old.device) - old.double()) / share
+            for old, new in ((before.mean, after.mean), (before.var, after.var))
+        )
+        return mean, var
 
 
 def _share(before: RunningStatistics, after: RunningStatistics, momentum: float | None) -> float:
@@ -166,10 +177,8 @@ def impossible_layers(update: CapturedUpdate, model: nn.Module) -> list[str]:
     """
     found = []
     for name, one in sent_statistics(update, model).items():
-        sent = one.after.var.double()
-        old = one.before.var.double().to(sent.device)
-        variance = old + (sent - old) / one.share
-        if bool((variance < -ROUNDED * (sent.abs() + old.abs()) / one.share).any()):
+        old, sent = one.before.var.double(), one.after.var.double().to(one.before.var.device)
+        if bool((one.batch[1] < -ROUNDED * (sent.abs() + old.abs()) / one.share).any()):
             found.append(name)
     return found
 

@@ -102,7 +102,7 @@ def _apart(layer: str, sent: SentStatistics, values: Tensor, allowed: float) -> 
     over = [0, *range(2, values.dim())]
     share, own = sent.share, (values.mean(dim=over), values.var(dim=over))
     before, after = ((one.mean.double().cpu(), one.var.double().cpu()) for one in (sent.before, sent.after))
-    told = [old + (new - old) / share for old, new in zip(before, after, strict=True)]
+    told = [one.cpu() for one in sent.batch]
     made = [old + share * (batch - old) for old, batch in zip(before, own, strict=True)]
     rounded = all(
         float((new - one).norm()) <= (ROUNDED + allowed) * float(torch.maximum(new.abs(), one.abs()).norm())
