@@ -29,6 +29,7 @@ def conjugate_gradients(
     settled: float,
     start: Tensor | None = None,
     precondition: Callable[[Tensor], Tensor] | None = None,
+    fallen: float = 0.0,
 ) -> Descended:
     """The solution of normal equations, as far as it was followed.
 
@@ -39,13 +40,14 @@ def conjugate_gradients(
         settled: Share of the right side's length at which it ends.
         start: Where to begin; by default zero.
         precondition: Nearly the inverse of the matrix, symmetric and positive.
+        fallen: Share of the length that is left at the start, at which it ends too.
     """
     solution = torch.zeros_like(right) if start is None else start.clone()
     residual = right.clone() if start is None else right - normal(solution)
     scaled = residual if precondition is None else precondition(residual)
     wanted = (right * (right if precondition is None else precondition(right))).sum()
-    limit = settled**2 * wanted
     direction, square = scaled.clone(), (residual * scaled).sum()
+    limit = (settled**2 * wanted).maximum(fallen**2 * square)
     made = 0
     for _ in range(iterations):
         if not square > limit:  # settled, or not a number

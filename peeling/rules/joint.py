@@ -25,11 +25,10 @@ from ..conjugate_gradients import conjugate_gradients
 from ..kinds import Convolution
 from .equations import GradientEquations, normal_equations
 from .knowledge import Known
-from .nonnegative import solve_nonnegative
+from .nonnegative import FOLLOWED, SETTLED, solve_nonnegative
 
 # Of one solution, at most and at least: with fewer it is not expected to end.
 _STEPS, _FEWEST_STEPS = 4000, 600
-_SETTLED, _FOLLOWED = 1e-9, 1e-6
 # Of the operations that are left: one solution may take the first share of them, or so many if that is no more than the
 # second.
 _SHARE, _FEW, _OF_FEW = 0.1, 3e11, 0.25
@@ -242,9 +241,9 @@ def _solution(
         lambda values: free * system.normal(values),
         right,
         steps,
-        _SETTLED,
+        SETTLED,
         start,
         lambda values: free * preconditioned(values),
     )
-    settled = bool(made.left <= _FOLLOWED**2 * made.wanted)
+    settled = bool(made.left <= FOLLOWED**2 * made.wanted)
     return _Solution(fixed + made.solution, torch.zeros_like(free), settled, made.made)

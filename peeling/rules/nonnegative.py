@@ -22,9 +22,9 @@ _SHARE, _AT_ONCE = 0.03, 200
 # It ends where solutions move by no more than this from look to look, relative.
 _STILL = 1e-7
 # Shares of the right side, in the preconditioner's norm: where solutions end, and from where on they are followed.
-_SETTLED, _FOLLOWED = 1e-9, 1e-6
+SETTLED, FOLLOWED = 1e-9, 1e-6
 # Products with the matrix at each look, beside those of the steps.
-_LOOK = 3
+_LOOK = 2
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,13 @@ def _followed(
     steps: int,
 ) -> tuple[Tensor, bool, int]:
     """A solution on the open entries nearer to its end, whether it is there, and products with the matrix."""
-
-    def masked(values: Tensor) -> Tensor:
-        return opened * precondition(opened * values)
-
-    start, wanted = start * opened, opened * right
-    left = wanted - opened * normal(start)
-    length = float((wanted * masked(wanted)).sum()) ** 0.5
-    share = float((left * masked(left)).sum()) ** 0.5 / max(length, 1e-300)
-    settled = max(_SETTLED, _SHARE * share)
     found = conjugate_gradients(
-        lambda values: opened * normal(values), wanted, min(_AT_ONCE, steps), settled, start, masked
+        lambda values: opened * normal(values),
+        opened * right,
+        min(_AT_ONCE, steps),
+        SETTLED,
+        opened * start,
+        lambda values: opened * precondition(opened * values),
+        fallen=_SHARE,
     )
-    followed = bool(found.left <= _FOLLOWED**2 * found.wanted)
-    return found.solution, followed, found.made + _LOOK
+    return found.solution, bool(found.left <= FOLLOWED**2 * found.wanted), found.made + _LOOK
