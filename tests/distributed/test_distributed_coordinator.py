@@ -17,8 +17,8 @@ from torch import nn
 
 CONFIG = AttackConfig(
     labels="0,3",
-    agents=AgentsConfig(count=2, iterations=1600, warmup=4, patience=600),
-    coordinator=CoordinatorConfig(period=200, start=0.3),
+    agents=AgentsConfig(count=2, iterations=800, warmup=4, patience=600),
+    coordinator=CoordinatorConfig(period=100, start=0.3),
 )
 Undisturbed = Callable[[AttackConfig], Reconstruction]
 # Less than a state takes, more than a process writes into its log meanwhile.

@@ -20,16 +20,15 @@ from torch import nn
 
 CONFIG = AttackConfig(
     labels="0,3",
-    agents=AgentsConfig(count=2, iterations=1200, warmup=4, patience=600),
-    coordinator=CoordinatorConfig(period=200, start=0.3),
+    # Long enough that whoever looks ten times a second sees it in the middle, also on a fast machine.
+    agents=AgentsConfig(count=2, iterations=800, warmup=4, patience=600),
+    coordinator=CoordinatorConfig(period=100, start=0.3),
 )
-# Long enough that whoever looks ten times a second sees it in the middle, also on a fast machine.
-LONG = replace(CONFIG, agents=replace(CONFIG.agents, iterations=1600))
 # Short rounds, so that there are many states to be written.
 MANY_ROUNDS = replace(
     CONFIG,
-    agents=replace(CONFIG.agents, iterations=2400),
-    coordinator=replace(CONFIG.coordinator, period=80),
+    agents=replace(CONFIG.agents, iterations=1200),
+    coordinator=replace(CONFIG.coordinator, period=40),
 )
 Undisturbed = Callable[[AttackConfig], Reconstruction]
 
@@ -68,9 +67,9 @@ class Killer:
 def test_a_killed_agent_comes_back_and_the_images_are_the_same(
     update: CapturedUpdate, model: nn.Module, undisturbed: Undisturbed, processes: Any, tmp_path: Path, times: int
 ) -> None:
-    whole = undisturbed(LONG)
+    whole = undisturbed(CONFIG)
     killer = Killer(processes, after_round=1, times=times)
-    healed = reconstruct(update, model, LONG, out=tmp_path, watch=killer)
+    healed = reconstruct(update, model, CONFIG, out=tmp_path, watch=killer)
     assert len(set(killer.killed)) == times
     assert any("was lost" in message for message in healed.messages)
     assert_bit_equal(healed, whole)
@@ -143,8 +142,14 @@ def test_in_async_mode_a_killed_agent_ends_where_it_would_have(
         smooth = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 64, 4)).eval()
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     update = capture_gradient(smooth, images, torch.tensor([0, 3]), normalisation=((0.5,) * 3, (0.25,) * 3))
-    sync = replace(CONFIG, agents=replace(CONFIG.agents, learning_rate=0.01), peeling=PeelingConfig(enabled=False))
-    config = replace(sync, coordinator=replace(CONFIG.coordinator, mode=Mode.ASYNC))
+    slow = replace(CONFIG.agents, iterations=1200, learning_rate=0.01)
+    sync = AttackConfig(
+        labels=CONFIG.labels,
+        agents=slow,
+        coordinator=replace(CONFIG.coordinator, period=200),
+        peeling=PeelingConfig(enabled=False),
+    )
+    config = replace(sync, coordinator=replace(sync.coordinator, mode=Mode.ASYNC))
     whole = reconstruct(update, smooth, sync)
     killer = Killer(processes, after_round=1)
     healed = reconstruct(update, smooth, config, out=tmp_path, watch=killer)
