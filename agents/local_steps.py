@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ..capture import CapturedUpdate, ClientLoss, gradient_shares, step_shares
+from ..capture import CapturedUpdate, ClientLoss, call_with, gradient_shares, step_shares
 from ..priors import InputStatistics, Statistics
 from ..target.assumed_epoch import assumed_epoch
 
@@ -67,7 +66,7 @@ class LocalSteps:
         seen: list[dict[str, Statistics]] = []
         for batch in self._epoch * self._local.epochs:
             chosen = slice(batch.start, batch.stop)
-            logits = functional_call(self._model, weights, (images[chosen],))
+            logits = call_with(self._model, weights, images[chosen])
             loss = self._loss(logits, self._labels[chosen])
             found = torch.autograd.grad(
                 loss, list(weights.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True

@@ -46,6 +46,7 @@ from .sent_statistics import (
     recover_batch_statistics,
     step_shares,
 )
+from .stateless import call_with
 from .update import CapturedUpdate
 from .update_kind import UpdateKind
 from .weight_delta import capture_weight_delta
@@ -89,6 +90,7 @@ __all__ = [
     "assumed",
     "batch_norm_layers",
     "batch_norm_targets",
+    "call_with",
     "capture_gradient",
     "capture_weight_delta",
     "client_mode",

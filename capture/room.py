@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .stateless import call_with
+
 # Candidate, its gradient, and the two moments of the optimiser; or what a client reads, normalises and resizes.
 _BATCHES = 4
 _FLOAT_BYTES = 4
@@ -90,7 +92,7 @@ def kept_bytes(model: nn.Module, image_shape: tuple[int, ...], at_once: int, *, 
     # A model of somebody's own may do what only works on numbers; then it is found out by doing it.
     with contextlib.suppress(Exception), torch.enable_grad(), hooks:
         # No leaf, so that a first layer may write on it.
-        torch.func.functional_call(model, state, (images.clone(),))
+        call_with(model, state, images.clone())
     return sum(storage.nbytes() for storage in kept.values())
 
 
