@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..graph.rectified import is_rectified
@@ -59,7 +60,11 @@ def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refuse
     )
     scale = None
     for _ in range(_SCALED):
-        scale = None if state is None else scale_of(setting, known, nodes, levelled(state.values, levels)[0], value)
+        scale = (
+            None
+            if state is None
+            else scale_of(setting, known, nodes, levelled(state.values, levels, _noise(state))[0], value)
+        )
         if state is None or scale is None:
             return Refused(RULE, value, Why.OPEN, places, rows)
         state = replace(state, values=state.values * scale.factor, scale=state.scale * scale.factor)
@@ -86,13 +91,19 @@ def _adding_up(readers: list[Reader], places: int) -> list[Reader]:
 def _known(readers: Sequence[Reader], state: State, levels: Sequence[Tensor], scale: Scale) -> Known:
     """The input with its errors."""
     assert state.found is not None
-    values, doubt = levelled(state.values, levels)
-    shape = values.shape
+    values, doubt = levelled(state.values, levels, _noise(state))
     moved = _moved(readers, state, levels)[:, None, None, None]
-    spread = (state.found.amplified[:, None] * state.found.left * state.unit).reshape(shape[0], *shape[2:], -1)
-    spread = spread.permute(0, 3, 1, 2).maximum(moved).expand_as(values)
+    spread = _noise(state).maximum(moved).expand_as(values)
     deviation = (spread.square() + (scale.error * values).square() + doubt.square()).sqrt()
     return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, RULE)
+
+
+def _noise(state: State) -> Float[Tensor, "image channel height width"]:
+    """Deviation of the values by what the equations leave."""
+    assert state.found is not None
+    count, _, height, width = state.values.shape
+    by_place = state.found.amplified[:, None] * state.found.left * state.unit
+    return by_place.reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _moved(readers: Sequence[Reader], state: State, levels: Sequence[Tensor]) -> Tensor:
@@ -117,4 +128,5 @@ def _moved(readers: Sequence[Reader], state: State, levels: Sequence[Tensor]) ->
     again = rounds(shaken, replace(state, rounds=0), levels, _AGAIN)
     if again is None:
         return torch.full((len(state.values),), torch.inf, dtype=torch.float64)
-    return sizes(levelled(again.values, levels)[0] - levelled(state.values, levels)[0])
+    before, after = (levelled(one.values, levels, _noise(state))[0] for one in (state, again))
+    return sizes(after - before)

@@ -80,7 +80,28 @@ def apart(
         other: The second.
         levels: Classes of places whose level no equation tells.
     """
-    elsewhere = levelled(other.values, levels)[0]
-    # Each has the scale that it began at, which no equation tells: its error stands for itself.
-    elsewhere = elsewhere * ((elsewhere * values).sum() / elsewhere.square().sum().clamp_min(1e-300))
-    return _STRUCTURED * (elsewhere - values)
+    elsewhere = levelled(other.values, levels, noise_between(values, other, levels))[0]
+    return _STRUCTURED * (_of_scale(elsewhere, values) - values)
+
+
+def noise_between(
+    values: Float[Tensor, "image channel height width"], other: Together, levels: Sequence[Float[Tensor, " place"]]
+) -> Float[Tensor, "image channel height width"]:
+    """How far the two are apart beside their scale and the levels of classes that no equation tells.
+
+    Args:
+        values: Of the first.
+        other: The second.
+        levels: The classes.
+    """
+    difference = _of_scale(other.values, values) - values
+    for level in levels:
+        chosen = level.reshape(len(values), 1, *values.shape[2:])
+        mean = (difference * chosen).sum(dim=(0, 2, 3), keepdim=True) / level.sum()
+        difference = difference - mean * chosen
+    return _STRUCTURED * difference
+
+
+def _of_scale(elsewhere: Tensor, values: Tensor) -> Tensor:
+    """Each has the scale that it began at, which no equation tells: its error stands for itself."""
+    return elsewhere * ((elsewhere * values).sum() / elsewhere.square().sum().clamp_min(1e-300))

@@ -26,7 +26,7 @@ from .knowledge import Knowledge, Known
 from .rule import Derived, Setting
 from .statistics_equations import Reader
 from .statistics_joint import ITERATIONS, STEPS, Together, joint_operations, solve_together, step_operations
-from .statistics_joint_error import AGAIN, apart, solved_again, told_entries
+from .statistics_joint_error import AGAIN, apart, noise_between, solved_again, told_entries
 from .statistics_levels import all_seen, levelled, levels_unseen
 from .statistics_reader import places_of, reader_of, told_of, unknown_inputs
 from .statistics_scale import Scale, scale_of
@@ -118,7 +118,7 @@ def _solved(told: _Told, shape: tuple[int, ...]) -> tuple[_Told, Together]:
 
 def _known(found: Together, other: Together, levels: Sequence[Float[Tensor, " place"]], scale: Scale) -> Known:
     """The input with its errors, by how far the two solutions are apart."""
-    values, doubt = levelled(found.values, levels)
+    values, doubt = levelled(found.values, levels, noise_between(found.values, other, levels))
     moved = apart(values, other, levels)
     local = moved.square().mean(dim=1, keepdim=True).sqrt()
     usual = moved.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()

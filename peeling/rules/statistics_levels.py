@@ -17,8 +17,11 @@ from .statistics_equations import Reader
 
 # A direction of places that the equations see less of than this, relative, is in none of them.
 _UNSEEN = 1e-9
-# A level that no equation sees is where the least units are zero: so many within this share of the root mean square.
+# A level that no equation sees is where the least units are zero: so many within this share of the root mean square,
+# or, where that is less than noise makes of zeros, within so many of its deviations; there a few more must be alike,
+# which in a channel without zeros chance brings about too.
 _LEAST_UNITS, _ALIKE = 2, 1e-4
+_LEAST_IN_NOISE, _WITHIN = 4, 10.0
 
 
 def levels_unseen(readers: Sequence[Reader], size: tuple[int, int]) -> list[Float[Tensor, " place"]]:
@@ -64,24 +67,40 @@ def _classes(readers: Sequence[Reader], size: tuple[int, int]) -> Iterator[Float
 
 
 def levelled(
-    values: Float[Tensor, "image channel height width"], levels: Sequence[Float[Tensor, " place"]]
+    values: Float[Tensor, "image channel height width"],
+    levels: Sequence[Float[Tensor, " place"]],
+    noise: Float[Tensor, "image channel height width"] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """With each channel's level on classes of places that no equation tells, and the doubt about it.
 
-    Behind a rectifier the least units are zero. A channel in which no two units are least alike may have none.
+    Behind a rectifier the least units are zero. A channel in which too few units are least alike may have none.
+
+    Args:
+        values: Of any level there.
+        levels: The classes.
+        noise: Deviation of the values beside their level; None for next to none.
     """
     doubt = torch.zeros_like(values)
     if not levels:
         return values, doubt
-    values, size = values.clone(), float(values.square().mean().sqrt())
+    values, alike = values.clone(), _ALIKE * float(values.square().mean().sqrt())
+    noise = torch.zeros_like(values) if noise is None else noise
     for level in levels:
         chosen = level.reshape(len(values), 1, *values.shape[2:]).bool().expand_as(values)
+        usual = (_channel_sums(torch.where(chosen, noise, 0.0).square()) / level.sum()).sqrt()
+        window = (_WITHIN * usual).clamp_min(alike)
         some = torch.where(chosen, values, torch.inf)
-        least = some.amin(dim=(0, 2, 3), keepdim=True)
-        near = some <= least + _ALIKE * size
-        count = near.sum(dim=(0, 2, 3), keepdim=True)
-        mean = torch.where(near, values, 0.0).sum(dim=(0, 2, 3), keepdim=True) / count
-        unsure = (count < _LEAST_UNITS) & chosen
-        doubt = torch.where(unsure, (values - mean).abs().amax(dim=(0, 2, 3), keepdim=True), doubt)
+        near = some <= some.amin(dim=(0, 2, 3), keepdim=True) + window
+        count = _channel_sums(near)
+        mean = _channel_sums(torch.where(near, values, 0.0)) / count
+        least = torch.where(window > alike, _LEAST_IN_NOISE, _LEAST_UNITS)
+        farthest = (values - mean).abs().amax(dim=(0, 2, 3), keepdim=True)
+        unsure = torch.where(count < least, farthest, torch.where(window > alike, usual, 0.0))
+        doubt = torch.where(chosen, unsure, doubt)
         values = torch.where(chosen, values - mean, values)
     return values, doubt
+
+
+def _channel_sums(values: Tensor) -> Tensor:
+    """The sum of each, over all images and places."""
+    return values.sum(dim=(0, 2, 3), keepdim=True)

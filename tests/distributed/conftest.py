@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.02
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[None]:
-    """Agents and coordinators are forked, as in a run on one machine: to load their libraries costs each four seconds."""
+    """Agents and coordinators are forked, as in a run on one machine: their libraries take each four seconds."""
     with fork_server():
         yield
 

@@ -21,7 +21,7 @@ def twice_by_name() -> nn.Module:
 def tied() -> nn.Module:
     """Two convolutions with one weight."""
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(12, 2))
-    net[2].weight = net[0].weight  # type: ignore[assignment]
+    net[2].weight = net[0].weight
     return net.eval()
 
 
