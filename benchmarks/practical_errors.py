@@ -59,8 +59,10 @@ def _gradient(
     defence: tuple[str, float] | None = None,
     clip: float = 0.0,
     count: int = _COUNT,
+    rate: float = 0.0,
 ) -> Case:
-    """One gradient of so many images; `clip` makes it DP-SGD, whose noise is then a multiplier."""
+    """One gradient of so many images; `clip` makes it DP-SGD, whose noise is then a multiplier, and `rate` what is left
+    of it in weights that moved by one step."""
     images, labels = photos(count, side_of(network), seed), (3 * torch.arange(count) + seed) % CLASSES
     graph = _graph(model, images, mode)
     factors = torch.ones(count)
@@ -73,6 +75,9 @@ def _gradient(
         gradients = noisy_mean(iter(each), clip, float(noise), random)
     else:
         gradients = disturbed(_sent(model, images, labels, mode), noise, seed)
+    if rate:
+        before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        gradients = {name: (before[name] - (before[name] - rate * one)) / rate for name, one in gradients.items()}
     if defence is not None:
         gradients = apply_defence(gradients, *defence, random)
     exact = truth_of(graph, images, labels, factors)
@@ -169,6 +174,7 @@ SETTINGS = (
     Setting("train mode, one image", partial(_gradient, mode=_TRAIN, count=1)),
     Setting("train mode, one image, noise 1e-5", partial(_gradient, mode=_TRAIN, count=1, noise="1e-5")),
     Setting("train mode, two images", partial(_gradient, mode=_TRAIN, count=2)),
+    Setting("train mode, 1 step at 0.01", partial(_gradient, mode=_TRAIN, rate=0.01)),
     Setting("train mode, 2 steps of 2", _steps(1, (0, 1), (2, 3), mode=_TRAIN)),
 )
 
