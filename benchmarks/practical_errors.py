@@ -83,7 +83,7 @@ def _gradient(
     exact = truth_of(graph, images, labels, factors)
     own = truth_of(graph, images, labels, factors, torch.float32) if mode is _TRAIN else exact
     case = Case(network, noise, model, graph, images, labels, factors, gradients, *own)
-    return case if own is exact else replace(case, exact=exact)
+    return replace(case, exact=None if own is exact else exact, step_rate=rate or None)
 
 
 def _delta(
@@ -174,6 +174,8 @@ SETTINGS = (
     Setting("train mode, one image", partial(_gradient, mode=_TRAIN, count=1)),
     Setting("train mode, one image, noise 1e-5", partial(_gradient, mode=_TRAIN, count=1, noise="1e-5")),
     Setting("train mode, two images", partial(_gradient, mode=_TRAIN, count=2)),
+    Setting("1 step at 0.01", partial(_gradient, rate=0.01)),
+    Setting("1 step at 0.001", partial(_gradient, rate=0.001)),
     Setting("train mode, 1 step at 0.01", partial(_gradient, mode=_TRAIN, rate=0.01)),
     Setting("train mode, 2 steps of 2", _steps(1, (0, 1), (2, 3), mode=_TRAIN)),
 )

@@ -42,6 +42,8 @@ class Case:
     """Of the loss by each value, float64."""
     steps: LocalSteps | None = None
     """Of a weight delta; then images are visits."""
+    step_rate: float | None = None
+    """Of a gradient that was read off the weight delta of one step."""
     exact: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None
     """Activations and derivatives in float64, where `truth` and `derivatives` are the client's own numbers."""
 

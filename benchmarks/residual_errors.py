@@ -101,7 +101,15 @@ def measure(case: Case, images: bool = False, operations: float = math.inf) -> O
         operations: Floating-point operations that it may cost.
     """
     began = time.process_time()
-    found = derive(case.graph, case.gradients, len(case.images), _TOLERANCE, operations=operations, steps=case.steps)
+    found = derive(
+        case.graph,
+        case.gradients,
+        len(case.images),
+        _TOLERANCE,
+        operations=operations,
+        steps=case.steps,
+        step_rate=case.step_rate,
+    )
     seconds = time.process_time() - began
     known = found.knowledge
     figures: list[Figure] = []

@@ -71,7 +71,9 @@ def as_gradient(update: CapturedUpdate, model: nn.Module) -> CapturedUpdate:
             weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
             gradients = {name: g - decay * weights[name].to(g) for name, g in gradients.items()}
         facts = replace(update.facts, local=None)
-        found = replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts)
+        assert local.learning_rate is not None
+        rate = local.learning_rate * sum(gradient_shares(local, update.image_count))
+        found = replace(update, gradients=gradients, kind=UpdateKind.GRADIENT, facts=facts, step_rate=rate)
         images = len(local.batches(update.image_count)[0])
     return _of_the_mean(_without_penalty(found, model), images)
 
@@ -96,8 +98,9 @@ def _of_the_mean(update: CapturedUpdate, images: int) -> CapturedUpdate:
         return update
     gradients = {name: g / factor for name, g in update.gradients.items()}
     scale = facts.loss_scale if facts.loss_scale.value is None else replace(facts.loss_scale, value=1.0)
-    mean = replace(facts.reduction, value=Reduction.MEAN)
-    return replace(update, gradients=gradients, facts=facts.stating(reduction=mean, loss_scale=scale))
+    mean, rate = replace(facts.reduction, value=Reduction.MEAN), update.step_rate
+    stated = facts.stating(reduction=mean, loss_scale=scale)
+    return replace(update, gradients=gradients, facts=stated, step_rate=None if rate is None else rate * factor)
 
 
 def as_mean(update: CapturedUpdate) -> CapturedUpdate:
@@ -114,8 +117,9 @@ def as_mean(update: CapturedUpdate) -> CapturedUpdate:
         return update
     factor = divisor / update.image_count
     sampling = replace(update.facts.sampling, value=replace(update.facts.sampling.value, expected=None))
-    gradients = {name: factor * g for name, g in update.gradients.items()}
-    return replace(update, gradients=gradients, facts=update.facts.stating(sampling=sampling))
+    gradients, rate = {name: factor * g for name, g in update.gradients.items()}, update.step_rate
+    stated = update.facts.stating(sampling=sampling)
+    return replace(update, gradients=gradients, facts=stated, step_rate=None if rate is None else rate / factor)
 
 
 def is_one_step(update: CapturedUpdate) -> bool:

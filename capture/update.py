@@ -47,6 +47,9 @@ class CapturedUpdate:
     """Batch-norm running statistics *after* the client's step(s), by buffer name; only with ``train_shared``. Step
     counters are int64, and left out where what was given is no count."""
     kind: UpdateKind = UpdateKind.GRADIENT
+    step_rate: float | None = None
+    """Of a gradient that was read off a weight delta (`as_gradient`): the delta over minus this is what it is, so that
+    its entries have the rounding of the weights, over this. None for what was sent as it is, as every file holds it."""
 
     def __post_init__(self) -> None:
         if self.buffers is not None:

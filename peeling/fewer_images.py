@@ -23,6 +23,26 @@ from .rules.knowledge import Knowledge
 _FAINT, _FAINTER = 1e-3, 100.0
 
 
+def derive_from(
+    graph: Graph,
+    update: CapturedUpdate,
+    image_count: int,
+    config: PeelingConfig,
+    told: Callable[[Step, Knowledge], None],
+) -> Derivation:
+    """What follows from a gradient, of so many images.
+
+    Args:
+        graph: The network.
+        update: A gradient.
+        image_count: Of which it is.
+        config: Tolerance and effort.
+        told: After each thing that was recovered.
+    """
+    tolerance, operations, rate = config.tolerance, config.operations, update.step_rate
+    return derive(graph, update.gradients, image_count, tolerance, told, operations, step_rate=rate)
+
+
 def derive_shown(
     graph: Graph, update: CapturedUpdate, config: PeelingConfig, told: Callable[[Step, Knowledge], None]
 ) -> tuple[Derivation, int]:
@@ -40,7 +60,7 @@ def derive_shown(
     """
 
     def of(count: int) -> Derivation:
-        return derive(graph, update.gradients, count, config.tolerance, told, config.operations)
+        return derive_from(graph, update, count, config, told)
 
     found, stated = of(update.image_count), update.image_count
     shown = None if found.steps else images_shown(graph, update.gradients, stated)

@@ -24,7 +24,7 @@ from .cut import (
     winners_operations,
 )
 from .decoded_start import decoded_start, smooth_start
-from .fewer_images import derive_shown, faint_images, repeats_of
+from .fewer_images import derive_from, derive_shown, faint_images, repeats_of
 from .graph import Graph, Node, NoGraph, network_graph
 from .image_search import FEWEST_EVALUATIONS, Descended, ImageSearch
 from .kinds import CopiedPadding, Identity
@@ -36,7 +36,7 @@ from .record import Contrast, FoundImages, ImagesBy, PeelingRecord
 from .recording import record_derivation
 from .recovered import Recovery
 from .refusals import Why
-from .rules import Derivation, derive
+from .rules import Derivation
 from .rules.image_labels import CLEAR, ImageLabels, image_labels
 from .rules.input_labels import labels_by_input
 from .rules.rule import Setting
@@ -91,7 +91,7 @@ def recover_images(
         return found
     # What is small in one image alone must not hide the others.
     fewer = shown - len(faint)
-    rest = derive(graph, update.gradients, fewer, config.tolerance, steps_told(tell, graph), config.operations)
+    rest = derive_from(graph, update, fewer, config, steps_told(tell, graph))
     if not rest.steps:
         return found
     without = _recovered(rest, fewer, search, model, apart=len(faint))

@@ -84,19 +84,28 @@ def _behind(setting: Setting, node: Node, entering: Known, arriving: Known) -> K
         return None
     count = len(entering.values) * prod(node.shape[1:])
 
-    def behind(by_input: Tensor, inputs: Tensor) -> Tensor:
+    def behind(by_input: Tensor, inputs: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
         seen = normalised(inputs, kind.eps)
         ratio = over_channels(seen.deviation / scale, inputs)
-        added = over_channels(_float64(shift) / count, inputs) + seen.values * over_channels(
-            _float64(scaled) / count, inputs
-        )
-        return by_input * ratio + added
+        by_shift, by_scale = (over_channels(one / count, inputs) for one in sums)
+        return by_input * ratio + by_shift + seen.values * by_scale
 
-    values = behind(arriving.values, entering.values)
-    apart = behind(arriving.shaken(), entering.shaken(1)) - values
+    sums = _float64(shift), _float64(scaled)
+    values = behind(arriving.values, entering.values, sums)
+    apart = behind(arriving.shaken(), entering.shaken(1), _shaken(setting, node, sums)) - values
     size = apart.flatten(1).square().mean(dim=1).sqrt()
     deviation = size.reshape(-1, *(1 for _ in node.shape)).expand_as(values)
     return Known(values, torch.ones_like(values, dtype=torch.bool), deviation, "derivatives forwards")
+
+
+def _shaken(setting: Setting, node: Node, sums: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The gradients of shift and scale as they might have been sent: off by their own rounding, where it is known."""
+    random, found = torch.Generator().manual_seed(2), list[Tensor]()
+    for role, one in zip(("bias", "weight"), sums, strict=True):
+        deviation = setting.deviation(node.name, role)
+        noise = torch.randn(one.shape, generator=random, dtype=one.dtype)
+        found.append(one if deviation is None else one + deviation * noise)
+    return found[0], found[1]
 
 
 def derivative_in_front(setting: Setting, known: Knowledge, node: Node, behind: Tensor) -> Tensor | None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checksums import ChannelSum, stored
 from .rule import Setting
 
-# Deviations that a shift's own rounding may make, in a weight delta.
-_FARTHEST = 3.0
+FARTHEST = 3.0
+"""Deviations that a shift's own rounding may make, in a weight delta."""
 
 
 def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
@@ -54,5 +54,5 @@ def channel_sums(setting: Setting, rectifier: str, unmasked: Tensor) -> list[Cha
     for value, gradient in _summing(setting, rectifier):
         total, rounding = stored(gradient)
         deviation = setting.deviation(value, "bias")
-        found.append(ChannelSum(total, terms, rounding if deviation is None else rounding + _FARTHEST * deviation))
+        found.append(ChannelSum(total, terms, rounding if deviation is None else rounding + FARTHEST * deviation))
     return found

@@ -28,6 +28,7 @@ from .row_foothold import row_foothold
 from .rule import Derived, Rule, Setting
 from .segment_input import segment_input
 from .shut_elsewhere import shut_elsewhere
+from .statistics_again import statistics_again
 from .statistics_input import statistics_input
 from .statistics_joint_input import statistics_joint_input
 from .step_weights import step_scales, step_weights
@@ -37,6 +38,7 @@ from .visit_foothold import visit_foothold
 # Units are mended before anything rests on them; then the cheapest first: what follows by itself is not solved for.
 RULES: tuple[Rule, ...] = (
     mended_units,
+    statistics_again,
     step_weights,
     derivatives,
     derivatives_forwards,
@@ -93,6 +95,7 @@ def derive(
     on_step: Callable[[Step, Knowledge], None] | None = None,
     operations: float = math.inf,
     steps: LocalSteps | None = None,
+    step_rate: float | None = None,
 ) -> Derivation:
     """Everything that the rules find from one foothold: where they end at pooling, from another one in front of it.
 
@@ -106,8 +109,9 @@ def derive(
         on_step: Called after each thing that was recovered.
         operations: Floating-point operations that it may cost; what is more is left out.
         steps: Of a weight delta; then images are visits (see `Setting`).
+        step_rate: Of a gradient that was read off the weight delta of one step.
     """
-    setting = Setting(graph, gradients, image_count, tolerance, Effort(operations), steps)
+    setting = Setting(graph, gradients, image_count, tolerance, Effort(operations), steps, step_rate)
     found = _derive(setting, on_step)
     for node in graph.nodes:
         if not _is_nearer(setting, found, node):

@@ -114,6 +114,8 @@ class Knowledge:
     """What these might have been instead: made of activations and derivatives that are off by their errors."""
     examined: frozenset[str] = frozenset()
     """Convolutions whose gradient was asked which units behind them are on the wrong side."""
+    mended: frozenset[str] = frozenset()
+    """Those of them behind which units were, after their input was solved for."""
 
     def solved(self, found: Known) -> Known:
         """What an equation in derivatives gave, with the error that the equation cannot show."""

@@ -64,6 +64,7 @@ def mended_units(setting: Setting, known: Knowledge) -> Iterator[Derived]:
         if behind is None or switched is None:
             yield Derived("units examined", node.name, seen)
             continue
+        seen = replace(seen, mended=known.mended | {node.name})
         mended = with_switched(setting, seen, behind.rectifier, switched)
         yield Derived("units mended", behind.rectifier, mended, {"switched": float(switched.sum())}, notable=True)
 

@@ -30,6 +30,8 @@ class Setting:
     steps: LocalSteps | None = None
     """Of a client that trained: then images are visits, in the order of the steps, and gradients are the sums of all
     steps' gradients (`LocalSteps.summed`). None for a gradient."""
+    step_rate: float | None = None
+    """Of a gradient that was read off the weight delta of one step (`CapturedUpdate.step_rate`)."""
     foothold: str | None = None
     """The convolution whose taps are taken apart; None for whichever has the fewest places."""
     _shown: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -49,9 +51,12 @@ class Setting:
         """Of each entry of such a gradient, where they are not all known as well: the weights of a client that trained
         were rounded, each to its own size."""
         name, found = self.graph.gradient_of(self.graph.by_name[node], role), self.gradient(node, role)
-        if self.steps is None or name is None or found is None:
+        steps = self.steps
+        if steps is None and self.step_rate is not None:
+            steps = LocalSteps((self.image_count,), self.step_rate)
+        if steps is None or name is None or found is None:
             return None
-        return self.steps.deviation(self.graph.tensors[name].detach().cpu(), found.detach().cpu())
+        return steps.deviation(self.graph.tensors[name].detach().cpu(), found.detach().cpu())
 
 
 @dataclass(frozen=True)

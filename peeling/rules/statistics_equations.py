@@ -14,7 +14,7 @@ The scale of the whole input is in none of it: convolution and batch norm do not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -57,6 +57,8 @@ class Reader:
     is_told: Bool[Tensor, "image output height width"]
     adds_up: Bool[Tensor, " output"]
     """Whether the derivative has the sum that was sent: where it has not, a unit is on the wrong side."""
+    sums_off: tuple[Float[Tensor, " output"], Float[Tensor, " output"]] | None = None
+    """Deviations of both sums from the rounding of what was sent; None where that is next to nothing."""
 
     @property
     def places(self) -> int:
@@ -81,7 +83,27 @@ class Reader:
             spread=self.spread[:, chosen],
             is_told=self.is_told[:, chosen],
             adds_up=self.adds_up[chosen],
+            sums_off=None if self.sums_off is None else (self.sums_off[0][chosen], self.sums_off[1][chosen]),
         )
+
+    def shaken(self, off: float, spread: Tensor, noise: Callable[[Tensor], Tensor]) -> Reader:
+        """All of it as it might be.
+
+        Args:
+            off: Relative error of the gradient and of the derivative.
+            spread: Of what is told of what enters.
+            noise: White noise of variance 1, in the shape of what it is given.
+        """
+        gradient, derivative = (
+            one + off * one.square().mean().sqrt() * noise(one) for one in (self.gradient, self.derivative)
+        )
+        told = self.told + torch.where(self.is_told, spread * noise(self.told), 0.0)
+        found = replace(self, gradient=gradient, derivative=derivative, told=told)
+        if self.sums_off is None:
+            return found
+        by_shift, by_scale = self.sums_off
+        scaled = None if self.scaled_sum is None else self.scaled_sum + by_scale * noise(by_scale)
+        return replace(found, shift_sum=self.shift_sum + by_shift * noise(by_shift), scaled_sum=scaled)
 
     def first(self) -> Tensor:
         """What enters the batch norm, about its mean and of variance 1, as far as it is known: where it is not, what
@@ -115,7 +137,7 @@ class Found:
     """What is left of the gradients, relative."""
     left: Float[Tensor, " channel"]
     """Root mean square of what is left of each input channel's equations."""
-    off: tuple[Float[Tensor, " output"], ...]
+    off: tuple[Float[Tensor, " _"], ...]
     """Of each convolution, what is left of each output channel's gradient, relative to it or to the median one."""
     amplified: Float[Tensor, " place"]
     """By how much noise of the equations is larger in the values."""

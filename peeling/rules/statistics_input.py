@@ -40,10 +40,17 @@ def statistics_input(setting: Setting, known: Knowledge) -> Iterator[Derived | R
     if setting.steps is not None:
         return  # each step has statistics of its own
     for value, given in unknown_inputs(setting, known):
-        yield setting.effort.once(RULE, value, given, partial(_attempt, setting, known, value))
+        yield setting.effort.once(RULE, value, given, partial(solved_input, setting, known, value))
 
 
-def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
+def solved_input(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
+    """One input, or why it is not believed.
+
+    Args:
+        setting: With the captured gradients.
+        known: With derivatives behind batch norms.
+        value: Its name.
+    """
     graph, places = setting.graph, places_of(setting, value)
     nodes = told_of(setting, known, value)
     every = [reader_of(setting, known, node) for node in nodes]
@@ -119,12 +126,7 @@ def _moved(readers: Sequence[Reader], state: State, levels: Sequence[Tensor]) ->
     assert state.found is not None
     shaken = []
     for one in readers:
-        off = max(one.rounding, state.found.misfit)
-        gradient, derivative = (
-            given + off * given.square().mean().sqrt() * noise(given) for given in (one.gradient, one.derivative)
-        )
-        told = one.told + torch.where(one.is_told, one.spread * noise(one.told), 0.0)
-        shaken.append(replace(one, gradient=gradient, derivative=derivative, told=told))
+        shaken.append(one.shaken(max(one.rounding, state.found.misfit), one.spread, noise))
     again = rounds(shaken, replace(state, rounds=0), levels, _AGAIN)
     if again is None:
         return torch.full((len(state.values),), torch.inf, dtype=torch.float64)

@@ -59,7 +59,7 @@ class Together:
     """What it leaves of the gradients, relative."""
     output_misfit: float
     """And of the known outputs."""
-    off: tuple[Float[Tensor, " output"], ...]
+    off: tuple[Float[Tensor, " _"], ...]
     """Of each convolution, what is left of each output channel's gradient, relative to it or to the median one."""
     iterations: int
     """Of conjugate gradients."""
@@ -72,7 +72,7 @@ class Together:
 
 def solve_together(
     readers: Sequence[Reader],
-    heard: Sequence[Bool[Tensor, " output"]],
+    heard: Sequence[Bool[Tensor, " _"]],
     shape: tuple[int, ...],
     start: Float[Tensor, "image channel height width"] | None = None,
     steps: int = STEPS,

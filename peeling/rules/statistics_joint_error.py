@@ -7,7 +7,6 @@ all that it rests on is off by as much as the first left of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,7 +26,7 @@ _ENOUGH = 3.0
 _STRUCTURED = 2.0
 
 
-def told_entries(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " output"]]) -> int:
+def told_entries(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " _"]]) -> int:
     """Of gradients and of known outputs: no fewer than the independent ones.
 
     Args:
@@ -38,7 +37,7 @@ def told_entries(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " outpu
     return by_gradient + sum(int(one.is_told.sum()) for one in readers)
 
 
-def solved_again(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " output"]], found: Together) -> Together:
+def solved_again(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " _"]], found: Together) -> Together:
     """The second solution.
 
     Args:
@@ -57,12 +56,8 @@ def solved_again(readers: Sequence[Reader], heard: Sequence[Bool[Tensor, " outpu
     shaken = []
     for one in readers:
         off = max(one.rounding, share * found.gradient_misfit)
-        gradient, derivative = (
-            given + off * given.square().mean().sqrt() * noise(given) for given in (one.gradient, one.derivative)
-        )
         spread = one.spread.clamp_min(share * found.output_misfit * float(one.told[one.is_told].square().mean().sqrt()))
-        values = one.told + torch.where(one.is_told, spread * noise(one.told), 0.0)
-        shaken.append(replace(one, gradient=gradient, derivative=derivative, told=values))
+        shaken.append(one.shaken(off, spread, noise))
     size = found.values.square().mean().sqrt()
     start = found.values + _APART * size * noise(found.values)
     start = start * (size / start.square().mean().sqrt())

@@ -96,7 +96,7 @@ class _Told:
     """The convolutions, and of each the output channels whose gradient counts."""
 
     readers: Sequence[Reader]
-    heard: Sequence[Bool[Tensor, " output"]]
+    heard: Sequence[Bool[Tensor, " _"]]
 
     @property
     def entries(self) -> int:

@@ -11,6 +11,7 @@ from ..graph import Node
 from ..kinds import BatchStatisticsNorm, Convolution, over_channels
 from ..layers import rounding
 from .batch_statistics import behind_batch_statistics
+from .channel_sums import FARTHEST
 from .equations import affordable
 from .knowledge import Knowledge, Known
 from .rule import Setting
@@ -84,6 +85,8 @@ def reader_of(setting: Setting, known: Knowledge, node: Node) -> Reader:
     derivative = known.arriving[behind.name].values
     told, spread, is_told = _entering(known.activations.get(behind.name), derivative, scale, offset)
     shift, scaled = (setting.gradient(behind.name, role) for role in ("bias", "weight"))
+    off = [setting.deviation(behind.name, role) for role in ("bias", "weight")]
+    sums_off = [torch.zeros_like(scale) if one is None else one for one in off]
     return Reader(
         kind=node.kind,
         weight=setting.graph.tensors_of(node)["weight"],
@@ -96,7 +99,8 @@ def reader_of(setting: Setting, known: Knowledge, node: Node) -> Reader:
         told=told,
         spread=spread,
         is_told=is_told,
-        adds_up=_adds_up(derivative, shift),
+        adds_up=_adds_up(derivative, shift, off[0]),
+        sums_off=None if all(one is None for one in off) else (sums_off[0], sums_off[1]),
     ).of_outputs(live)
 
 
@@ -111,11 +115,11 @@ def _entering(
     return told, output.deviation.expand_as(like) / divisor.abs(), output.known
 
 
-def _adds_up(derivative: Tensor, shift: Tensor | None) -> Bool[Tensor, " output"]:
-    """Of which channels the derivative has the sum that was sent; of all where none was."""
+def _adds_up(derivative: Tensor, shift: Tensor | None, off: Tensor | None) -> Bool[Tensor, " output"]:
+    """Of which channels the derivative has the sum that was sent, to the rounding of that; of all where none was."""
     if shift is None:
         return torch.ones(derivative.shape[1], dtype=torch.bool)
-    total, off = stored(shift)
-    sums = ChannelSum(total, derivative.flatten(2), off)
+    total, rounding = stored(shift)
+    sums = ChannelSum(total, derivative.flatten(2), rounding if off is None else rounding + FARTHEST * off)
     everything = torch.ones_like(sums.terms)
     return sums.difference(everything).abs() <= sums.tolerance(everything)

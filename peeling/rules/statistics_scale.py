@@ -29,8 +29,11 @@ from .rule import Setting
 _ENOUGH = 100
 # Thresholds of open units that are tried, as shares of each image's root mean square.
 _THRESHOLDS = tuple(10 ** (-power / 2) for power in range(3, 15))
-# Channels off by more than so many medians count for nothing, in so many rounds; and deviations of the scale, of which
-# the median is two thirds of one, that count as its error.
+# So large a share of the channels, and so many, agree on the scale where it is right: in the others a unit may be on
+# the wrong side of the threshold, of which noise makes as many as there are channels.
+_SHARE, _FEWEST = 0.25, 8
+# Channels off by more than so many times what these are count for nothing, in so many rounds; and deviations of the
+# scale, of which the median is two thirds of one, that count as its error.
 _FAR, _ROUNDS, _DOUBT = 6.0, 8, 4.5
 
 
@@ -113,22 +116,30 @@ def scale_by_shift(values: Tensor, through: Tensor, beside: Tensor | None, shift
 
 
 def _fitted(column: Tensor, right: Tensor) -> Scale | None:
-    """One over the factor of a column, by least squares without the channels that are far off."""
+    """One over the factor of a column, by least squares over the channels that agree.
+
+    That of one channel which most nearly fits a share of them begins (least quantile of what is left): channels with a
+    unit on the wrong side may be more than half.
+    """
     live = column != 0
     if not bool(live.any()):
         return None
     column, right = column[live], right[live]
-    kept = torch.ones_like(right)
-    inverse, off = 0.0, right.abs()
+    agreeing = min(len(right), max(_FEWEST, round(_SHARE * len(right))))
+    each = right / column
+    # Of all channels that begin, and what each leaves of the others.
+    least = (right - each[:, None] * column).abs().kthvalue(agreeing, dim=1).values
+    inverse = float(each[torch.where(each > 0, least, torch.inf).argmin()])
+    off, kept = right.abs(), torch.ones_like(right)
     for _ in range(_ROUNDS):
+        off = (right - inverse * column).abs()
+        kept = (off <= _FAR * off.kthvalue(agreeing).values).double()
         square = float((kept * column.square()).sum())
         if not square > 0:
             return None
         inverse = float((kept * column * right).sum()) / square
-        off = (right - inverse * column).abs()
-        kept = (off <= _FAR * off.median()).double()
     if not inverse > 0:
         return None
-    typical = float(off.median())
+    typical = float(off[kept > 0].median())
     error = _DOUBT * typical / (float((kept * column.square()).sum()) ** 0.5 * inverse)
     return Scale(1 / inverse, error, typical / max(float(right.abs().median()), 1e-300))

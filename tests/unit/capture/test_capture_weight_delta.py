@@ -15,8 +15,11 @@ from gradinversion.capture import (
     BatchNormMode,
     CapturedUpdate,
     LocalTraining,
+    Reduction,
     UpdateError,
     UpdateKind,
+    as_gradient,
+    capture_gradient,
     capture_weight_delta,
     told,
 )
@@ -210,3 +213,16 @@ def test_steps_and_batches() -> None:
     assert LocalTraining(0.1).steps(7) == 1
     assert TRAINING.batches(5) == (range(2), range(2, 4), range(4, 5))
     assert TRAINING.steps(5) == 6
+
+
+@pytest.mark.parametrize("reduction", [Reduction.MEAN, Reduction.SUM])
+def test_a_gradient_that_was_read_off_a_step_tells_what_its_entries_were_divided_by(reduction: Reduction) -> None:
+    """So that who reads it knows the rounding of the weights in it."""
+    update = delta(local=LocalTraining(0.1, epochs=1)).stating(reduction=told(reduction))
+    found = as_gradient(update, network())
+    assert found.step_rate is not None
+    for name, gradient in found.gradients.items():
+        torch.testing.assert_close(-found.step_rate * gradient, update.gradients[name])
+    assert update.step_rate is None
+    sent = capture_gradient(network(), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+    assert as_gradient(sent, network()).step_rate is None

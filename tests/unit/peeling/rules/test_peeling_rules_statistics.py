@@ -108,5 +108,33 @@ def test_the_scale_is_told_by_the_shift_gradient_though_some_units_are_wrong() -
     assert scale_by_shift(torch.zeros_like(values), through, beside, total) is None
 
 
+def test_the_scale_is_told_where_most_channels_have_a_unit_on_the_wrong_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 60, 3, 3, generator=generator, dtype=torch.float64).clamp_min(0)
+    through = torch.randn(2, 60, 3, 3, generator=generator, dtype=torch.float64)
+    total = (through / 2.5 * (values > 0)).sum(dim=(0, 2, 3))
+    total[:40] += 0.3 * torch.randn(40, generator=generator, dtype=torch.float64)
+    found = scale_by_shift(values, through, None, total)
+    assert found is not None
+    assert found.factor == pytest.approx(2.5, rel=1e-9)
+    assert found.misfit < 1e-6
+
+
+def test_of_a_scale_on_which_no_channels_agree_the_error_says_so() -> None:
+    ratios, stated = list[float](), list[float]()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(2, 60, 3, 3, generator=generator, dtype=torch.float64).clamp_min(0)
+        through = torch.randn(2, 60, 3, 3, generator=generator, dtype=torch.float64)
+        total = (through / 2.5 * (values > 0)).sum(dim=(0, 2, 3))
+        total += 0.1 * total.abs().mean() * torch.randn(60, generator=generator, dtype=torch.float64)
+        found = scale_by_shift(values, through, None, total)
+        assert found is not None
+        ratios.append(abs(found.factor / 2.5 - 1) / found.error)
+        stated.append(found.error)
+    assert max(ratios) < 10
+    assert min(stated) > 1e-3
+
+
 def test_few_known_units_tell_no_scale() -> None:
     assert scale_by_known(torch.ones(1, 1, 2, 2, dtype=torch.float64), None) is None
