@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ _MOST_EVALUATIONS = 1000
 # A descent that got stuck begins again where it ended, blurred so often, while so many evaluations of each image are
 # left.
 _BLURRED = (1, 4)
+# Of images that descend as one those are stuck which leave more than this share of what the worst does.
+_STUCK = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,17 +92,23 @@ class ImageSearch:
         # The network in front may be known better than `least` allows for: what leaves more than others do is stuck.
         enough, clean = known.clamp_min(least), known.clamp_min(MET)
         left, begun_again = evaluations * len(start) - int(found.evaluations.sum()), 0
-        for times in () if cut.is_coupled else _BLURRED:
+        for times in _BLURRED:
             stuck = (found.misfit > clean).nonzero()[:, 0]
-            if not len(stuck) or left < FEWEST_EVALUATIONS * len(stuck):
+            if cut.is_coupled and len(stuck):
+                # Images that are stuck spoil the others' features by the statistics.
+                stuck = (found.misfit > _STUCK * found.misfit.max()).nonzero()[:, 0]
+            chosen = torch.arange(len(start)) if cut.is_coupled else stuck
+            if not len(stuck) or left < FEWEST_EVALUATIONS * len(chosen):
                 break
             self.tell(f"a descent that got stuck begins again at {len(stuck)} of {len(start)} images, blurred")
-            begun_again = max(begun_again, len(stuck))  # those of a second time are among those of the first
-            begun, most = _blurred(found.images[stuck], times), min(left // len(stuck), _MOST_EVALUATIONS)
-            told = descent_told(self.tell, most * len(stuck))
-            again = images_from_cut(cut.in_order(stuck), begun, *self.bounds, most, told, self.device)
+            begun_again = max(begun_again, len(stuck))  # those of a second time are mostly among those of the first
+            begun, most = found.images.clone(), min(left // len(chosen), _MOST_EVALUATIONS)
+            begun[stuck] = _blurred(begun[stuck], times)
+            told = descent_told(self.tell, most * len(chosen))
+            some = cut if cut.is_coupled else cut.in_order(chosen)
+            again = images_from_cut(some, begun[chosen], *self.bounds, most, told, self.device)
             left -= int(again.evaluations.sum())
-            found = _nearer(found, again, stuck)
+            found = _nearer_batch(found, again) if cut.is_coupled else _nearer(found, again, stuck)
         met, made = found.misfit <= enough, evaluations * len(start) - left
         return Descended(found.images, found.misfit, found.error, met, made, begun_again)
 
@@ -113,6 +121,12 @@ def _blurred(images: Tensor, times: int) -> Tensor:
     for _ in range(times):
         images = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), both, groups=channels)
     return images
+
+
+def _nearer_batch(found: Recovered, again: Recovered) -> Recovered:
+    """What leaves less of all features: images that share their statistics are no others one by one."""
+    better = again if float(again.misfit.norm()) < float(found.misfit.norm()) else found
+    return replace(better, evaluations=found.evaluations + again.evaluations)
 
 
 def _nearer(found: Recovered, again: Recovered, stuck: Int[Tensor, " stuck"]) -> Recovered:

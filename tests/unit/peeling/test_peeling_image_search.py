@@ -88,16 +88,30 @@ def test_what_got_no_nearer_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.misfit.tolist() == pytest.approx([0.3, 0.2, 1e-5])
 
 
-@pytest.mark.parametrize(("coupled", "evaluations"), [(True, 1000), (False, 20)])
-def test_nothing_is_looked_for_again_as_one_batch_or_without_operations(
-    monkeypatch: pytest.MonkeyPatch, coupled: bool, evaluations: int
-) -> None:
+@pytest.mark.parametrize("coupled", [True, False])
+def test_nothing_is_looked_for_again_without_operations(monkeypatch: pytest.MonkeyPatch, coupled: bool) -> None:
     descent = FakeDescent([[0.3, 0.3, 0.3]])
     search, cut = search_with(monkeypatch, descent, coupled)
-    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), evaluations)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 20)
     assert not found.met.any()
     assert found.begun_again == 0
     assert len(descent.asked) == 1
+
+
+def test_images_that_descend_as_one_begin_again_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that are stuck are blurred: they spoil the others' features by the statistics."""
+    descent = FakeDescent([[0.1, 0.3, 0.1], [0.2, 0.2, 0.2], [1e-5, 1e-5, 1e-5]])
+    search, cut = search_with(monkeypatch, descent, coupled=True)
+    blurred = list[int]()
+    monkeypatch.setattr(image_search, "_blurred", lambda images, times: blurred.append(len(images)) or images + times)
+    found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
+    assert found.met.all()
+    assert [len(start) for start, _ in descent.asked] == [COUNT] * 3
+    assert blurred == [1, 1]
+    # The second descent left more in all than the first, from which the third begins too, blurred more.
+    assert descent.asked[1][0][:, 0, 0, 0].tolist() == [1, 2, 1]
+    assert descent.asked[2][0][:, 0, 0, 0].tolist() == [1, 5, 1]
+    assert found.images[:, 0, 0, 0].tolist() == [3, 3, 3]
 
 
 def test_what_is_met_and_not_clean_is_looked_for_again_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,8 @@ def pooled() -> Behind:
     model, derived = Residual(pooled=True).eval(), list[Derivation]()
     update = update_of(model)[0]
 
-    def kept(*given: Any) -> Derivation:
-        derived.append(derive(*given))
+    def kept(*given: Any, **named: Any) -> Derivation:
+        derived.append(derive(*given, **named))
         return derived[-1]
 
     with pytest.MonkeyPatch.context() as patched:
@@ -241,7 +241,7 @@ def test_behind_max_pooling_the_key_is_named_for_what_it_left_out_and_never_as_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = pooled.found.start if start else None
-    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_, **__: pooled.derivation)
     monkeypatch.setattr(Cut, "is_coupled", coupled)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: object() if stem else None)
     monkeypatch.setattr(recovery, "winners_operations", lambda _: 2.5e13)
@@ -265,7 +265,7 @@ def test_what_the_contrast_of_the_start_is_follows_from_what_was_done(
     assert pooled.found.start is not None
     made = decoded_start.SmoothStart(pooled.found.start, None, torch.tensor([0.01]) if fitted else None, widened)
     monkeypatch.setattr(recovery, "smooth_start", lambda *_: made)
-    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_, **__: pooled.derivation)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: None)
     monkeypatch.setattr(recovery, "contrast_of", lambda *_: Contrast.HIDDEN if hidden else Contrast.SEEN)
     message = recover_images(pooled.update, pooled.model).message
@@ -276,7 +276,7 @@ def test_what_the_contrast_of_the_start_is_follows_from_what_was_done(
 def test_winners_that_fit_the_operations_but_have_no_start_name_the_key(
     pooled: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fewer_images, "derive", lambda *_: pooled.derivation)
+    monkeypatch.setattr(fewer_images, "derive", lambda *_, **__: pooled.derivation)
     monkeypatch.setattr(recovery, "find_stem", lambda *_: object())
     monkeypatch.setattr(recovery, "winners_operations", lambda _: 1.0)
     monkeypatch.setattr(recovery, "decoded_start", lambda *_: (None, None))
