@@ -103,7 +103,12 @@ def test_images_that_descend_as_one_begin_again_as_one(monkeypatch: pytest.Monke
     descent = FakeDescent([[0.1, 0.3, 0.1], [0.2, 0.2, 0.2], [1e-5, 1e-5, 1e-5]])
     search, cut = search_with(monkeypatch, descent, coupled=True)
     blurred = list[int]()
-    monkeypatch.setattr(image_search, "_blurred", lambda images, times: blurred.append(len(images)) or images + times)
+
+    def blur(images: Tensor, times: int) -> Tensor:
+        blurred.append(len(images))
+        return images + times
+
+    monkeypatch.setattr(image_search, "_blurred", blur)
     found = search.descend(cut, torch.zeros(COUNT, *SHAPE), 1000)
     assert found.met.all()
     assert [len(start) for start, _ in descent.asked] == [COUNT] * 3
