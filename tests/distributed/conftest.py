@@ -15,9 +15,8 @@ import ray
 import torch
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.cluster import launch, reconstruct
-from gradinversion.cluster.ray_internals import lean
 from gradinversion.coordinator import AttackConfig, Reconstruction
-from gradinversion.forking import fork_server, handing_over
+from gradinversion.forking import fork_server
 from torch import nn
 
 from .nodes import Begin, Nodes, Run
@@ -29,24 +28,23 @@ _LOOK_SECONDS = 0.02
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[None]:
-    """Agents and coordinators are forked, as in a run on one machine: their libraries take each four seconds."""
+    """On clusters of several nodes agents and coordinators are forked: their libraries take each four seconds."""
     with fork_server():
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray(forks: None) -> None:
+def local_ray() -> None:
     """That of the module before, where it is still there: to start Ray and its idle workers costs seconds of a core."""
     if not ray.is_initialized():
-        with handing_over() as script, lean(script):
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=100 * 2**20,
-            )
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 * 2**20,
+        )
 
 
 @pytest.hookimpl(trylast=True)
