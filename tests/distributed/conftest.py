@@ -16,7 +16,6 @@ import torch
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.cluster import launch, reconstruct
 from gradinversion.coordinator import AttackConfig, Reconstruction
-from gradinversion.forking import fork_server
 from torch import nn
 
 from .nodes import Begin, Nodes, Run
@@ -24,13 +23,6 @@ from .nodes import Begin, Nodes, Run
 # A condition is looked at so often before it is taken never to come true: some minutes.
 TRIES = 12_000
 _LOOK_SECONDS = 0.02
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[None]:
-    """On clusters of several nodes agents and coordinators are forked: their libraries take each four seconds."""
-    with fork_server():
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,9 +22,7 @@ from gradinversion.capture import CapturedUpdate
 from gradinversion.cluster import reconstruct, stop
 from gradinversion.cluster.launch import run_name
 from gradinversion.cluster.ray_group import NAMESPACE
-from gradinversion.cluster.ray_internals import lean
 from gradinversion.coordinator import AttackConfig, Reconstruction, Status, Storage
-from gradinversion.forking import handing_over
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 from torch import nn
@@ -85,20 +83,16 @@ class Nodes:
         head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder.name}
         head |= {"object_store_memory": OBJECT_STORE_BYTES, "_system_config": HEALTH_CHECKS}
         # Other runs on this machine must not find this cluster.
-        with patch("ray._private.utils.write_ray_address"), handing_over() as script, lean(script):
+        with patch("ray._private.utils.write_ray_address"):
             self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self._frozen: dict[Any, list[int]] = {}
 
-    def add(self, cpus: float = 1, gpus: float = 0, forks: bool = True) -> Any:
-        """A new worker node, which ends what runs on it together with itself where it does not fork.
-
-        A GPU need not exist: Ray believes what it is told.
-        """
-        with handing_over() as script, lean(script if forks else None):
-            return self._cluster.add_node(
-                num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE_BYTES, temp_dir=self._folder.name
-            )
+    def add(self, cpus: float = 1, gpus: float = 0) -> Any:
+        """A new worker node. (A GPU need not exist: Ray believes what it is told.)"""
+        return self._cluster.add_node(
+            num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE_BYTES, temp_dir=self._folder.name
+        )
 
     @property
     def head(self) -> str:
@@ -117,13 +111,13 @@ class Nodes:
 
     def kill(self, node: Any) -> None:
         """As a machine that loses its power."""
-        tell(self._processes(node), signal.SIGKILL)
+        tell(descendants(_raylet(node)), signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
         self._frozen.pop(node, None)
 
     def freeze(self, node: Any) -> None:
         """As a machine that the network does not reach: nothing of it moves."""
-        self._frozen[node] = self._processes(node)
+        self._frozen[node] = descendants(_raylet(node))
         tell(self._frozen[node], signal.SIGSTOP)
 
     def thaw(self, node: Any, workers_only: bool = False) -> None:
@@ -144,12 +138,6 @@ class Nodes:
             self.add()
         for node in self.workers()[count:]:
             self.kill(node)
-
-    def _processes(self, node: Any) -> list[int]:
-        """Its raylet, all below that, and its actors: these may be forked by another process."""
-        actors = ray._private.state.actors().values() if ray.is_initialized() else []
-        found = {actor["Pid"] for actor in actors if actor["Address"]["NodeID"] == node.node_id and actor["Pid"]}
-        return [*descendants(_raylet(node)), *sorted(found), *self._frozen.get(node, [])]
 
     def close(self) -> None:
         """End all of it."""

@@ -35,7 +35,7 @@ TINY = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray(forks: None) -> Iterator[Nodes]:
+def local_ray() -> Iterator[Nodes]:
     nodes = Nodes()
     for _ in range(2):
         nodes.add(cpus=2)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray(forks: None) -> Iterator[Nodes]:
+def local_ray() -> Iterator[Nodes]:
     nodes = Nodes()
     yield nodes
     nodes.close()

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray(forks: None) -> Iterator[Nodes]:
+def local_ray() -> Iterator[Nodes]:
     nodes = Nodes()
     yield nodes
     nodes.close()
@@ -131,7 +131,7 @@ def test_what_a_frozen_agent_does_later_does_not_count(
 def test_a_frozen_coordinator_is_replaced_and_fenced_off(
     nodes: Nodes, begin: Begin, whole: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside = nodes.add(cpus=0, forks=False)
+    aside = nodes.add(cpus=0)
     monkeypatch.setattr(launch, "CoordinatorActor", Aside(aside.node_id))
     run = begin(CONFIG)
     run.until_amid(1, round=1)
