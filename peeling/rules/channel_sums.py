@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checksums import ChannelSum, stored
 from .rule import Setting
 
-FARTHEST = 3.0
-"""Deviations that a shift's own rounding may make, in a weight delta."""
+# Deviations that a shift's own rounding may make, in a weight delta.
+_FARTHEST = 3.0
 
 
 def shift_gradients(setting: Setting, rectifier: str) -> list[Tensor]:
@@ -52,7 +52,17 @@ def channel_sums(setting: Setting, rectifier: str, unmasked: Tensor) -> list[Cha
     terms = unmasked.reshape(*unmasked.shape[:2], -1)
     found = list[ChannelSum]()
     for value, gradient in _summing(setting, rectifier):
-        total, rounding = stored(gradient)
-        deviation = setting.deviation(value, "bias")
-        found.append(ChannelSum(total, terms, rounding if deviation is None else rounding + FARTHEST * deviation))
+        found.append(channel_sum(gradient, terms, setting.deviation(value, "bias")))
     return found
+
+
+def channel_sum(gradient: Tensor, terms: Tensor, deviation: Tensor | None) -> ChannelSum:
+    """One such gradient and the terms of its sum, with what the rounding of both lets them differ by.
+
+    Args:
+        gradient: In the type it was sent in.
+        terms: ``(image, channel, place)``.
+        deviation: Of the gradient's entries; None where all of them are known as well (`Setting.deviation`).
+    """
+    total, rounding = stored(gradient)
+    return ChannelSum(total, terms, rounding if deviation is None else rounding + _FARTHEST * deviation)

@@ -18,8 +18,8 @@ from .statistics_equations import Reader
 # A direction of places that the equations see less of than this, relative, is in none of them.
 _UNSEEN = 1e-9
 # A level that no equation sees is where the least units are zero: so many within this share of the root mean square,
-# or, where that is less than noise makes of zeros, within so many of its deviations; there a few more must be alike,
-# which in a channel without zeros chance brings about too.
+# or, where that is less than noise makes of zeros, within so many of its deviations. There more must be alike, since
+# chance brings two so near to each other in a channel without zeros.
 _LEAST_UNITS, _ALIKE = 2, 1e-4
 _LEAST_IN_NOISE, _WITHIN = 4, 10.0
 

@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..checksums import ChannelSum, stored
 from ..graph import Node
 from ..kinds import BatchStatisticsNorm, Convolution, over_channels
 from ..layers import rounding
 from .batch_statistics import behind_batch_statistics
-from .channel_sums import FARTHEST
+from .channel_sums import channel_sum
 from .equations import affordable
 from .knowledge import Knowledge, Known
 from .rule import Setting
@@ -119,7 +118,6 @@ def _adds_up(derivative: Tensor, shift: Tensor | None, off: Tensor | None) -> Bo
     """Of which channels the derivative has the sum that was sent, to the rounding of that; of all where none was."""
     if shift is None:
         return torch.ones(derivative.shape[1], dtype=torch.bool)
-    total, rounding = stored(shift)
-    sums = ChannelSum(total, derivative.flatten(2), rounding if off is None else rounding + FARTHEST * off)
+    sums = channel_sum(shift, derivative.flatten(2), off)
     everything = torch.ones_like(sums.terms)
     return sums.difference(everything).abs() <= sums.tolerance(everything)
