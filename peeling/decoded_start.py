@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +13,14 @@ from .config import PeelingConfig
 from .cut import (
     FEWEST_STEPS,
     REFINING,
-    STEPS,
     Cut,
     Decoded,
+    Descents,
+    Projections,
     decode,
     decode_with,
     decoder_photos,
+    descents,
     fit_decoder,
     has_blocks,
     photo_crops,
@@ -40,11 +42,11 @@ _MORE_CROPS, _MOST_NUMBERS = 1500, 2**26
 # The square of places that a block of pixels is made from then, where its features are so many at most: their products
 # are solved for.
 _REACH, _MOST_FEATURES = 3, 3000
-# Behind max-pooling the descent does most: fewer photos and no network, which hardly add to it, and fewer steps unless
-# batch norm couples the images, whose descent takes longer.
-_POOLED_STEPS = 400
-# Pixels of the images that descend at once: what a network keeps of them is a hundred times as much.
-_AT_ONCE = 200_000
+# Pixels of the images that descend at once: what a network keeps of them is a hundred times as much. The second of a
+# batch that must stay together, since something is known of it as a whole.
+_AT_ONCE, _TOGETHER = 200_000, 450_000
+# Of the steps that are affordable, what several descents may take together.
+_AGAIN = 0.75
 # Of photos that were held out, as a share of their variance about their mean: where the linear decoder explains less,
 # what the features leave open outweighs them, and its images are nearer to a photo than what the small network or the
 # descent makes of them.
@@ -84,6 +86,10 @@ class SmoothStart:
     """What the images leave of their features, relative; None where there was no descent on these."""
     widened: bool = False
     """Whether their contrast is the widest that pixels allow, as the features hide it."""
+    descents: int = 0
+    """How many there were, one after another; the images are a mean of their ends."""
+    readers: tuple[str, ...] = ()
+    """Convolutions in front of the features: what their gradients tell of their inputs the descent had to meet too."""
     explained: float = 1.0
     """Share of the variance of photos that were held out that the linear decoder explains; 1 where another made it."""
 
@@ -92,8 +98,37 @@ class SmoothStart:
         """Whether that is so little that nothing but the linear decoder comes nearer to photos."""
         return self.explained < _EXPLAINED
 
+    @property
+    def said(self) -> str:
+        """How it was made, as the end of a sentence; empty where the decoder's images were left as they are."""
+        if self.is_faint:
+            return (
+                ", which tells little of an image: of photos that were held out it explains "
+                f"{self.explained:.0%} of what they differ by from their mean, so that colours and coarse forms are "
+                "all that is guessed"
+            )
+        if self.misfit is None:
+            return ""
+        gradients = ""
+        if self.readers:
+            whose = " and ".join(filter(None, (", ".join(self.readers[:-1]), self.readers[-1])))
+            its = (
+                "gradient of {} tells of its input"
+                if len(self.readers) == 1
+                else "gradients of {} tell of their inputs"
+            )
+            gradients = f", to have what the {its.format(whose)}"
+        open_ = "where that leaves it open" if gradients else "where they leave it open"
+        by, what = ("a descent", "it") if self.descents == 1 else (f"{self.descents} descents", "their mean")
+        return (
+            f", made by {by} to have them{gradients} and to be smooth {open_} ({what} leaves "
+            f"{float(self.misfit.max()):.1g} of the features' length at most)"
+        )
 
-def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
+
+def smooth_start(
+    search: ImageSearch, cut: Cut, projected: Callable[[], Sequence[Projections]] = tuple
+) -> SmoothStart | None:
     """The same where features are fewer than pixels, or a maximum hides pixels, and what is open has to be guessed:
     from more photos, mended by a small network, and then made to have the features and to be smooth; without both where
     the features tell too little of an image (`SmoothStart.is_faint`). None where no start is affordable.
@@ -105,7 +140,8 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
 
     Args:
         search: Effort, and the photos.
-        cut: With the features.
+        cut: With the features, of all images that the derivation is of.
+        projected: Finds what is known of values in front of it; asked where there is a descent.
 
     Raises:
         ImageError: The photos cannot be had.
@@ -119,21 +155,28 @@ def smooth_start(search: ImageSearch, cut: Cut) -> SmoothStart | None:
     crops, photos, pictures = _crops(search, count)
     decoded, explained = _guess(search, cut, crops, pictures)
     found = SmoothStart(decoded, photos, explained=explained)
-    # A descent takes a pass forwards and a derivative, which costs twice as much.
-    affordable = int(search.config.operations / (3 * search.update.image_count * _each(cut)))
-    steps = min(_POOLED_STEPS if cut.is_pooled and not cut.is_coupled else STEPS, affordable)
-    if found.is_faint or steps < FEWEST_STEPS:
+    planned = _planned(search, cut)
+    if found.is_faint or planned.steps < FEWEST_STEPS:
         return found
-    together = len(decoded.images) if cut.is_coupled else max(1, _AT_ONCE // (height * width))
+    fits = cut.is_coupled or len(decoded.images) * height * width <= _TOGETHER
+    projections = projected() if fits else ()
+    whole = cut.is_coupled or bool(projections)
+    together = len(decoded.images) if whole else max(1, _AT_ONCE // (height * width))
+    steps = planned.steps * planned.most
     parts = torch.split(torch.arange(len(decoded.images)), together)
     descended = list[tuple[Tensor, Tensor, bool]]()
     for number, some in enumerate(parts):
         told = _steps_told(search.tell, number * steps, len(parts) * steps)
         own = cut.in_order(some)
-        descended.append(smooth_images(own, decoded.images[some], *search.bounds, steps, told, search.device))
+        descended.append(
+            smooth_images(own, decoded.images[some], *search.bounds, planned, told, search.device, projections)
+        )
     images, misfit, widened = zip(*descended, strict=True)
     made = replace(decoded, images=torch.cat(images), fitted=True)
-    return replace(found, decoded=made, misfit=torch.cat(misfit), widened=any(widened))
+    readers = tuple(name for one in projections for name in one.readers)
+    return replace(
+        found, decoded=made, misfit=torch.cat(misfit), widened=any(widened), readers=readers, descents=planned.most
+    )
 
 
 def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple[Decoded, float]:
@@ -151,6 +194,15 @@ def _guess(search: ImageSearch, cut: Cut, crops: Tensor, pictures: int) -> tuple
         return Decoded(decoder.images([place.values for place in cut.places]), error), explained
     search.tell("a small network that mends what the decoder makes")
     return Decoded(refine(cut, decoder, crops, search.device), error), explained
+
+
+def _planned(search: ImageSearch, cut: Cut) -> Descents:
+    """As many descents, and as long, as are affordable; no steps where none is."""
+    usual = descents(cut)
+    # A descent takes a pass forwards and a derivative, which costs twice as much.
+    affordable = search.config.operations / (3 * search.update.image_count * _each(cut))
+    most = min(usual.most, max(1, int(_AGAIN * affordable / usual.steps)))
+    return replace(usual, steps=min(usual.steps, int(affordable)), most=most)
 
 
 def _each(cut: Cut) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,8 +17,10 @@ from .cut import (
     Cut,
     Decoded,
     NoCut,
+    Projections,
     Stem,
     find_cut,
+    find_projections,
     find_stem,
     images_by_winners,
     is_open_question,
@@ -158,7 +161,7 @@ def _with_buffers(derivation: Derivation, shown: int, search: ImageSearch, model
     left_out: tuple[str, ...] = () if stem is None or fits else (_WINNERS,)
     try:
         if guessed:
-            return _smooth(found, search, cut, left_out)
+            return _smooth(found, search, cut, left_out, partial(find_projections, derivation, update, shown))
         found = _with_start(found, search, cut)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
@@ -188,7 +191,13 @@ def _none_looked_for(record: PeelingRecord, config: PeelingConfig, why: str, lef
     )
 
 
-def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str, ...]) -> Recovery:
+def _smooth(
+    found: Recovery,
+    search: ImageSearch,
+    cut: Cut,
+    left_out: tuple[str, ...],
+    projected: Callable[[], Sequence[Projections]],
+) -> Recovery:
     """With a start that is smooth where the features leave it open; it is never taken for the private images.
 
     Args:
@@ -196,27 +205,19 @@ def _smooth(found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str,
         search: Effort, and the photos.
         cut: With the features.
         left_out: What takes more operations than are allowed.
+        projected: Finds what is known of values in front of the cut.
 
     Raises:
         ImageError: The photos cannot be had.
     """
     assert found.record is not None
-    start = smooth_start(search, cut)
+    start = smooth_start(search, cut, projected)
     why = f"{_HIDDEN if cut.is_pooled else _FEWER}, and many images have them"
     if start is None:
         return replace(found, message=_none_looked_for(found.record, search.config, why, (*left_out, _START)))
     why += ". The attack starts at what a decoder fitted on public photos makes of the features"
-    if start.misfit is not None:
-        why += (
-            ", made by a descent to have them and to be smooth where they leave it open (it leaves "
-            f"{float(start.misfit.max()):.1g} of the features' length at most)"
-        )
-    elif start.is_faint:
-        why += (
-            f", which tells little of an image: of photos that were held out it explains {start.explained:.0%} of what "
-            "they differ by from their mean, so that colours and coarse forms are all that is guessed"
-        )
-    else:
+    why += start.said
+    if start.misfit is None and not start.is_faint:
         left_out += (_DESCENT,)
     if start.widened:
         why += f". {CONTRAST_HIDDEN}: {WIDEST}"

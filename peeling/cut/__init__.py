@@ -12,31 +12,35 @@ from .grid import GridEvidence, grid_evidence
 from .own_decoder import DecoderFactory, decode_with
 from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, features_off, find_cut
+from .projections import Projections, find_projections
 from .refining import REFINING, refine
-from .smooth import FEWEST_STEPS, STEPS, is_open_question, smooth_images
+from .smooth import FEWEST_STEPS, Descents, descents, is_open_question, smooth_images
 from .winners import Stem, find_stem, images_by_winners, winners_operations
 
 __all__ = [
     "FEWEST_STEPS",
     "REFINING",
-    "STEPS",
     "Contrast",
     "Cut",
     "Decoded",
     "DecoderFactory",
+    "Descents",
     "GridEvidence",
     "LinearDecoder",
     "NoCut",
     "Photos",
     "Place",
+    "Projections",
     "Recovered",
     "Stem",
     "contrast_by_grid",
     "decode",
     "decode_with",
     "decoder_photos",
+    "descents",
     "features_off",
     "find_cut",
+    "find_projections",
     "find_stem",
     "fit_decoder",
     "grid_evidence",

@@ -60,14 +60,17 @@ class Cut:
     graph: Graph
     places: tuple[Place, ...]
 
-    def forward(self, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
-        """A function from images, as the model is given them, to the values in front of the places' rectifiers."""
+    def forward(
+        self, dtype: torch.dtype, device: torch.device, others: Sequence[str] = ()
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """A function from images, as the model is given them, to the values in front of the places' rectifiers, and to
+        others on the way there."""
         nodes = self._nodes
         like = torch.empty(0, dtype=dtype, device=device)
         tensors = {node.name: self.graph.tensors_of(node, like) for node in nodes}
         # What no later operation reads is let go of.
         last = {name: node.name for node in nodes for name in node.inputs}
-        wanted = {place.before for place in self.places}
+        wanted = [*(place.before for place in self.places), *others]
 
         def run(images: Tensor) -> list[Tensor]:
             values = {self.graph.images: images}
@@ -76,7 +79,7 @@ class Cut:
                 for name in set(node.inputs):
                     if last[name] == node.name and name not in wanted:
                         del values[name]
-            return [values[place.before] for place in self.places]
+            return [values[name] for name in wanted]
 
         return run
 

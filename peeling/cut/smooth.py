@@ -14,7 +14,8 @@ take it away.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,16 +24,46 @@ from torch import Tensor
 from ...priors.total_variation import colour_total_variation
 from .contrast import hides_contrast, widest_contrast
 from .places import Cut, features_off
+from .projections import Projections
 
-# Weights of total variation, of pixels in [0, 1], against the squared relative misfit; each for a part of the steps.
-_WEIGHTS = (0.7, 0.35, 0.17, 0.09)
-STEPS = 1600
+
+@dataclass(frozen=True)
+class Descents:
+    """How the images descend: some times, each time from where they ended, smooth at first and sharper in the end.
+
+    What features leave open comes out otherwise each time, and what they tell alike; so the mean of the ends, without
+    the first of several, which is still on its way, is nearer to a photo than any of them.
+    """
+
+    steps: int
+    """Of each."""
+    most: int
+    """So many at most."""
+    rate: float
+    """Of Adam, in pixels in [0, 1], at first; it falls to `_LAST_RATE` in half a cosine."""
+    weights: tuple[float, ...]
+    """Of total variation, of pixels in [0, 1], against the squared relative misfit; each for a part of the steps."""
+
+
+# Where batch norm couples the images one descent takes longer; behind max-pooling it is less far to the features.
+_COUPLED = Descents(1600, 1, 0.02, (0.7, 0.35, 0.17, 0.09))
+_OPEN = Descents(800, 3, 0.07, (0.7, 0.3, 0.1, 0.04))
+_POOLED = replace(_OPEN, steps=400, most=4)
 FEWEST_STEPS = 100
 """With fewer the features are not met."""
+# With no more descents than these, the first one counts too.
+_FEW = 2
 # Pixels beyond their range, of a contrast that nothing but that range tells.
 _OUTSIDE = 0.01
-# Of Adam, in pixels in [0, 1]; it falls to a twentieth in half a cosine.
-_RATE, _LAST_RATE = 0.02, 0.001
+# With fewer steps than usual the first rate is less in proportion, since they are too few to settle again, to this one.
+_LEAST_RATE, _LAST_RATE = 0.02, 0.001
+
+
+def descents(cut: Cut) -> Descents:
+    """Those from this cut."""
+    if cut.is_coupled:
+        return _COUPLED
+    return _POOLED if cut.is_pooled else _OPEN
 
 
 def is_open_question(cut: Cut) -> bool:
@@ -48,9 +79,10 @@ def smooth_images(
     start: Float[Tensor, "image channel height width"],
     lowest: Tensor,
     highest: Tensor,
-    steps: int = STEPS,
+    planned: Descents,
     on_step: Callable[[int], None] | None = None,
     device: torch.device | None = None,
+    projections: Sequence[Projections] = (),
 ) -> tuple[Float[Tensor, "image channel height width"], Float[Tensor, " image"], bool]:
     """The images, as the model is given them; what each leaves of its features, relative; and whether these hide the
     contrast, which is then the widest that pixels allow.
@@ -60,50 +92,64 @@ def smooth_images(
         start: Images as the model is given them; all of the batch where batch norm couples them.
         lowest: What black is to the model, ``(channel, 1, 1)``.
         highest: What white is.
-        steps: Of the descent.
-        on_step: Called with how many were made.
+        planned: How often they descend, and how far each time.
+        on_step: Called with how many steps were made.
         device: On which the model is run.
+        projections: Of values in front of the cut, to be met too; then the images must be all that they are sums over.
     """
     device = device or torch.device("cpu")
     low, high = lowest.to(device, torch.float32), highest.to(device, torch.float32)
-    misfits = _misfits(cut, device)
+    misfits = _misfits(cut, device, projections)
     pixels = ((start.to(device, torch.float32) - low) / (high - low)).clamp(0, 1).requires_grad_()
     is_hidden = hides_contrast(cut, start)
-    optimiser = torch.optim.Adam([pixels], _RATE, betas=(0.9, 0.99))
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1), _LAST_RATE)
-    for step in range(steps):
-        weight = _WEIGHTS[step * len(_WEIGHTS) // steps]
-        # A mean over the batch: as much for each image, however many there are.
-        variation = len(pixels) * colour_total_variation(pixels)
-        loss = misfits(low + (high - low) * pixels).sum() + weight * variation
-        (pixels.grad,) = torch.autograd.grad(loss, pixels)
-        optimiser.step()
-        falling.step()
-        with torch.no_grad():
-            if is_hidden:
-                given = low + (high - low) * pixels
-                pixels.copy_((widest_contrast(given, low, high, _OUTSIDE) * given - low) / (high - low))
-            pixels.clamp_(0, 1)
-        if on_step is not None:
-            on_step(step + 1)
+    usual = descents(cut)
+    rate = max(_LEAST_RATE, usual.rate * min(planned.steps / usual.steps, 1.0))
+    ends = list[Tensor]()
+    for descent in range(planned.most):
+        optimiser = torch.optim.Adam([pixels], rate, betas=(0.9, 0.99))
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(planned.steps, 1), _LAST_RATE)
+        for step in range(planned.steps):
+            weight = planned.weights[step * len(planned.weights) // planned.steps]
+            # A mean over the batch: as much for each image, however many there are.
+            variation = len(pixels) * colour_total_variation(pixels)
+            features, projected = misfits(low + (high - low) * pixels)
+            # As much for each image too: what it would have, were all of them off alike.
+            loss = features.sum() + len(pixels) * projected + weight * variation
+            (pixels.grad,) = torch.autograd.grad(loss, pixels)
+            optimiser.step()
+            falling.step()
+            with torch.no_grad():
+                if is_hidden:
+                    given = low + (high - low) * pixels
+                    pixels.copy_((widest_contrast(given, low, high, _OUTSIDE) * given - low) / (high - low))
+                pixels.clamp_(0, 1)
+            if on_step is not None:
+                on_step(descent * planned.steps + step + 1)
+        ends.append(pixels.detach().clone())
     with torch.no_grad():
-        images = low + (high - low) * pixels
-        return images.cpu().double(), misfits(images).sqrt().cpu().double(), is_hidden
+        settled = ends[1:] if len(ends) > _FEW else ends
+        images = low + (high - low) * torch.stack(settled).mean(dim=0)
+        return images.cpu().double(), misfits(images)[0].sqrt().cpu().double(), is_hidden
 
 
-def _misfits(cut: Cut, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Squares of what images leave of their features, relative to the length of these."""
-    forward = cut.forward(torch.float32, device)
+def _misfits(
+    cut: Cut, device: torch.device, projections: Sequence[Projections]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Squares of what images leave of their features, relative to the length of these, and of all projections."""
+    forward = cut.forward(torch.float32, device, [one.value for one in projections])
     targets = [place.values.to(device, torch.float32) for place in cut.places]
     units = [(place.is_open.to(device), place.is_held.to(device)) for place in cut.places]
     lengths = [target.flatten(1).square().sum(dim=1).clamp_min(1e-30) for target in targets]
+    sums = [one.to(torch.float32, device) for one in projections]
 
-    def misfits(images: Tensor) -> Tensor:
-        told = zip(forward(images), targets, units, lengths, strict=True)
+    def misfits(images: Tensor) -> tuple[Tensor, Tensor]:
+        values = forward(images)
+        told = zip(values, targets, units, lengths, strict=False)
         parts = [
             features_off(value, target, is_open, is_held).flatten(1).square().sum(dim=1) / length
             for value, target, (is_open, is_held), length in told
         ]
-        return torch.stack(parts).sum(dim=0)
+        off = [one.off(value) for one, value in zip(sums, values[len(targets) :], strict=True)]
+        return torch.stack(parts).sum(dim=0), torch.stack([images.new_zeros(()), *off]).sum()
 
     return misfits
