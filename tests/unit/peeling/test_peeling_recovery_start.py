@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from gradinversion.capture import capture_gradient
 from gradinversion.peeling import PeelingConfig, decoded_start
-from gradinversion.peeling.cut import photo_crops, public_photos, refine
+from gradinversion.peeling.cut import descents, photo_crops, public_photos, refine
 from gradinversion.peeling.recovery import recover_images
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ def test_features_that_are_fewer_than_the_pixels_give_a_smooth_start(
 ) -> None:
     monkeypatch.setattr(decoded_start, "_EXPLAINED", least)
     monkeypatch.setattr(decoded_start, "FEWEST_STEPS", fewest)
-    monkeypatch.setattr(decoded_start, "STEPS", 200)
+    monkeypatch.setattr(decoded_start, "descents", lambda cut: replace(descents(cut), steps=200, most=1))
     model, told = Narrow().eval(), list[str]()
     picture = public_photos(without=("astronaut", "chelsea", "coffee", "rocket"))["motorcycle"]
     images = photo_crops([picture], (32, 32), 2, 9)

@@ -14,7 +14,7 @@ from gradinversion.capture import CapturedUpdate, capture_gradient, load_images
 from gradinversion.capture.facts import all_assumed
 from gradinversion.coordinator import AttackConfig
 from gradinversion.peeling import PeelingConfig, decoded_start, recovery
-from gradinversion.peeling.cut import refine
+from gradinversion.peeling.cut import descents, refine
 from gradinversion.peeling.image_search import ImageSearch
 from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovered import Recovery
@@ -168,7 +168,7 @@ def test_images_with_the_right_features_that_are_others_are_left_out(monkeypatch
 
 def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoded_start, "refine", functools.partial(refine, steps=5))
-    monkeypatch.setattr(decoded_start, "STEPS", 100)
+    monkeypatch.setattr(decoded_start, "descents", lambda cut: replace(descents(cut), steps=100, most=1))
     model, labels = Residual(stem=8, stride=2).eval(), torch.tensor([8, 1, 5])
     prepared = prepare(capture_gradient(model, _photos(16), labels), model, AttackConfig(peeling=ENOUGH).request)
     assert prepared.target.anchor is None or prepared.target.anchor.module != "stem"
@@ -182,7 +182,7 @@ def test_features_that_are_fewer_than_the_pixels_give_a_start_alone(monkeypatch:
 
 @pytest.mark.parametrize("zeroed", ["stem.", "halved.", "quartered.", "conv1.", "conv2."])
 def test_a_gradient_of_zeros_ends_no_attack(case: Case, zeroed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded_start, "STEPS", 100)
+    monkeypatch.setattr(decoded_start, "descents", lambda cut: replace(descents(cut), steps=100, most=1))
     model, update, images, labels = case
     gradients = {n: g * 0 if n.startswith(zeroed) else g for n, g in update.gradients.items()}
     prepared = prepare(replace(update, gradients=gradients), model, AttackConfig(peeling=ENOUGH).request)

@@ -7,8 +7,10 @@ import torch
 from gradinversion.capture import BatchNormMode
 from gradinversion.peeling.cut import (
     Cut,
+    Descents,
     Place,
     decode,
+    descents,
     fit_decoder,
     is_open_question,
     photo_crops,
@@ -23,6 +25,10 @@ from torch import Tensor, nn
 
 PIXELS = 32
 LOW, HIGH = torch.zeros(3, 1, 1, dtype=torch.float64), torch.ones(3, 1, 1, dtype=torch.float64)
+
+
+def planned(cut: Cut, steps: int, most: int = 1) -> Descents:
+    return replace(descents(cut), steps=steps, most=most)
 
 
 def photos(count: int, seed: int) -> Tensor:
@@ -133,7 +139,7 @@ def test_a_held_back_unit_counts_as_its_ceiling_in_photos_too(cut: Cut) -> None:
 def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tensor) -> None:
     start = decode(cut, given(photos(100, 0))).images
     seen: list[int] = []
-    images, misfit, is_hidden = smooth_images(cut, start, given(LOW), given(HIGH), 200, seen.append)
+    images, misfit, is_hidden = smooth_images(cut, start, given(LOW), given(HIGH), planned(cut, 200), seen.append)
     assert not is_hidden
     assert bool((off(images, private) < off(start, private)).all())
     assert float(off(images, private).mean()) < 0.9 * float(off(start, private).mean())
@@ -147,10 +153,28 @@ def test_smooth_images_have_the_features_and_are_nearer(cut: Cut, private: Tenso
     assert bool((left <= 1.01 * misfit + 1e-6).all())
 
 
+def test_several_descents_go_on_one_after_another_and_give_the_mean_of_the_later_ones(
+    cut: Cut, private: Tensor
+) -> None:
+    begun = decode(cut, given(photos(100, 0))).images
+    seen: list[int] = []
+    mean, misfit, _ = smooth_images(cut, begun, given(LOW), given(HIGH), planned(cut, 40, 3), seen.append)
+    assert seen == list(range(1, 121))
+    ends = [begun]
+    for _ in range(3):
+        ends.append(smooth_images(cut, ends[-1], given(LOW), given(HIGH), planned(cut, 40))[0])
+    torch.testing.assert_close(mean, (ends[2] + ends[3]) / 2, atol=1e-3, rtol=1e-3)
+    assert float(off(mean, private).mean()) < float(off(ends[1], private).mean())
+    (reached,) = cut.features(torch.float64, torch.device("cpu"))(mean)
+    target = cut.places[0].values
+    left = (reached - target).flatten(1).norm(dim=1) / target.flatten(1).norm(dim=1)
+    torch.testing.assert_close(left, misfit, atol=2e-2, rtol=0.1)
+
+
 def test_an_image_does_not_depend_on_the_others(cut: Cut) -> None:
     start = decode(cut, given(photos(100, 0))).images
-    both, *_ = smooth_images(cut, start, given(LOW), given(HIGH), 20)
-    alone, *_ = smooth_images(cut.in_order(torch.tensor([1])), start[1:], given(LOW), given(HIGH), 20)
+    both, *_ = smooth_images(cut, start, given(LOW), given(HIGH), planned(cut, 20))
+    alone, *_ = smooth_images(cut.in_order(torch.tensor([1])), start[1:], given(LOW), given(HIGH), planned(cut, 20))
     torch.testing.assert_close(both[1:], alone, atol=1e-2, rtol=0)
 
 
@@ -201,7 +225,8 @@ def test_contrast_that_batch_norm_hides_is_as_wide_as_pixels_allow(private: Tens
     noise = torch.randn(private.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = contrast * (0.6 * given(private).double() + 0.3 * noise).clamp(-4, 4)
     low, high = 8 * LOW - 4, 8 * HIGH - 4
-    images, misfit, is_hidden = smooth_images(Cut(graph, (place,)), start, low, high, steps=100)
+    hiding = Cut(graph, (place,))
+    images, misfit, is_hidden = smooth_images(hiding, start, low, high, planned(hiding, 100))
     assert is_hidden
     assert float(misfit.max()) < 0.2
     assert widest_contrast(images, low, high, 0.02) == pytest.approx(1, abs=0.1)
