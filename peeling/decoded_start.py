@@ -46,7 +46,7 @@ _REACH, _MOST_FEATURES = 3, 3000
 # batch that must stay together, since something is known of it as a whole.
 _AT_ONCE, _TOGETHER = 200_000, 450_000
 # Of the steps that are affordable, what several descents may take together.
-_AGAIN = 0.4
+_AGAIN = 0.3
 # Of photos that were held out, as a share of their variance about their mean: where the linear decoder explains less,
 # what the features leave open outweighs them, and its images are nearer to a photo than what the small network or the
 # descent makes of them.

@@ -47,8 +47,8 @@ class Descents:
 
 # Where batch norm couples the images one descent takes longer; behind max-pooling it is less far to the features.
 _COUPLED = Descents(1600, 1, 0.02, (0.7, 0.35, 0.17, 0.09))
-_OPEN = Descents(800, 3, 0.07, (0.7, 0.3, 0.1, 0.04))
-_POOLED = replace(_OPEN, steps=400)
+_OPEN = Descents(800, 5, 0.07, (0.7, 0.3, 0.1, 0.04))
+_POOLED = replace(_OPEN, steps=400, most=3)
 FEWEST_STEPS = 100
 """With fewer the features are not met."""
 # With no more descents than these, the first one counts too.

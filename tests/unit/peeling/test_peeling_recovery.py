@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from gradinversion.capture import CapturedUpdate, capture_gradient
 from gradinversion.peeling import PeelingConfig, decoded_start, fewer_images, recovery
-from gradinversion.peeling.cut import Cut, photo_crops, public_photos, smooth_images
+from gradinversion.peeling.cut import Cut, descents, photo_crops, public_photos, smooth_images
 from gradinversion.peeling.image_search import Descended, ImageSearch
 from gradinversion.peeling.record import Contrast
 from gradinversion.peeling.recovered import Recovery
@@ -306,7 +306,7 @@ def test_parts_of_a_batch_are_told_as_one_descent(pooled: Behind, monkeypatch: p
     told = list[str]()
     assert pooled.found.cut is not None
     monkeypatch.setattr(decoded_start, "_AT_ONCE", 2 * PIXELS**2)  # two of the four images
-    monkeypatch.setattr(decoded_start, "_POOLED_STEPS", 100)
+    monkeypatch.setattr(decoded_start, "descents", lambda cut: dataclasses.replace(descents(cut), steps=100, most=1))
     search = ImageSearch(pooled.update, PeelingConfig(), tell=told.append)
     start = decoded_start.smooth_start(search, pooled.found.cut)
     assert start is not None
