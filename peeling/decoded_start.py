@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from .cut import (
     Cut,
     Decoded,
     Descents,
-    Projections,
+    Projected,
     decode,
     decode_with,
     decoder_photos,
@@ -126,9 +126,7 @@ class SmoothStart:
         )
 
 
-def smooth_start(
-    search: ImageSearch, cut: Cut, projected: Callable[[], Sequence[Projections]] = tuple
-) -> SmoothStart | None:
+def smooth_start(search: ImageSearch, cut: Cut, projected: Projected = tuple) -> SmoothStart | None:
     """The same where features are fewer than pixels, or a maximum hides pixels, and what is open has to be guessed:
     from more photos, mended by a small network, and then made to have the features and to be smooth; without both where
     the features tell too little of an image (`SmoothStart.is_faint`). None where no start is affordable.

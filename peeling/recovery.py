@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from .cut import (
     Cut,
     Decoded,
     NoCut,
-    Projections,
+    Projected,
     Stem,
     find_cut,
     find_projections,
@@ -161,7 +161,8 @@ def _with_buffers(derivation: Derivation, shown: int, search: ImageSearch, model
     left_out: tuple[str, ...] = () if stem is None or fits else (_WINNERS,)
     try:
         if guessed:
-            return _smooth(found, search, cut, left_out, partial(find_projections, derivation, update, shown))
+            sums = partial(find_projections, derivation, update, shown, config.operations)
+            return _smooth(found, search, cut, left_out, sums)
         found = _with_start(found, search, cut)
     except ImageError as error:
         return replace(found, message=f"{reached(record)} No images follow: {error}.")
@@ -192,11 +193,7 @@ def _none_looked_for(record: PeelingRecord, config: PeelingConfig, why: str, lef
 
 
 def _smooth(
-    found: Recovery,
-    search: ImageSearch,
-    cut: Cut,
-    left_out: tuple[str, ...],
-    projected: Callable[[], Sequence[Projections]],
+    found: Recovery, search: ImageSearch, cut: Cut, left_out: tuple[str, ...], projected: Projected
 ) -> Recovery:
     """With a start that is smooth where the features leave it open; it is never taken for the private images.
 

@@ -12,7 +12,7 @@ from .grid import GridEvidence, grid_evidence
 from .own_decoder import DecoderFactory, decode_with
 from .photos import Photos, decoder_photos, photo_crops, public_photos
 from .places import Cut, NoCut, Place, features_off, find_cut
-from .projections import Projections, find_projections
+from .projections import Projected, Projections, find_projections
 from .refining import REFINING, refine
 from .smooth import FEWEST_STEPS, Descents, descents, is_open_question, smooth_images
 from .winners import Stem, find_stem, images_by_winners, winners_operations
@@ -30,6 +30,7 @@ __all__ = [
     "NoCut",
     "Photos",
     "Place",
+    "Projected",
     "Projections",
     "Recovered",
     "Stem",

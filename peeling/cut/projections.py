@@ -11,7 +11,8 @@ A direction that the matrix hardly has is known with the noise over its singular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +32,8 @@ _LEAST = 1e-12
 _HALF = 0.2
 # A direction that counts by less is left out.
 _COUNTS = 0.1
+# Of the operations, what taking one matrix apart may take; and how many that is, for the cube of its size.
+_SHARE, _CUBES = 0.1, 10.0
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,20 @@ class Projections:
         return replace(self, basis=self.basis.to(device, dtype), known=self.known.to(device, dtype))
 
 
-def find_projections(derivation: Derivation, update: CapturedUpdate, image_count: int) -> tuple[Projections, ...]:
+Projected = Callable[[], Sequence[Projections]]
+"""Finds them, where they are asked for."""
+
+
+def find_projections(
+    derivation: Derivation, update: CapturedUpdate, image_count: int, operations: float = math.inf
+) -> tuple[Projections, ...]:
     """Of every value that is not known and that a convolution reads whose gradient and derivative are.
 
     Args:
         derivation: What is known.
         update: With the gradients.
         image_count: That the derivation is of.
+        operations: Floating-point operations that are allowed; a value whose places are too many for them is left out.
     """
     setting, known = Setting(derivation.graph, update.gradients, image_count, 1.0), derivation.knowledge
     if update.step_rate is not None:
@@ -73,6 +83,9 @@ def find_projections(derivation: Derivation, update: CapturedUpdate, image_count
     for node in derivation.graph.nodes:
         value = node.inputs[0] if node.inputs else ""
         if known.complete(value) is not None or not _is_told(derivation, setting, node):
+            continue
+        places = image_count * math.prod(derivation.graph.shape(value)[1:])
+        if _CUBES * places**3 > _SHARE * operations:
             continue
         readers.setdefault(value, []).append(node)
     found = (_projections(derivation, setting, value, nodes) for value, nodes in readers.items())

@@ -101,6 +101,12 @@ def test_they_hold_of_the_private_images_and_of_no_others(case: Case) -> None:
     assert float(found.off(swapped).sqrt()) > 1e-2
 
 
+def test_they_are_left_out_where_they_take_more_than_is_allowed(case: Case) -> None:
+    cost = 100 * (COUNT * 64) ** 3
+    assert find_projections(case.derivation, case.update, COUNT, 0.99 * cost) == ()
+    assert len(find_projections(case.derivation, case.update, COUNT, 1.01 * cost)) == 1
+
+
 def test_directions_are_orthogonal_and_no_longer_than_one(case: Case) -> None:
     found = only(find_projections(case.derivation, case.update, COUNT))
     gram = found.basis.T @ found.basis
