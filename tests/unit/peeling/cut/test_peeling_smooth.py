@@ -171,6 +171,13 @@ def test_several_descents_go_on_one_after_another_and_give_the_mean_of_the_later
     torch.testing.assert_close(left, misfit, atol=2e-2, rtol=0.1)
 
 
+@pytest.mark.parametrize(("side", "most"), [(128, 5), (136, 1)])
+def test_large_images_descend_once_and_at_a_small_rate(side: int, most: int) -> None:
+    found = descents(cut_of(torch.rand(1, 3, side, side, dtype=torch.float64), 8))
+    assert found.most == most
+    assert (found.rate < 0.05) is (most == 1)
+
+
 def test_an_image_does_not_depend_on_the_others(cut: Cut) -> None:
     start = decode(cut, given(photos(100, 0))).images
     both, *_ = smooth_images(cut, start, given(LOW), given(HIGH), planned(cut, 20))
