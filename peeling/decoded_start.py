@@ -31,6 +31,7 @@ from .graph.cost import operations
 from .image_search import ImageSearch
 from .progress import Tell
 from .record import DecoderPhotos
+from .wording import listed
 
 _CROPS = 400
 # With fewer there is no start.
@@ -111,13 +112,12 @@ class SmoothStart:
             return ""
         gradients = ""
         if self.readers:
-            whose = " and ".join(filter(None, (", ".join(self.readers[:-1]), self.readers[-1])))
             its = (
                 "gradient of {} tells of its input"
                 if len(self.readers) == 1
                 else "gradients of {} tell of their inputs"
             )
-            gradients = f", to have what the {its.format(whose)}"
+            gradients = f", to have what the {its.format(listed(self.readers))}"
         open_ = "where that leaves it open" if gradients else "where they leave it open"
         by, what = ("a descent", "it") if self.descents == 1 else (f"{self.descents} descents", "their mean")
         return (

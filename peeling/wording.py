@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from .record import WHOLE_IMAGES, Contrast, End, ImagesBy, PeelingRecord
 
 
+def listed(words: Sequence[str]) -> str:
+    """One after another: ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def reached(record: PeelingRecord) -> str:
     """How far it came, in one sentence."""
     nearest = record.nearest

@@ -19,6 +19,7 @@ from ..capture import (
     read,
 )
 from ..peeling import find_scale
+from ..peeling.wording import listed
 
 _ROUNDS_OF_DECAY = 3
 
@@ -213,9 +214,8 @@ def _unsaid(taken: list[str], facts: LocalFacts) -> str:
     found = ""
     for source in dict.fromkeys(getattr(facts, name).source for name in taken):
         words = [_DESCRIBED[name] for name in taken if getattr(facts, name).source == source]
-        listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
         if source:
-            found += f" What is assumed of the client's {listed} rests on {source}."
+            found += f" What is assumed of the client's {listed(words)} rests on {source}."
         else:
-            found += f" Nobody told the client's {listed}: the commonest is assumed."
+            found += f" Nobody told the client's {listed(words)}: the commonest is assumed."
     return found

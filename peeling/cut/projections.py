@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ...capture import CapturedUpdate
 from ..graph import Node
-from ..kinds import Convolution
 from ..rules import Derivation
-from ..rules.equations import GradientEquations, affordable, gradient_equations, normal_equations
+from ..rules.convolution_input import equations_of, has_equations, places_of_value
+from ..rules.equations import GradientEquations, normal_equations
+from ..rules.knowledge import Knowledge
 from ..rules.rule import Setting
 
 # Directions whose eigenvalue is a smaller share of the largest are none that the matrix has: it is known to rounding.
@@ -76,38 +77,24 @@ def find_projections(
         image_count: That the derivation is of.
         operations: Floating-point operations that are allowed; a value whose places are too many for them is left out.
     """
-    setting, known = Setting(derivation.graph, update.gradients, image_count, 1.0), derivation.knowledge
     if update.step_rate is not None:
         return ()  # entries are rounded each to its own weight, and a sum over them has the noise of the coarsest
+    setting, known = Setting(derivation.graph, update.gradients, image_count, 1.0), derivation.knowledge
     readers = dict[str, list[Node]]()
     for node in derivation.graph.nodes:
         value = node.inputs[0] if node.inputs else ""
-        if known.complete(value) is not None or not _is_told(derivation, setting, node):
+        if known.complete(value) is not None or not has_equations(setting, known, node):
             continue
-        places = image_count * math.prod(derivation.graph.shape(value)[1:])
-        if _CUBES * places**3 > _SHARE * operations:
-            continue
-        readers.setdefault(value, []).append(node)
-    found = (_projections(derivation, setting, value, nodes) for value, nodes in readers.items())
+        if _CUBES * places_of_value(setting, value) ** 3 <= _SHARE * operations:
+            readers.setdefault(value, []).append(node)
+    found = (_projections(setting, known, value, nodes) for value, nodes in readers.items())
     return tuple(one for one in found if one is not None)
 
 
-def _is_told(derivation: Derivation, setting: Setting, node: Node) -> bool:
-    kind, arriving = node.kind, derivation.knowledge.arriving.get(node.name)
-    if not isinstance(kind, Convolution) or arriving is None or not arriving.complete:
-        return False
-    _, height, width = derivation.graph.shape(node.inputs[0])
-    places = setting.image_count * height * width
-    return affordable(kind, places, node.shape[0]) and setting.gradient(node.name, "weight") is not None
-
-
-def _projections(derivation: Derivation, setting: Setting, value: str, nodes: Sequence[Node]) -> Projections | None:
-    size, equations, noises = derivation.graph.shape(value)[1:], list[GradientEquations](), list[float]()
+def _projections(setting: Setting, known: Knowledge, value: str, nodes: Sequence[Node]) -> Projections | None:
+    equations, noises = list[GradientEquations](), list[float]()
     for node in nodes:
-        gradient, arriving = setting.gradient(node.name, "weight"), derivation.knowledge.arriving[node.name]
-        assert isinstance(node.kind, Convolution)
-        assert gradient is not None
-        one = gradient_equations(node.kind, (size[0], size[1]), gradient, arriving.values)
+        one, arriving = equations_of(setting, known, node), known.arriving[node.name]
         equations.append(one)
         # Of the derivative as a whole: one image's may be faint, and adds as little error.
         off = float(arriving.deviation.expand_as(arriving.values).norm() / arriving.values.norm().clamp_min(1e-300))
@@ -119,16 +106,16 @@ def _projections(derivation: Derivation, setting: Setting, value: str, nodes: Se
     if not bool(kept.any()):
         return None
     squares, directions = squares[kept], directions[:, kept]
-    known = (directions.T @ right) / squares[:, None]
-    usual = float(known.square().mean().sqrt())
-    noise = max(*noises, _left(equations, directions @ known, len(squares))) / squares.sqrt()
+    numbers = (directions.T @ right) / squares[:, None]
+    usual = float(numbers.square().mean().sqrt())
+    noise = max(*noises, _left(equations, directions @ numbers, len(squares))) / squares.sqrt()
     counts = 1 / (1 + (noise / (_HALF * max(usual, 1e-300))).square())
     chosen = counts >= _COUNTS
     if not bool(chosen.any()):
         return None
     length = counts[chosen].sqrt()
     names = tuple(node.name for node in nodes)
-    return Projections(value, directions[:, chosen] * length, known[chosen] * length[:, None], names)
+    return Projections(value, directions[:, chosen] * length, numbers[chosen] * length[:, None], names)
 
 
 def _left(equations: Sequence[GradientEquations], values: Tensor, rank: int) -> float:

@@ -76,10 +76,11 @@ def places_of_value(setting: Setting, value: str) -> int:
 def _worth_trying(setting: Setting, known: Knowledge, value: str) -> bool:
     if known.complete(value) is not None or len(setting.graph.shape(value)) != 3:
         return False
-    return any(_has_equations(setting, known, node) for node in setting.graph.readers(value))
+    return any(has_equations(setting, known, node) for node in setting.graph.readers(value))
 
 
-def _has_equations(setting: Setting, known: Knowledge, node: Node) -> bool:
+def has_equations(setting: Setting, known: Knowledge, node: Node) -> bool:
+    """Whether it is a convolution whose weight gradient and derivative are known, and that is small enough."""
     return _is_affordable(setting, node) and is_told(setting, known, node)
 
 
@@ -102,21 +103,33 @@ def _is_too_large(setting: Setting, known: Knowledge, node: Node) -> bool:
 
 def _reader(setting: Setting, known: Knowledge, node: Node, weighed: bool) -> _Reader:
     assert isinstance(node.kind, Convolution)
-    if not _has_equations(setting, known, node):
-        return _Reader(node, node.kind, None)
+    found = equations_of(setting, known, node, weighed) if has_equations(setting, known, node) else None
+    return _Reader(node, node.kind, found)
+
+
+def equations_of(setting: Setting, known: Knowledge, node: Node, weighed: bool = False) -> GradientEquations:
+    """What a convolution that has them (`has_equations`) says of its input.
+
+    Args:
+        setting: With the gradients.
+        known: With the derivative by its output.
+        node: The convolution.
+        weighed: Whether each entry is to have a deviation of its own, where they differ.
+    """
     gradient = setting.gradient(node.name, "weight")
+    assert isinstance(node.kind, Convolution)
     assert gradient is not None
     height, width = setting.graph.shape(node.inputs[0])[1:]
     arriving = known.arriving[node.name].values
     deviation = setting.deviation(node.name, "weight") if weighed else None
-    return _Reader(node, node.kind, gradient_equations(node.kind, (height, width), gradient, arriving, deviation))
+    return gradient_equations(node.kind, (height, width), gradient, arriving, deviation)
 
 
 def _attempt(setting: Setting, known: Knowledge, value: str) -> Derived | Refused:
     graph = setting.graph
     nodes = [node for node in graph.readers(value) if isinstance(node.kind, Convolution)]
     places, channels = places_of_value(setting, value), graph.shape(value)[0]
-    rows = sum(_rows(node) for node in nodes if _has_equations(setting, known, node))
+    rows = sum(_rows(node) for node in nodes if has_equations(setting, known, node))
     if not setting.effort.affords(operations_of(places, rows, channels)):
         return Refused(RULE, value, Why.COST, places)
     # Of local steps each entry has a deviation of its own, and each channel equations of its own.
